@@ -1,0 +1,2 @@
+import { PACKAGE_VERSION } from "../version.ts";
+process.stdout.write(`${PACKAGE_VERSION}\n`);
