@@ -1,0 +1,115 @@
+// /proc/PID/smaps: the memory areas with what the kernel's VMA flags say about each; see
+// proc_pid_smaps(5) and show_smap_vma_flags in fs/proc/task_mmu.c. A block is a line as in maps, then
+// lines `Name: value`. A dump reads it for every task, so it is parsed in one pass without patterns.
+import { parseMapsHeader, type MapsVma } from "./maps.ts";
+import { readProcText, undefinedIfGone } from "./procfs.ts";
+
+/** The VMA flags by the two letters of the line VmFlags, with their names in the kernel. */
+export const VM_FLAG_NAMES = {
+  rd: "VM_READ",
+  wr: "VM_WRITE",
+  ex: "VM_EXEC",
+  sh: "VM_SHARED",
+  mr: "VM_MAYREAD",
+  mw: "VM_MAYWRITE",
+  me: "VM_MAYEXEC",
+  ms: "VM_MAYSHARE",
+  gd: "VM_GROWSDOWN",
+  pf: "VM_PFNMAP",
+  dw: "VM_DENYWRITE",
+  lo: "VM_LOCKED",
+  io: "VM_IO",
+  sr: "VM_SEQ_READ",
+  rr: "VM_RAND_READ",
+  dc: "VM_DONTCOPY",
+  de: "VM_DONTEXPAND",
+  lf: "VM_LOCKONFAULT",
+  ac: "VM_ACCOUNT",
+  nr: "VM_NORESERVE",
+  ht: "VM_HUGETLB",
+  sf: "VM_SYNC",
+  ar: "VM_ARCH_1",
+  wf: "VM_WIPEONFORK",
+  dd: "VM_DONTDUMP",
+  sd: "VM_SOFTDIRTY",
+  mm: "VM_MIXEDMAP",
+  hg: "VM_HUGEPAGE",
+  nh: "VM_NOHUGEPAGE",
+  mg: "VM_MERGEABLE",
+  um: "VM_UFFD_MISSING",
+  uw: "VM_UFFD_WP",
+  ui: "VM_UFFD_MINOR",
+  bt: "VM_ARM64_BTI",
+  mt: "VM_MTE",
+  ss: "VM_SHADOW_STACK",
+  gu: "VM_MAYBE_GUARD",
+  dp: "VM_DROPPABLE",
+  sl: "VM_SEALED",
+} as const;
+
+export type VmFlag = keyof typeof VM_FLAG_NAMES;
+
+/** One memory area with its flags. */
+export interface SmapsVma extends MapsVma {
+  /**
+   * The two-letter flags, in the kernel's order; ask with `includes`. Letters of a newer kernel are kept.
+   * Areas with equal flags share one array.
+   */
+  readonly vmFlags: readonly VmFlag[];
+  /** Memory locked by mlock that counts for this area, in kB (of 1024 bytes). */
+  readonly locked: number;
+}
+
+/**
+ * Reads the memory areas of a process with their flags; empty for kernel threads and zombies.
+ * Throws NO_SUCH_PROCESS, NOT_PERMITTED or SYSCALL.
+ */
+export function readSmaps(pid: number): SmapsVma[] {
+  return parseSmaps(readProcText(pid, "smaps"));
+}
+
+/** Like readSmaps; undefined when the process is gone. */
+export function readSmapsIfAlive(pid: number): SmapsVma[] | undefined {
+  return undefinedIfGone(() => readSmaps(pid));
+}
+
+/** Parses the text of /proc/PID/smaps. */
+export function parseSmaps(text: string): SmapsVma[] {
+  const vmas: SmapsVma[] = [];
+  const flagSets = new Map<string, readonly VmFlag[]>();
+  let header: MapsVma | undefined;
+  let locked = 0;
+  let vmFlags: readonly VmFlag[] = [];
+  let at = 0;
+  while (at < text.length) {
+    let eol = text.indexOf("\n", at);
+    if (eol < 0) eol = text.length;
+    if (isHeader(text.charCodeAt(at))) {
+      if (header !== undefined) vmas.push({ ...header, vmFlags, locked });
+      header = parseMapsHeader(text, { from: at, to: eol });
+      locked = 0;
+      vmFlags = [];
+    } else if (text.startsWith("Locked:", at)) {
+      locked = Number.parseInt(text.slice(at + 7, eol), 10);
+    } else if (text.startsWith("VmFlags:", at)) {
+      vmFlags = flagSet(text.slice(at + 8, eol), flagSets);
+    }
+    at = eol + 1;
+  }
+  if (header !== undefined) vmas.push({ ...header, vmFlags, locked });
+  return vmas;
+}
+
+/** Only header lines begin with a lower-case hexadecimal digit: names begin with a capital. */
+function isHeader(char: number): boolean {
+  return (char >= 0x30 && char <= 0x39) || (char >= 0x61 && char <= 0x66);
+}
+
+function flagSet(line: string, known: Map<string, readonly VmFlag[]>): readonly VmFlag[] {
+  let flags = known.get(line);
+  if (flags === undefined) {
+    flags = Object.freeze(line.split(" ").filter((name) => name !== "") as VmFlag[]);
+    known.set(line, flags);
+  }
+  return flags;
+}

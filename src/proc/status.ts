@@ -1,0 +1,229 @@
+// /proc/PID/status and /proc/PID/task/TID/status: `Name:<tab>value` lines; see proc_pid_status(5) and
+// proc_pid_status in fs/proc/array.c. Kernels add lines over time, zombies and kernel threads lack the
+// memory lines and the umask, and a kernel without a feature lacks its line: such fields are undefined.
+import { readProcText, undefinedIfGone } from "./procfs.ts";
+
+/** Real, effective, saved and file system id, as seen from the reader's user namespace. */
+export interface IdSet {
+  readonly real: number;
+  readonly effective: number;
+  readonly saved: number;
+  readonly fs: number;
+}
+
+/** What the status file says. Masks have bit N-1 for signal N, bit N for capability N. */
+export interface TaskStatus {
+  readonly name: string;
+  readonly umask: number | undefined;
+  /** One letter, as in stat. */
+  readonly state: string;
+  readonly tgid: number;
+  readonly pid: number;
+  readonly ppid: number;
+  /** 0 when nobody traces the task. */
+  readonly tracerPid: number;
+  readonly uid: IdSet;
+  readonly gid: IdSet;
+  readonly fdSize: number;
+  readonly groups: readonly number[];
+  /** The ids in each pid namespace, from the reader's inwards. */
+  readonly nsTgid: readonly number[];
+  readonly nsPid: readonly number[];
+  readonly nsPgid: readonly number[];
+  readonly nsSid: readonly number[];
+  /** Kernel thread; undefined before Linux 6.11. */
+  readonly kthread: boolean | undefined;
+  readonly threads: number;
+  readonly sigQueued: number;
+  readonly sigQueueLimit: number;
+  readonly sigPnd: bigint;
+  readonly shdPnd: bigint;
+  readonly sigBlk: bigint;
+  readonly sigIgn: bigint;
+  readonly sigCgt: bigint;
+  readonly capInh: bigint;
+  readonly capPrm: bigint;
+  readonly capEff: bigint;
+  readonly capBnd: bigint;
+  readonly capAmb: bigint;
+  readonly noNewPrivs: boolean;
+  /** 0 none, 1 strict, 2 filter; undefined when the kernel has no seccomp. */
+  readonly seccomp: number | undefined;
+  readonly seccompFilters: number | undefined;
+  /** E.g. "vulnerable", "thread force mitigated". */
+  readonly speculationStoreBypass: string | undefined;
+  readonly speculationIndirectBranch: string | undefined;
+  /** The Vm… and Rss… lines by their names, in kB. */
+  readonly memory: TaskMemory;
+  readonly coreDumping: boolean | undefined;
+  readonly thpEnabled: boolean | undefined;
+  readonly cpusAllowedList: string | undefined;
+  readonly memsAllowedList: string | undefined;
+}
+
+/** Sizes in kB (of 1024 bytes). */
+export interface TaskMemory {
+  readonly vmPeak: number | undefined;
+  readonly vmSize: number | undefined;
+  readonly vmLck: number | undefined;
+  readonly vmPin: number | undefined;
+  readonly vmHwm: number | undefined;
+  readonly vmRss: number | undefined;
+  readonly rssAnon: number | undefined;
+  readonly rssFile: number | undefined;
+  readonly rssShmem: number | undefined;
+  readonly vmData: number | undefined;
+  readonly vmStk: number | undefined;
+  readonly vmExe: number | undefined;
+  readonly vmLib: number | undefined;
+  readonly vmPte: number | undefined;
+  readonly vmSwap: number | undefined;
+  readonly hugetlbPages: number | undefined;
+}
+
+/** Reads the status of a process (of its leader). Throws NO_SUCH_PROCESS or SYSCALL. */
+export function readStatus(pid: number): TaskStatus {
+  return parseStatus(readProcText(pid, "status"));
+}
+
+/** Like readStatus; undefined when the process is gone. */
+export function readStatusIfAlive(pid: number): TaskStatus | undefined {
+  return undefinedIfGone(() => readStatus(pid));
+}
+
+/** Reads the status of one thread. Throws NO_SUCH_PROCESS or SYSCALL. */
+export function readThreadStatus(pid: number, tid: number): TaskStatus {
+  return parseStatus(readProcText(pid, `task/${tid}/status`));
+}
+
+/** Like readThreadStatus; undefined when the thread is gone. */
+export function readThreadStatusIfAlive(pid: number, tid: number): TaskStatus | undefined {
+  return undefinedIfGone(() => readThreadStatus(pid, tid));
+}
+
+/** Parses the text of a status file. */
+export function parseStatus(text: string): TaskStatus {
+  const lines = splitLines(text);
+  const tgid = decimal(lines, "Tgid");
+  const pid = decimal(lines, "Pid");
+  const sigQ = (lines.get("SigQ") ?? "0/0").split("/");
+  return {
+    name: unescapeName(lines.get("Name") ?? ""),
+    umask: optional(lines, "Umask", (value) => Number.parseInt(value, 8)),
+    state: (lines.get("State") ?? "").slice(0, 1),
+    tgid,
+    pid,
+    ppid: decimal(lines, "PPid"),
+    tracerPid: decimal(lines, "TracerPid"),
+    uid: ids(lines, "Uid"),
+    gid: ids(lines, "Gid"),
+    fdSize: decimal(lines, "FDSize"),
+    groups: numbers(lines.get("Groups")),
+    nsTgid: numbers(lines.get("NStgid"), tgid),
+    nsPid: numbers(lines.get("NSpid"), pid),
+    nsPgid: numbers(lines.get("NSpgid")),
+    nsSid: numbers(lines.get("NSsid")),
+    kthread: flag(lines, "Kthread"),
+    threads: decimal(lines, "Threads"),
+    sigQueued: Number(sigQ[0]),
+    sigQueueLimit: Number(sigQ[1]),
+    sigPnd: mask(lines, "SigPnd"),
+    shdPnd: mask(lines, "ShdPnd"),
+    sigBlk: mask(lines, "SigBlk"),
+    sigIgn: mask(lines, "SigIgn"),
+    sigCgt: mask(lines, "SigCgt"),
+    capInh: mask(lines, "CapInh"),
+    capPrm: mask(lines, "CapPrm"),
+    capEff: mask(lines, "CapEff"),
+    capBnd: mask(lines, "CapBnd"),
+    capAmb: mask(lines, "CapAmb"),
+    noNewPrivs: flag(lines, "NoNewPrivs") ?? false,
+    seccomp: optional(lines, "Seccomp", Number),
+    seccompFilters: optional(lines, "Seccomp_filters", Number),
+    speculationStoreBypass: lines.get("Speculation_Store_Bypass"),
+    speculationIndirectBranch: lines.get("SpeculationIndirectBranch"),
+    memory: memory(lines),
+    coreDumping: flag(lines, "CoreDumping"),
+    thpEnabled: flag(lines, "THP_enabled"),
+    cpusAllowedList: lines.get("Cpus_allowed_list"),
+    memsAllowedList: lines.get("Mems_allowed_list"),
+  };
+}
+
+type Lines = ReadonlyMap<string, string>;
+
+function splitLines(text: string): Lines {
+  const lines = new Map<string, string>();
+  let at = 0;
+  while (at < text.length) {
+    let eol = text.indexOf("\n", at);
+    if (eol < 0) eol = text.length;
+    const colon = text.indexOf(":", at);
+    if (colon > 0 && colon < eol) {
+      const name = text.slice(at, colon);
+      const value = text.slice(colon + 1, eol);
+      // The name of the task may end in blanks that belong to it.
+      lines.set(name, name === "Name" ? value.slice(1) : value.trim());
+    }
+    at = eol + 1;
+  }
+  return lines;
+}
+
+/** The name is written with `\n` and `\\` for the two bytes that would break the line. */
+function unescapeName(name: string): string {
+  return name.includes("\\")
+    ? name.replace(/\\([n\\])/g, (_, char: string) => (char === "n" ? "\n" : "\\"))
+    : name;
+}
+
+function decimal(lines: Lines, name: string): number {
+  return Number(lines.get(name) ?? "0");
+}
+
+function optional<T>(lines: Lines, name: string, parse: (value: string) => T): T | undefined {
+  const value = lines.get(name);
+  return value === undefined ? undefined : parse(value);
+}
+
+function flag(lines: Lines, name: string): boolean | undefined {
+  return optional(lines, name, (value) => value === "1");
+}
+
+function mask(lines: Lines, name: string): bigint {
+  return BigInt(`0x${lines.get(name) ?? "0"}`);
+}
+
+/** Numbers between blanks or tabs; without the line, the fallback alone. */
+function numbers(value: string | undefined, fallback?: number): readonly number[] {
+  if (value === undefined) return fallback === undefined ? [] : [fallback];
+  return value === "" ? [] : value.split(/\s+/).map(Number);
+}
+
+function ids(lines: Lines, name: string): IdSet {
+  const [real = 0, effective = 0, saved = 0, fs = 0] = numbers(lines.get(name));
+  return { real, effective, saved, fs };
+}
+
+function memory(lines: Lines): TaskMemory {
+  const kb = (name: string): number | undefined =>
+    optional(lines, name, (value) => Number.parseInt(value, 10));
+  return {
+    vmPeak: kb("VmPeak"),
+    vmSize: kb("VmSize"),
+    vmLck: kb("VmLck"),
+    vmPin: kb("VmPin"),
+    vmHwm: kb("VmHWM"),
+    vmRss: kb("VmRSS"),
+    rssAnon: kb("RssAnon"),
+    rssFile: kb("RssFile"),
+    rssShmem: kb("RssShmem"),
+    vmData: kb("VmData"),
+    vmStk: kb("VmStk"),
+    vmExe: kb("VmExe"),
+    vmLib: kb("VmLib"),
+    vmPte: kb("VmPTE"),
+    vmSwap: kb("VmSwap"),
+    hugetlbPages: kb("HugetlbPages"),
+  };
+}
