@@ -31,8 +31,9 @@ export function parseLock(text: string): LockLine {
     mode,
     access,
     pid: Number(pid),
-    devMajor: Number.parseInt(major, 16),
-    devMinor: Number.parseInt(minor, 16),
+    // A lock whose file is gone says `<none>`.
+    devMajor: Number.parseInt(major, 16) || 0,
+    devMinor: Number.parseInt(minor, 16) || 0,
     inode: BigInt(inode),
     start: BigInt(start),
     end: end === "EOF" ? "EOF" : BigInt(end),
