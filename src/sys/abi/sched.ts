@@ -1,0 +1,94 @@
+// Processes and threads: include/uapi/linux/{sched,prctl,wait,capability,resource,rseq,kcmp,ioprio}.h.
+
+export const CLONE_VM = 0x100;
+export const CLONE_FS = 0x200;
+export const CLONE_FILES = 0x400;
+export const CLONE_SIGHAND = 0x800;
+export const CLONE_PTRACE = 0x2000;
+export const CLONE_VFORK = 0x4000;
+export const CLONE_PARENT = 0x8000;
+export const CLONE_THREAD = 0x10000;
+export const CLONE_NEWNS = 0x20000;
+export const CLONE_SYSVSEM = 0x40000;
+export const CLONE_NEWPID = 0x20000000;
+export const CLONE_NEWIPC = 0x08000000;
+export const CLONE_NEWUTS = 0x04000000;
+export const CLONE_INTO_CGROUP = 0x200000000;
+/** struct clone_args up to and including cgroup (CLONE_ARGS_SIZE_VER2, Linux 5.7). */
+export const CLONE_ARGS_SIZE = 88;
+
+export const WNOHANG = 1;
+export const WUNTRACED = 2;
+export const WEXITED = 4;
+export const WNOWAIT = 0x0100_0000;
+export const WALL = 0x40000000;
+export const P_PID = 1;
+
+export const SCHED_OTHER = 0;
+export const SCHED_FIFO = 1;
+export const SCHED_RR = 2;
+export const SCHED_BATCH = 3;
+export const SCHED_IDLE = 5;
+export const SCHED_RESET_ON_FORK = 0x40000000;
+
+export const PR_SET_PDEATHSIG = 1;
+export const PR_GET_PDEATHSIG = 2;
+export const PR_GET_DUMPABLE = 3;
+export const PR_SET_DUMPABLE = 4;
+export const PR_GET_KEEPCAPS = 7;
+export const PR_SET_KEEPCAPS = 8;
+export const PR_SET_NAME = 15;
+export const PR_SET_SECCOMP = 22;
+export const PR_CAPBSET_DROP = 24;
+export const PR_GET_SECUREBITS = 27;
+export const PR_SET_SECUREBITS = 28;
+export const PR_SET_TIMERSLACK = 29;
+export const PR_GET_TIMERSLACK = 30;
+export const PR_SET_MM = 35;
+export const PR_SET_MM_MAP = 14;
+export const PR_SET_CHILD_SUBREAPER = 36;
+export const PR_GET_CHILD_SUBREAPER = 37;
+export const PR_SET_NO_NEW_PRIVS = 38;
+export const PR_GET_TID_ADDRESS = 40;
+export const PR_SET_THP_DISABLE = 41;
+export const PR_GET_THP_DISABLE = 42;
+export const PR_CAP_AMBIENT = 47;
+export const PR_CAP_AMBIENT_RAISE = 2;
+export const PR_CAP_AMBIENT_CLEAR_ALL = 4;
+export const PR_SET_MDWE = 65;
+export const PR_GET_MDWE = 66;
+export const PR_TIMER_CREATE_RESTORE_IDS = 77;
+export const PR_SET_VMA = 0x53564d41;
+export const PR_SET_VMA_ANON_NAME = 0;
+
+export const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
+export const CAP_LAST_CAP = 40;
+export const CAP_NAMES: Readonly<Record<string, number>> = { SYS_PTRACE: 19, SYS_ADMIN: 21, SYS_RESOURCE: 24, CHECKPOINT_RESTORE: 40 };
+
+export const RLIMIT_NOFILE = 7;
+export const RLIM_NLIMITS = 16;
+export const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
+
+export const RSEQ_FLAG_UNREGISTER = 1;
+
+export const KCMP_FILE = 0;
+export const KCMP_VM = 1;
+export const KCMP_FILES = 2;
+export const KCMP_FS = 3;
+export const KCMP_SIGHAND = 4;
+
+export const IOPRIO_WHO_PROCESS = 1;
+
+export const ITIMER_REAL = 0;
+export const ITIMER_VIRTUAL = 1;
+export const ITIMER_PROF = 2;
+
+export const SIGEV_SIGNAL = 0;
+export const SIGEV_NONE = 1;
+export const SIGEV_THREAD_ID = 4;
+
+export const ARCH_MAP_VDSO_64 = 0x2003;
+export const ARCH_CET_DISABLE = 0x5002;
+
+/** PF_ flag of /proc/PID/stat: task is a kernel thread. */
+export const PF_KTHREAD = 0x00200000;

@@ -1,0 +1,103 @@
+// The only way from TypeScript into the kernel: libc's syscall() through koffi. All calls are
+// synchronous and on the calling thread, because ptrace belongs to one thread.
+
+import { createRequire } from "node:module";
+import type * as Koffi from "koffi";
+import { RepriseError } from "../errors.ts";
+import { errnoName } from "./errno.ts";
+import { SYSCALLS, type SyscallName } from "./syscalls.x86_64.ts";
+
+// koffi is CommonJS with a native part: required at run time so that bundles leave it alone.
+const koffi = createRequire(import.meta.url)("koffi") as typeof Koffi;
+
+/** What a system call takes: a number, a raw 64-bit value, or the address of a buffer's bytes. */
+export type SyscallArgument = number | bigint | Uint8Array;
+
+const libc = koffi.load("libc.so.6");
+const rawSyscall = libc.func("syscall", "long", Array(7).fill("intptr_t")) as (
+  ...args: readonly (number | bigint)[]
+) => number | bigint;
+
+/** The address of a buffer's first byte in this process. The caller keeps the buffer alive. */
+export function addressOf(buffer: Uint8Array): number {
+  return Number(koffi.address(buffer));
+}
+
+/**
+ * Makes one system call in this process.
+ *
+ * @returns the result, or the negative error number (never throws).
+ */
+export function trySyscall(name: SyscallName, ...args: readonly SyscallArgument[]): number {
+  const result = Number(
+    rawSyscall(
+      SYSCALLS[name].nr,
+      word(args[0]),
+      word(args[1]),
+      word(args[2]),
+      word(args[3]),
+      word(args[4]),
+      word(args[5]),
+    ),
+  );
+  return result === -1 ? -koffi.errno() : result;
+}
+
+/**
+ * Makes one system call in this process.
+ *
+ * @throws RepriseError SYSCALL when the kernel returns an error.
+ */
+export function syscall(name: SyscallName, ...args: readonly SyscallArgument[]): number {
+  const result = trySyscall(name, ...args);
+  if (result < 0 && result > -4096) throw syscallError(name, -result);
+  return result;
+}
+
+/** The error for a failed system call of ours, optionally with what was being done. */
+export function syscallError(name: SyscallName, errno: number, doing?: string): RepriseError {
+  const what = doing === undefined ? "" : `cannot ${doing}: `;
+  return new RepriseError("SYSCALL", `${what}${name}: ${errnoName(errno)}`, {
+    syscall: name,
+    errno: errnoName(errno),
+  });
+}
+
+function word(arg: SyscallArgument | undefined): number | bigint {
+  if (arg === undefined) return 0;
+  if (typeof arg === "number") return arg;
+  if (typeof arg === "bigint") return BigInt.asIntN(64, arg);
+  return koffi.address(arg);
+}
+
+let posixSpawn:
+  | ((pid: number[], path: string, actions: null, attributes: null, argv: unknown, envp: unknown) => number)
+  | undefined;
+
+/**
+ * Starts a program with an empty environment; it inherits every descriptor that is not close-on-exec.
+ *
+ * @throws RepriseError SYSCALL
+ */
+export function spawnProgram(path: string, argv: readonly string[]): number {
+  posixSpawn ??= libc.func(
+    "int posix_spawn(_Out_ int *pid, const char *path, void *actions, void *attributes, const char **argv, const char **envp)",
+  ) as NonNullable<typeof posixSpawn>;
+  const pid = [0];
+  const errno = posixSpawn(pid, path, null, null, [...argv, null], [null]);
+  if (errno !== 0) throw syscallError("execve", errno, `start ${path}`);
+  return pid[0] as number;
+}
+
+
+const nativeFunction = koffi.proto("intptr_t reprise_native(intptr_t a, intptr_t b, intptr_t c)");
+
+/** Calls machine code in this process that takes three words and returns one: see tracee/local.ts. */
+export function callNative(code: number, a: number, b: number, c: number): number {
+  return Number(koffi.call(BigInt(code), nativeFunction, a, b, c));
+}
+
+/** A window on this process's memory; valid as long as the memory is mapped. */
+export function memoryAt(address: number, length: number): Uint8Array {
+  return new Uint8Array(koffi.view(BigInt(address), length));
+}

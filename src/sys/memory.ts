@@ -1,0 +1,86 @@
+// Reading and writing another process's memory, and buffers at fixed addresses for structures.
+
+import { RepriseError } from "../errors.ts";
+import { addressOf, syscall, syscallError, trySyscall } from "./ffi.ts";
+
+/** struct iovec: base and length. */
+const IOVEC_SIZE = 16;
+/** UIO_MAXIOV: vectors in one call. */
+export const IOV_MAX = 1024;
+
+/** A range of memory: address and length in bytes. */
+export interface MemoryRange {
+  readonly address: number;
+  readonly length: number;
+}
+
+/** Encodes struct iovec for each range. */
+export function iovecs(ranges: readonly MemoryRange[]): Buffer {
+  const buffer = Buffer.alloc(ranges.length * IOVEC_SIZE);
+  ranges.forEach((range, index) => {
+    writeU64(buffer, index * IOVEC_SIZE, range.address);
+    writeU64(buffer, index * IOVEC_SIZE + 8, range.length);
+  });
+  return buffer;
+}
+
+/** Writes a number below 2^53 as a little-endian 64-bit word. */
+export function writeU64(buffer: Uint8Array, offset: number, value: number): void {
+  const view = new DataView(buffer.buffer, buffer.byteOffset, buffer.byteLength);
+  view.setUint32(offset, value % 0x1_0000_0000, true);
+  view.setUint32(offset + 4, Math.floor(value / 0x1_0000_0000), true);
+}
+
+/** Reads a little-endian 64-bit word as a number. */
+export function readU64(buffer: Uint8Array, offset: number): number {
+  const view = new DataView(buffer.buffer, buffer.byteOffset, buffer.byteLength);
+  return view.getUint32(offset, true) + view.getUint32(offset + 4, true) * 0x1_0000_0000;
+}
+
+/**
+ * Copies memory of a process into `into`, from ranges in order; the lengths add up to its size.
+ *
+ * @throws RepriseError SYSCALL when a range is not readable.
+ */
+export function readMemory(pid: number, ranges: readonly MemoryRange[], into: Uint8Array): void {
+  transfer("process_vm_readv", pid, ranges, into);
+}
+
+/** Copies `from` into the memory of a process; the ranges' lengths add up to its size. */
+export function writeMemory(pid: number, ranges: readonly MemoryRange[], from: Uint8Array): void {
+  transfer("process_vm_writev", pid, ranges, from);
+}
+
+function transfer(
+  call: "process_vm_readv" | "process_vm_writev",
+  pid: number,
+  ranges: readonly MemoryRange[],
+  local: Uint8Array,
+): void {
+  let done = 0;
+  for (let first = 0; first < ranges.length; first += IOV_MAX) {
+    const part = ranges.slice(first, first + IOV_MAX);
+    const length = part.reduce((sum, range) => sum + range.length, 0);
+    const localVector = iovecs([{ address: addressOf(local) + done, length }]);
+    const moved = trySyscall(call, pid, localVector, 1, iovecs(part), part.length, 0);
+    if (moved < 0) throw syscallError(call, -moved, `copy memory of pid ${pid}`);
+    if (moved !== length) {
+      throw new RepriseError("SYSCALL", `cannot copy memory of pid ${pid}: ${call}: short copy`, { pid, syscall: call });
+    }
+    done += length;
+  }
+}
+
+/**
+ * Writes memory past its protection (FOLL_FORCE of /proc/PID/mem), as debuggers do for read-only pages.
+ */
+export function pokeMemory(pid: number, address: number, bytes: Uint8Array): void {
+  const path = Buffer.from(`/proc/${pid}/mem\0`);
+  const fd = syscall("openat", -100, path, 2, 0);
+  try {
+    const written = trySyscall("pwrite64", fd, bytes, bytes.length, address);
+    if (written !== bytes.length) throw syscallError("pwrite64", written < 0 ? -written : 5, `write memory of pid ${pid}`);
+  } finally {
+    trySyscall("close", fd);
+  }
+}

@@ -1,0 +1,214 @@
+// The machine code that Reprise puts into processes: all of it, instruction by instruction. code.test.ts
+// disassembles every line with objdump and compares it with the text beside the bytes.
+//
+// 1. The interpreter runs a table of system calls (see ../../program.ts for the table's layout).
+// 2. The stub makes one system call from a spare corner of an executable page and puts the task right by itself.
+// 3. The seed's entry: the first instructions of the process that restored tasks descend from.
+
+import { SYSCALLS } from "../../../sys/syscalls.x86_64.ts";
+import { SIGKILL, SIGSTOP, SIG_SETMASK, SIGSET_SIZE } from "../../../sys/abi/signal.ts";
+import { PR_SET_PDEATHSIG } from "../../../sys/abi/sched.ts";
+
+/** One line of assembler: its bytes, its text as objdump -M intel prints it, an optional label before it. */
+export interface Instruction {
+  readonly bytes: readonly number[];
+  readonly text: string;
+  readonly label?: string;
+  /** The last byte is a distance to this label. */
+  readonly target?: string;
+}
+
+/** Size in bytes of one table entry: u32 call number (or copy operation), u32 flags, six u64 arguments. */
+export const ENTRY_SIZE = 56;
+/** Offset of the first argument in an entry. */
+export const ENTRY_ARGUMENTS = 8;
+/** Entry flag: go on when the call fails. */
+export const ENTRY_MAY_FAIL = 1;
+/** Entry operations instead of a call number: copy a word, or a sign-extended half word, plus an offset. */
+export const ENTRY_COPY_64 = 0xffff_ffff;
+export const ENTRY_COPY_32 = 0xffff_fffe;
+
+/**
+ * The loop over the table. r12 points to the entry, r13 to the place of its result, r14 to the end of the table.
+ * It needs no stack and touches no floating point state. At `done` r12 tells which entry failed, or is r14.
+ */
+const LOOP: readonly Instruction[] = [
+  { label: "loop", bytes: [0x4d, 0x39, 0xf4], text: "cmp r12,r14" },
+  { bytes: [0x73, 0], text: "jae done", target: "done" },
+  { bytes: [0x41, 0x8b, 0x04, 0x24], text: "mov eax,DWORD PTR [r12]" },
+  { bytes: [0x85, 0xc0], text: "test eax,eax" },
+  { bytes: [0x78, 0], text: "js copy", target: "copy" },
+  { bytes: [0x49, 0x8b, 0x7c, 0x24, 0x08], text: "mov rdi,QWORD PTR [r12+0x8]" },
+  { bytes: [0x49, 0x8b, 0x74, 0x24, 0x10], text: "mov rsi,QWORD PTR [r12+0x10]" },
+  { bytes: [0x49, 0x8b, 0x54, 0x24, 0x18], text: "mov rdx,QWORD PTR [r12+0x18]" },
+  { bytes: [0x4d, 0x8b, 0x54, 0x24, 0x20], text: "mov r10,QWORD PTR [r12+0x20]" },
+  { bytes: [0x4d, 0x8b, 0x44, 0x24, 0x28], text: "mov r8,QWORD PTR [r12+0x28]" },
+  { bytes: [0x4d, 0x8b, 0x4c, 0x24, 0x30], text: "mov r9,QWORD PTR [r12+0x30]" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x49, 0x89, 0x45, 0x00], text: "mov QWORD PTR [r13+0x0],rax" },
+  { bytes: [0x41, 0xf6, 0x44, 0x24, 0x04, ENTRY_MAY_FAIL], text: "test BYTE PTR [r12+0x4],0x1" },
+  { bytes: [0x75, 0], text: "jne next", target: "next" },
+  // Errors are -4095..-1: as unsigned numbers, all that is not below -4095.
+  { bytes: [0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff], text: "cmp rax,0xfffffffffffff001" },
+  { bytes: [0x73, 0], text: "jae done", target: "done" },
+  { label: "next", bytes: [0x49, 0x83, 0xc5, 0x08], text: "add r13,0x8" },
+  { bytes: [0x49, 0x83, 0xc4, ENTRY_SIZE], text: "add r12,0x38" },
+  { bytes: [0xeb, 0], text: "jmp loop", target: "loop" },
+  // A copy moves an earlier result (or a word that the kernel wrote) into an argument of a later entry.
+  { label: "copy", bytes: [0x49, 0x8b, 0x74, 0x24, 0x08], text: "mov rsi,QWORD PTR [r12+0x8]" },
+  { bytes: [0x49, 0x8b, 0x7c, 0x24, 0x10], text: "mov rdi,QWORD PTR [r12+0x10]" },
+  { bytes: [0xff, 0xc0], text: "inc eax" },
+  { bytes: [0x75, 0], text: "jne half", target: "half" },
+  { bytes: [0x48, 0x8b, 0x06], text: "mov rax,QWORD PTR [rsi]" },
+  { bytes: [0xeb, 0], text: "jmp store", target: "store" },
+  { label: "half", bytes: [0x48, 0x63, 0x06], text: "movsxd rax,DWORD PTR [rsi]" },
+  { label: "store", bytes: [0x49, 0x03, 0x44, 0x24, 0x18], text: "add rax,QWORD PTR [r12+0x18]" },
+  { bytes: [0x48, 0x89, 0x07], text: "mov QWORD PTR [rdi],rax" },
+  { bytes: [0x49, 0x89, 0x45, 0x00], text: "mov QWORD PTR [r13+0x0],rax" },
+  { bytes: [0xeb, 0], text: "jmp next", target: "next" },
+];
+
+/**
+ * The interpreter for another process. It ends by stopping itself: the tracer sees the SIGSTOP and swallows it. If the
+ * tracer died meanwhile the SIGSTOP takes effect, and at SIGCONT the signal-return puts every register and the mask
+ * right from the frame at rbp (a breakpoint instruction would have killed the process instead).
+ */
+export const INTERPRETER: readonly Instruction[] = [
+  ...LOOP,
+  { label: "done", bytes: [0xb8, ...imm32(SYSCALLS.gettid.nr)], text: "mov eax,0xba" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x89, 0xc7], text: "mov edi,eax" },
+  { bytes: [0xbe, ...imm32(SIGSTOP)], text: "mov esi,0x13" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.tkill.nr)], text: "mov eax,0xc8" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { label: "stopped", bytes: [0x48, 0x89, 0xec], text: "mov rsp,rbp" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.rt_sigreturn.nr)], text: "mov eax,0xf" },
+  { label: "sigreturn", bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x0f, 0x0b], text: "ud2" },
+  // A lone system call for calls that have to be caught at their exit (the last munmap).
+  { label: "single", bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x0f, 0x0b], text: "ud2" },
+];
+
+/** The interpreter as a C function f(table, results, end) for this very process: see ../../local.ts. */
+export const LOCAL_INTERPRETER: readonly Instruction[] = [
+  { bytes: [0x41, 0x54], text: "push r12" },
+  { bytes: [0x41, 0x55], text: "push r13" },
+  { bytes: [0x41, 0x56], text: "push r14" },
+  { bytes: [0x49, 0x89, 0xfc], text: "mov r12,rdi" },
+  { bytes: [0x49, 0x89, 0xf5], text: "mov r13,rsi" },
+  { bytes: [0x49, 0x89, 0xd6], text: "mov r14,rdx" },
+  ...LOOP,
+  { label: "done", bytes: [0x4c, 0x89, 0xe0], text: "mov rax,r12" },
+  { bytes: [0x41, 0x5e], text: "pop r14" },
+  { bytes: [0x41, 0x5d], text: "pop r13" },
+  { bytes: [0x41, 0x5c], text: "pop r12" },
+  { bytes: [0xc3], text: "ret" },
+];
+
+/** What the stub loads before it jumps back: the registers that its two system calls change, and where to go. */
+export interface StubReturn {
+  readonly rax: bigint;
+  readonly rcx: bigint;
+  readonly rdx: bigint;
+  readonly rsi: bigint;
+  readonly rdi: bigint;
+  readonly r8: bigint;
+  readonly r9: bigint;
+  readonly r10: bigint;
+  readonly r11: bigint;
+  readonly rip: bigint;
+  /** The signal mask to set. */
+  readonly mask: bigint;
+}
+
+/**
+ * The stub: makes the system call that the tracer loaded into the registers, sets the signal mask, loads the task's own
+ * registers from constants in the code and jumps back. It needs no memory but its own bytes, so a task whose tracer
+ * dies right after pointing it here goes on as if nothing had happened.
+ */
+export function stub(back: StubReturn): readonly Instruction[] {
+  return [
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { label: "after", bytes: [0xb8, ...imm32(SYSCALLS.rt_sigprocmask.nr)], text: "mov eax,0xe" },
+    { bytes: [0xbf, ...imm32(SIG_SETMASK)], text: "mov edi,0x2" },
+    { bytes: [0x48, 0x8d, 0x35, ...imm32(STUB_MASK_DISTANCE)], text: "lea rsi,[rip+mask]" },
+    { bytes: [0x31, 0xd2], text: "xor edx,edx" },
+    { bytes: [0x41, 0xba, ...imm32(SIGSET_SIZE)], text: "mov r10d,0x8" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0x48, 0xb8, ...imm64(back.rax)], text: "movabs rax" },
+    { bytes: [0x48, 0xb9, ...imm64(back.rcx)], text: "movabs rcx" },
+    { bytes: [0x48, 0xba, ...imm64(back.rdx)], text: "movabs rdx" },
+    { bytes: [0x48, 0xbe, ...imm64(back.rsi)], text: "movabs rsi" },
+    { bytes: [0x48, 0xbf, ...imm64(back.rdi)], text: "movabs rdi" },
+    { bytes: [0x49, 0xb8, ...imm64(back.r8)], text: "movabs r8" },
+    { bytes: [0x49, 0xb9, ...imm64(back.r9)], text: "movabs r9" },
+    { bytes: [0x49, 0xba, ...imm64(back.r10)], text: "movabs r10" },
+    { bytes: [0x49, 0xbb, ...imm64(back.r11)], text: "movabs r11" },
+    { bytes: [0xff, 0x25, 0, 0, 0, 0], text: "jmp QWORD PTR [rip+0x0]" },
+    { label: "back", bytes: imm64(back.rip), text: "(address)" },
+    { label: "mask", bytes: imm64(back.mask), text: "(mask)" },
+  ];
+}
+
+/** From the end of the stub's lea to its mask: two instructions, a syscall, nine movabs, the jump, one word. */
+const STUB_MASK_DISTANCE = 2 + 6 + 2 + 9 * 10 + 6 + 8;
+/** Size in bytes of the stub. */
+export const STUB_SIZE = 2 + 5 + 5 + 7 + STUB_MASK_DISTANCE + 8;
+
+/**
+ * The seed's entry: dies with the engine (PR_SET_PDEATHSIG; and at once if the engine was gone before that), then waits
+ * for the tracer.
+ */
+export function seedEntry(enginePid: number): readonly Instruction[] {
+  return [
+    { bytes: [0xb8, ...imm32(SYSCALLS.prctl.nr)], text: "mov eax,0x9d" },
+    { bytes: [0xbf, ...imm32(PR_SET_PDEATHSIG)], text: "mov edi,0x1" },
+    { bytes: [0xbe, ...imm32(SIGKILL)], text: "mov esi,0x9" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0xb8, ...imm32(110)], text: "mov eax,0x6e" }, // getppid
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0x3d, ...imm32(enginePid)], text: "cmp eax,ENGINE" },
+    { bytes: [0x75, 0], text: "jne gone", target: "gone" },
+    { label: "wait", bytes: [0xb8, ...imm32(SYSCALLS.pause.nr)], text: "mov eax,0x22" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0xeb, 0], text: "jmp wait", target: "wait" },
+    { label: "gone", bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
+    { bytes: [0x31, 0xff], text: "xor edi,edi" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+  ];
+}
+
+/** Assembled code: its bytes and where its labels are. */
+export interface Code {
+  readonly bytes: Buffer;
+  readonly labels: Readonly<Record<string, number>>;
+}
+
+/** Puts instructions together and fills in the distances of short jumps. */
+export function assemble(instructions: readonly Instruction[]): Code {
+  const labels: Record<string, number> = {};
+  let size = 0;
+  for (const instruction of instructions) {
+    if (instruction.label !== undefined) labels[instruction.label] = size;
+    size += instruction.bytes.length;
+  }
+  const bytes = Buffer.alloc(size);
+  let at = 0;
+  for (const instruction of instructions) {
+    bytes.set(instruction.bytes, at);
+    at += instruction.bytes.length;
+    if (instruction.target !== undefined) bytes.writeInt8((labels[instruction.target] ?? 0) - at, at - 1);
+  }
+  return { bytes, labels };
+}
+
+function imm32(value: number): number[] {
+  return [value & 0xff, (value >> 8) & 0xff, (value >> 16) & 0xff, (value >> 24) & 0xff];
+}
+
+function imm64(value: bigint): number[] {
+  const buffer = Buffer.alloc(8);
+  buffer.writeBigUInt64LE(BigInt.asUintN(64, value));
+  return [...buffer];
+}

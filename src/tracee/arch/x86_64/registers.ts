@@ -1,0 +1,102 @@
+// struct user_regs_struct (arch/x86/include/asm/user_64.h): 27 words, as PTRACE_GETREGSET NT_PRSTATUS gives them, and
+// the kernel's rule for system calls that a stop has interrupted.
+
+import { ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, ERESTART_RESTARTBLOCK } from "../../../sys/errno.ts";
+import { SYSCALLS } from "../../../sys/syscalls.x86_64.ts";
+
+/** Register names in the kernel's order. */
+export const REGISTERS = [
+  "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax",
+  "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+] as const;
+
+export type RegisterName = (typeof REGISTERS)[number];
+
+const OFFSET = Object.fromEntries(REGISTERS.map((name, index) => [name, index * 8])) as Record<RegisterName, number>;
+
+/** Size in bytes of the register set. */
+export const REGISTERS_SIZE = REGISTERS.length * 8;
+
+/** `cs` of a 64-bit task; 32-bit tasks have 0x23. */
+export const USER_CS_64 = 0x33n;
+
+/** The length of the `syscall` instruction, by which the kernel steps back to run a call again. */
+const SYSCALL_LENGTH = 2n;
+
+/** A copy of a register set, read and changed by name. */
+export class Registers {
+  readonly bytes: Buffer;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = Buffer.from(bytes);
+  }
+
+  /** A register as an unsigned 64-bit value. */
+  get(name: RegisterName): bigint {
+    return this.bytes.readBigUInt64LE(OFFSET[name]);
+  }
+
+  /** A register as a signed number; exact for results and for addresses of user space. */
+  getNumber(name: RegisterName): number {
+    return Number(this.bytes.readBigInt64LE(OFFSET[name]));
+  }
+
+  set(name: RegisterName, value: bigint | number): this {
+    this.bytes.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), OFFSET[name]);
+    return this;
+  }
+
+  copy(): Registers {
+    return new Registers(this.bytes);
+  }
+}
+
+/** How a system call was interrupted by the stop, if it was. */
+export type Interruption = "none" | "restart" | "restart-block";
+
+/** Tells whether the task stood in a system call that has to go on, and how (kernel/signal: arch_do_signal_or_restart). */
+export function interruption(regs: Registers): Interruption {
+  if (regs.getNumber("orig_rax") < 0) return "none";
+  switch (-regs.getNumber("rax")) {
+    case ERESTARTSYS:
+    case ERESTARTNOINTR:
+    case ERESTARTNOHAND:
+      return "restart";
+    case ERESTART_RESTARTBLOCK:
+      return "restart-block";
+    default:
+      return "none";
+  }
+}
+
+/**
+ * The registers with which the *same* task goes on: what the kernel itself would do on the way back to user space. A call
+ * with a restart block (a sleep, say) goes on through restart_syscall, which knows the time that is left.
+ */
+export function resumedRegisters(regs: Registers): Registers {
+  const resumed = regs.copy();
+  const kind = interruption(regs);
+  if (kind !== "none") {
+    resumed.set("rax", kind === "restart" ? regs.get("orig_rax") : SYSCALLS.restart_syscall.nr);
+    resumed.set("rip", regs.get("rip") - SYSCALL_LENGTH);
+  }
+  return resumed.set("orig_rax", -1n);
+}
+
+/**
+ * The registers with which a *restored* task goes on: it has no restart block, so the call is made again from its start.
+ * `remaining` says where the kernel left the rest of a relative sleep (CRIU gives such calls EINTR instead).
+ */
+export function repeatedRegisters(regs: Registers): Registers {
+  const repeated = regs.copy();
+  if (interruption(regs) === "none") return repeated;
+  const nr = regs.getNumber("orig_rax");
+  // The kernel wrote the time that is left through the last argument when it interrupted the sleep.
+  if (interruption(regs) === "restart-block") {
+    if (nr === SYSCALLS.nanosleep.nr && regs.get("rsi") !== 0n) repeated.set("rdi", regs.get("rsi"));
+    if (nr === CLOCK_NANOSLEEP && regs.get("r10") !== 0n) repeated.set("rdx", regs.get("r10"));
+  }
+  return repeated.set("rax", regs.get("orig_rax")).set("rip", regs.get("rip") - SYSCALL_LENGTH);
+}
+
+const CLOCK_NANOSLEEP = 230;

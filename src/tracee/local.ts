@@ -1,0 +1,49 @@
+// Running a program in this very process: many system calls for the price of one call through the FFI (0.2 µs instead of
+// more than a microsecond each). Used where the engine reads thousands of small /proc files while tasks are frozen.
+
+import { RepriseError } from "../errors.ts";
+import { MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
+import { callNative, memoryAt, syscall } from "../sys/ffi.ts";
+import { assemble, ENTRY_SIZE, LOCAL_INTERPRETER } from "./arch/x86_64/code.ts";
+import { ProgramResult, type Program } from "./program.ts";
+
+let code: number | undefined;
+
+/**
+ * Runs a program in this process.
+ *
+ * @throws RepriseError REMOTE_CALL for the first call that must succeed and did not.
+ */
+export function runHere(program: Program): ProgramResult {
+  const size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
+  const base = mapMemory(size, PROT_READ | PROT_WRITE);
+  try {
+    const image = program.layout(base);
+    memoryAt(base, image.upload.length).set(image.upload);
+    const end = callNative(interpreterCode(), image.table, image.results, image.end);
+    const result = new ProgramResult(image, Buffer.from(memoryAt(image.results, image.downloadSize)));
+    if (end !== image.end) {
+      const entry = (end - image.table) / ENTRY_SIZE;
+      throw program.failure(entry, result.value({ kind: "ref", entry }), process.pid);
+    }
+    return result;
+  } finally {
+    syscall("munmap", base, size);
+  }
+}
+
+function interpreterCode(): number {
+  if (code !== undefined) return code;
+  const { bytes } = assemble(LOCAL_INTERPRETER);
+  const at = mapMemory(PAGE_SIZE, PROT_READ | PROT_WRITE);
+  memoryAt(at, bytes.length).set(bytes);
+  syscall("mprotect", at, PAGE_SIZE, PROT_READ | PROT_EXEC);
+  code = at;
+  return at;
+}
+
+function mapMemory(size: number, prot: number): number {
+  const at = syscall("mmap", 0, size, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at <= 0) throw new RepriseError("SYSCALL", "cannot map memory for a local program: mmap");
+  return at;
+}

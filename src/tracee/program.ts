@@ -1,0 +1,286 @@
+// A remote program: a table of system calls that the interpreter runs inside a process. It is built in TypeScript, sent in
+// one piece, run in one stop and its results come back in one piece.
+//
+//   const program = new Program();
+//   const fd = program.call("openat", [AT_FDCWD, program.string("/etc/motd"), O_RDONLY, 0], { label: "open the file" });
+//   program.call("dup3", [fd, 7, 0]);
+//
+// In the work area a program lies as [data | table] (sent) [results | output] (fetched).
+
+import { RepriseError } from "../errors.ts";
+import { errnoName } from "../sys/errno.ts";
+import { AT_FDCWD } from "../sys/abi/fcntl.ts";
+import { SYSCALLS, type SyscallName } from "../sys/syscalls.x86_64.ts";
+import { ENTRY_ARGUMENTS, ENTRY_COPY_32, ENTRY_COPY_64, ENTRY_MAY_FAIL, ENTRY_SIZE } from "./arch/x86_64/code.ts";
+
+/** The result of an earlier call, as an argument of a later one. */
+export interface Ref {
+  readonly kind: "ref";
+  readonly entry: number;
+}
+
+/** A place in the program's data (sent with it) or output (fetched after it). */
+export interface Pointer {
+  readonly kind: "pointer";
+  readonly segment: "data" | "output";
+  readonly offset: number;
+}
+
+/** A word that is read from the program's memory when the call is made (what pipe2 wrote there, say). */
+export interface Load {
+  readonly kind: "load";
+  readonly from: Pointer;
+  readonly width: 4 | 8;
+  readonly plus?: number;
+}
+
+export type Argument = number | bigint | Ref | Pointer | Load;
+
+/** The place of an argument in the table: where a copy writes to. */
+interface ArgumentPlace {
+  readonly kind: "argument";
+  readonly entry: number;
+  readonly index: number;
+}
+
+export interface CallOptions {
+  /** What the call is for: "open /var/log/app.log for fd 7 of pid 42". Told when it fails. */
+  readonly label?: string;
+  /** Go on when the call fails; the caller looks at the result. */
+  readonly mayFail?: boolean;
+  /** What to do about a failure. */
+  readonly hint?: string;
+}
+
+interface Entry {
+  readonly nr: number;
+  readonly flags: number;
+  readonly args: readonly (Argument | ArgumentPlace)[];
+  readonly name?: SyscallName;
+  readonly label?: string;
+  readonly hint?: string;
+}
+
+const DATA_ALIGNMENT = 16;
+
+export class Program {
+  readonly #entries: Entry[] = [];
+  readonly #data: { offset: number; bytes: Uint8Array }[] = [];
+  readonly #fixups: { offset: number; pointer: Pointer }[] = [];
+  readonly #strings = new Map<string, Pointer>();
+  #dataSize = 0;
+  #outputSize = 0;
+
+  /** Number of table entries so far. */
+  get length(): number {
+    return this.#entries.length;
+  }
+
+  /** Number of system calls among them. */
+  get calls(): number {
+    return this.#entries.reduce((sum, entry) => sum + (entry.name === undefined ? 0 : 1), 0);
+  }
+
+  /** Adds a system call; the reference stands for its result. */
+  call(name: SyscallName, args: readonly Argument[], options: CallOptions = {}): Ref {
+    const entry = this.#entries.length;
+    // Copies that fill in late arguments come first: they write into the call's own entry.
+    const late = args.flatMap((arg, index) => (isLate(arg) ? [{ arg, index }] : []));
+    const target = entry + late.length;
+    for (const { arg, index } of late) this.#addCopy(arg, target, index);
+    this.#entries.push({
+      nr: SYSCALLS[name].nr,
+      flags: options.mayFail === true ? ENTRY_MAY_FAIL : 0,
+      args,
+      name,
+      ...(options.label === undefined ? {} : { label: options.label }),
+      ...(options.hint === undefined ? {} : { hint: options.hint }),
+    });
+    return { kind: "ref", entry: target };
+  }
+
+  /** Puts bytes into the data segment. */
+  data(bytes: Uint8Array, alignment: number = DATA_ALIGNMENT): Pointer {
+    const offset = Math.ceil(this.#dataSize / alignment) * alignment;
+    this.#data.push({ offset, bytes });
+    this.#dataSize = offset + bytes.length;
+    return { kind: "pointer", segment: "data", offset };
+  }
+
+  /** Puts a zero-terminated string into the data segment; equal strings share one place. */
+  string(text: string): Pointer {
+    let pointer = this.#strings.get(text);
+    if (pointer === undefined) {
+      pointer = this.data(Buffer.from(`${text}\0`), 1);
+      this.#strings.set(text, pointer);
+    }
+    return pointer;
+  }
+
+  /** Puts a structure into the data segment in which some words are addresses in the program. */
+  structure(bytes: Uint8Array, pointers: Readonly<Record<number, Pointer>>): Pointer {
+    const place = this.data(bytes);
+    for (const [at, pointer] of Object.entries(pointers)) {
+      this.#fixups.push({ offset: place.offset + Number(at), pointer });
+    }
+    return place;
+  }
+
+  /** Reserves `size` bytes of output, zero at the start of the run. */
+  output(size: number, alignment: number = DATA_ALIGNMENT): Pointer {
+    const offset = Math.ceil(this.#outputSize / alignment) * alignment;
+    this.#outputSize = offset + size;
+    return { kind: "pointer", segment: "output", offset };
+  }
+
+  /** Lays the program out for an address in the process. */
+  layout(base: number): ProgramImage {
+    const table = Math.ceil(this.#dataSize / DATA_ALIGNMENT) * DATA_ALIGNMENT;
+    const results = table + this.#entries.length * ENTRY_SIZE;
+    const output = Math.ceil((results + this.#entries.length * 8) / DATA_ALIGNMENT) * DATA_ALIGNMENT;
+    const place: Place = { data: base, table: base + table, results: base + results, output: base + output };
+    const upload = Buffer.alloc(results);
+    const view = new DataView(upload.buffer, upload.byteOffset, upload.length);
+    for (const { offset, bytes } of this.#data) upload.set(bytes, offset);
+    for (const { offset, pointer } of this.#fixups) setWord(view, offset, addressIn(place, pointer));
+    this.#entries.forEach((entry, index) => {
+      const at = table + index * ENTRY_SIZE;
+      view.setUint32(at, entry.nr, true);
+      view.setUint32(at + 4, entry.flags, true);
+      entry.args.forEach((arg, position) => setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg)));
+    });
+    return { base, upload, table: place.table, results: place.results, output: place.output, end: place.table + this.#entries.length * ENTRY_SIZE, downloadSize: output - results + this.#outputSize, size: output + this.#outputSize };
+  }
+
+  /** Upper bound of the bytes that the program takes in the work area. */
+  get size(): number {
+    return this.#dataSize + this.#entries.length * (ENTRY_SIZE + 8) + this.#outputSize + 2 * DATA_ALIGNMENT;
+  }
+
+  /** The error for the entry at which a run ended early. */
+  failure(entry: number, result: number, pid: number): RepriseError {
+    const failed = this.#entries[entry];
+    const errno = errnoName(-result);
+    const what = failed?.label === undefined ? "run a system call" : failed.label;
+    const details = { pid, errno, ...(failed?.name === undefined ? {} : { syscall: failed.name }), ...(failed?.hint === undefined ? {} : { hint: failed.hint }) };
+    return new RepriseError("REMOTE_CALL", `cannot ${what}: ${this.describe(entry)}: ${errno}`, details);
+  }
+
+  /** One entry as text: `openat(AT_FDCWD, "/a", 0x2, 0)`. */
+  describe(entry: number): string {
+    const shown = this.#entries[entry];
+    if (shown?.name === undefined) return "copy a word";
+    const kinds = SYSCALLS[shown.name].args.split(" ");
+    const args = shown.args.slice(0, kinds.length).map((arg, index) => this.#show(arg, kinds[index] ?? "int"));
+    return `${shown.name}(${args.join(", ")})`;
+  }
+
+  /** All calls as text, with their labels: what `--explain` prints. */
+  explain(): string[] {
+    return this.#entries.flatMap((entry, index) =>
+      entry.name === undefined ? [] : [`${this.describe(index)}${entry.label === undefined ? "" : `  # ${entry.label}`}`],
+    );
+  }
+
+  #addCopy(arg: Ref | Load, entry: number, index: number): void {
+    this.#entries.push({
+      nr: arg.kind === "load" && arg.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
+      flags: ENTRY_MAY_FAIL,
+      args: [arg.kind === "load" ? arg.from : arg, { kind: "argument", entry, index }, arg.kind === "load" ? (arg.plus ?? 0) : 0],
+    });
+  }
+
+  #show(arg: Argument | ArgumentPlace, kind: string): string {
+    if (typeof arg === "object") {
+      if (arg.kind === "argument") return "&argument";
+      if (arg.kind === "ref") return `result of ${this.describe(arg.entry).split("(")[0]}`;
+      if (arg.kind === "load") return "*";
+      const text = kind === "path" ? this.#stringAt(arg) : undefined;
+      return text === undefined ? "&" : JSON.stringify(text);
+    }
+    if (kind === "fd" && Number(arg) === AT_FDCWD) return "AT_FDCWD";
+    if (kind === "oct") return `0${arg.toString(8)}`;
+    if (["ptr", "hex", "prot", "mapflags", "oflags"].includes(kind)) return `0x${BigInt.asUintN(64, BigInt(arg)).toString(16)}`;
+    return arg.toString();
+  }
+
+  #stringAt(pointer: Pointer): string | undefined {
+    for (const [text, place] of this.#strings) if (place === pointer) return text;
+    return undefined;
+  }
+}
+
+/** A program laid out for one address. */
+export interface ProgramImage {
+  readonly base: number;
+  readonly upload: Buffer;
+  readonly table: number;
+  readonly end: number;
+  readonly results: number;
+  readonly output: number;
+  readonly downloadSize: number;
+  readonly size: number;
+}
+
+/** What a program that ran to its end brought back. */
+export class ProgramResult {
+  readonly #bytes: Buffer;
+  readonly #outputStart: number;
+
+  /** `bytes` are the results and the output, as fetched from the work area. */
+  constructor(image: ProgramImage, bytes: Buffer) {
+    this.#bytes = bytes;
+    this.#outputStart = image.output - image.results;
+  }
+
+  /** A call's result; negative error numbers for calls that may fail. */
+  value(ref: Ref): number {
+    return Number(this.#bytes.readBigInt64LE(ref.entry * 8));
+  }
+
+  /** `size` bytes of output. */
+  bytes(pointer: Pointer, size: number): Buffer {
+    const at = this.#outputStart + pointer.offset;
+    return this.#bytes.subarray(at, at + size);
+  }
+}
+
+interface Place {
+  readonly data: number;
+  readonly table: number;
+  readonly results: number;
+  readonly output: number;
+}
+
+function isLate(arg: Argument): arg is Ref | Load {
+  return typeof arg === "object" && arg.kind !== "pointer";
+}
+
+function addressIn(place: Place, pointer: Pointer): number {
+  return (pointer.segment === "data" ? place.data : place.output) + pointer.offset;
+}
+
+/** What stands in the table before the run. A late argument of a call is 0 until a copy fills it in. */
+function literal(place: Place, arg: Argument | ArgumentPlace): number | bigint {
+  if (typeof arg !== "object") return arg;
+  switch (arg.kind) {
+    case "pointer":
+      return addressIn(place, arg);
+    case "ref":
+      return place.results + arg.entry * 8;
+    case "argument":
+      return place.table + arg.entry * ENTRY_SIZE + ENTRY_ARGUMENTS + arg.index * 8;
+    case "load":
+      return 0;
+  }
+}
+
+function setWord(view: DataView, at: number, value: number | bigint): void {
+  if (typeof value === "bigint") {
+    view.setBigUint64(at, BigInt.asUintN(64, value), true);
+    return;
+  }
+  const high = Math.floor(value / 0x1_0000_0000);
+  view.setUint32(at, value - high * 0x1_0000_0000, true);
+  view.setInt32(at + 4, high, true);
+}

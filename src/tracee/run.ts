@@ -1,0 +1,136 @@
+// Running programs in stopped threads, many at once: every program is sent and started, then each stop is waited for, so
+// that tasks work in parallel.
+
+import { assert } from "../errors.ts";
+import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
+import { readMemory, writeMemory } from "../sys/memory.ts";
+import { assemble, ENTRY_SIZE, INTERPRETER } from "./arch/x86_64/code.ts";
+import { type ProgramImage, ProgramResult, type Program } from "./program.ts";
+import { logHeldSignal, taskDied, type Tracee } from "./tracee.ts";
+
+/** The interpreter as it is put at the start of a work area. */
+export const interpreter: { readonly bytes: Buffer; readonly labels: Readonly<Record<string, number>> } = assemble(INTERPRETER);
+
+/** A program to run: in which thread, with the interpreter where, the program where. */
+export interface Job {
+  readonly tracee: Tracee;
+  readonly program: Program;
+  /** Address of the interpreter in the thread's process. */
+  readonly code: number;
+  /** Address for the program: `program.size` bytes of readable and writable memory. */
+  readonly base: number;
+  /** Address of the signal frame that puts the thread right if the engine dies; 0 while restoring. */
+  readonly frame: number;
+}
+
+interface Started {
+  readonly job: Job;
+  readonly image: ProgramImage;
+}
+
+/**
+ * Runs one program in each thread, all at the same time. All signals stay blocked afterwards.
+ *
+ * @returns the results in the order of the jobs.
+ * @throws RepriseError REMOTE_CALL for the first call that must succeed and did not, TASK_DIED. All other programs have
+ * come to their end by then.
+ */
+export function runPrograms(jobs: readonly Job[]): ProgramResult[] {
+  const started = jobs.map(startProgram);
+  const ended = started.map(({ job }) => waitForProgram(job));
+  const failed = ended.find((error) => error !== undefined);
+  if (failed !== undefined) throw failed;
+  return started.map(fetchResults);
+}
+
+function startProgram(job: Job): Started {
+  const { tracee, program } = job;
+  const image = program.layout(job.base);
+  writeMemory(tracee.leader, [{ address: image.base, length: image.upload.length }], image.upload);
+  const regs = tracee.registers();
+  regs.set("r12", image.table).set("r13", image.results).set("r14", image.end).set("rbp", job.frame);
+  regs.set("rip", job.code).set("orig_rax", -1n);
+  tracee.setRegisters(regs);
+  // The order matters: registers first. From here on the frame restores the mask too if we die.
+  tracee.setSignalMask(SIGSET_FULL);
+  tracee.counters.remoteCalls += program.calls;
+  tracee.resume();
+  return { job, image };
+}
+
+/** Waits for the interpreter's own SIGSTOP; any other signal stop is from outside and is swallowed. */
+function waitForProgram(job: Job): Error | undefined {
+  const { tracee } = job;
+  for (;;) {
+    const status = tracee.wait();
+    if (status.kind === "exited" || status.kind === "killed") return taskDied(tracee, status);
+    if (status.kind === "signal") {
+      const rip = tracee.registers().getNumber("rip");
+      if (status.signal === SIGSTOP && rip === job.code + label("stopped")) return undefined;
+      if (status.signal !== SIGSTOP) return taskDied(tracee, status);
+      logHeldSignal(tracee, status.signal);
+      tracee.heldSignals.push(status.signal);
+    }
+    tracee.resume();
+  }
+}
+
+function fetchResults({ job, image }: Started): ProgramResult {
+  const { tracee, program } = job;
+  const bytes = Buffer.alloc(image.downloadSize);
+  if (bytes.length > 0) readMemory(tracee.leader, [{ address: image.results, length: bytes.length }], bytes);
+  const result = new ProgramResult(image, bytes);
+  const stoppedAt = (tracee.registers().getNumber("r12") - image.table) / ENTRY_SIZE;
+  if (stoppedAt < program.length) {
+    throw program.failure(stoppedAt, result.value({ kind: "ref", entry: stoppedAt }), tracee.leader);
+  }
+  return result;
+}
+
+/** Offset of a label in the interpreter. */
+export function label(name: string): number {
+  const offset = interpreter.labels[name];
+  assert(offset !== undefined, `the interpreter has no label ${name}`);
+  return offset;
+}
+
+/**
+ * Makes one system call and catches the thread at its exit, before it is back in user space: for the call that unmaps the
+ * ground under its own feet. The registers are then the caller's to set.
+ */
+export function runCaughtCall(tracee: Tracee, at: number, call: { nr: number; args: readonly number[] }): number {
+  const regs = tracee.registers();
+  regs.set("rip", at).set("rax", call.nr).set("orig_rax", -1n);
+  const names = ["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const;
+  names.forEach((name, index) => regs.set(name, call.args[index] ?? 0));
+  tracee.setRegisters(regs);
+  tracee.setSignalMask(SIGSET_FULL);
+  startCaughtCall(tracee);
+  return finishCaughtCall(tracee);
+}
+
+/** First half of a caught call: to the entry of the system call. */
+export function startCaughtCall(tracee: Tracee): void {
+  tracee.resume({ toSyscall: true });
+}
+
+/** Second half: over the entry stop to the exit stop; returns the call's result. */
+export function finishCaughtCall(tracee: Tracee): number {
+  waitForSyscallStop(tracee);
+  tracee.resume({ toSyscall: true });
+  waitForSyscallStop(tracee);
+  return tracee.registers().getNumber("rax");
+}
+
+function waitForSyscallStop(tracee: Tracee): void {
+  for (;;) {
+    const status = tracee.wait();
+    if (status.kind === "syscall") return;
+    if (status.kind === "exited" || status.kind === "killed") throw taskDied(tracee, status);
+    if (status.kind === "signal") {
+      logHeldSignal(tracee, status.signal);
+      tracee.heldSignals.push(status.signal);
+    }
+    tracee.resume({ toSyscall: true });
+  }
+}

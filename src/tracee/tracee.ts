@@ -1,0 +1,220 @@
+// One traced thread: seizing, stopping, waiting, registers, mask. Every stop that is waited for is counted.
+
+import { assert, RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import * as pt from "../sys/abi/ptrace.ts";
+import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signal.ts";
+import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
+import { addressOf, trySyscall } from "../sys/ffi.ts";
+import { iovecs, readU64 } from "../sys/memory.ts";
+import { waitFor } from "../sys/process.ts";
+import { REGISTERS_SIZE, Registers } from "./arch/x86_64/registers.ts";
+import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.ts";
+
+/** Largest extended state that any x86-64 CPU has today (AMX tiles included), with room. */
+const XSTATE_MAX = 16384;
+
+/** Counts for the statistics: ptrace stops waited for, and system calls run by programs. */
+export interface TraceCounters {
+  stops: number;
+  remoteCalls: number;
+}
+
+/** A thread under ptrace. `leader` is its process; ids are of the engine's pid namespace. */
+export class Tracee {
+  readonly tid: number;
+  readonly leader: number;
+  readonly counters: TraceCounters;
+  /** Signals that came while the thread worked for us: to be sent again when it is let go. */
+  readonly heldSignals: number[] = [];
+
+  constructor(tid: number, leader: number, counters: TraceCounters) {
+    this.tid = tid;
+    this.leader = leader;
+    this.counters = counters;
+  }
+
+  /**
+   * PTRACE_SEIZE. Seccomp filters are suspended while traced where the kernel allows that.
+   *
+   * @returns false when the thread is gone.
+   * @throws RepriseError NOT_PERMITTED when it may not be traced, or is traced already.
+   */
+  seize(options: number): boolean {
+    let result = trySyscall("ptrace", pt.PTRACE_SEIZE, this.tid, 0, options | pt.PTRACE_O_SUSPEND_SECCOMP);
+    if (result === -EPERM || result === -EIO) {
+      result = trySyscall("ptrace", pt.PTRACE_SEIZE, this.tid, 0, options);
+    }
+    if (result === -ESRCH) return false;
+    if (result < 0) {
+      throw new RepriseError("NOT_PERMITTED", `cannot stop pid ${this.leader} (thread ${this.tid}): ptrace(PTRACE_SEIZE): ${errnoName(-result)}`, {
+        pid: this.leader,
+        syscall: "ptrace",
+        errno: errnoName(-result),
+        hint: "Another tracer (a debugger, strace) may hold the process, or you lack the rights: run as root and end the other tracer.",
+      });
+    }
+    return true;
+  }
+
+  /** PTRACE_INTERRUPT; the stop comes by `wait`. */
+  interrupt(): void {
+    trySyscall("ptrace", pt.PTRACE_INTERRUPT, this.tid, 0, 0);
+  }
+
+  /** Waits for the next stop or end of this thread. */
+  wait(): WaitStatus {
+    const result = waitFor(this.tid);
+    if (result === undefined) return { kind: "killed", signal: 9 };
+    this.counters.stops += 1;
+    return waitStatus(result.status);
+  }
+
+  /**
+   * Waits for the stop of an interrupt. Signals that were on their way are delivered first, as without us.
+   *
+   * @returns the group stop's signal when the thread was stopped by job control already (0 when not), or undefined when
+   * the thread ended.
+   */
+  waitInterrupted(): number | undefined {
+    for (;;) {
+      const status = this.wait();
+      switch (status.kind) {
+        case "event-stop":
+          return status.signal === SIGTRAP ? 0 : status.signal;
+        case "signal":
+          this.#resume(pt.PTRACE_CONT, status.signal);
+          break;
+        case "syscall":
+        case "event":
+          this.#resume(pt.PTRACE_CONT, 0);
+          break;
+        case "exited":
+        case "killed":
+          return undefined;
+      }
+    }
+  }
+
+  /** Lets the thread run to its next stop; a signal number is delivered to it. */
+  resume(options: { readonly toSyscall?: boolean; readonly signal?: number } = {}): void {
+    this.#resume(options.toSyscall === true ? pt.PTRACE_SYSCALL : pt.PTRACE_CONT, options.signal ?? 0);
+  }
+
+  #resume(request: number, signal: number): void {
+    this.#ptrace("let it run", request, 0, signal);
+  }
+
+  /** PTRACE_DETACH; a thread that is gone already is not an error. */
+  detach(signal: number = 0): void {
+    const result = trySyscall("ptrace", pt.PTRACE_DETACH, this.tid, 0, signal);
+    if (result < 0 && result !== -ESRCH) this.#fail("let it go", result);
+  }
+
+  setOptions(options: number): void {
+    this.#ptrace("set the options", pt.PTRACE_SETOPTIONS, 0, options);
+  }
+
+  registers(): Registers {
+    return new Registers(this.#getRegset(pt.NT_PRSTATUS, REGISTERS_SIZE));
+  }
+
+  setRegisters(regs: Registers): void {
+    this.#setRegset(pt.NT_PRSTATUS, regs.bytes);
+  }
+
+  /** The whole extended state in the XSAVE layout, as long as this CPU and task have it. */
+  extendedState(): Buffer {
+    return this.#getRegset(pt.NT_X86_XSTATE, XSTATE_MAX);
+  }
+
+  setExtendedState(state: Uint8Array): void {
+    this.#setRegset(pt.NT_X86_XSTATE, state);
+  }
+
+  signalMask(): bigint {
+    const mask = Buffer.alloc(SIGSET_SIZE);
+    this.#ptrace("read the signal mask", pt.PTRACE_GETSIGMASK, SIGSET_SIZE, mask);
+    return mask.readBigUInt64LE(0);
+  }
+
+  setSignalMask(mask: bigint): void {
+    const buffer = Buffer.alloc(SIGSET_SIZE);
+    buffer.writeBigUInt64LE(mask);
+    this.#ptrace("set the signal mask", pt.PTRACE_SETSIGMASK, SIGSET_SIZE, buffer);
+  }
+
+  /** The pending signals of the thread, or of the whole process, as raw siginfo in queue order. */
+  pendingSignals(queue: "thread" | "process"): Buffer[] {
+    const signals: Buffer[] = [];
+    for (;;) {
+      const batch = Buffer.alloc(PEEK_BATCH * SIGINFO_SIZE);
+      const args = Buffer.alloc(16);
+      args.writeBigUInt64LE(BigInt(signals.length), 0);
+      args.writeUInt32LE(queue === "process" ? pt.PTRACE_PEEKSIGINFO_SHARED : 0, 8);
+      args.writeInt32LE(PEEK_BATCH, 12);
+      const count = this.#ptrace("read the pending signals", pt.PTRACE_PEEKSIGINFO, addressOf(args), batch);
+      for (let i = 0; i < count; i++) signals.push(Buffer.from(batch.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE)));
+      if (count < PEEK_BATCH) return signals;
+    }
+  }
+
+  /** struct ptrace_rseq_configuration, or undefined on kernels without it. */
+  rseqConfiguration(): { pointer: number; size: number; signature: number; flags: number } | undefined {
+    const conf = Buffer.alloc(pt.RSEQ_CONFIGURATION_SIZE);
+    const result = trySyscall("ptrace", pt.PTRACE_GET_RSEQ_CONFIGURATION, this.tid, conf.length, conf);
+    if (result < 0) return undefined;
+    return { pointer: readU64(conf, 0), size: conf.readUInt32LE(8), signature: conf.readUInt32LE(12), flags: conf.readUInt32LE(16) };
+  }
+
+  /** Whether Syscall User Dispatch is on: it would send our calls to the program's own handler. */
+  syscallUserDispatch(): boolean {
+    const conf = Buffer.alloc(32);
+    const result = trySyscall("ptrace", pt.PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, this.tid, conf.length, conf);
+    return result >= 0 && conf.readUInt32LE(0) !== 0;
+  }
+
+  #getRegset(type: number, size: number): Buffer {
+    const buffer = Buffer.alloc(size);
+    const vector = iovecs([{ address: addressOf(buffer), length: size }]);
+    this.#ptrace("read the registers", pt.PTRACE_GETREGSET, type, vector);
+    return buffer.subarray(0, readU64(vector, 8));
+  }
+
+  #setRegset(type: number, bytes: Uint8Array): void {
+    const vector = iovecs([{ address: addressOf(bytes), length: bytes.length }]);
+    this.#ptrace("set the registers", pt.PTRACE_SETREGSET, type, vector);
+    assert(bytes.length > 0, "an empty register set");
+  }
+
+  #ptrace(doing: string, request: number, address: number, data: number | Uint8Array): number {
+    const result = trySyscall("ptrace", request, this.tid, address, data);
+    if (result < 0) this.#fail(doing, result);
+    return result;
+  }
+
+  #fail(doing: string, result: number): never {
+    if (result === -ESRCH) throw taskDied(this, "is gone");
+    throw new RepriseError("SYSCALL", `cannot ${doing} of pid ${this.leader} (thread ${this.tid}): ptrace: ${errnoName(-result)}`, {
+      pid: this.leader,
+      syscall: "ptrace",
+      errno: errnoName(-result),
+    });
+  }
+}
+
+const PEEK_BATCH = 32;
+
+/** The error for a thread that ended (or stopped in a way that cannot be) under our hands. */
+export function taskDied(tracee: Tracee, how: string | WaitStatus): RepriseError {
+  const text = typeof how === "string" ? how : describeWaitStatus(how);
+  return new RepriseError("TASK_DIED", `cannot go on with pid ${tracee.leader}: thread ${tracee.tid} ${text}`, {
+    pid: tracee.leader,
+    hint: "The process ended (or was killed) in the middle of the operation; start again if it still runs.",
+  });
+}
+
+/** Logs a signal that was held back; it is sent again when the thread is let go. */
+export function logHeldSignal(tracee: Tracee, signal: number): void {
+  log.info(`holding back ${signalName(signal)} for thread ${tracee.tid} until it goes on`);
+}
