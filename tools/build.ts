@@ -53,13 +53,25 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
     format: "cjs",
     external: ["koffi"],
     logLevel: "warning",
-    define: { REPRISE_VERSION: JSON.stringify(version) },
-    banner: { js: '"use strict";' },
+    // Not named in the bundle: the log reads the map, and only to say where an error came from.
+    sourcemap: "external",
+    sourcesContent: false,
+    outfile: join(DIST, `${name}.cjs`),
+    define: {
+      REPRISE_VERSION: JSON.stringify(version),
+      "import.meta.url": "moduleUrl",
+      "import.meta.dirname": "__dirname",
+      "import.meta.filename": "__filename",
+    },
+    banner: { js: '"use strict"; const moduleUrl = "file://" + __filename;' },
   });
-  const source = result.outputFiles[0]?.text ?? "";
+  const textOf = (ending: string): string =>
+    result.outputFiles.find((file) => file.path.endsWith(ending))?.text ?? "";
+  const source = textOf(".cjs");
   const stem = `${name}-${createHash("sha256").update(source).digest("hex").slice(0, 12)}`;
   const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
   replaceFile(`${stem}.cjs`, source);
+  replaceFile(`${stem}.cjs.map`, textOf(".map"));
   makeCache({ stem, source, warmUp });
   replaceFile(`${name}.cjs`, loaderText(stem));
   for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));

@@ -1,2 +1,161 @@
+// The executable that answers like CRIU. It translates a command line to the engine's options; all logic is
+// the engine's. What an action does not need is not loaded: a runtime starts this program several times for
+// one checkpoint.
+
+import { closeSync } from "node:fs";
+import { RepriseError } from "../errors.ts";
 import { CRIU_VERSION } from "../version.ts";
-process.stdout.write(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor}\n`);
+import { configArguments } from "./config-file.ts";
+import { logError, logHeader, openLog } from "./log-file.ts";
+import { parseOptions, type CriuOptions } from "./options.ts";
+
+const FAILURE = 1;
+/** What a return of -1 from a C program's main is. */
+const MINUS_ONE = 255;
+
+const KNOWN_ACTIONS = [
+  "pre-dump",
+  "lazy-pages",
+  "page-server",
+  "service",
+  "swrk",
+  "dedup",
+  "cpuinfo",
+] as const;
+
+void main(process.argv.slice(2));
+
+/** Runs one command line and sets the exit code. */
+async function main(args: readonly string[]): Promise<void> {
+  try {
+    process.exitCode = await run(args);
+  } catch (error) {
+    logError(asRepriseError(error));
+    process.exitCode = FAILURE;
+  }
+}
+
+async function run(args: readonly string[]): Promise<number> {
+  openLog({ verbosity: 2 });
+  if (wantsHelp(args)) return usage({ full: true });
+  const options = parseOptions([...configArguments(args, process.env), args]);
+  if (options.flags.has("help")) return usage({ full: true });
+  if (options.flags.has("version")) {
+    process.stdout.write(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor}\n`);
+    return 0;
+  }
+  checkWords(options);
+  for (const fd of options.lists.close ?? []) closeQuietly(Number(fd));
+  const [action = ""] = options.words;
+  switch (action) {
+    case "":
+      return usage({ full: false });
+    case "dump":
+    case "restore":
+      return runWithImages(action, options);
+    case "check": {
+      openLog({ verbosity: options.verbosity, file: options.values["log-file"] });
+      const { check } = await import("./check.ts");
+      return check(options);
+    }
+    case "exec":
+    case "show":
+      logError(
+        new RepriseError("UNSUPPORTED", `the action ${action} is gone`, {
+          hint: "crit shows images.",
+        }),
+      );
+      return MINUS_ONE;
+    default:
+      throw unknownAction(action);
+  }
+}
+
+async function runWithImages(action: "dump" | "restore", options: CriuOptions): Promise<number> {
+  const { enterDirectories } = await import("./paths.ts");
+  const directories = enterDirectories(options);
+  openLog({ verbosity: options.verbosity, file: options.values["log-file"] });
+  logHeader();
+  try {
+    const { checkSupport } = await import("./support.ts");
+    checkSupport(options);
+    if (action === "dump") {
+      const { dump } = await import("./dump.ts");
+      return await dump(options, directories);
+    }
+    const { restoreAction } = await import("./restore.ts");
+    return await restoreAction(options, directories);
+  } catch (error) {
+    logError(asRepriseError(error));
+    const { log } = await import("../log.ts");
+    log.error(action === "dump" ? "Dumping FAILED." : "Restoring FAILED.");
+    return FAILURE;
+  }
+}
+
+/** Help comes before everything that could be wrong, such as a broken configuration file. */
+function wantsHelp(args: readonly string[]): boolean {
+  const end = args.indexOf("--");
+  return (end < 0 ? args : args.slice(0, end)).some((word) => word === "--help" || word === "-h");
+}
+
+async function usage(how: { readonly full: boolean }): Promise<number> {
+  const { USAGE, OPTIONS_HELP } = await import("./usage.ts");
+  process.stdout.write(
+    how.full ? `${USAGE}\n${OPTIONS_HELP}` : `${USAGE}\nTry -h|--help for more info\n`,
+  );
+  return how.full ? 0 : FAILURE;
+}
+
+/** One action and nothing behind it, but the words that some actions take. */
+function checkWords(options: CriuOptions): void {
+  const [action, ...rest] = options.words;
+  const hasCommand = options.flags.has("exec-cmd");
+  if (options.flags.has("ms")) throw new RepriseError("BAD_ARGUMENT", "the option --ms is gone");
+  if (hasCommand && action !== "restore") {
+    throw new RepriseError("BAD_ARGUMENT", "--exec-cmd is available for the restore action only");
+  }
+  if (hasCommand && rest.length === 0) {
+    throw new RepriseError("BAD_ARGUMENT", "--exec-cmd requires a command", {
+      hint: "Put it behind --: criu restore --exec-cmd -- COMMAND.",
+    });
+  }
+  const takesWords = hasCommand || action === "cpuinfo" || action === "swrk";
+  if (!takesWords && rest.length > 0) {
+    const plural = rest.length > 1 ? "s" : "";
+    throw new RepriseError(
+      "BAD_ARGUMENT",
+      `excessive parameter${plural} for command ${action}: ${rest.join(" ")}`,
+    );
+  }
+}
+
+function unknownAction(action: string): RepriseError {
+  if ((KNOWN_ACTIONS as readonly string[]).includes(action)) {
+    return new RepriseError("UNSUPPORTED", `the action ${action} is not supported yet`, {
+      hint: "dump, restore and check work.",
+    });
+  }
+  return new RepriseError("BAD_ARGUMENT", `unknown command: ${action}`, {
+    hint: "criu --help lists the actions.",
+  });
+}
+
+function closeQuietly(fd: number): void {
+  try {
+    closeSync(fd);
+  } catch {
+    // Not open: then it need not be closed.
+  }
+}
+
+function asRepriseError(error: unknown): RepriseError {
+  if (error instanceof RepriseError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  const wrapped = new RepriseError("INTERNAL", `internal error: ${message}`, {
+    hint: "This is a bug in Reprise. Please report it with the log (-v4).",
+    cause: error,
+  });
+  if (error instanceof Error && error.stack !== undefined) wrapped.stack = error.stack;
+  return wrapped;
+}

@@ -1,0 +1,54 @@
+// `criu check`: asks the kernel for what dump and restore need, and says so in CRIU's words, which callers
+// read.
+
+import { RepriseError } from "../errors.ts";
+import { isFeatureName, probeAll, probeFeature, type ProbeResult } from "../kernel/features.ts";
+import { log } from "../log.ts";
+import type { CriuOptions } from "./options.ts";
+
+/** Runs the action. Returns the exit code: 1 also when only optional features that were asked for are missing. */
+export function check(options: CriuOptions): number {
+  const feature = options.values.feature;
+  if (feature !== undefined) return checkFeature(feature);
+  const { flags } = options;
+  const wanted = ["basic" as const];
+  const basic = failures(probeAll(wanted));
+  if (basic.length > 0) {
+    process.stdout.write("Does not look good.\n");
+    return 1;
+  }
+  const extra = flags.has("all") || flags.has("extra") ? failures(probeAll(["extra"])) : [];
+  const experimental =
+    flags.has("all") || flags.has("experimental") ? failures(probeAll(["experimental"])) : [];
+  if (extra.length + experimental.length > 0) {
+    process.stdout.write(
+      "Looks good but some kernel features are missing\n" +
+        "which, depending on your process tree, may cause\n" +
+        "dump or restore failure.\n",
+    );
+    return 1;
+  }
+  process.stdout.write("Looks good.\n");
+  return 0;
+}
+
+function checkFeature(name: string): number {
+  if (!isFeatureName(name)) {
+    throw new RepriseError("BAD_ARGUMENT", `Unknown feature ${name}`, {
+      hint: "docs/exit-codes.md and the help list the names.",
+    });
+  }
+  const result = probeFeature(name);
+  if (!result.supported) {
+    log.warn(`${name} is not supported: ${result.reason}`);
+    return 1;
+  }
+  process.stdout.write(`${name} is supported\n`);
+  return 0;
+}
+
+function failures(results: readonly ProbeResult[]): ProbeResult[] {
+  const failed = results.filter((result) => !result.supported);
+  for (const { name, reason } of failed) log.warn(`${name} is not supported: ${reason}`);
+  return failed;
+}

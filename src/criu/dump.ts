@@ -1,0 +1,72 @@
+// `criu dump`: options to the engine's checkpoint, and its outcome to CRIU's log, statistics and exit code.
+
+import { checkpoint, type CheckpointOptions } from "../engine/checkpoint.ts";
+import type { DumpStats } from "../engine/progress.ts";
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { ghostLimit, numberValue, type CriuOptions } from "./options.ts";
+import type { Directories } from "./paths.ts";
+import { scriptRunner } from "./scripts.ts";
+import { pageCount } from "./stats-text.ts";
+
+const SECOND = 1000;
+
+/** Runs the action. Returns the exit code; errors are thrown, but for a failing post-dump script. */
+export async function dump(options: CriuOptions, directories: Directories): Promise<number> {
+  const pid = numberValue(options, "tree", 1);
+  if (pid === undefined) {
+    throw new RepriseError("BAD_ARGUMENT", "pid not specified", {
+      hint: "Give the root of the tree: -t PID.",
+    });
+  }
+  const runner = scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd);
+  try {
+    const { stats } = await checkpoint({
+      ...engineOptions(options),
+      pid,
+      imagesDir: directories.imagesDir,
+      workDir: directories.workDir,
+      hooks: runner,
+    });
+    if (options.flags.has("display-stats")) process.stdout.write(dumpStatsText(stats));
+  } catch (error) {
+    const status = runner.postDumpStatus();
+    if (status === undefined) throw error;
+    log.error(error instanceof Error ? error.message : String(error));
+    log.error("Dumping FAILED.");
+    return status;
+  }
+  log.info("Dumping finished successfully");
+  return 0;
+}
+
+/** The engine's options that options of CRIU stand for. */
+export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pid" | "imagesDir"> {
+  const limit = ghostLimit(options);
+  const timeout = numberValue(options, "timeout", 0);
+  const freezeCgroup = options.values["freeze-cgroup"];
+  return {
+    leave: options.leave,
+    shellJob: options.flags.has("shell-job"),
+    linkRemap: options.flags.has("link-remap"),
+    ...(limit === undefined ? {} : { ghostLimit: limit }),
+    ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
+    ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
+  };
+}
+
+function dumpStatsText(stats: DumpStats): string {
+  return [
+    "Displaying dump stats:",
+    `Freezing time: ${stats.freezing_time} us`,
+    `Frozen time: ${stats.frozen_time} us`,
+    `Memory dump time: ${stats.memdump_time} us`,
+    `Memory write time: ${stats.memwrite_time} us`,
+    "IRMAP resolve time: 0 us",
+    `Memory pages scanned: ${pageCount(stats.pages_scanned)}`,
+    `Memory pages skipped from parent: ${pageCount(stats.pages_skipped_parent)}`,
+    `Memory pages written: ${pageCount(stats.pages_written)}`,
+    `Lazy memory pages: ${pageCount(stats.pages_lazy)}`,
+    "",
+  ].join("\n");
+}

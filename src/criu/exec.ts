@@ -1,0 +1,58 @@
+// `--exec-cmd`: this process becomes another program, so that the program is the restored task's parent.
+// execve ends Node's other threads; what Node changed in the process is put back before.
+
+import { accessSync, constants } from "node:fs";
+import { delimiter, join } from "node:path";
+import { RepriseError } from "../errors.ts";
+import { SIG_SETMASK, SIGSET_SIZE } from "../sys/abi/signal.ts";
+import { addressOf, syscall, trySyscall } from "../sys/ffi.ts";
+import { writeU64 } from "../sys/memory.ts";
+
+const SIGPIPE = 13;
+const KERNEL_SIGACTION = 32;
+
+/**
+ * Replaces this process by a command, which is looked for in PATH.
+ *
+ * @throws RepriseError BAD_ARGUMENT when it is not found, SYSCALL when it cannot be executed.
+ */
+export function becomeProgram(command: readonly string[]): never {
+  const path = findProgram(command[0] ?? "");
+  // Node ignores SIGPIPE, and an ignored signal stays ignored in the new program.
+  trySyscall("rt_sigaction", SIGPIPE, Buffer.alloc(KERNEL_SIGACTION), 0, SIGSET_SIZE);
+  trySyscall("rt_sigprocmask", SIG_SETMASK, Buffer.alloc(SIGSET_SIZE), 0, SIGSET_SIZE);
+  const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value ?? ""}`);
+  const argv = stringArray(command);
+  const envp = stringArray(environment);
+  syscall("execve", Buffer.from(`${path}\0`), argv.pointers, envp.pointers);
+  throw new RepriseError(
+    "INTERNAL",
+    `execve of ${path} came back (${argv.strings.length} arguments)`,
+  );
+}
+
+function findProgram(name: string): string {
+  const places = name.includes("/")
+    ? [""]
+    : (process.env["PATH"] ?? "/usr/bin:/bin").split(delimiter);
+  for (const place of places) {
+    const path = join(place, name);
+    try {
+      accessSync(path, constants.X_OK);
+      return path;
+    } catch {
+      continue;
+    }
+  }
+  throw new RepriseError("BAD_ARGUMENT", `cannot execute ${name}: no such program`, {
+    hint: "The command behind -- must be in PATH or be a path.",
+  });
+}
+
+/** char *[] with a null at its end; the strings must live as long as the pointers are used. */
+function stringArray(texts: readonly string[]): { pointers: Buffer; strings: Buffer[] } {
+  const strings = texts.map((text) => Buffer.from(`${text}\0`));
+  const pointers = Buffer.alloc((strings.length + 1) * 8);
+  strings.forEach((string, index) => writeU64(pointers, index * 8, addressOf(string)));
+  return { pointers, strings };
+}

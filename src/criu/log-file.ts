@@ -1,0 +1,114 @@
+// The log as CRIU writes it, because runtimes show its last lines and look for "Error" in them:
+// `(SS.UUUUUU) text`, with `Error (file:line): ` or `Warn  (file:line): ` before the text. To a terminal
+// at the usual levels the time is left out.
+
+import { openSync, readFileSync, writeSync } from "node:fs";
+import { SourceMap } from "node:module";
+import { hostname, machine, release, version } from "node:os";
+import { basename } from "node:path";
+import { type RepriseError } from "../errors.ts";
+import { LogLevel, log, setLogSink, type LogLevelValue } from "../log.ts";
+import { CRIU_VERSION, PACKAGE_VERSION } from "../version.ts";
+
+/** Lines carry the time from this level up. */
+const TIMES_FROM: number = LogLevel.INFO;
+
+interface Target {
+  readonly fd: number;
+  readonly verbosity: number;
+}
+
+let target: Target = { fd: process.stderr.fd, verbosity: LogLevel.WARN };
+
+/** Sends the log to a file of its own (created, or emptied), or to standard error. */
+export function openLog(options: {
+  readonly file?: string | undefined;
+  readonly verbosity: number;
+}): void {
+  const fd = options.file === undefined ? process.stderr.fd : openSync(options.file, "w", 0o600);
+  target = { fd, verbosity: Math.min(options.verbosity, LogLevel.DEBUG) };
+  setLogSink(target.verbosity < 1 ? undefined : write, target.verbosity as LogLevelValue);
+}
+
+/** The lines that every log begins with: versions, and the system. */
+export function logHeader(): void {
+  log.info(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor} (gitid 0)`);
+  log.info(`Running on ${hostname()} Linux ${release()} ${version()} ${machine()}`);
+  log.info(`Reprise ${PACKAGE_VERSION}, Node.js ${process.versions.node}`);
+}
+
+/** Logs an error with the place where it was made, and its hint on a line of its own. */
+export function logError(error: RepriseError): void {
+  const place = origin(error.stack);
+  write(LogLevel.ERROR, error.message, place);
+  if (error.hint !== undefined) write(LogLevel.ERROR, error.hint, place);
+  if (error.cause instanceof Error) log.info(`Caused by ${error.cause.message}`);
+  log.debug(error.stack ?? "");
+}
+
+/** One line of the log; without `micros` it has no time, and `place` counts for errors and warnings. */
+export function formatLine(line: {
+  readonly level: LogLevelValue;
+  readonly text: string;
+  readonly micros: number | undefined;
+  readonly place: string;
+}): string {
+  const { level, text, micros, place } = line;
+  const time = micros === undefined ? "" : `(${seconds(micros)}) `;
+  if (level > LogLevel.WARN) return `${time}${text}\n`;
+  return `${time}${level === LogLevel.ERROR ? "Error" : "Warn "} (${place}): ${text}\n`;
+}
+
+function write(level: LogLevelValue, text: string, place?: string): void {
+  if (level > target.verbosity) return;
+  const micros = target.verbosity < TIMES_FROM ? undefined : performance.now() * 1000;
+  const known = place ?? (level <= LogLevel.WARN ? origin(new Error("origin").stack) : "");
+  try {
+    writeSync(target.fd, formatLine({ level, text, micros, place: known }));
+  } catch {
+    // A full disk or a closed pipe must not fail the operation that is being logged.
+  }
+}
+
+function seconds(micros: number): string {
+  const whole = String(Math.floor(micros / 1e6)).padStart(2, "0");
+  return `${whole}.${String(Math.floor(micros % 1e6)).padStart(6, "0")}`;
+}
+
+const OWN_FRAMES = /^(?:log|errors|criu\/log-file)\.ts:/;
+
+/** `folder/file.ts:line` of the first frame of a stack that is not of the log itself. */
+function origin(stack: string | undefined): string {
+  for (const frame of (stack ?? "").split("\n")) {
+    const match = /\(?((?:file:\/\/)?\/[^():]+):(\d+):(\d+)\)?$/.exec(frame);
+    if (match === null) continue;
+    const place = sourcePlace(match[1] ?? "", Number(match[2]), Number(match[3]));
+    if (!OWN_FRAMES.test(place)) return place;
+  }
+  return "reprise:0";
+}
+
+function sourcePlace(file: string, line: number, column: number): string {
+  const entry = sourceMapOf(file)?.findEntry(line - 1, column - 1);
+  const source = entry !== undefined && "originalSource" in entry ? entry.originalSource : file;
+  const from = source.lastIndexOf("/src/");
+  const short = from < 0 ? basename(source) : source.slice(from + "/src/".length);
+  return `${short}:${entry !== undefined && "originalLine" in entry ? entry.originalLine + 1 : line}`;
+}
+
+const sourceMaps = new Map<string, SourceMap | undefined>();
+
+/** The map that lies beside a bundle; read when the first error is logged, and only then. */
+function sourceMapOf(file: string): SourceMap | undefined {
+  if (!file.endsWith(".cjs")) return undefined;
+  if (!sourceMaps.has(file)) {
+    let map: SourceMap | undefined;
+    try {
+      map = new SourceMap(JSON.parse(readFileSync(`${file}.map`, "utf8")) as never);
+    } catch {
+      map = undefined;
+    }
+    sourceMaps.set(file, map);
+  }
+  return sourceMaps.get(file);
+}

@@ -1,0 +1,122 @@
+// `criu restore`: options to the engine's restore; pidfile, statistics, and what happens afterwards: leave
+// (-d), wait for the root task, or become another program (--exec-cmd) as the root task's parent.
+
+import { closeSync, openSync, writeSync } from "node:fs";
+import type { EngineHooks, RestoreStats } from "../engine/progress.ts";
+import { restore, type RestoreOptions } from "../engine/restore.ts";
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { errnoOf } from "../proc/procfs.ts";
+import type { CriuOptions } from "./options.ts";
+import type { Directories } from "./paths.ts";
+import { scriptRunner } from "./scripts.ts";
+import { pageCount } from "./stats-text.ts";
+
+/** Runs the action. Returns the exit code. */
+export async function restoreAction(
+  options: CriuOptions,
+  directories: Directories,
+): Promise<number> {
+  const command = execCommand(options);
+  if (options.values.tree !== undefined) log.warn("-t has no meaning for restore");
+  if (options.values["network-lock"] !== undefined) {
+    log.warn("--network-lock will be ignored in restore command");
+  }
+  const pidfile = pidfileWriter(options.values.pidfile);
+  const result = await restore({
+    ...engineOptions(options),
+    imagesDir: directories.imagesDir,
+    workDir: directories.workDir,
+    hooks: restoreHooks(options, directories, pidfile),
+  });
+  pidfile.write(result.pid);
+  if (options.flags.has("display-stats")) process.stdout.write(restoreStatsText(result.stats));
+  log.info("Restore finished successfully. Tasks resumed.");
+  if (command.length > 0) {
+    const { becomeProgram } = await import("./exec.ts");
+    becomeProgram(command);
+  }
+  if (!options.flags.has("restore-detached")) await result.wait();
+  return 0;
+}
+
+/** The engine's options that options of CRIU stand for. */
+export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "imagesDir"> {
+  const { flags, values } = options;
+  return {
+    shellJob: flags.has("shell-job"),
+    leaveStopped: options.leave === "stopped",
+    detached: flags.has("restore-detached"),
+    skipRwxCheck: flags.has("skip-file-rwx-check"),
+    fileValidation: values["file-validation"] === "filesize" ? "filesize" : "buildid",
+  };
+}
+
+/** The command behind `--` that --exec-cmd asks for, or nothing. */
+function execCommand(options: CriuOptions): readonly string[] {
+  if (!options.flags.has("exec-cmd")) return [];
+  const command = options.words.slice(1);
+  if (options.flags.has("restore-detached")) {
+    throw new RepriseError(
+      "BAD_ARGUMENT",
+      "--restore-detached and --exec-cmd cannot be used together",
+      {
+        hint: "The command becomes the parent of the restored process, which a detached one has not.",
+      },
+    );
+  }
+  return command;
+}
+
+interface PidfileWriter {
+  write(pid: number): void;
+}
+
+/** Writes once; the file must not exist, so that a pid that is in use is never overwritten. */
+function pidfileWriter(path: string | undefined): PidfileWriter {
+  let open = path !== undefined;
+  return {
+    write(pid) {
+      if (!open || path === undefined) return;
+      open = false;
+      try {
+        const fd = openSync(path, "wx", 0o600);
+        writeSync(fd, String(pid));
+        closeSync(fd);
+      } catch (error) {
+        const errno = errnoOf(error) ?? "unknown error";
+        throw new RepriseError("BAD_ARGUMENT", `cannot write pidfile ${path}: openat: ${errno}`, {
+          hint: "The pidfile must not exist, and its directory must.",
+          cause: error,
+        });
+      }
+    },
+  };
+}
+
+/** The pidfile is written before the tasks run, so that a failure leaves none of them behind. */
+function restoreHooks(
+  options: CriuOptions,
+  directories: Directories,
+  pidfile: PidfileWriter,
+): EngineHooks {
+  const runner = scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd);
+  return {
+    script(action, initPid) {
+      if (action === "post-restore" && initPid !== undefined) pidfile.write(initPid);
+      runner.script(action, initPid);
+    },
+  };
+}
+
+function restoreStatsText(stats: RestoreStats): string {
+  return [
+    "Displaying restore stats:",
+    `Pages compared: ${pageCount(stats.pages_compared)}`,
+    `Pages skipped COW: ${pageCount(stats.pages_skipped_cow)}`,
+    `Pages restored: ${pageCount(stats.pages_restored)}`,
+    `Restore time: ${stats.restore_time} us`,
+    `Forking time: ${stats.forking_time} us`,
+    "",
+  ].join("\n");
+}

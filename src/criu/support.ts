@@ -1,0 +1,77 @@
+// What of CRIU's options the engine honours. An option that would change the result and is not honoured is
+// refused; one that only permits what the engine then refuses by itself, naming the object, is let through
+// with a warning in the log.
+
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import type { CriuOptions, OptionName } from "./options.ts";
+
+/** Options that would change what is saved or made, and are not honoured yet. */
+const REFUSED: readonly OptionName[] = [
+  "restore-sibling",
+  "lazy-pages",
+  "page-server",
+  "track-mem",
+  "auto-dedup",
+  "stream",
+  "tls",
+  "mntns-compat-mode",
+  "root",
+  "prev-images-dir",
+  "ps-socket",
+  "empty-ns",
+  "cgroup-root",
+  "cgroup-yard",
+  "lsm-profile",
+  "lsm-mount-context",
+  "join-ns",
+  "veth-pair",
+  "ext-mount-map",
+  "inherit-fd",
+  "external",
+  "skip-mnt",
+];
+
+/** Options that allow or tune something that the engine does not do yet. */
+const WITHOUT_EFFECT: readonly OptionName[] = [
+  "tcp-established",
+  "log-pid",
+  "evasive-devices",
+  "file-locks",
+  "force-irmap",
+  "skip-in-flight",
+  "weak-sysctls",
+  "tcp-close",
+  "unprivileged",
+  "allow-uprobes",
+  "enable-external-sharing",
+  "enable-external-masters",
+  "libdir",
+  "cgroup-props",
+  "cgroup-props-file",
+  "network-lock",
+  "ext-unix-sk",
+  "cpu-cap",
+  "manage-cgroups",
+  "enable-fs",
+  "irmap-scan-path",
+  "cgroup-dump-controller",
+];
+
+/** @throws RepriseError UNSUPPORTED when an option is given that the engine cannot honour. */
+export function checkSupport(options: CriuOptions): void {
+  const refused = REFUSED.find((name) => isGiven(options, name));
+  if (refused !== undefined) {
+    throw new RepriseError("UNSUPPORTED", `option --${refused} is not supported yet`, {
+      hint: "Leave it out, or use CRIU for this checkpoint.",
+    });
+  }
+  for (const name of WITHOUT_EFFECT) {
+    if (isGiven(options, name)) log.warn(`option --${name} has no effect yet`);
+  }
+}
+
+function isGiven(options: CriuOptions, name: OptionName): boolean {
+  const { flags, values, lists } = options;
+  return (flags as ReadonlySet<string>).has(name) || name in values || name in lists;
+}

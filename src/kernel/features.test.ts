@@ -1,0 +1,44 @@
+import { describe, expect, it } from "vitest";
+import { readFileSync, readdirSync } from "node:fs";
+import { FEATURE_NAMES, isFeatureName, probeAll, probeFeature } from "./features.ts";
+
+describe("probeFeature()", () => {
+  it.each([
+    "clone3_set_tid",
+    "kcmp_epoll",
+    "pidfd_store",
+    "can_map_vdso",
+    "timerfd",
+    "ns_pid",
+  ] as const)("finds %s, which every kernel from our floor up has", (name) => {
+    expect(probeFeature(name)).toEqual({ name, supported: true, reason: "" });
+  });
+
+  it("gives a reason exactly when a feature is missing", () => {
+    for (const { supported, reason } of FEATURE_NAMES.map((name) => probeFeature(name))) {
+      expect(reason === "").toBe(supported);
+    }
+  });
+
+  it("tells soft-dirty tracking as the kernel's own page flags do", () => {
+    // A kernel that keeps the bit shows it in smaps of memory just written: VmFlags has "sd".
+    const smaps = readFileSync("/proc/self/smaps", "utf8");
+    expect(probeFeature("mem_dirty_track").supported).toBe(/^VmFlags:.* sd/m.test(smaps));
+  });
+
+  it("leaves no descriptor and no child behind", () => {
+    const before = readdirSync("/proc/self/fd").length;
+    probeAll(["basic", "extra", "experimental"]);
+    expect(readdirSync("/proc/self/fd").length).toBe(before);
+    const children = readFileSync(`/proc/self/task/${process.pid}/children`, "utf8");
+    expect(children).toBe("");
+  });
+});
+
+describe("isFeatureName()", () => {
+  it("knows CRIU's names only", () => {
+    expect(isFeatureName("uffd-noncoop")).toBe(true);
+    expect(isFeatureName("map_files")).toBe(false);
+    expect(isFeatureName("toString")).toBe(false);
+  });
+});
