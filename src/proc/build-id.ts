@@ -2,7 +2,7 @@
 // by which a restore sees that a mapped file is another build; see elf(5). The file may be anybody's, so all
 // offsets and sizes are checked, reads are bounded, and what is not a regular 64-bit little-endian ELF file
 // has no build id.
-import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readSync, statSync } from "node:fs";
 import { errnoOf } from "./procfs.ts";
 import { RepriseError } from "../errors.ts";
 
@@ -29,7 +29,8 @@ export type ReadAt = (offset: number, length: number) => Uint8Array;
 export function readBuildId(path: string): Uint8Array | undefined {
   let fd: number | undefined;
   try {
-    // O_NONBLOCK: a FIFO must not hold us up.
+    // To open a device may already do something, so ask first; O_NONBLOCK in case it changed since.
+    if (!statSync(path).isFile()) return undefined;
     fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
     if (!fstatSync(fd).isFile()) return undefined;
     const from = fd;

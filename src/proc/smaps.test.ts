@@ -1,0 +1,101 @@
+import { describe, expect, it } from "vitest";
+import { readMaps } from "./maps.ts";
+import { parseSmaps, readSmaps, readSmapsIfAlive } from "./smaps.ts";
+
+const LINUX_6_18 = `55cb57ebf000-55cb57ec1000 r--p 00000000 fe:00 260386                     /usr/bin/head
+Size:                  8 kB
+KernelPageSize:        4 kB
+Rss:                   8 kB
+LazyFree:              0 kB
+Locked:                0 kB
+THPeligible:           0
+VmFlags: rd mr mw me 
+7f77f0000000-7f77f0021000 rw-p 00000000 00:00 0 
+Size:                132 kB
+Locked:              132 kB
+THPeligible:           0
+ProtectionKey:         0
+VmFlags: rd wr mr mw me lo lf nr sd dp ?? 
+7ffd3a000000-7ffd3a021000 rw-p 00000000 00:00 0                          [stack]
+Locked:                0 kB
+VmFlags: rd wr mr mw me gd ac 
+7ffd3a100000-7ffd3a101000 r--p 00000000 fe:00 7                          /tmp/Locked:\\012VmFlags: gd
+VmFlags: rd mr mw me 
+`;
+
+describe("parseSmaps()", () => {
+  const [head, locked, stack, odd] = parseSmaps(LINUX_6_18);
+
+  it("reads the header, the flags and the locked size of every area", () => {
+    expect(parseSmaps(LINUX_6_18)).toHaveLength(4);
+    expect(head).toStrictEqual({
+      start: 0x55cb57ebf000,
+      end: 0x55cb57ec1000,
+      read: true,
+      write: false,
+      exec: false,
+      shared: false,
+      offset: 0,
+      devMajor: 0xfe,
+      devMinor: 0,
+      inode: 260386n,
+      path: "/usr/bin/head",
+      vmFlags: ["rd", "mr", "mw", "me"],
+      locked: 0,
+    });
+    expect(locked?.locked).toBe(132);
+    expect(locked?.vmFlags).toEqual([
+      "rd",
+      "wr",
+      "mr",
+      "mw",
+      "me",
+      "lo",
+      "lf",
+      "nr",
+      "sd",
+      "dp",
+      "??",
+    ]);
+    expect(stack?.vmFlags.includes("gd")).toBe(true);
+    expect(stack?.locked).toBe(0);
+  });
+
+  it("is not misled by a file whose name looks like fields", () => {
+    expect(odd).toMatchObject({ path: "/tmp/Locked:\nVmFlags: gd", locked: 0 });
+    expect(odd?.vmFlags).toEqual(["rd", "mr", "mw", "me"]);
+  });
+
+  it("shares the array of equal flags", () => {
+    expect(odd?.vmFlags).toBe(head?.vmFlags);
+  });
+
+  it("gives no flags to an area without the line, and nothing for an empty file", () => {
+    const [first, second] = parseSmaps(
+      "1000-2000 r--p 00000000 00:00 0 \nSize: 4 kB\n3000-4000 r--p 00000000 00:00 0 \nVmFlags: rd",
+    );
+    expect(first?.vmFlags).toEqual([]);
+    expect(second?.vmFlags).toEqual(["rd"]);
+    expect(parseSmaps("")).toStrictEqual([]);
+  });
+
+  it("does not accept a flag that no kernel has", () => {
+    // @ts-expect-error: a misspelt flag must not compile
+    expect(stack?.vmFlags.includes("gx")).toBe(false);
+  });
+});
+
+describe("readSmaps()", () => {
+  it("agrees with maps, and the flags with the permissions", () => {
+    const stack = readSmaps(process.pid).find((vma) => vma.path === "[stack]");
+    const { vmFlags, locked, ...header } = stack ?? { vmFlags: [], locked: -1 };
+    expect(vmFlags).toEqual(expect.arrayContaining(["rd", "wr", "gd"]));
+    expect(locked).toBe(0);
+    const inMaps = readMaps(process.pid).find((vma) => vma.path === "[stack]");
+    expect(header).toMatchObject({ end: inMaps?.end, read: true, write: true, exec: false });
+  });
+
+  it("is undefined for a process that is not there", () => {
+    expect(readSmapsIfAlive(2 ** 30)).toBeUndefined();
+  });
+});
