@@ -1,0 +1,334 @@
+// Protobuf (proto2) messages of CRIU's images: bytes to plain objects and back, driven by the table
+// that tools/generate-schema.ts makes. The byte level is @bufbuild/protobuf's; what is ours is the
+// table, exactness (fields in ascending number, set-but-default values written: the bytes are those
+// that CRIU writes), and limits, since an image may come from anywhere.
+//
+// Letters of the table: u uint32, i int32, s sint32, e enum (all `number`); U uint64, I int64,
+// S sint64, F fixed64 (`bigint`); N uint64 and Z sint64 as an exact `number`; A a page address as
+// `number`; b bool, t string, y bytes, m message. Labels: ! required, ? optional, * repeated, + packed.
+import { BinaryReader, BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
+import { RepriseError } from "../errors.ts";
+import { MESSAGE_TABLE, type Messages } from "./schema/messages.generated.ts";
+import { bytesToText, textToBytes } from "./text.ts";
+
+export type MessageName = keyof Messages;
+
+/** One entry: the largest real ones are mm entries of 65,530 mappings (4 MB) and AppArmor policies. */
+export const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
+/** Messages inside messages: only cgroup directories and AppArmor namespaces nest by themselves. */
+export const MAX_NESTING = 100;
+/** Elements of all repeated fields of one entry together. */
+export const MAX_ELEMENTS = 4_000_000;
+
+/** What `encode` takes: as the message, but lists may be left out. */
+export type MessageInput<T> = T extends Uint8Array | string | number | bigint | boolean | undefined
+  ? T
+  : T extends readonly (infer Item)[]
+    ? readonly MessageInput<Item>[]
+    : {
+        readonly [K in keyof T as T[K] extends readonly unknown[] ? never : K]: MessageInput<T[K]>;
+      } & {
+        readonly [K in keyof T as T[K] extends readonly unknown[] ? K : never]?:
+          | MessageInput<T[K]>
+          | undefined;
+      };
+
+/**
+ * Bytes of a message.
+ * @throws RepriseError BAD_IMAGE when a required field is missing or a value does not fit its field.
+ */
+export function encode<N extends MessageName>(
+  name: N,
+  value: MessageInput<Messages[N]>,
+): Uint8Array {
+  const writer = new BinaryWriter();
+  writeMessage(writer, fieldsOf(name), value);
+  return writer.finish();
+}
+
+/**
+ * The message in `bytes`. Lists that are absent are empty; byte fields are views into `bytes`;
+ * unknown fields are skipped.
+ * @throws RepriseError BAD_IMAGE naming message and field.
+ */
+export function decode<N extends MessageName>(name: N, bytes: Uint8Array): Messages[N] {
+  if (bytes.length > MAX_MESSAGE_BYTES) {
+    throw badMessage(name, `${bytes.length} bytes, more than ${MAX_MESSAGE_BYTES}`);
+  }
+  const budget = { elements: MAX_ELEMENTS };
+  try {
+    const reader = new BinaryReader(bytes);
+    const scope = { end: bytes.length, depth: 0, budget };
+    const value: unknown = readMessage(reader, fieldsOf(name), scope);
+    return value as Messages[N];
+  } catch (error) {
+    if (error instanceof RepriseError) throw error;
+    throw badMessage(name, errorText(error), error);
+  }
+}
+
+export type FieldLabel = "!" | "?" | "*" | "+";
+
+/** A field as the codec sees it. */
+export interface FieldSpec {
+  readonly number: number;
+  readonly name: string;
+  readonly type: string;
+  readonly label: FieldLabel;
+  /** Name of the message or enum. */
+  readonly typeName: string;
+}
+
+export interface MessageFields {
+  readonly name: string;
+  /** In ascending number. */
+  readonly list: readonly FieldSpec[];
+  readonly byNumber: ReadonlyMap<number, FieldSpec>;
+}
+
+const expanded = new Map<string, MessageFields>();
+
+/** The fields of a message, from the table; expanded at first use. */
+export function fieldsOf(name: string): MessageFields {
+  const known = expanded.get(name);
+  if (known !== undefined) return known;
+  const list = MESSAGE_TABLE[name as MessageName].split(" ").filter(Boolean).map(parseSpec);
+  const fields = { name, list, byNumber: new Map(list.map((field) => [field.number, field])) };
+  expanded.set(name, fields);
+  return fields;
+}
+
+function parseSpec(spec: string): FieldSpec {
+  const [number = "", name = "", code = "", typeName = ""] = spec.split(",");
+  const label = code.charAt(1) as FieldLabel;
+  return { number: Number(number), name, type: code.charAt(0), label, typeName };
+}
+
+type PlainMessage = Record<string, unknown>;
+
+function writeMessage(writer: BinaryWriter, message: MessageFields, value: PlainMessage): void {
+  for (const field of message.list) {
+    const content = value[field.name];
+    if (content === undefined) {
+      if (field.label === "!") throw badField(message, field, "missing");
+      continue;
+    }
+    try {
+      writeField(writer, field, content);
+    } catch (error) {
+      if (error instanceof RepriseError) throw error;
+      throw badField(message, field, errorText(error), error);
+    }
+  }
+}
+
+function writeField(writer: BinaryWriter, field: FieldSpec, content: unknown): void {
+  if (field.label === "+") {
+    const items = content as readonly unknown[];
+    if (items.length === 0) return;
+    writer.tag(field.number, WireType.LengthDelimited).fork();
+    for (const item of items) writeValue(writer, field, item);
+    writer.join();
+  } else if (field.label === "*") {
+    for (const item of content as readonly unknown[]) writeTagged(writer, field, item);
+  } else {
+    writeTagged(writer, field, content);
+  }
+}
+
+function writeTagged(writer: BinaryWriter, field: FieldSpec, value: unknown): void {
+  writer.tag(field.number, wireTypeOf(field.type));
+  if (field.type === "m") {
+    writer.fork();
+    writeMessage(writer, fieldsOf(field.typeName), value as PlainMessage);
+    writer.join();
+  } else {
+    writeValue(writer, field, value);
+  }
+}
+
+function writeValue(writer: BinaryWriter, field: FieldSpec, value: unknown): void {
+  switch (field.type) {
+    case "u":
+      return void writer.uint32(value as number);
+    case "i":
+    case "e":
+      return void writer.int32(value as number);
+    case "s":
+      return void writer.sint32(value as number);
+    case "N":
+      return void writer.uint64(BigInt(safeNumber(value as number)));
+    case "Z":
+      return void writer.sint64(BigInt(safeNumber(value as number)));
+    case "A":
+      return void writer.uint64(BigInt(value as number));
+    case "U":
+      return void writer.uint64(value as bigint);
+    case "I":
+      return void writer.int64(value as bigint);
+    case "S":
+      return void writer.sint64(value as bigint);
+    case "F":
+      return void writer.fixed64(value as bigint);
+    case "b":
+      return void writer.bool(value as boolean);
+    case "t":
+      return void writer.bytes(textToBytes(value as string));
+    default:
+      return void writer.bytes(value as Uint8Array);
+  }
+}
+
+interface ReadScope {
+  readonly end: number;
+  readonly depth: number;
+  readonly budget: { elements: number };
+}
+
+function readMessage(reader: BinaryReader, message: MessageFields, scope: ReadScope): PlainMessage {
+  if (scope.depth > MAX_NESTING)
+    throw badMessage(message.name, `nested deeper than ${MAX_NESTING}`);
+  const value: PlainMessage = {};
+  for (const field of message.list) {
+    if (field.label === "*" || field.label === "+") value[field.name] = [];
+  }
+  while (reader.pos < scope.end) {
+    const [number, wireType] = reader.tag();
+    const field = message.byNumber.get(number);
+    if (field === undefined) skipUnknown(reader, wireType, message);
+    else readField(reader, { message, field, value, wireType, scope });
+    if (reader.pos > scope.end) throw badMessage(message.name, "a field runs beyond the end");
+  }
+  for (const field of message.list) {
+    if (field.label === "!" && value[field.name] === undefined)
+      throw badField(message, field, "missing");
+  }
+  return value;
+}
+
+function skipUnknown(reader: BinaryReader, wireType: WireType, message: MessageFields): void {
+  // Groups nest without a length; nobody who writes images uses them.
+  if (wireType === WireType.StartGroup || wireType === WireType.EndGroup) {
+    throw badMessage(message.name, "a group field");
+  }
+  reader.skip(wireType);
+}
+
+interface ReadTarget {
+  readonly message: MessageFields;
+  readonly field: FieldSpec;
+  readonly value: PlainMessage;
+  readonly wireType: WireType;
+  readonly scope: ReadScope;
+}
+
+function readField(reader: BinaryReader, target: ReadTarget): void {
+  const { message, field, value, wireType, scope } = target;
+  const expected = wireTypeOf(field.type);
+  const repeated = field.label === "*" || field.label === "+";
+  if (repeated && wireType === WireType.LengthDelimited && expected !== wireType) {
+    return readPacked(reader, target);
+  }
+  if (wireType !== expected)
+    throw badField(message, field, `wire type ${wireType}, not ${expected}`);
+  const item = field.type === "m" ? readChild(reader, target) : readValue(reader, message, field);
+  if (!repeated) {
+    value[field.name] = item;
+  } else {
+    spendElement(target);
+    (value[field.name] as unknown[]).push(item);
+  }
+  if (reader.pos > scope.end) throw badField(message, field, "runs beyond the end");
+}
+
+function readPacked(reader: BinaryReader, target: ReadTarget): void {
+  const { message, field, value, scope } = target;
+  const length = reader.uint32();
+  const end = reader.pos + length;
+  if (end > scope.end) throw badField(message, field, "runs beyond the end");
+  while (reader.pos < end) {
+    spendElement(target);
+    (value[field.name] as unknown[]).push(readValue(reader, message, field));
+  }
+  if (reader.pos !== end) throw badField(message, field, "runs beyond its length");
+}
+
+function readChild(reader: BinaryReader, { message, field, scope }: ReadTarget): PlainMessage {
+  const length = reader.uint32();
+  const end = reader.pos + length;
+  if (end > scope.end) throw badField(message, field, "runs beyond the end");
+  const depth = scope.depth + 1;
+  return readMessage(reader, fieldsOf(field.typeName), { end, depth, budget: scope.budget });
+}
+
+function spendElement({ message, field, scope }: ReadTarget): void {
+  scope.budget.elements -= 1;
+  if (scope.budget.elements < 0)
+    throw badField(message, field, `more than ${MAX_ELEMENTS} elements`);
+}
+
+function readValue(reader: BinaryReader, message: MessageFields, field: FieldSpec): unknown {
+  switch (field.type) {
+    case "u":
+      return reader.uint32();
+    case "i":
+    case "e":
+      return reader.int32();
+    case "s":
+      return reader.sint32();
+    case "N":
+      return exactNumber(reader.uint64(), message, field);
+    case "Z":
+      return exactNumber(reader.sint64(), message, field);
+    case "A":
+      return exactNumber(reader.uint64(), message, field);
+    case "U":
+      return BigInt(reader.uint64());
+    case "I":
+      return BigInt(reader.int64());
+    case "S":
+      return BigInt(reader.sint64());
+    case "F":
+      return BigInt(reader.fixed64());
+    case "b":
+      return reader.bool();
+    case "t":
+      return bytesToText(reader.bytes());
+    default:
+      return reader.bytes();
+  }
+}
+
+function exactNumber(wide: bigint | string, message: MessageFields, field: FieldSpec): number {
+  const value = Number(wide);
+  if (Number.isSafeInteger(value)) return value;
+  if (field.type === "A" && BigInt(value) === BigInt(wide)) return value;
+  throw badField(message, field, `${wide} is out of range`);
+}
+
+function safeNumber(value: number): number {
+  if (!Number.isSafeInteger(value)) throw new RangeError(`${value} is out of range`);
+  return value;
+}
+
+function wireTypeOf(type: string): WireType {
+  if (type === "m" || type === "t" || type === "y") return WireType.LengthDelimited;
+  return type === "F" ? WireType.Bit64 : WireType.Varint;
+}
+
+function badField(
+  message: MessageFields,
+  field: FieldSpec,
+  what: string,
+  cause?: unknown,
+): RepriseError {
+  return badMessage(`${message.name}.${field.name}`, what, cause);
+}
+
+function badMessage(name: string, what: string, cause?: unknown): RepriseError {
+  return new RepriseError("BAD_IMAGE", `bad ${name}: ${what}`, { cause });
+}
+
+function errorText(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,294 @@
+// Writes an image set: a flat directory of image files. inventory.img is the commit: it is written
+// last, under a temporary name, and renamed when all the rest is there, so a directory with an
+// inventory holds a whole set. What an earlier dump left in the directory and this one does not
+// write is not in the manifest, and so not part of the set.
+import {
+  closeSync,
+  constants,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
+import { join } from "node:path";
+import { crc32 } from "node:zlib";
+import { assert } from "../errors.ts";
+import type { MessageInput } from "./codec.ts";
+import { entryBytes, headBytes, paddingFor } from "./image-file.ts";
+import { describeFile, MANIFEST_NAME, renderManifest, type ManifestFile } from "./manifest.ts";
+import {
+  imageName,
+  kindSpec,
+  type EntryKind,
+  type MessageOf,
+  type RawKind,
+} from "./names.ts";
+import { encodePagemap, type PagemapKind, type PageRun } from "./pagemap.ts";
+import type { InventoryEntry, IpcMsg, Messages } from "./schema/messages.generated.ts";
+
+/** Kinds whose entries are all of one message. */
+export type ListKind = Exclude<EntryKind, PagemapKind>;
+
+export type EntryInput<K extends EntryKind> = MessageInput<Messages[MessageOf<K>]>;
+
+export interface WriterOptions {
+  /**
+   * What is flushed to the disk before the inventory appears: `files` every image and the directory,
+   * `none` nothing (a crash of the machine may leave a broken set).
+   * @default "files"
+   */
+  readonly sync?: "files" | "none";
+}
+
+const TEMPORARY_INVENTORY = "inventory.img.new";
+const DIRECTORY_MODE = 0o700;
+const FILE_MODE = 0o600;
+
+export class ImageSetWriter {
+  readonly dir: string;
+  readonly #sync: "files" | "none";
+  readonly #open = new Set<ImageWriter>();
+  readonly #written = new Map<string, ManifestFile | undefined>();
+
+  /** Makes the directory, and takes an older set's inventory away. System errors are thrown as they are. */
+  constructor(dir: string, options: WriterOptions = {}) {
+    this.dir = dir;
+    this.#sync = options.sync ?? "files";
+    mkdirSync(dir, { recursive: true, mode: DIRECTORY_MODE });
+    for (const name of [imageName("inventory"), MANIFEST_NAME])
+      rmSync(this.path(name), { force: true });
+  }
+
+  /** Writes a whole image. `id` is 0 for kinds without a number. */
+  write<K extends ListKind>(kind: K, id: number, entries: readonly EntryInput<K>[]): void {
+    const image = this.open(kind, id);
+    for (const entry of entries) image.add(entry);
+    image.close();
+  }
+
+  /** Opens an image to which entries are added one by one, with their payload. */
+  open<K extends ListKind>(kind: K, id = 0): EntryWriter<K> {
+    return new EntryWriter(this.#create(imageName(kind, id)), kind);
+  }
+
+  /**
+   * Creates a raw image, and gives its descriptor: whoever holds it may write to it, from any
+   * process. Close it before `commit`.
+   */
+  openRaw(kind: RawKind, id: number): RawImage {
+    return new RawImage(this.#create(imageName(kind, id)));
+  }
+
+  writePagemap(
+    kind: PagemapKind,
+    id: number,
+    map: { readonly pagesId: number; readonly runs: readonly PageRun[] },
+  ): void {
+    const image = this.#create(imageName(kind, id));
+    image.append(encodePagemap(kind, map));
+    image.close();
+  }
+
+  /** Ends the set: manifest, then the inventory under its name. */
+  commit(inventory: MessageInput<InventoryEntry>): void {
+    assert(this.#open.size === 0, "an image is still open at commit");
+    this.#writeInventory(inventory);
+    this.#writeManifest();
+    if (this.#sync === "files") this.#syncAll();
+    renameSync(this.path(TEMPORARY_INVENTORY), this.path(imageName("inventory")));
+    if (this.#sync === "files") syncPath(this.dir, constants.O_DIRECTORY);
+    this.#written.clear();
+  }
+
+  /** Removes what was written; for a dump that failed. After `commit` it does nothing. */
+  abort(): void {
+    for (const image of this.#open) image.discard();
+    this.#open.clear();
+    for (const name of this.#written.keys()) rmSync(this.path(name), { force: true });
+    this.#written.clear();
+  }
+
+  /** Path of a file of the set. */
+  path(name: string): string {
+    return join(this.dir, name);
+  }
+
+  #create(name: string): ImageWriter {
+    // A new inode: an older file of this name may be mapped or read by a running restore.
+    rmSync(this.path(name), { force: true });
+    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
+    const fd = openSync(this.path(name), flags, FILE_MODE);
+    this.#written.set(name, undefined);
+    const image = new ImageWriter(fd, (description) => {
+      this.#open.delete(image);
+      this.#written.set(name, description);
+    });
+    this.#open.add(image);
+    return image;
+  }
+
+  #writeInventory(inventory: MessageInput<InventoryEntry>): void {
+    const image = this.#create(TEMPORARY_INVENTORY);
+    image.append(headBytes("inventory"));
+    image.append(entryBytes("inventory_entry", inventory));
+    image.close();
+  }
+
+  #writeManifest(): void {
+    const files = new Map<string, ManifestFile>();
+    for (const [name, known] of this.#written) {
+      const description = known ?? describeFile(this.dir, name);
+      files.set(name === TEMPORARY_INVENTORY ? imageName("inventory") : name, description);
+    }
+    const image = this.#create(MANIFEST_NAME);
+    image.append(Buffer.from(renderManifest(files)));
+    image.close();
+  }
+
+  #syncAll(): void {
+    for (const name of this.#written.keys()) syncPath(this.path(name), 0);
+  }
+}
+
+/** Adds entries to one image; payload goes right behind its entry. */
+export class EntryWriter<K extends ListKind> {
+  readonly #image: ImageWriter;
+  readonly #kind: K;
+  #payloadBytes = 0;
+
+  constructor(image: ImageWriter, kind: K) {
+    this.#image = image;
+    this.#kind = kind;
+    image.append(headBytes(kind));
+  }
+
+  add(entry: EntryInput<K>): void {
+    const message = kindSpec(this.#kind).message as MessageOf<K>;
+    this.#image.append(entryBytes(message, entry));
+    this.#payloadBytes = 0;
+  }
+
+  /** Bytes that belong to the last entry. */
+  payload(bytes: Uint8Array): void {
+    this.#image.append(bytes);
+    this.#payloadBytes += bytes.length;
+  }
+
+  /** Fills the payload of the last entry to a multiple (ipcns-sem: 8, old ipcns-shm: 4). */
+  pad(multiple: number): void {
+    this.payload(paddingFor(this.#payloadBytes, multiple));
+  }
+
+  /** A message of the last System V queue; `data` has `msize` bytes. */
+  queueMessage(message: MessageInput<IpcMsg>, data: Uint8Array): void {
+    this.#image.append(entryBytes("ipc_msg", message));
+    this.#image.append(data);
+    this.#image.append(paddingFor(data.length, 8));
+  }
+
+  /** Head of a chunk of a ghost file: `len` bytes of payload must follow, for offset `off`. */
+  ghostChunk(chunk: { readonly len: number; readonly off: number }): void {
+    this.#image.append(entryBytes("ghost_chunk_entry", chunk));
+  }
+
+  /** Flushes, and gives the descriptor with its position at the end, for payload by splice or copy. */
+  rawFd(): number {
+    return this.#image.lend();
+  }
+
+  close(): void {
+    this.#image.close();
+  }
+}
+
+/** A raw image; what is in it is not known until it is closed. */
+export class RawImage implements Disposable {
+  readonly fd: number;
+  readonly #image: ImageWriter;
+
+  constructor(image: ImageWriter) {
+    this.#image = image;
+    this.fd = image.lend();
+  }
+
+  write(bytes: Uint8Array): void {
+    writeAll(this.fd, bytes);
+  }
+
+  close(): void {
+    this.#image.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+const BUFFER_BYTES = 256 * 1024;
+
+/** A file being written, with its checksum as long as nobody else writes to it. */
+export class ImageWriter {
+  readonly #fd: number;
+  readonly #onClose: (description: ManifestFile | undefined) => void;
+  #pending: Uint8Array[] = [];
+  #pendingBytes = 0;
+  #size = 0;
+  #crc = 0;
+  #lent = false;
+  #closed = false;
+
+  constructor(fd: number, onClose: (description: ManifestFile | undefined) => void) {
+    this.#fd = fd;
+    this.#onClose = onClose;
+  }
+
+  append(bytes: Uint8Array): void {
+    this.#pending.push(bytes);
+    this.#pendingBytes += bytes.length;
+    if (this.#pendingBytes >= BUFFER_BYTES) this.#flush();
+  }
+
+  lend(): number {
+    this.#flush();
+    this.#lent = true;
+    return this.#fd;
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#flush();
+    this.discard();
+    this.#onClose(this.#lent ? undefined : { size: this.#size, crc32: this.#crc });
+  }
+
+  discard(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    closeSync(this.#fd);
+  }
+
+  #flush(): void {
+    if (this.#pendingBytes === 0) return;
+    const bytes = Buffer.concat(this.#pending);
+    this.#pending = [];
+    this.#pendingBytes = 0;
+    this.#size += bytes.length;
+    this.#crc = crc32(bytes, this.#crc);
+    writeAll(this.#fd, bytes);
+  }
+}
+
+function writeAll(fd: number, bytes: Uint8Array): void {
+  for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
+}
+
+function syncPath(path: string, flags: number): void {
+  const fd = openSync(path, constants.O_RDONLY | flags);
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}

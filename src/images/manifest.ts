@@ -1,0 +1,143 @@
+// reprise-manifest.json: size and CRC-32 of every image of a set, written at commit. CRIU's images
+// have no trailer and no checksum, so a file that was cut off between two entries, or that is from
+// another dump into the same directory, reads as a good one. CRIU ignores the file; sets that CRIU
+// made have none.
+import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
+import { join } from "node:path";
+import { crc32 } from "node:zlib";
+import { RepriseError } from "../errors.ts";
+import { parseImageName } from "./names.ts";
+
+export const MANIFEST_NAME = "reprise-manifest.json";
+export const MANIFEST_VERSION = 1;
+
+/** Above this many bytes, page images have their size alone: reading them back costs too much. */
+export const MAX_CHECKED_PAGES = 64 * 1024 * 1024;
+
+export interface ManifestFile {
+  /** Bytes. */
+  readonly size: number;
+  /** CRC-32 of the content; absent for large page images. */
+  readonly crc32?: number | undefined;
+}
+
+export interface Manifest {
+  readonly version: typeof MANIFEST_VERSION;
+  readonly files: Readonly<Record<string, ManifestFile>>;
+}
+
+/** Size and checksum of a file as it is on disk. System errors are thrown as they are. */
+export function describeFile(dir: string, name: string): ManifestFile {
+  const fd = openSync(join(dir, name), "r");
+  try {
+    const { size } = fstatSync(fd);
+    if (!isChecked(name, size)) return { size };
+    return { size, crc32: checksum(fd) };
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Whether a file of this name and size has a checksum. */
+export function isChecked(name: string, size: number): boolean {
+  return size <= MAX_CHECKED_PAGES || parseImageName(name)?.kind !== "pages";
+}
+
+export function renderManifest(files: ReadonlyMap<string, ManifestFile>): string {
+  const manifest: Manifest = { version: MANIFEST_VERSION, files: Object.fromEntries(files) };
+  return `${JSON.stringify(manifest)}\n`;
+}
+
+/**
+ * The manifest of a set, or undefined when it has none.
+ * @throws RepriseError BAD_IMAGE when it is damaged, IMAGE_VERSION when it is of a later version.
+ */
+export function loadManifest(dir: string): Manifest | undefined {
+  let text: string;
+  try {
+    text = readFileSync(join(dir, MANIFEST_NAME), "utf8");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw badManifest(`cannot be read: ${(error as Error).message}`);
+  }
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(text);
+  } catch (error) {
+    throw badManifest((error as Error).message);
+  }
+  return checkManifest(parsed);
+}
+
+function checkManifest(parsed: unknown): Manifest {
+  const manifest = parsed as Partial<Manifest> | null;
+  if (typeof manifest !== "object" || manifest === null) throw badManifest("not an object");
+  if (manifest.version !== MANIFEST_VERSION) {
+    const hint = "Restore the set with the version of Reprise that made it, or a later one.";
+    const code = typeof manifest.version === "number" ? "IMAGE_VERSION" : "BAD_IMAGE";
+    const what = `its version is ${String(manifest.version)}, not ${MANIFEST_VERSION}`;
+    throw new RepriseError(code, `cannot read ${MANIFEST_NAME}: ${what}`, { hint });
+  }
+  const { files } = manifest;
+  if (typeof files !== "object" || files === null) throw badManifest("it lists no files");
+  for (const [name, file] of Object.entries(
+    files as Record<string, Partial<ManifestFile> | null>,
+  )) {
+    if (name.includes("/") || !Number.isSafeInteger(file?.size))
+      throw badManifest(`bad entry ${name}`);
+  }
+  return manifest as Manifest;
+}
+
+/**
+ * Compares every file of a set with its manifest.
+ * @throws RepriseError BAD_IMAGE naming each file that is missing, cut off or changed.
+ */
+export function verifyManifest(dir: string, manifest: Manifest): void {
+  const faults = Object.entries(manifest.files)
+    .map(([name, expected]) => faultOf(dir, name, expected))
+    .filter((fault) => fault !== undefined);
+  if (faults.length === 0) return;
+  const shown = faults.slice(0, MAX_FAULTS_SHOWN).join("; ");
+  const more =
+    faults.length > MAX_FAULTS_SHOWN ? `; and ${faults.length - MAX_FAULTS_SHOWN} more` : "";
+  throw new RepriseError("BAD_IMAGE", `cannot use image set: ${shown}${more}`, {
+    hint: `The files are not those of the dump. Copy the set again; if they were changed on purpose, remove ${MANIFEST_NAME}.`,
+  });
+}
+
+const MAX_FAULTS_SHOWN = 8;
+
+function faultOf(dir: string, name: string, expected: ManifestFile): string | undefined {
+  let found: ManifestFile;
+  try {
+    found = describeFile(dir, name);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    return code === "ENOENT" ? `${name} is missing` : `${name} cannot be read (${code})`;
+  }
+  if (found.size < expected.size)
+    return `${name} is cut off at ${found.size} of ${expected.size} bytes`;
+  if (found.size > expected.size) return `${name} has ${found.size} bytes, not ${expected.size}`;
+  const same = expected.crc32 === undefined || found.crc32 === expected.crc32;
+  return same ? undefined : `${name} was changed or is from another dump`;
+}
+
+const CHUNK_BYTES = 1024 * 1024;
+
+function checksum(fd: number): number {
+  const chunk = new Uint8Array(CHUNK_BYTES);
+  let value = 0;
+  for (let at = 0; ;) {
+    const count = readSync(fd, chunk, 0, CHUNK_BYTES, at);
+    if (count === 0) return value;
+    value = crc32(chunk.subarray(0, count), value);
+    at += count;
+  }
+}
+
+function badManifest(what: string): RepriseError {
+  return new RepriseError("BAD_IMAGE", `cannot read ${MANIFEST_NAME}: ${what}`, {
+    hint: "Copy the image set again from where it was made.",
+  });
+}
