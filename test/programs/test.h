@@ -230,7 +230,10 @@ enum { TIMED_OUT, CHECK, FINISH };
 static volatile sig_atomic_t check_wanted, finish_wanted;
 static bool final_round;          // the check that runs is the last one
 static void (*tamper)(void);      // what BREAK=1 does to the program's own state before the check
-static pid_t kept_children[4096]; // killed and reaped when the program ends
+static struct {
+  pid_t pid;
+  bool serves; // answers to SIGTERM; others are only good for SIGKILL
+} kept_children[4096]; // ended and reaped when the program ends
 static int kept_count;
 
 static void on_request(int signal) {
@@ -268,18 +271,22 @@ SHARED_HELPER int wait_request(long ms) {
   return FINISH;
 }
 
-SHARED_HELPER void keep_child(pid_t pid) { kept_children[kept_count++] = pid; }
+SHARED_HELPER void keep_child(pid_t pid) { kept_children[kept_count++].pid = pid; }
 
 // The child is reaped already.
 SHARED_HELPER void forget_child(pid_t pid) {
   for (int i = 0; i < kept_count; i++)
-    if (kept_children[i] == pid) kept_children[i] = kept_children[--kept_count];
+    if (kept_children[i].pid == pid) kept_children[i] = kept_children[--kept_count];
 }
 
 SHARED_HELPER void end_children(void) {
+  for (int i = 0; i < kept_count; i++)
+    kill(kept_children[i].pid, kept_children[i].serves ? SIGTERM : SIGKILL);
   for (int i = 0; i < kept_count; i++) {
-    kill(kept_children[i], SIGKILL);
-    waitpid(kept_children[i], NULL, 0);
+    pid_t pid = kept_children[i].pid;
+    if (WITHIN(5000, waitpid(pid, NULL, WNOHANG) != 0)) continue;
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
   }
   kept_count = 0;
 }
@@ -322,6 +329,7 @@ SHARED_HELPER pid_t start_child(void (*setup)(void), void (*check)(void)) {
   pid_t pid = (pid_t)MUST(fork());
   if (pid == 0) {
     kept_count = 0;
+    check_wanted = finish_wanted = 0;
     if (setup != NULL) setup();
     snprintf(note, sizeof note, "verdict.%d", getpid());
     tell(note, "ready");
@@ -334,6 +342,7 @@ SHARED_HELPER pid_t start_child(void (*setup)(void), void (*check)(void)) {
       tell(note, failure_taken ? failure_text : "ok");
     }
   }
+  kept_children[kept_count].serves = true;
   keep_child(pid);
   snprintf(note, sizeof note, "verdict.%d", pid);
   char text[512];
