@@ -18,13 +18,7 @@ import { assert } from "../errors.ts";
 import type { MessageInput } from "./codec.ts";
 import { entryBytes, headBytes, paddingFor } from "./image-file.ts";
 import { describeFile, MANIFEST_NAME, renderManifest, type ManifestFile } from "./manifest.ts";
-import {
-  imageName,
-  kindSpec,
-  type EntryKind,
-  type MessageOf,
-  type RawKind,
-} from "./names.ts";
+import { imageName, kindSpec, type EntryKind, type MessageOf, type RawKind } from "./names.ts";
 import { encodePagemap, type PagemapKind, type PageRun } from "./pagemap.ts";
 import type { InventoryEntry, IpcMsg, Messages } from "./schema/messages.generated.ts";
 
