@@ -77,32 +77,38 @@ export function readSmapsIfAlive(pid: number): SmapsVma[] | undefined {
 export function parseSmaps(text: string): SmapsVma[] {
   const vmas: SmapsVma[] = [];
   const flagSets = new Map<string, readonly VmFlag[]>();
-  let header: MapsVma | undefined;
-  let locked = 0;
-  let vmFlags: readonly VmFlag[] = [];
   let at = 0;
   while (at < text.length) {
-    let eol = text.indexOf("\n", at);
-    if (eol < 0) eol = text.length;
-    if (isHeader(text.charCodeAt(at))) {
-      if (header !== undefined) vmas.push({ ...header, vmFlags, locked });
-      header = parseMapsHeader(text, { from: at, to: eol });
-      locked = 0;
-      vmFlags = [];
-    } else if (text.startsWith("Locked:", at)) {
-      locked = Number.parseInt(text.slice(at + 7, eol), 10);
-    } else if (text.startsWith("VmFlags:", at)) {
-      vmFlags = flagSet(text.slice(at + 8, eol), flagSets);
-    }
-    at = eol + 1;
+    const headerEnd = lineEnd(text, at);
+    const header = parseMapsHeader(text, { from: at, to: headerEnd });
+    // The line VmFlags is the last of a block in every kernel, so the twenty before it need not be split.
+    const flags = text.indexOf("\nVmFlags:", headerEnd);
+    const end = flags < 0 ? text.length : lineEnd(text, flags + 1);
+    const line = flags < 0 ? "" : text.slice(flags + 9, end);
+    const locked = text.indexOf("\nLocked:", headerEnd);
+    vmas.push({
+      start: header.start,
+      end: header.end,
+      read: header.read,
+      write: header.write,
+      exec: header.exec,
+      shared: header.shared,
+      offset: header.offset,
+      devMajor: header.devMajor,
+      devMinor: header.devMinor,
+      inode: header.inode,
+      path: header.path,
+      vmFlags: flagSet(line, flagSets),
+      locked: locked < 0 || locked > end ? 0 : Number.parseInt(text.slice(locked + 8, end), 10),
+    });
+    at = end + 1;
   }
-  if (header !== undefined) vmas.push({ ...header, vmFlags, locked });
   return vmas;
 }
 
-/** Only header lines begin with a lower-case hexadecimal digit: names begin with a capital. */
-function isHeader(char: number): boolean {
-  return (char >= 0x30 && char <= 0x39) || (char >= 0x61 && char <= 0x66);
+function lineEnd(text: string, from: number): number {
+  const end = text.indexOf("\n", from);
+  return end < 0 ? text.length : end;
 }
 
 function flagSet(line: string, known: Map<string, readonly VmFlag[]>): readonly VmFlag[] {

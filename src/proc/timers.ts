@@ -39,7 +39,8 @@ export function parseTimers(text: string): PosixTimer[] {
 }
 
 function parseTimer(block: string): PosixTimer {
-  const signal = /^signal: (-?\d+)\/(?:0x)?([0-9a-f]+|\(null\))$/m.exec(block);
+  // Older kernels write a value of 0 as `(null)`, padded with blanks.
+  const signal = /^signal: (-?\d+)\/ *([0-9a-f]+|\(null\))$/m.exec(block);
   const notify = /^notify: (\w+)\/(\w+)\.(-?\d+)$/m.exec(block);
   const sigval = signal?.[2] ?? "0";
   return {
