@@ -1,0 +1,56 @@
+// What prctl keeps for a process or a thread: parent-death signal, child subreaper, name, timer slack,
+// no huge pages, dumpable, machine check policy, time stamp counter access.
+#include "test.h"
+
+static pid_t child;
+
+// PR_GET_… that write to an int: the value, or -1.
+static int get_int(int option) {
+  int value = -1;
+  return prctl(option, &value, 0, 0, 0) == 0 ? value : -1;
+}
+
+static void check(void) {
+  char name[16];
+  EXPECT_EQ(get_int(PR_GET_PDEATHSIG), SIGWINCH);
+  EXPECT_EQ(get_int(PR_GET_CHILD_SUBREAPER), 1);
+  prctl(PR_GET_NAME, name);
+  EXPECT(strcmp(name, "a name (x) \n y") == 0, "the name is %s", name);
+  EXPECT_EQ(prctl(PR_GET_TIMERSLACK), 123456);
+  EXPECT_EQ(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), 1);
+  EXPECT_EQ(prctl(PR_GET_DUMPABLE), 1);
+  EXPECT_EQ(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0), PR_MCE_KILL_DEFAULT);
+  EXPECT_EQ(get_int(PR_GET_TSC), PR_TSC_ENABLE);
+  ask_child(child);
+}
+
+// The child has other values; a subreaper is not inherited.
+static void child_setup(void) {
+  prctl(PR_SET_NAME, "");
+  prctl(PR_SET_TIMERSLACK, 0); // back to the default, which is the parent's of the time of the fork
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
+static void child_check(void) {
+  char name[16];
+  prctl(PR_GET_NAME, name);
+  EXPECT(name[0] == 0, "the child's name is %s", name);
+  EXPECT_EQ(get_int(PR_GET_PDEATHSIG), SIGKILL);
+  EXPECT_EQ(get_int(PR_GET_CHILD_SUBREAPER), 0);
+  EXPECT_EQ(prctl(PR_GET_TIMERSLACK), 123456);
+}
+
+static void other_slack(void) { prctl(PR_SET_TIMERSLACK, 50000); }
+
+int main(void) {
+  begin();
+  MUST(prctl(PR_SET_PDEATHSIG, SIGWINCH)); // ignored by default
+  MUST(prctl(PR_SET_CHILD_SUBREAPER, 1));
+  MUST(prctl(PR_SET_NAME, "a name (x) \n y"));
+  MUST(prctl(PR_SET_TIMERSLACK, 123456));
+  MUST(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
+  MUST(prctl(PR_SET_DUMPABLE, 1));
+  child = start_child(child_setup, child_check);
+  tamper = other_slack;
+  serve(check);
+}
