@@ -1,2 +1,134 @@
+// The command line for people: names instead of pids. Each command is a file that is loaded when it is
+// asked for; this one only knows their words.
+
+import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { PACKAGE_VERSION } from "../version.ts";
-process.stdout.write(`${PACKAGE_VERSION}\n`);
+
+const USAGE_ERROR = 2;
+
+void main();
+
+async function main(): Promise<void> {
+  try {
+    await program().parseAsync();
+  } catch (error) {
+    // Commander has printed its message already; help and version are no errors.
+    if (error instanceof CommanderError) {
+      process.exitCode = error.exitCode === 0 ? 0 : USAGE_ERROR;
+      return;
+    }
+    const { reportError } = await import("./report.ts");
+    process.exitCode = reportError(error);
+  }
+}
+
+function program(): Command {
+  const root = new Command("reprise")
+    .description("Checkpoint, clone and restore running processes.")
+    .version(PACKAGE_VERSION)
+    .option("-v, --verbose", "print the engine's log to standard error")
+    .exitOverride()
+    .hook("preAction", async (command) => {
+      if (command.opts()["verbose"] !== true) return;
+      const { logToStderr } = await import("./report.ts");
+      logToStderr();
+    });
+  addLifeCommands(root);
+  addLookCommands(root);
+  return root;
+}
+
+function addLifeCommands(root: Command): void {
+  root
+    .command("run")
+    .description("start a command under a name, in the background, with its output in a log")
+    .option("-n, --name <name>", "default: the program's name, numbered if taken")
+    .argument("<command...>", "the command and its arguments, behind --")
+    .passThroughOptions()
+    .action(async (command: string[], options: { name?: string }) => {
+      const { run } = await import("./commands/run.ts");
+      await run(command, options);
+    });
+  root.enablePositionalOptions();
+  root
+    .command("checkpoint")
+    .description("save a task and end it")
+    .argument("<name>")
+    .option("-r, --leave-running", "let it run on")
+    .action(async (name: string, options: { leaveRunning?: boolean }) => {
+      const { checkpoint } = await import("./commands/checkpoint.ts");
+      await checkpoint(name, options);
+    });
+  root
+    .command("restore")
+    .description("bring a task back from its newest checkpoint")
+    .argument("<name>")
+    .option("-c, --checkpoint <number>", "another checkpoint than the newest", wholeNumber)
+    .option("--new-pids", "in a new pid namespace, if its pids are taken")
+    .action(async (name: string, options: { checkpoint?: number; newPids?: boolean }) => {
+      const { restore } = await import("./commands/restore.ts");
+      await restore(name, options);
+    });
+  root
+    .command("clone")
+    .description("start a second task where the first one is now (or was at a checkpoint)")
+    .argument("<name>")
+    .argument("<new-name>")
+    .option("-c, --checkpoint <number>", "from this checkpoint instead of from now", wholeNumber)
+    .action(async (name: string, newName: string, options: { checkpoint?: number }) => {
+      const { clone } = await import("./commands/clone.ts");
+      await clone(name, newName, options);
+    });
+  root
+    .command("rm")
+    .description("forget a task, its log and its checkpoints")
+    .argument("<name...>")
+    .option("-f, --force", "end it first if it runs")
+    .action(async (names: string[], options: { force?: boolean }) => {
+      const { remove } = await import("./commands/rm.ts");
+      remove(names, options);
+    });
+}
+
+function addLookCommands(root: Command): void {
+  root
+    .command("ps")
+    .description("list the tasks")
+    .option("--json", "as JSON")
+    .action(async (options: { json?: boolean }) => {
+      const { ps } = await import("./commands/ps.ts");
+      ps(options);
+    });
+  root
+    .command("logs")
+    .description("print what a task has written")
+    .argument("<name>")
+    .option("-f, --follow", "wait for more, until the task ends")
+    .option("-n, --lines <number>", "only the last lines", wholeNumber)
+    .action(async (name: string, options: { follow?: boolean; lines?: number }) => {
+      const { logs } = await import("./commands/logs.ts");
+      await logs(name, options);
+    });
+  root
+    .command("inspect")
+    .description("show the checkpoints of a task, and what is in one")
+    .argument("<name>")
+    .option("-c, --checkpoint <number>", "another checkpoint than the newest", wholeNumber)
+    .option("--json", "as JSON")
+    .action(async (name: string, options: { checkpoint?: number; json?: boolean }) => {
+      const { inspect } = await import("./commands/inspect.ts");
+      inspect(name, options);
+    });
+  root
+    .command("check")
+    .description("ask the kernel for everything that checkpoints need")
+    .action(async () => {
+      const { check } = await import("./commands/check.ts");
+      process.exitCode = check();
+    });
+}
+
+function wholeNumber(text: string): number {
+  if (/^\d+$/.test(text)) return Number(text);
+  throw new InvalidArgumentError("It must be a whole number.");
+}

@@ -1,0 +1,90 @@
+import { describe, expect, it, vi } from "vitest";
+import { RepriseError } from "../errors.ts";
+import { lastLines } from "./commands/logs.ts";
+import { reportError } from "./report.ts";
+import { ageText, bytesText, commandText, table } from "./text.ts";
+
+describe("table()", () => {
+  it("aligns columns and leaves no blanks at the end of lines", () => {
+    expect(
+      table(
+        ["A", "B"],
+        [
+          ["long", "x"],
+          ["y", ""],
+        ],
+      ),
+    ).toBe("A     B\nlong  x\ny\n");
+  });
+});
+
+describe("bytesText()", () => {
+  it.each([
+    [0, "0 B"],
+    [999, "999 B"],
+    [1000, "1.0 KB"],
+    [1536, "1.5 KB"],
+    [10 * 1024, "10 KB"],
+    [1024 * 1024, "1.0 MB"],
+    [5 * 1024 ** 4, "5.0 TB"],
+  ])("writes %i as %s", (bytes, text) => {
+    expect(bytesText(bytes)).toBe(text);
+  });
+});
+
+describe("ageText()", () => {
+  it.each([
+    [5, "5 s"],
+    [120, "2 min"],
+    [7200, "2 h"],
+    [172_800, "2 d"],
+    [-5, "0 s"],
+  ])("writes %i seconds as %s", (seconds, text) => {
+    expect(ageText(new Date(0).toISOString(), seconds * 1000)).toBe(text);
+  });
+});
+
+describe("commandText()", () => {
+  it("quotes what a shell would split", () => {
+    expect(commandText(["sh", "-c", "echo 'a'; b", "--x=1"])).toBe(
+      String.raw`sh -c 'echo '\''a'\''; b' --x=1`,
+    );
+  });
+});
+
+describe("lastLines()", () => {
+  it.each([
+    ["a\nb\nc\n", 2, "b\nc\n"],
+    ["a\nb\nc", 2, "b\nc"],
+    ["a\nb\n", 5, "a\nb\n"],
+    ["a\n", 0, ""],
+    ["", 3, ""],
+    ["\na\n", 1, "a\n"],
+    ["\n\n", 1, "\n"],
+  ])("of %j, %i", (text, count, expected) => {
+    expect(lastLines(Buffer.from(text), count).toString()).toBe(expected);
+  });
+});
+
+describe("reportError()", () => {
+  function report(error: unknown): { code: number; text: string } {
+    let text = "";
+    const spy = vi.spyOn(process.stderr, "write").mockImplementation((chunk) => {
+      text += String(chunk);
+      return true;
+    });
+    const code = reportError(error);
+    spy.mockRestore();
+    return { code, text };
+  }
+
+  it("prints message and hint, and gives the code's exit code", () => {
+    const error = new RepriseError("NO_SUCH_NAME", "there is no task x", { hint: "Look." });
+    expect(report(error)).toEqual({ code: 3, text: "error: there is no task x\n  Look.\n" });
+  });
+
+  it("gives 1 for other errors", () => {
+    expect(report(new RepriseError("SYSCALL", "m")).code).toBe(1);
+    expect(report("odd")).toEqual({ code: 1, text: "error: odd\n" });
+  });
+});

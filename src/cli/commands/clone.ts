@@ -1,0 +1,24 @@
+// reprise clone: a second task that goes on where the first one is, in a pid namespace of its own.
+
+import { existsSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { findCheckpoint } from "../../store/checkpoints.ts";
+import { taskDirectory } from "../../store/home.ts";
+import { checkpointTask, cloneCheckpoint } from "../../store/lifecycle.ts";
+
+export async function clone(
+  name: string,
+  newName: string,
+  options: { checkpoint?: number },
+): Promise<void> {
+  // Asked before anything is frozen; taking the name is what decides.
+  if (existsSync(taskDirectory(newName))) {
+    throw new RepriseError("NAME_TAKEN", `the name ${newName} is taken`, {
+      hint: `Choose another one, or remove it: reprise rm ${newName}`,
+    });
+  }
+  const number =
+    options.checkpoint ?? (await checkpointTask(name, { leaveRunning: true })).checkpoint.number;
+  const { pid } = await cloneCheckpoint(findCheckpoint(name, number), newName);
+  process.stdout.write(`${newName} runs as pid ${pid}, from checkpoint ${number} of ${name}\n`);
+}

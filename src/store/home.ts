@@ -1,0 +1,65 @@
+// Where named tasks and their checkpoints live:
+//
+//   $REPRISE_HOME or /var/lib/reprise
+//     tasks/NAME/state.json           what the task is, and its pid
+//     tasks/NAME/log                  its standard output and error
+//     tasks/NAME/checkpoints/N/       meta.json, and images/ in CRIU's format
+//
+// Images hold the memory of processes, secrets included: every directory is for root alone.
+
+import { existsSync, mkdirSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { RepriseError } from "../errors.ts";
+
+const DEFAULT_HOME = "/var/lib/reprise";
+const PRIVATE = 0o700;
+const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/;
+
+/** The directory of all state, as an absolute path. */
+export function homeDirectory(): string {
+  const given = process.env["REPRISE_HOME"];
+  return given === undefined || given === "" ? DEFAULT_HOME : resolve(given);
+}
+
+export function tasksDirectory(): string {
+  return join(homeDirectory(), "tasks");
+}
+
+/**
+ * The directory of a named task, whether it exists or not.
+ *
+ * @throws RepriseError BAD_ARGUMENT for a text that is no name.
+ */
+export function taskDirectory(name: string): string {
+  if (!NAME_PATTERN.test(name)) {
+    throw new RepriseError("BAD_ARGUMENT", `${JSON.stringify(name)} is not a name`, {
+      hint: "A name has up to 63 letters, digits, dots, dashes and underscores, and starts with a letter or digit.",
+    });
+  }
+  return join(tasksDirectory(), name);
+}
+
+/**
+ * Makes the directory of a new task; making it is what takes the name.
+ *
+ * @throws RepriseError NAME_TAKEN when there is one already.
+ */
+export function createTaskDirectory(name: string): string {
+  const directory = taskDirectory(name);
+  mkdirSync(tasksDirectory(), { recursive: true, mode: PRIVATE });
+  if (existsSync(directory)) throw nameTaken(name);
+  try {
+    mkdirSync(directory, { mode: PRIVATE });
+  } catch (error) {
+    throw nameTaken(name, error);
+  }
+  mkdirSync(join(directory, "checkpoints"), { mode: PRIVATE });
+  return directory;
+}
+
+function nameTaken(name: string, cause?: unknown): RepriseError {
+  return new RepriseError("NAME_TAKEN", `the name ${name} is taken`, {
+    hint: `Choose another one, or remove it: reprise rm ${name}`,
+    cause,
+  });
+}
