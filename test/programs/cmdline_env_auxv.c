@@ -27,7 +27,7 @@ static void check(void) {
     ssize_t length = read_text(path, now, sizeof now);
     EXPECT(length == lengths[i] && memcmp(now, first[i], length) == 0, "%s changed: %s", files[i], now);
   }
-  EXPECT(strcmp(first[0], "rewritten arguments") == 0, "the command line is %s", first[0]);
+  EXPECT(strncmp(first[0], "rewritten", 9) == 0, "the command line is %s", first[0]);
   EXPECT(readlink("/proc/self/exe", target, sizeof target - 1) > 0, "no /proc/self/exe: %m");
   EXPECT(strcmp(target, executable) == 0, "the program is %s", target);
   read_bounds(bounds_now);
@@ -56,9 +56,11 @@ int main(int argc, char **argv) {
   } else if (prctl(PR_SET_MM, PR_SET_MM_ARG_START, start, 0, 0) == 0) {
     MUST(prctl(PR_SET_MM, PR_SET_MM_ARG_END, end, 0, 0));
   } else {
-    // Not permitted: overwritten in place; the text goes on into the environment's room.
+    // Not permitted: overwritten in place, as far as there is room.
     arguments = argv[0];
-    strcpy(arguments, "rewritten arguments");
+    size_t room = strlen(arguments);
+    memset(arguments, 0, room);
+    memcpy(arguments, "rewritten arguments", room < 19 ? room : 19);
   }
   setenv("PROGRAM_TEST", "set late", 1);
   for (size_t i = 0; i < COUNT(files); i++) {

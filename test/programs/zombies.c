@@ -7,7 +7,7 @@ static struct {
   int exit_code, signal;  // one of the two
   pid_t pid;
 } zombies[] = {{0, 0, 0}, {7, 0, 0}, {255, 0, 0}, {0, SIGKILL, 0}, {0, SIGSEGV, 0}, {0, SIGTERM, 0},
-               {0, SIGRTMAX, 0}};
+               {0, 64, 0}};
 
 // A zombie that leads a group of its own, with a living member.
 static pid_t leader, member;

@@ -1,0 +1,43 @@
+// A file that is open by a name which is gone, while another hard link to it remains. It must be the
+// same file as that link after a restore, not a copy of it.
+#include "test.h"
+
+static int file;
+static struct stat other;
+
+static void check(void) {
+  struct stat status, link;
+  char text[32] = "";
+  static char digit = '0';
+  EXPECT(fstat(file, &status) == 0 && stat("other", &link) == 0, "stat: %m");
+  EXPECT(status.st_ino == link.st_ino && status.st_dev == link.st_dev, "it is another file");
+  EXPECT(link.st_ino == other.st_ino, "the other link was replaced");
+  EXPECT(status.st_nlink == 1, "it has %ld names", (long)status.st_nlink);
+  EXPECT(access("first", F_OK) == -1, "the first name is there again");
+  EXPECT_EQ(lseek(file, 0, SEEK_CUR), 4);
+  digit++;
+  EXPECT(pwrite(file, &digit, 1, 0) == 1, "cannot write: %m");
+  read_text("other", text, sizeof text);
+  EXPECT(text[0] == digit && strcmp(text + 1, "ontent") == 0, "the other link holds %s", text);
+}
+
+// As a restore would that made a file of its own.
+static void copy(void) {
+  int fd = MUST(open("copy", O_RDWR | O_CREAT, 0644));
+  MUST(write(fd, "content", 7));
+  MUST(lseek(fd, 4, SEEK_SET));
+  MUST(dup2(fd, file));
+  MUST(unlink("copy"));
+}
+
+int main(void) {
+  begin();
+  tamper = copy;
+  file = MUST(open("first", O_RDWR | O_CREAT | O_EXCL, 0644));
+  MUST(write(file, "content", 7));
+  MUST(lseek(file, 4, SEEK_SET));
+  MUST(link("first", "other"));
+  MUST(unlink("first"));
+  MUST(stat("other", &other));
+  serve(check);
+}
