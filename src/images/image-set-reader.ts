@@ -124,6 +124,11 @@ export class ImageSetReader {
     return this.#parent === "none" ? undefined : this.#parent;
   }
 
+  /** The error for an image that must be there and is not. */
+  missing(kind: ImageKind, id: number): RepriseError {
+    return missing(kind, id);
+  }
+
   #openParent(): ImageSetReader | "none" {
     const link = join(this.dir, PARENT_LINK);
     if (!existsSync(link)) return "none";

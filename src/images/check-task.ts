@@ -1,0 +1,158 @@
+// Checks of what core images say of tasks and threads.
+import { badSet } from "./bad-set.ts";
+import type { LoadedSet } from "./check-set.ts";
+import type {
+  CoreEntry,
+  SeccompFilter,
+  SignalQueueEntry,
+  TaskCoreEntry,
+  ThreadCoreEntry,
+  ThreadInfoX86,
+} from "./schema/messages.generated.ts";
+
+/** `task_state` of core images. */
+export const TASK_ALIVE = 1;
+export const TASK_DEAD = 2;
+export const TASK_STOPPED = 3;
+
+/** Signals 1 to 64 without SIGKILL and SIGSTOP. */
+export const SIGACTION_COUNT = 62;
+export const RLIMIT_COUNT = 16;
+/** The kernel's siginfo_t. */
+export const SIGINFO_BYTES = 128;
+/** TASK_COMM_LEN without the zero byte. */
+const MAX_COMM_BYTES = 15;
+/** NGROUPS_MAX. */
+const MAX_GROUPS = 65_536;
+/** Capability sets are one or two words. */
+const MAX_CAP_WORDS = 2;
+const MAX_TLS_ENTRIES = 3;
+/** BPF_MAXINSNS, and the bytes of one instruction. */
+const MAX_FILTER_INSTRUCTIONS = 4096;
+const FILTER_INSTRUCTION_BYTES = 8;
+/** The kernel's limit is 256 KiB of instructions a task, each filter counting four more. */
+const MAX_FILTER_CHAIN = 8192;
+const SECCOMP_MODE_FILTER = 2;
+
+export type CoreRole = "leader" | "thread" | "zombie";
+
+/** Least lengths of the register arrays of an x86-64 extended state that are present. */
+const XSAVE_LENGTHS = {
+  ymmh_space: 64,
+  bndreg_state: 8,
+  bndcsr_state: 8,
+  opmask_reg: 8,
+  zmm_upper: 64,
+  hi16_zmm: 128,
+  pkru: 2,
+} as const;
+
+/** @throws RepriseError BAD_IMAGE naming the core image and what is wrong. */
+export function checkCore(core: CoreEntry, { pid, role }: { pid: number; role: CoreRole }): void {
+  const name = `core-${pid}.img`;
+  if (role === "thread") {
+    if (core.tc !== undefined || core.ids !== undefined) {
+      throw badSet(`${name} is of a thread, but has the state of a process`);
+    }
+  } else {
+    if (core.tc === undefined) throw badSet(`${name} has no state of the process (tc)`);
+    checkProcess(core.tc, { name, role });
+  }
+  if (role === "zombie") return;
+  if (core.thread_info === undefined) throw badSet(`${name} has no registers`);
+  if (core.thread_core === undefined) throw badSet(`${name} has no state of the thread`);
+  checkRegisters(core.thread_info, name);
+  checkThread(core.thread_core, name);
+}
+
+function checkProcess(tc: TaskCoreEntry, { name, role }: { name: string; role: CoreRole }): void {
+  if (![TASK_ALIVE, TASK_DEAD, TASK_STOPPED].includes(tc.task_state)) {
+    throw badSet(`${name} has the unknown task state ${tc.task_state}`);
+  }
+  checkComm(tc.comm, name);
+  if (role === "zombie") return;
+  const { rlimits } = tc.rlimits ?? { rlimits: [] };
+  if (rlimits.length !== RLIMIT_COUNT) {
+    throw badSet(`${name} has ${rlimits.length} resource limits, not ${RLIMIT_COUNT}`);
+  }
+  if (tc.sigactions.length !== SIGACTION_COUNT) {
+    throw badSet(`${name} has ${tc.sigactions.length} signal actions, not ${SIGACTION_COUNT}`);
+  }
+  if (tc.timers === undefined) throw badSet(`${name} has no timers`);
+  checkSignals(tc.signals_s, name);
+}
+
+function checkComm(comm: string | undefined, name: string): void {
+  if (comm !== undefined && (Buffer.byteLength(comm) > MAX_COMM_BYTES * 3 || comm.includes("\0"))) {
+    throw badSet(`${name} has an impossible command name`);
+  }
+}
+
+function checkSignals(queue: SignalQueueEntry | undefined, name: string): void {
+  for (const { siginfo } of queue?.signals ?? []) {
+    if (siginfo.length !== SIGINFO_BYTES) {
+      throw badSet(`${name} has a pending signal of ${siginfo.length} bytes, not ${SIGINFO_BYTES}`);
+    }
+  }
+}
+
+function checkThread(thread: ThreadCoreEntry, name: string): void {
+  const { creds } = thread;
+  if (creds === undefined) throw badSet(`${name} has no credentials`);
+  const sets = [creds.cap_inh, creds.cap_prm, creds.cap_eff, creds.cap_bnd, creds.cap_amb];
+  if (sets.some((words) => words.length > MAX_CAP_WORDS)) {
+    throw badSet(`${name} has more than ${MAX_CAP_WORDS * 32} capabilities`);
+  }
+  if (creds.groups.length > MAX_GROUPS) throw badSet(`${name} has more than ${MAX_GROUPS} groups`);
+  checkComm(thread.comm, name);
+  checkSignals(thread.signals_p, name);
+}
+
+function checkRegisters({ fpregs, tls }: ThreadInfoX86, name: string): void {
+  if (tls.length > MAX_TLS_ENTRIES)
+    throw badSet(`${name} has more than ${MAX_TLS_ENTRIES} TLS entries`);
+  if (fpregs === undefined) return;
+  if (fpregs.st_space.length < 32 || fpregs.xmm_space.length < 64) {
+    throw badSet(`${name} has too few floating point registers`);
+  }
+  for (const [field, least] of Object.entries(XSAVE_LENGTHS)) {
+    const words = fpregs.xsave?.[field as keyof typeof XSAVE_LENGTHS] ?? [];
+    if (words.length > 0 && words.length < least) {
+      throw badSet(`${name} has ${words.length} words of ${field}, not ${least}`);
+    }
+  }
+}
+
+/** Filters that can be installed, and threads that name one of them. */
+export function checkSeccomp({ seccomp, tasks }: LoadedSet): void {
+  const filters = seccomp?.seccomp_filters ?? [];
+  for (const [index, { filter, prev }] of filters.entries()) {
+    const count = filter.length / FILTER_INSTRUCTION_BYTES;
+    if (!Number.isInteger(count) || count === 0 || count > MAX_FILTER_INSTRUCTIONS) {
+      throw badSet(`seccomp.img: filter ${index} has ${filter.length} bytes`);
+    }
+    if (prev !== undefined && prev >= filters.length) {
+      throw badSet(`seccomp.img: filter ${index} is followed by ${prev}, which is not there`);
+    }
+    checkChain(filters, index);
+  }
+  for (const { threads } of tasks.values()) {
+    for (const [tid, { thread_core: thread }] of threads) {
+      if (thread?.seccomp_mode !== SECCOMP_MODE_FILTER) continue;
+      if (thread.seccomp_filter === undefined || thread.seccomp_filter >= filters.length) {
+        throw badSet(`core-${tid}.img: its seccomp filter is not in seccomp.img`);
+      }
+    }
+  }
+}
+
+/** Despite its name `prev` leads to the next newer filter; following it must end. */
+function checkChain(filters: readonly SeccompFilter[], start: number): void {
+  let index: number | undefined = start;
+  for (let steps = 0; index !== undefined; steps++) {
+    if (steps > MAX_FILTER_CHAIN || steps > filters.length) {
+      throw badSet(`seccomp.img: the chain of filter ${start} has no end`);
+    }
+    index = filters[index]?.prev;
+  }
+}
