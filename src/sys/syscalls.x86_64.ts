@@ -63,6 +63,7 @@ export const SYSCALLS = {
   capget: { nr: 125, args: "ptr ptr" },
   capset: { nr: 126, args: "ptr ptr" },
   rt_sigpending: { nr: 127, args: "ptr size" },
+  rt_sigtimedwait: { nr: 128, args: "ptr ptr ptr size" },
   rt_sigqueueinfo: { nr: 129, args: "pid sig ptr" },
   rt_tgsigqueueinfo: { nr: 297, args: "pid pid sig ptr" },
   sigaltstack: { nr: 131, args: "ptr ptr" },
@@ -148,6 +149,7 @@ export const SYSCALLS = {
   newfstatat: { nr: 262, args: "fd path ptr hex" },
   statx: { nr: 332, args: "fd path hex hex ptr" },
   setxattr: { nr: 188, args: "path path ptr size int" },
+  mseal: { nr: 462, args: "ptr size hex" },
   restart_syscall: { nr: 219, args: "" },
 } as const satisfies Record<string, SyscallEntry>;
 

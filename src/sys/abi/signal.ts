@@ -30,6 +30,8 @@ export const SI_TKILL = -6;
 
 export const SS_ONSTACK = 1;
 export const SS_DISABLE = 2;
+/** stack_t: address, flags (padded), size. */
+export const STACK_T_SIZE = 24;
 
 /** Size of struct kernel_sigaction on x86-64: handler, flags, restorer, mask. */
 export const KERNEL_SIGACTION_SIZE = 32;
