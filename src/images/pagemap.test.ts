@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { afterAll, expect, it } from "vitest";
 import { RepriseError } from "../errors.ts";
 import { entryBytes, headBytes, ImageFile, readEntries } from "./image-file.ts";
