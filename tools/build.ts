@@ -8,12 +8,23 @@
 // keeps a bundle and the cache of another build apart.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
 
 const ROOT = join(import.meta.dirname, "..");
 const DIST = join(ROOT, "dist");
+/** An empty directory for the runs that fill the code cache. */
+const SCRATCH = mkdtempSync(join(tmpdir(), "reprise-build-"));
 
 interface Executable {
   readonly name: string;
@@ -23,7 +34,17 @@ interface Executable {
 }
 
 const EXECUTABLES: readonly Executable[] = [
-  { name: "criu", entry: "src/criu/main.ts", warmUp: [["--version"], ["check"]] },
+  {
+    name: "criu",
+    entry: "src/criu/main.ts",
+    // No such pid and no images: both end early, with all of their modules loaded.
+    warmUp: [
+      ["--version"],
+      ["check"],
+      ["dump", "-v0", "-D", SCRATCH, "-t", "999999999"],
+      ["restore", "-v0", "-D", SCRATCH],
+    ],
+  },
   { name: "reprise", entry: "src/cli/main.ts", warmUp: [["--version"], ["ps"]] },
 ];
 
@@ -33,6 +54,7 @@ async function main(): Promise<void> {
   mkdirSync(DIST, { recursive: true });
   const version = packageVersion();
   for (const executable of EXECUTABLES) await buildExecutable(executable, version);
+  rmSync(SCRATCH, { recursive: true });
   if (!process.argv.includes("--executables-only")) buildLibrary();
 }
 
@@ -92,7 +114,7 @@ function makeCache(options: {
 }): void {
   const path = join(DIST, `${options.stem}.cache`);
   const maker = join(ROOT, "tools", "code-cache.cjs");
-  const env = { PATH: process.env["PATH"] ?? "" };
+  const env = { PATH: process.env["PATH"] ?? "", REPRISE_HOME: SCRATCH };
   try {
     const bundle = join(DIST, `${options.stem}.cjs`);
     execFileSync(process.execPath, [maker, bundle, path, JSON.stringify(options.warmUp)], { env });

@@ -27,6 +27,7 @@ function program(): Command {
     .description("Checkpoint, clone and restore running processes.")
     .version(PACKAGE_VERSION)
     .option("-v, --verbose", "print the engine's log to standard error")
+    .enablePositionalOptions()
     .exitOverride()
     .hook("preAction", async (command) => {
       if (command.opts()["verbose"] !== true) return;
@@ -49,7 +50,6 @@ function addLifeCommands(root: Command): void {
       const { run } = await import("./commands/run.ts");
       await run(command, options);
     });
-  root.enablePositionalOptions();
   root
     .command("checkpoint")
     .description("save a task and end it")

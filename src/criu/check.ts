@@ -35,7 +35,7 @@ export function check(options: CriuOptions): number {
 function checkFeature(name: string): number {
   if (!isFeatureName(name)) {
     throw new RepriseError("BAD_ARGUMENT", `Unknown feature ${name}`, {
-      hint: "docs/exit-codes.md and the help list the names.",
+      hint: "criu --help lists the names.",
     });
   }
   const result = probeFeature(name);

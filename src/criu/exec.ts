@@ -8,8 +8,10 @@ import { SIG_SETMASK, SIGSET_SIZE } from "../sys/abi/signal.ts";
 import { addressOf, syscall, trySyscall } from "../sys/ffi.ts";
 import { writeU64 } from "../sys/memory.ts";
 
-const SIGPIPE = 13;
+/** SIGPIPE and SIGXFSZ: Node ignores them, and an ignored signal stays ignored in the new program. */
+const IGNORED_BY_NODE = [13, 25];
 const KERNEL_SIGACTION = 32;
+const F_SETFD = 2;
 
 /**
  * Replaces this process by a command, which is looked for in PATH.
@@ -18,9 +20,12 @@ const KERNEL_SIGACTION = 32;
  */
 export function becomeProgram(command: readonly string[]): never {
   const path = findProgram(command[0] ?? "");
-  // Node ignores SIGPIPE, and an ignored signal stays ignored in the new program.
-  trySyscall("rt_sigaction", SIGPIPE, Buffer.alloc(KERNEL_SIGACTION), 0, SIGSET_SIZE);
+  for (const signal of IGNORED_BY_NODE) {
+    trySyscall("rt_sigaction", signal, Buffer.alloc(KERNEL_SIGACTION), 0, SIGSET_SIZE);
+  }
   trySyscall("rt_sigprocmask", SIG_SETMASK, Buffer.alloc(SIGSET_SIZE), 0, SIGSET_SIZE);
+  // Node marks every descriptor that it inherits as close-on-exec.
+  for (const fd of [0, 1, 2]) trySyscall("fcntl", fd, F_SETFD, 0);
   const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value ?? ""}`);
   const argv = stringArray(command);
   const envp = stringArray(environment);
