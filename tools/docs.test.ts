@@ -9,7 +9,7 @@ const DOCS = join(import.meta.dirname, "..", "docs");
 
 it("docs/errors.md explains every error code once and in the order of src/errors.ts", () => {
   const text = readFileSync(join(DOCS, "errors.md"), "utf8");
-  const explained = [...text.matchAll(/^\| `([A-Z_]+)` \| .+ \| .+ \|$/gm)].map(
+  const explained = [...text.matchAll(/^\| `([A-Z_]+)` +\| .+ \| .+ \|$/gm)].map(
     (match) => match[1],
   );
   expect(explained).toEqual([...ERROR_CODES]);
@@ -17,7 +17,7 @@ it("docs/errors.md explains every error code once and in the order of src/errors
 
 it("docs/exit-codes.md has the exit code of every error code that is not 1", () => {
   const text = readFileSync(join(DOCS, "exit-codes.md"), "utf8");
-  const documented = [...text.matchAll(/^\| (\d+) \| .* \| (`.+`) \|$/gm)].flatMap((match) =>
+  const documented = [...text.matchAll(/^\| (\d+) +\| .* \| (`.+`) +\|$/gm)].flatMap((match) =>
     [...(match[2] ?? "").matchAll(/`([A-Z_]+)`/g)].map(
       (code) => [code[1], Number(match[1])] as const,
     ),
