@@ -3,11 +3,12 @@
 
 import { RepriseError } from "../errors.ts";
 import { MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
-import { callNative, memoryAt, syscall } from "../sys/ffi.ts";
-import { assemble, ENTRY_SIZE, LOCAL_INTERPRETER } from "./arch/x86_64/code.ts";
+import { addressOf, callNative, memoryAt, syscall } from "../sys/ffi.ts";
+import { assemble, CPUID, ENTRY_SIZE, LOCAL_INTERPRETER, type Instruction } from "./arch/x86_64/code.ts";
 import { ProgramResult, type Program } from "./program.ts";
 
-let code: number | undefined;
+let interpreterAt: number | undefined;
+let cpuidAt: number | undefined;
 
 /**
  * Runs a program in this process.
@@ -18,9 +19,10 @@ export function runHere(program: Program): ProgramResult {
   const size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
   const base = mapMemory(size, PROT_READ | PROT_WRITE);
   try {
+    interpreterAt ??= loadCode(LOCAL_INTERPRETER);
     const image = program.layout(base);
     memoryAt(base, image.upload.length).set(image.upload);
-    const end = callNative(interpreterCode(), image.table, image.results, image.end);
+    const end = callNative(interpreterAt, image.table, image.results, image.end);
     const result = new ProgramResult(image, Buffer.from(memoryAt(image.results, image.downloadSize)));
     if (end !== image.end) {
       const entry = (end - image.table) / ENTRY_SIZE;
@@ -32,13 +34,19 @@ export function runHere(program: Program): ProgramResult {
   }
 }
 
-function interpreterCode(): number {
-  if (code !== undefined) return code;
-  const { bytes } = assemble(LOCAL_INTERPRETER);
+/** The processor's answer to CPUID. */
+export function cpuid(leaf: number, subleaf: number): { eax: number; ebx: number; ecx: number; edx: number } {
+  cpuidAt ??= loadCode(CPUID);
+  const out = Buffer.alloc(16);
+  callNative(cpuidAt, leaf, subleaf, addressOf(out));
+  return { eax: out.readUInt32LE(0), ebx: out.readUInt32LE(4), ecx: out.readUInt32LE(8), edx: out.readUInt32LE(12) };
+}
+
+function loadCode(instructions: readonly Instruction[]): number {
+  const { bytes } = assemble(instructions);
   const at = mapMemory(PAGE_SIZE, PROT_READ | PROT_WRITE);
   memoryAt(at, bytes.length).set(bytes);
   syscall("mprotect", at, PAGE_SIZE, PROT_READ | PROT_EXEC);
-  code = at;
   return at;
 }
 

@@ -11,7 +11,7 @@ import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
 import { AT_FDCWD } from "../sys/abi/fcntl.ts";
 import { SYSCALLS, type SyscallName } from "../sys/syscalls.x86_64.ts";
-import { ENTRY_ARGUMENTS, ENTRY_COPY_32, ENTRY_COPY_64, ENTRY_MAY_FAIL, ENTRY_SIZE } from "./arch/x86_64/code.ts";
+import { ENTRY_ARGUMENTS, ENTRY_COPY_32, ENTRY_COPY_64, ENTRY_EXPECT, ENTRY_EXPECTED, ENTRY_MAY_FAIL, ENTRY_SIZE } from "./arch/x86_64/code.ts";
 
 /** The result of an earlier call, as an argument of a later one. */
 export interface Ref {
@@ -48,6 +48,8 @@ export interface CallOptions {
   readonly label?: string;
   /** Go on when the call fails; the caller looks at the result. */
   readonly mayFail?: boolean;
+  /** The one result that is right: a read of fewer bytes, say, is a failure. */
+  readonly expect?: number;
   /** What to do about a failure. */
   readonly hint?: string;
 }
@@ -55,6 +57,7 @@ export interface CallOptions {
 interface Entry {
   readonly nr: number;
   readonly flags: number;
+  readonly expect?: number;
   readonly args: readonly (Argument | ArgumentPlace)[];
   readonly name?: SyscallName;
   readonly label?: string;
@@ -90,7 +93,8 @@ export class Program {
     for (const { arg, index } of late) this.#addCopy(arg, target, index);
     this.#entries.push({
       nr: SYSCALLS[name].nr,
-      flags: options.mayFail === true ? ENTRY_MAY_FAIL : 0,
+      flags: (options.mayFail === true ? ENTRY_MAY_FAIL : 0) | (options.expect === undefined ? 0 : ENTRY_EXPECT),
+      ...(options.expect === undefined ? {} : { expect: options.expect }),
       args,
       name,
       ...(options.label === undefined ? {} : { label: options.label }),
@@ -147,6 +151,7 @@ export class Program {
       const at = table + index * ENTRY_SIZE;
       view.setUint32(at, entry.nr, true);
       view.setUint32(at + 4, entry.flags, true);
+      if (entry.expect !== undefined) setWord(view, at + ENTRY_EXPECTED, entry.expect);
       entry.args.forEach((arg, position) => setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg)));
     });
     return { base, upload, table: place.table, results: place.results, output: place.output, end: place.table + this.#entries.length * ENTRY_SIZE, downloadSize: output - results + this.#outputSize, size: output + this.#outputSize };
@@ -160,7 +165,7 @@ export class Program {
   /** The error for the entry at which a run ended early. */
   failure(entry: number, result: number, pid: number): RepriseError {
     const failed = this.#entries[entry];
-    const errno = errnoName(-result);
+    const errno = result < 0 ? errnoName(-result) : `result ${result} instead of ${failed?.expect ?? "another"}`;
     const what = failed?.label === undefined ? "run a system call" : failed.label;
     const details = { pid, errno, ...(failed?.name === undefined ? {} : { syscall: failed.name }), ...(failed?.hint === undefined ? {} : { hint: failed.hint }) };
     return new RepriseError("REMOTE_CALL", `cannot ${what}: ${this.describe(entry)}: ${errno}`, details);

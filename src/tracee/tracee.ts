@@ -27,6 +27,8 @@ export class Tracee {
   readonly counters: TraceCounters;
   /** Signals that came while the thread worked for us: to be sent again when it is let go. */
   readonly heldSignals: number[] = [];
+  /** A SIGCONT was pending (blocked) when the thread was stopped. */
+  continuePending = false;
 
   constructor(tid: number, leader: number, counters: TraceCounters) {
     this.tid = tid;

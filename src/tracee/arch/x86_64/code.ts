@@ -18,12 +18,16 @@ export interface Instruction {
   readonly target?: string;
 }
 
-/** Size in bytes of one table entry: u32 call number (or copy operation), u32 flags, six u64 arguments. */
-export const ENTRY_SIZE = 56;
+/** Size in bytes of one table entry: u32 call number (or copy operation), u32 flags, six u64 arguments, expected result. */
+export const ENTRY_SIZE = 64;
 /** Offset of the first argument in an entry. */
 export const ENTRY_ARGUMENTS = 8;
 /** Entry flag: go on when the call fails. */
 export const ENTRY_MAY_FAIL = 1;
+/** Entry flag: any result but the expected one is a failure (a short read, say). */
+export const ENTRY_EXPECT = 2;
+/** Offset of the expected result in an entry. */
+export const ENTRY_EXPECTED = 56;
 /** Entry operations instead of a call number: copy a word, or a sign-extended half word, plus an offset. */
 export const ENTRY_COPY_64 = 0xffff_ffff;
 export const ENTRY_COPY_32 = 0xffff_fffe;
@@ -46,13 +50,17 @@ const LOOP: readonly Instruction[] = [
   { bytes: [0x4d, 0x8b, 0x4c, 0x24, 0x30], text: "mov r9,QWORD PTR [r12+0x30]" },
   { bytes: [0x0f, 0x05], text: "syscall" },
   { bytes: [0x49, 0x89, 0x45, 0x00], text: "mov QWORD PTR [r13+0x0],rax" },
-  { bytes: [0x41, 0xf6, 0x44, 0x24, 0x04, ENTRY_MAY_FAIL], text: "test BYTE PTR [r12+0x4],0x1" },
+  { bytes: [0x41, 0xf6, 0x44, 0x24, 0x04, ENTRY_EXPECT], text: "test BYTE PTR [r12+0x4],0x2" },
+  { bytes: [0x74, 0], text: "je any", target: "any" },
+  { bytes: [0x49, 0x3b, 0x44, 0x24, ENTRY_EXPECTED], text: "cmp rax,QWORD PTR [r12+0x38]" },
+  { bytes: [0x75, 0], text: "jne done", target: "done" },
+  { label: "any", bytes: [0x41, 0xf6, 0x44, 0x24, 0x04, ENTRY_MAY_FAIL], text: "test BYTE PTR [r12+0x4],0x1" },
   { bytes: [0x75, 0], text: "jne next", target: "next" },
   // Errors are -4095..-1: as unsigned numbers, all that is not below -4095.
   { bytes: [0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff], text: "cmp rax,0xfffffffffffff001" },
   { bytes: [0x73, 0], text: "jae done", target: "done" },
   { label: "next", bytes: [0x49, 0x83, 0xc5, 0x08], text: "add r13,0x8" },
-  { bytes: [0x49, 0x83, 0xc4, ENTRY_SIZE], text: "add r12,0x38" },
+  { bytes: [0x49, 0x83, 0xc4, ENTRY_SIZE], text: "add r12,0x40" },
   { bytes: [0xeb, 0], text: "jmp loop", target: "loop" },
   // A copy moves an earlier result (or a word that the kernel wrote) into an argument of a later entry.
   { label: "copy", bytes: [0x49, 0x8b, 0x74, 0x24, 0x08], text: "mov rsi,QWORD PTR [r12+0x8]" },
@@ -103,6 +111,21 @@ export const LOCAL_INTERPRETER: readonly Instruction[] = [
   { bytes: [0x41, 0x5e], text: "pop r14" },
   { bytes: [0x41, 0x5d], text: "pop r13" },
   { bytes: [0x41, 0x5c], text: "pop r12" },
+  { bytes: [0xc3], text: "ret" },
+];
+
+/** cpuid as a C function f(leaf, subleaf, out): eax, ebx, ecx and edx are stored at `out`. */
+export const CPUID: readonly Instruction[] = [
+  { bytes: [0x53], text: "push rbx" },
+  { bytes: [0x49, 0x89, 0xd0], text: "mov r8,rdx" },
+  { bytes: [0x89, 0xf8], text: "mov eax,edi" },
+  { bytes: [0x89, 0xf1], text: "mov ecx,esi" },
+  { bytes: [0x0f, 0xa2], text: "cpuid" },
+  { bytes: [0x41, 0x89, 0x00], text: "mov DWORD PTR [r8],eax" },
+  { bytes: [0x41, 0x89, 0x58, 0x04], text: "mov DWORD PTR [r8+0x4],ebx" },
+  { bytes: [0x41, 0x89, 0x48, 0x08], text: "mov DWORD PTR [r8+0x8],ecx" },
+  { bytes: [0x41, 0x89, 0x50, 0x0c], text: "mov DWORD PTR [r8+0xc],edx" },
+  { bytes: [0x5b], text: "pop rbx" },
   { bytes: [0xc3], text: "ret" },
 ];
 

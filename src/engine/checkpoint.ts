@@ -1,0 +1,160 @@
+// The dump, as a story: freeze the tree, look from outside, look from inside, write memory and images, commit, and only
+// then end the tasks (or let them go on). Until the commit every error leaves the tasks running as they were.
+
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { ImageSetWriter } from "../images/image-set.ts";
+import { SIGKILL } from "../sys/abi/signal.ts";
+import { sendSignal, waitFor } from "../sys/process.ts";
+import { cure, type Injection } from "../tracee/injection.ts";
+import { collectTree, type CollectedTree } from "./collect.ts";
+import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
+import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
+import { inventoryEntry } from "./inventory.ts";
+import { lookInside } from "./look-inside.ts";
+import { syncDirectory } from "./sync.ts";
+import { writeDumpStats } from "./stats.ts";
+import { writeTree } from "./write.ts";
+
+export interface CheckpointOptions {
+  /** Root of the tree, in the engine's pid namespace. */
+  readonly pid: number;
+  readonly imagesDir: string;
+  /** Where stats-dump is written. @default imagesDir */
+  readonly workDir?: string;
+  /** What becomes of the tasks afterwards. @default "killed" */
+  readonly leave?: "killed" | "running" | "stopped";
+  /** The tree belongs to a session and terminal of outside. @default false */
+  readonly shellJob?: boolean;
+  /** Give deleted files that have another hard link a name again. @default false */
+  readonly linkRemap?: boolean;
+  /** Bytes up to which a deleted file's content is saved. @default 1 MiB */
+  readonly ghostLimit?: number;
+  /** How long stopping the tree may take. @default 10_000 */
+  readonly timeoutMs?: number;
+  /** Look at everything, write nothing that stays, and let the tasks go on; the result has the plan. @default false */
+  readonly dryRun?: boolean;
+  readonly hooks?: EngineHooks;
+  readonly onEvent?: ProgressListener;
+}
+
+export interface CheckpointResult {
+  readonly stats: DumpStats;
+  /** What was found, in lines for people; with `dryRun`. */
+  readonly plan?: readonly string[];
+}
+
+const DEFAULT_TIMEOUT_MS = 10_000;
+const DEFAULT_GHOST_LIMIT = 1024 * 1024;
+
+/**
+ * Saves a process tree into a directory of images.
+ *
+ * @throws RepriseError; the tasks then go on as before, and the directory holds no images.
+ */
+export async function checkpoint(options: CheckpointOptions): Promise<CheckpointResult> {
+  const begun = performance.now();
+  const since = (): number => performance.now() - begun;
+  options.hooks?.script?.("pre-dump", options.pid);
+  const images = new ImageSetWriter(options.imagesDir, { sync: "none" });
+  let tree: FrozenTree | undefined;
+  let work: Injection[] = [];
+  let collected: CollectedTree | undefined;
+  try {
+    tree = freezeTree(options.pid, { timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS });
+    const frozenAt = performance.now();
+    const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
+    options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
+    log.info(`froze ${tree.tasks.length} tasks with ${threads} threads in ${since().toFixed(3)} ms`);
+
+    collected = collectTree(tree, images, {
+      shellJob: options.shellJob ?? false,
+      linkRemap: options.linkRemap ?? false,
+      ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
+    });
+    const inside = lookInside(tree, collected);
+    work = inside.injections;
+    options.onEvent?.({ kind: "collected", ms: since() });
+    cure(work);
+    work = [];
+    const memory = writeTree(tree, collected, inside, images);
+    options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
+
+    if (options.dryRun === true) {
+      images.abort();
+      collected.files.abort();
+      collected.files.close();
+      releaseTree(tree, { leaveStopped: false });
+      return { stats: memory.stats(tree, { frozenAt, begun }), plan: collected.describe() };
+    }
+    const leave = options.leave ?? "killed";
+    const stats = memory.stats(tree, { frozenAt, begun });
+    writeDumpStats(options.workDir ?? options.imagesDir, stats);
+    if (leave !== "killed") {
+      // The state is captured: let the tasks go on before the disk has caught up.
+      images.commit(inventoryEntry(collected));
+      releaseTree(tree, { leaveStopped: leave === "stopped" });
+      stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
+      options.onEvent?.({ kind: "resumed", ms: since() });
+      syncDirectory(options.imagesDir);
+    } else {
+      images.commit(inventoryEntry(collected));
+      stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
+      syncDirectory(options.imagesDir);
+      options.onEvent?.({ kind: "committed", ms: since() });
+      runPostDump(options, tree);
+      killTree(tree);
+      options.onEvent?.({ kind: "killed", ms: since() });
+    }
+    collected.files.close();
+    if (leave !== "killed") options.hooks?.script?.("post-dump", options.pid);
+    return { stats };
+  } catch (error) {
+    undo({ images, collected, work, tree });
+    throw error;
+  }
+}
+
+/** A failing post-dump script means that the tasks go on. */
+function runPostDump(options: CheckpointOptions, tree: FrozenTree): void {
+  try {
+    options.hooks?.script?.("post-dump", options.pid);
+  } catch (error) {
+    releaseTree(tree, { leaveStopped: false });
+    throw error;
+  }
+}
+
+interface Unfinished {
+  readonly images: ImageSetWriter;
+  readonly collected: CollectedTree | undefined;
+  readonly work: readonly Injection[];
+  readonly tree: FrozenTree | undefined;
+}
+
+/** Takes everything back; each step is tried even when one before it failed. */
+function undo({ images, collected, work, tree }: Unfinished): void {
+  const steps: (() => void)[] = [
+    () => cure(work),
+    () => tree !== undefined && releaseTree(tree, { leaveStopped: false }),
+    () => collected?.files.abort(),
+    () => collected?.files.close(),
+    () => images.abort(),
+  ];
+  for (const step of steps) {
+    try {
+      step();
+    } catch (error) {
+      log.warn(`while taking the dump back: ${error instanceof RepriseError ? error.message : String(error)}`);
+    }
+  }
+}
+
+/** Ends all tasks, the root first so that nobody makes new ones for the dead. */
+function killTree(tree: FrozenTree): void {
+  for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
+  for (const task of tree.tasks) {
+    // As their tracer we are told of their end first; their parents reap them.
+    for (const { tid } of [...task.threads].reverse()) waitFor(tid);
+  }
+}

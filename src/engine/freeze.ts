@@ -1,0 +1,261 @@
+// Stopping a whole tree: seize and interrupt every thread of every process, again and again until no new one shows up.
+// Nothing here changes a task: when the engine dies in this phase, the kernel lets all of them go on.
+
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
+import { readChildrenIfAlive } from "../proc/children.ts";
+import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
+import { readStatus, readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
+import { readTasksIfAlive } from "../proc/tasks.ts";
+import { PF_KTHREAD } from "../sys/abi/sched.ts";
+import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
+import { SIGCONT, SIGSTOP } from "../sys/abi/signal.ts";
+import { trySyscall } from "../sys/ffi.ts";
+import { sendSignal } from "../sys/process.ts";
+import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
+import type { StoppedThread } from "../tracee/injection.ts";
+import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
+
+/** A tree in which no thread runs. */
+export interface FrozenTree {
+  /** Parents before children, the root first. */
+  readonly tasks: readonly FrozenTask[];
+  readonly counters: TraceCounters;
+}
+
+export interface FreezeOptions {
+  readonly timeoutMs: number;
+}
+
+/** Rounds without an end mean that the tree forks faster than it can be stopped. */
+const MAX_ROUNDS = 1000;
+
+/**
+ * Stops the tree of `root`. On failure everything is let go again.
+ *
+ * @throws RepriseError NO_SUCH_PROCESS, NOT_PERMITTED, FREEZE_TIMEOUT, UNSUPPORTED
+ */
+export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
+  const freezer = new Freezer(options.timeoutMs);
+  try {
+    freezer.freeze(root);
+    return { tasks: freezer.look(root), counters: freezer.counters };
+  } catch (error) {
+    freezer.letGo();
+    throw error;
+  }
+}
+
+/** Detaches every thread, with what must happen at that moment: stop signals kept, held signals sent on. */
+export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: boolean }): void {
+  for (const task of tree.tasks) {
+    if (task.state === "zombie") continue;
+    if (options.leaveStopped && task.state === "alive") sendSignal(task.pid, SIGSTOP);
+    const continued = task.threads.some(({ stopped }) => stopped.tracee.continuePending);
+    for (const { stopped } of task.threads) stopped.tracee.detach();
+    // Our own SIGSTOP took a blocked and pending SIGCONT off the queue (kernel/signal.c: prepare_signal).
+    if (continued) sendSignal(task.pid, SIGCONT);
+    for (const { stopped } of task.threads) {
+      for (const signal of stopped.tracee.heldSignals) {
+        trySyscall("tgkill", task.pid, stopped.tracee.tid, signal);
+      }
+    }
+  }
+}
+
+interface SeizedTask {
+  readonly pid: number;
+  readonly parent: number | undefined;
+  readonly threads: Map<number, Tracee>;
+  stopSignal: number;
+  zombie: boolean;
+}
+
+class Freezer {
+  readonly counters: TraceCounters = { stops: 0, remoteCalls: 0 };
+  readonly #tasks = new Map<number, SeizedTask>();
+  readonly #deadline: number;
+
+  constructor(timeoutMs: number) {
+    this.#deadline = performance.now() + timeoutMs;
+  }
+
+  freeze(root: number): void {
+    refuseOwnTree(root);
+    const stat = readStatIfAlive(root);
+    if (stat === undefined) {
+      throw new RepriseError("NO_SUCH_PROCESS", `cannot stop pid ${root}: there is no such process`, {
+        pid: root,
+        hint: "Look for the right pid with ps; processes in other pid namespaces have another number here.",
+      });
+    }
+    if ((stat.flags & PF_KTHREAD) !== 0) {
+      throw new RepriseError("UNSUPPORTED", `cannot stop pid ${root}: it is a kernel thread`, { pid: root });
+    }
+    this.#add(root, undefined);
+    for (let round = 0; this.#seizeNew(); round++) {
+      if (performance.now() > this.#deadline || round > MAX_ROUNDS) {
+        throw new RepriseError("FREEZE_TIMEOUT", `cannot stop the tree of pid ${root}: it makes new processes faster than they can be stopped, or one does not stop`, {
+          pid: root,
+          hint: "Try again with a longer --timeout, or freeze the tree's cgroup first (--freeze-cgroup).",
+        });
+      }
+    }
+  }
+
+  /** One pass over the tree; true when something new was found. */
+  #seizeNew(): boolean {
+    let found = false;
+    // The map grows while it is walked, so children found in this pass are seized in it too.
+    for (const task of this.#tasks.values()) {
+      if (task.zombie) continue;
+      if (this.#seizeThreads(task)) found = true;
+      for (const child of readChildrenIfAlive(task.pid) ?? []) {
+        if (this.#tasks.has(child)) continue;
+        this.#add(child, task.pid);
+        found = true;
+      }
+    }
+    return found;
+  }
+
+  #add(pid: number, parent: number | undefined): void {
+    this.#tasks.set(pid, { pid, parent, threads: new Map(), stopSignal: 0, zombie: false });
+  }
+
+  #seizeThreads(task: SeizedTask): boolean {
+    const fresh: Tracee[] = [];
+    for (const tid of readTasksIfAlive(task.pid) ?? []) {
+      if (task.threads.has(tid)) continue;
+      if (isZombie(tid)) {
+        if (tid === task.pid) this.#markZombie(task);
+        continue;
+      }
+      const tracee = new Tracee(tid, task.pid, this.counters);
+      if (!tracee.seize(PTRACE_O_TRACESYSGOOD)) continue;
+      task.threads.set(tid, tracee);
+      tracee.interrupt();
+      fresh.push(tracee);
+    }
+    for (const tracee of fresh) {
+      const stopSignal = tracee.waitInterrupted();
+      if (stopSignal === undefined) task.threads.delete(tracee.tid);
+      else if (stopSignal !== 0) task.stopSignal = stopSignal;
+    }
+    return fresh.length > 0;
+  }
+
+  #markZombie(task: SeizedTask): void {
+    if ((readTasksIfAlive(task.pid) ?? []).length > 1) {
+      throw new RepriseError("UNSUPPORTED", `cannot dump pid ${task.pid}: its main thread has ended while other threads live`, {
+        pid: task.pid,
+        hint: "Such a process cannot be made again; let it end its other threads first.",
+      });
+    }
+    task.zombie = true;
+  }
+
+  /** What every task is, in tree order. */
+  look(root: number): FrozenTask[] {
+    const rootStatus = readStatus(root);
+    const depth = rootStatus.nsPid.length - 1;
+    const frozen = new Map<number, FrozenTask>();
+    for (const task of depthFirst(this.#tasks)) {
+      const stat = readStatIfAlive(task.pid);
+      const status = readStatusIfAlive(task.pid);
+      if (stat === undefined || status === undefined) continue; // reaped between: only zombies can go
+      const parent = task.parent === undefined ? undefined : frozen.get(task.parent);
+      frozen.set(task.pid, {
+        pid: task.pid,
+        innerPid: innerId(task.pid, status.nsPid, depth),
+        parent,
+        state: stateOf(task, stat),
+        stopSignal: task.stopSignal,
+        stat,
+        status,
+        threads: task.zombie ? [] : this.#threads(task, depth),
+      });
+    }
+    return [...frozen.values()];
+  }
+
+  #threads(task: SeizedTask, depth: number): FrozenThread[] {
+    const tids = [...task.threads.keys()].sort((a, b) => (a === task.pid ? -1 : b === task.pid ? 1 : a - b));
+    return tids.map((tid) => {
+      const tracee = task.threads.get(tid) as Tracee;
+      const innerTid = depth === 0 ? tid : innerId(tid, readThreadStatusIfAlive(task.pid, tid)?.nsPid ?? [], depth);
+      return { tid, innerTid, stopped: stoppedThread(tracee) };
+    });
+  }
+
+  letGo(): void {
+    for (const task of this.#tasks.values()) {
+      for (const tracee of task.threads.values()) tracee.detach();
+    }
+  }
+}
+
+function stoppedThread(tracee: Tracee): StoppedThread {
+  const regs = tracee.registers();
+  if (regs.get("cs") !== USER_CS_64) {
+    throw new RepriseError("UNSUPPORTED", `cannot dump pid ${tracee.leader}: it is a 32-bit program`, {
+      pid: tracee.leader,
+      hint: "Only 64-bit programs can be saved.",
+    });
+  }
+  if (tracee.syscallUserDispatch()) {
+    throw new RepriseError("UNSUPPORTED", `cannot dump pid ${tracee.leader}: thread ${tracee.tid} uses Syscall User Dispatch`, {
+      pid: tracee.leader,
+      hint: "Programs like Wine use it to catch system calls; it cannot be saved yet.",
+    });
+  }
+  return { tracee, regs, xstate: tracee.extendedState(), mask: tracee.signalMask() };
+}
+
+function refuseOwnTree(root: number): void {
+  for (let pid = process.pid; pid > 1; ) {
+    if (pid === root) {
+      throw new RepriseError("BAD_ARGUMENT", `cannot dump pid ${root}: the engine itself runs in its tree`, {
+        pid: root,
+        hint: "Start the dump from outside the tree, from another shell for instance.",
+      });
+    }
+    pid = readStatIfAlive(pid)?.ppid ?? 0;
+  }
+}
+
+function isZombie(tid: number): boolean {
+  const state = readStatIfAlive(tid)?.state;
+  return state === "Z" || state === "X";
+}
+
+function stateOf(task: SeizedTask, stat: TaskStat): FrozenTask["state"] {
+  if (task.zombie || stat.state === "Z") return "zombie";
+  return task.stopSignal === 0 ? "alive" : "stopped";
+}
+
+function innerId(outer: number, ids: readonly number[], depth: number): number {
+  const inner = ids[depth];
+  if (inner === undefined) {
+    log.warn(`pid ${outer} is not visible in the pid namespace of the root task`);
+    return outer;
+  }
+  return inner;
+}
+
+function depthFirst(tasks: ReadonlyMap<number, SeizedTask>): SeizedTask[] {
+  const children = new Map<number | undefined, SeizedTask[]>();
+  for (const task of tasks.values()) {
+    const siblings = children.get(task.parent) ?? [];
+    siblings.push(task);
+    children.set(task.parent, siblings);
+  }
+  const ordered: SeizedTask[] = [];
+  const stack = children.get(undefined) ?? [];
+  for (let task = stack.pop(); task !== undefined; task = stack.pop()) {
+    ordered.push(task);
+    stack.push(...(children.get(task.pid) ?? []).toReversed());
+  }
+  return ordered;
+}

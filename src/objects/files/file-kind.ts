@@ -1,0 +1,96 @@
+// What every kind of open file has in common: how its room is asked at dump and at restore. One file in this folder is one
+// kind; registry.ts lists them.
+
+import type { FdInfo } from "../../proc/fdinfo.ts";
+import type { FileStat } from "../../proc/links.ts";
+import type { FileEntry } from "../../images/schema/messages.generated.ts";
+import type { ImageSetWriter } from "../../images/image-set.ts";
+import type { LoadedSet } from "../../images/check-set.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FrozenTask } from "../task/task.ts";
+
+/** One open file description, seen through one descriptor of one task that holds it. */
+export interface OpenFile {
+  readonly task: FrozenTask;
+  /** A descriptor number of `task`; -1 for a file without one (mapped, executed, current directory). */
+  readonly fd: number;
+  /** /proc path of the link itself: /proc/PID/fd/N, /proc/PID/map_files/…, /proc/PID/cwd. */
+  readonly procPath: string;
+  /** Text of that link. */
+  readonly target: string;
+  readonly stat: FileStat;
+  readonly info: FdInfo;
+}
+
+/** What a room may use while it writes an open file. */
+export interface FilesDump {
+  readonly images: ImageSetWriter;
+  readonly options: FilesDumpOptions;
+  /** Adds a further entry to files.img (the path of a FIFO, say); the entry's id is in the answer. */
+  addEntry(make: (id: number) => FileEntry): number;
+  /** The engine's own copy of the description (pidfd_getfd), open until the end of the dump. */
+  borrow(file: OpenFile): number;
+  /** Defers a step to the end of collecting, when every description has been seen (pipe data, epoll targets). */
+  later(step: () => void): void;
+  /** The inner pid of a pid in the engine's namespace, when it belongs to the tree. */
+  innerPid(pid: number): number | undefined;
+}
+
+export interface FilesDumpOptions {
+  readonly linkRemap: boolean;
+  /** Bytes up to which the content of a deleted file is put into the images. */
+  readonly ghostLimit: number;
+  readonly shellJob: boolean;
+}
+
+/** What a room may use while it builds the program that opens the files of the whole tree. */
+export interface FilesRestore {
+  readonly set: LoadedSet;
+  readonly options: FilesRestoreOptions;
+  /** A descriptor of the images directory, valid in the program. */
+  readonly imagesFd: number;
+  /** Opens another entry (the regular file behind a FIFO) and gives its descriptor. */
+  open(id: number): Argument;
+  /** Adds calls to the end of the opening program: removing a ghost's name, filling a pipe. */
+  later(step: (program: Program) => void): void;
+  /** A descriptor number that no task uses, for a pair's second end or for a helper; closed by the engine at the end. */
+  reserve(): number;
+}
+
+export interface FilesRestoreOptions {
+  readonly shellJob: boolean;
+  readonly skipRwxCheck: boolean;
+  readonly fileValidation: "filesize" | "buildid";
+}
+
+/** A kind of open file: its room's functions. */
+export interface FileKind {
+  /** For messages: "eventfd", "pipe". */
+  readonly name: string;
+  /** fd_types of the images. */
+  readonly type: number;
+  /** Is this description of our kind? Asked in the order of the registry. */
+  recognise(file: OpenFile): boolean;
+  /**
+   * Writes the description: its entry for files.img under `id`, and its own images through `dump`.
+   * Throws RepriseError UNSUPPORTED naming pid, fd and object for what cannot be saved.
+   */
+  write(file: OpenFile, id: number, dump: FilesDump): FileEntry;
+  /**
+   * Adds the calls that make the description again. They run once, in the root task, as root, before the other tasks are
+   * forked; every task inherits the descriptors and takes what is its own by dup3.
+   *
+   * @returns the descriptor: a number, or a reference to a call's result.
+   */
+  open(program: Program, entry: FileEntry, restore: FilesRestore): Argument;
+  /**
+   * Adds calls that need all descriptors of a task in their final places (an epoll's targets). Runs in the first task that
+   * holds the description, on its final descriptor number.
+   */
+  settle?(program: Program, entry: FileEntry, fd: number, restore: FilesRestore): void;
+  /**
+   * `settle` runs for every descriptor of every task that holds the description, not once: for a file that can only be made
+   * when all tasks are there, so that no one descriptor can be inherited by all (pidfd).
+   */
+  readonly settleEach?: boolean;
+}

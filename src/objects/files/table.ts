@@ -1,0 +1,151 @@
+// The table of open files of the whole tree: which descriptors of which tasks are one open file description, and the ids of
+// files.img. Identity is the kernel's to tell (kcmp); it is asked only for files that look alike from outside.
+
+import { closeSync, openSync, readlinkSync } from "node:fs";
+import type { FileEntry } from "../../images/schema/messages.generated.ts";
+import type { ImageSetWriter } from "../../images/image-set.ts";
+import { RepriseError } from "../../errors.ts";
+import { readFdInfo } from "../../proc/fdinfo.ts";
+import type { FileStat } from "../../proc/links.ts";
+import { KCMP_FILE } from "../../sys/abi/sched.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { kcmp } from "../../sys/process.ts";
+import type { FrozenTask } from "../task/task.ts";
+import type { FilesDump, FilesDumpOptions, OpenFile } from "./file-kind.ts";
+import { kindOf } from "./registry.ts";
+
+interface Known {
+  readonly file: OpenFile;
+  readonly id: number;
+  readonly type: number;
+}
+
+export interface FileTableOptions extends FilesDumpOptions {
+  innerPid(pid: number): number | undefined;
+}
+
+export class FileTable implements FilesDump {
+  readonly images: ImageSetWriter;
+  readonly options: FileTableOptions;
+  readonly #entries: FileEntry[] = [];
+  readonly #descriptions = new Map<string, Known[]>();
+  readonly #paths = new Map<string, number>();
+  readonly #later: (() => void)[] = [];
+  readonly #aborts: (() => void)[] = [];
+  readonly #borrowed: number[] = [];
+  readonly #pidfds = new Map<number, number>();
+  #nextId = 1;
+
+  constructor(images: ImageSetWriter, options: FileTableOptions) {
+    this.images = images;
+    this.options = options;
+  }
+
+  /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */
+  describe(file: OpenFile): { readonly id: number; readonly type: number } {
+    const key = looks(file);
+    const alike = this.#descriptions.get(key) ?? [];
+    const same = alike.find((known) => isSame(known.file, file));
+    if (same !== undefined) return same;
+    const known = { file, ...this.#write(file) };
+    this.#descriptions.set(key, [...alike, known]);
+    return known;
+  }
+
+  /** The id of a file that is mapped: one entry a file and open mode. */
+  describeMapped(file: OpenFile): number {
+    const key = `${file.stat.devMajor}:${file.stat.devMinor}:${file.stat.inode}:${file.info.flags}:${file.target}`;
+    const known = this.#paths.get(key);
+    if (known !== undefined) return known;
+    const { id } = this.#write(file);
+    this.#paths.set(key, id);
+    return id;
+  }
+
+  /** A new entry for a file without a descriptor that is never shared (current directory, root). */
+  describeAlone(file: OpenFile): number {
+    return this.#write(file).id;
+  }
+
+  addEntry(make: (id: number) => FileEntry): number {
+    const id = this.#nextId++;
+    this.#entries.push(make(id));
+    return id;
+  }
+
+  borrow(file: OpenFile): number {
+    if (file.fd < 0) return this.#openPath(file);
+    const pidfd = this.#pidfds.get(file.task.pid) ?? syscall("pidfd_open", file.task.pid, 0);
+    this.#pidfds.set(file.task.pid, pidfd);
+    const fd = trySyscall("pidfd_getfd", pidfd, file.fd, 0);
+    if (fd < 0) {
+      throw new RepriseError("SYSCALL", `cannot look into fd ${file.fd} of pid ${file.task.pid} (${file.target}): pidfd_getfd: ${errnoName(-fd)}`, {
+        pid: file.task.pid,
+        fd: file.fd,
+        syscall: "pidfd_getfd",
+        errno: errnoName(-fd),
+      });
+    }
+    this.#borrowed.push(fd);
+    return fd;
+  }
+
+  later(step: () => void): void {
+    this.#later.push(step);
+  }
+
+  onAbort(step: () => void): void {
+    this.#aborts.push(step);
+  }
+
+  innerPid(pid: number): number | undefined {
+    return this.options.innerPid(pid);
+  }
+
+  /** Runs the deferred steps and writes files.img. */
+  finish(): void {
+    for (let step = this.#later.shift(); step !== undefined; step = this.#later.shift()) step();
+    this.images.write("files", 0, this.#entries.toSorted((a, b) => a.id - b.id));
+  }
+
+  /** Takes back what rooms did outside of the images (hard links for --link-remap). */
+  abort(): void {
+    for (const step of this.#aborts.splice(0)) step();
+  }
+
+  /** Closes the engine's copies of the tasks' files. */
+  close(): void {
+    for (const fd of [...this.#borrowed.splice(0), ...this.#pidfds.values()]) closeSync(fd);
+    this.#pidfds.clear();
+  }
+
+  /** A mapped file has no descriptor; its /proc link opens the same file. */
+  #openPath(file: OpenFile): number {
+    const fd = openSync(file.procPath, "r");
+    this.#borrowed.push(fd);
+    return fd;
+  }
+
+  #write(file: OpenFile): { readonly id: number; readonly type: number } {
+    const id = this.#nextId++;
+    const kind = kindOf(file);
+    this.#entries.push(kind.write(file, id, this));
+    return { id, type: kind.type };
+  }
+}
+
+/** Reads everything about one descriptor of a task. */
+export function lookAtFd(task: FrozenTask, fd: number, stat: FileStat): OpenFile {
+  const procPath = `/proc/${task.pid}/fd/${fd}`;
+  return { task, fd, procPath, target: readlinkSync(procPath), stat, info: readFdInfo({ pid: task.pid, fd }) };
+}
+
+/** What two descriptors of one description have in common for sure. */
+function looks({ stat, info, target }: OpenFile): string {
+  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~0o2000000}:${info.mntId}:${target}`;
+}
+
+function isSame(a: OpenFile, b: OpenFile): boolean {
+  return kcmp({ pid: a.task.pid, fd: a.fd }, { pid: b.task.pid, fd: b.fd }, KCMP_FILE) === 0;
+}

@@ -1,0 +1,73 @@
+// The address space as a whole: where code, data, stack, heap, arguments and environment lie (prctl(2) PR_SET_MM_MAP), the
+// auxiliary vector and the executable; CRIU's mm_entry.
+
+import type { MmEntry, VmaEntry } from "../../images/schema/messages.generated.ts";
+import { readAuxv } from "../../proc/auxv.ts";
+import { PR_SET_MM, PR_SET_MM_MAP } from "../../sys/abi/sched.ts";
+import { writeU64 } from "../../sys/memory.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FrozenTask } from "../task/task.ts";
+
+/** Words of the auxiliary vector that CRIU 4.2 takes on x86-64. */
+const CRIU_AUXV_WORDS = 44;
+
+/** What only the task itself can tell about its address space. */
+export interface MmProbe {
+  readonly brk: number;
+  readonly dumpable: number;
+  readonly thpDisabled: boolean;
+}
+
+/** Makes the entry of a task's address space. */
+export function mmEntry(task: FrozenTask, probe: MmProbe, parts: { readonly exeId: number; readonly vmas: readonly VmaEntry[] }): MmEntry {
+  const { stat } = task;
+  const auxv = readAuxv(task.pid).flatMap(({ key, value }) => [key, value]);
+  return {
+    mm_start_code: stat.startCode,
+    mm_end_code: stat.endCode,
+    mm_start_data: stat.startData,
+    mm_end_data: stat.endData,
+    mm_start_stack: stat.startStack,
+    mm_start_brk: stat.startBrk,
+    mm_brk: probe.brk,
+    mm_arg_start: stat.argStart,
+    mm_arg_end: stat.argEnd,
+    mm_env_start: stat.envStart,
+    mm_env_end: stat.envEnd,
+    exe_file_id: parts.exeId,
+    mm_saved_auxv: auxv.slice(0, CRIU_AUXV_WORDS),
+    vmas: parts.vmas,
+    dumpable: probe.dumpable,
+    aios: [],
+    thp_disabled: probe.thpDisabled,
+    ...(auxv.length > CRIU_AUXV_WORDS ? { reprise: { saved_auxv: auxv } } : {}),
+  };
+}
+
+/** struct prctl_mm_map: eleven addresses, the auxiliary vector with its size, the executable's descriptor. */
+const PRCTL_MM_MAP_SIZE = 104;
+const MM_MAP_AUXV = 88;
+const MM_MAP_AUXV_SIZE = 96;
+const MM_MAP_EXE_FD = 100;
+
+/**
+ * Adds the call that sets all addresses, the auxiliary vector and the executable at once. The old executable must not be
+ * mapped any more.
+ */
+export function restoreMm(program: Program, mm: MmEntry, exeFd: number): void {
+  const auxv = mm.reprise?.saved_auxv ?? mm.mm_saved_auxv;
+  const auxvBytes = Buffer.alloc(auxv.length * 8);
+  auxv.forEach((word, index) => auxvBytes.writeBigUInt64LE(word, index * 8));
+  const map = Buffer.alloc(PRCTL_MM_MAP_SIZE);
+  [
+    mm.mm_start_code, mm.mm_end_code, mm.mm_start_data, mm.mm_end_data, mm.mm_start_brk, mm.mm_brk, mm.mm_start_stack,
+    mm.mm_arg_start, mm.mm_arg_end, mm.mm_env_start, mm.mm_env_end,
+  ].forEach((address, index) => writeU64(map, index * 8, address));
+  map.writeUInt32LE(auxvBytes.length, MM_MAP_AUXV_SIZE);
+  map.writeInt32LE(exeFd, MM_MAP_EXE_FD);
+  const pointer: Argument = program.structure(map, auxvBytes.length === 0 ? {} : { [MM_MAP_AUXV]: program.data(auxvBytes) });
+  program.call("prctl", [PR_SET_MM, PR_SET_MM_MAP, pointer, PRCTL_MM_MAP_SIZE, 0], {
+    label: "restore the address space's layout and executable",
+    hint: "The kernel needs CONFIG_CHECKPOINT_RESTORE for PR_SET_MM_MAP.",
+  });
+}

@@ -1,0 +1,291 @@
+// The content of private memory: which pages a task has of its own (PAGEMAP_SCAN, Linux 6.7; /proc/PID/pagemap before), how
+// they get into pages-N.img, and how a restored task reads them back.
+
+import { closeSync, constants, openSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { PE_LAZY, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
+import type { VmaEntry } from "../../images/schema/messages.generated.ts";
+import { readMaps } from "../../proc/maps.ts";
+import * as mm from "../../sys/abi/mman.ts";
+import { EINVAL, errnoName } from "../../sys/errno.ts";
+import { addressOf, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
+import { IOV_MAX, iovecs, readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FrozenTask } from "../task/task.ts";
+import { hasPrivatePages, VMA_AIORING, VMA_ANON_PRIVATE, VMA_VDSO, type DumpedVma } from "./vma.ts";
+
+/** Pages of a task that go into the image, and its guard pages. */
+export interface PageScan {
+  readonly runs: readonly PageRun[];
+  readonly guards: readonly MemoryRange[];
+  /** Pages looked at: all that the private areas could hold. */
+  readonly scanned: number;
+  readonly pages: number;
+}
+
+/** Finds the pages that a restore could not get from anywhere else. */
+export function scanPages(task: FrozenTask, vmas: readonly DumpedVma[]): PageScan {
+  const own = vmas.map(({ entry }) => entry).filter(hasPrivatePages);
+  const { dirty, guards } = scan(task.pid);
+  const runs = intersect(own, dirty);
+  return {
+    runs,
+    guards,
+    scanned: own.reduce((sum, { start, end }) => sum + (end - start) / mm.PAGE_SIZE, 0),
+    pages: runs.reduce((sum, run) => sum + run.pages, 0),
+  };
+}
+
+/** struct pm_scan_arg (include/uapi/linux/fs.h). */
+const PM_SCAN_ARG_SIZE = 96;
+const PM_WALK_END = 32;
+/** struct page_region: start, end, categories. */
+const PAGE_REGION_SIZE = 24;
+const REGIONS = 4096;
+
+interface ScanResult {
+  readonly dirty: readonly MemoryRange[];
+  readonly guards: readonly MemoryRange[];
+}
+
+let regionBuffer: Buffer | undefined;
+
+function scan(pid: number): ScanResult {
+  const fd = openSync(`/proc/${pid}/pagemap`, "r");
+  try {
+    const notOwn = mm.PAGE_IS_FILE | mm.PAGE_IS_PFNZERO;
+    const own = { anyOf: mm.PAGE_IS_PRESENT | mm.PAGE_IS_SWAPPED };
+    const dirty = regions(fd, { ...own, not: notOwn | mm.PAGE_IS_GUARD });
+    // Kernels before 6.15 do not know guards as a category; they have none that could be seen.
+    if (dirty !== undefined) return { dirty, guards: regions(fd, { anyOf: mm.PAGE_IS_GUARD, not: 0 }) ?? [] };
+    const plain = regions(fd, { ...own, not: notOwn });
+    return { dirty: plain ?? readPagemap(fd, pid), guards: [] };
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** One PAGEMAP_SCAN over the whole address space; undefined when the kernel does not know it, or a category. */
+function regions(fd: number, want: { anyOf: number; not: number }): MemoryRange[] | undefined {
+  regionBuffer ??= Buffer.alloc(REGIONS * PAGE_REGION_SIZE);
+  const found: MemoryRange[] = [];
+  let start = 0;
+  while (start < mm.TASK_SIZE) {
+    const arg = Buffer.alloc(PM_SCAN_ARG_SIZE);
+    [PM_SCAN_ARG_SIZE, 0, start, mm.TASK_SIZE, 0, addressOf(regionBuffer), REGIONS, 0, want.not, want.not, want.anyOf, want.anyOf].forEach(
+      (value, index) => writeU64(arg, index * 8, value),
+    );
+    const count = trySyscall("ioctl", fd, mm.PAGEMAP_SCAN, arg);
+    if (count < 0) return undefined;
+    for (let i = 0; i < count; i++) {
+      const from = readU64(regionBuffer, i * PAGE_REGION_SIZE);
+      found.push({ address: from, length: readU64(regionBuffer, i * PAGE_REGION_SIZE + 8) - from });
+    }
+    start = readU64(arg, PM_WALK_END);
+  }
+  return found;
+}
+
+/** Bits of a /proc/PID/pagemap word (Documentation/admin-guide/mm/pagemap.rst). */
+const PM_PRESENT_HIGH = 0x8000_0000;
+const PM_SWAP_HIGH = 0x4000_0000;
+const PM_FILE_HIGH = 0x2000_0000;
+
+/** Before Linux 6.7: one word a page. Zero pages cannot be told apart and are saved like others. */
+function readPagemap(fd: number, pid: number): MemoryRange[] {
+  const found: MemoryRange[] = [];
+  const window = Buffer.alloc(512 * 1024);
+  for (const { start, end } of mappedRanges(pid)) {
+    for (let at = start; at < end; ) {
+      const want = Math.min(window.length, ((end - at) / mm.PAGE_SIZE) * 8);
+      const got = syscall("pread64", fd, window, want, (at / mm.PAGE_SIZE) * 8);
+      if (got <= 0) break;
+      for (let word = 0; word < got; word += 8) {
+        const high = window.readUInt32LE(word + 4);
+        const own = (high & (PM_PRESENT_HIGH | PM_SWAP_HIGH)) !== 0 && (high & PM_FILE_HIGH) === 0;
+        if (own) found.push({ address: at + (word / 8) * mm.PAGE_SIZE, length: mm.PAGE_SIZE });
+      }
+      at += (got / 8) * mm.PAGE_SIZE;
+    }
+  }
+  return found;
+}
+
+function mappedRanges(pid: number): readonly { start: number; end: number }[] {
+  return readMaps(pid).filter(({ end }) => end <= mm.TASK_SIZE);
+}
+
+/** Cuts the ranges of pages to the areas they lie in, both in ascending order. */
+function intersect(vmas: readonly VmaEntry[], ranges: readonly MemoryRange[]): PageRun[] {
+  const runs: PageRun[] = [];
+  let next = 0;
+  for (const vma of vmas) {
+    while (next < ranges.length && rangeEnd(ranges[next]) <= vma.start) next++;
+    for (let i = next; i < ranges.length; i++) {
+      const range = ranges[i] as MemoryRange;
+      if (range.address >= vma.end) break;
+      const from = Math.max(range.address, vma.start);
+      const to = Math.min(rangeEnd(range), vma.end);
+      addRun(runs, { vaddr: from, pages: (to - from) / mm.PAGE_SIZE, flags: pageFlags(vma) });
+    }
+  }
+  return runs;
+}
+
+function rangeEnd(range: MemoryRange | undefined): number {
+  return range === undefined ? 0 : range.address + range.length;
+}
+
+/** Neighbours with equal flags become one run, as CRIU joins them. */
+function addRun(runs: PageRun[], run: PageRun): void {
+  const last = runs.at(-1);
+  if (last !== undefined && last.flags === run.flags && last.vaddr + last.pages * mm.PAGE_SIZE === run.vaddr) {
+    runs[runs.length - 1] = { ...last, pages: last.pages + run.pages };
+  } else {
+    runs.push(run);
+  }
+}
+
+/** What may be filled on demand later: anonymous memory that is not locked, and nothing of the kernel's. */
+function pageFlags(vma: VmaEntry): number {
+  const lazy = (vma.status & VMA_ANON_PRIVATE) !== 0 && (vma.status & (VMA_VDSO | VMA_AIORING)) === 0 && (vma.flags & mm.MAP_LOCKED) === 0;
+  return lazy ? PE_LAZY | PE_PRESENT : PE_PRESENT;
+}
+
+/** Bytes copied at a time between the task and the file. */
+const WINDOW = 4 * 1024 * 1024;
+/** From this size on pages bypass the page cache: several times faster than a buffered write. */
+const DIRECT_FROM = 1024 * 1024;
+
+let windowAddress: number | undefined;
+
+/**
+ * Copies pages of a stopped task into its pages file, in order.
+ *
+ * @throws RepriseError SYSCALL (a full disk, say)
+ */
+export function writePages(task: FrozenTask, runs: readonly PageRun[], file: { readonly path: string; readonly fd: number }): void {
+  const total = runs.reduce((sum, run) => sum + run.pages * mm.PAGE_SIZE, 0);
+  const direct = total >= DIRECT_FROM ? openDirect(file.path) : undefined;
+  try {
+    let offset = 0;
+    for (const batch of batches(runs)) {
+      const length = batch.reduce((sum, range) => sum + range.length, 0);
+      copyOut(task, batch, length);
+      writeWindow({ fd: file.fd, direct, path: file.path }, length, offset);
+      offset += length;
+    }
+  } finally {
+    if (direct !== undefined) closeSync(direct);
+  }
+}
+
+/** Splits runs into portions that fit the window. */
+function* batches(runs: readonly PageRun[]): Generator<MemoryRange[]> {
+  let batch: MemoryRange[] = [];
+  let room = WINDOW;
+  for (const run of runs) {
+    let address = run.vaddr;
+    let left = run.pages * mm.PAGE_SIZE;
+    while (left > 0) {
+      const length = Math.min(left, room);
+      batch.push({ address, length });
+      address += length;
+      left -= length;
+      room -= length;
+      if (room === 0 || batch.length === IOV_MAX) {
+        yield batch;
+        batch = [];
+        room = WINDOW;
+      }
+    }
+  }
+  if (batch.length > 0) yield batch;
+}
+
+function copyOut(task: FrozenTask, batch: readonly MemoryRange[], length: number): void {
+  windowAddress ??= syscall("mmap", 0, WINDOW, mm.PROT_READ | mm.PROT_WRITE, mm.MAP_PRIVATE | mm.MAP_ANONYMOUS, -1, 0);
+  const local = iovecs([{ address: windowAddress, length }]);
+  const moved = trySyscall("process_vm_readv", task.pid, local, 1, iovecs(batch), batch.length, 0);
+  if (moved === length) return;
+  // Memory without read permission: /proc/PID/mem reads past the protection, as debuggers do.
+  const fd = openSync(`/proc/${task.pid}/mem`, "r");
+  try {
+    let at = windowAddress;
+    for (const range of batch) {
+      const got = trySyscall("pread64", fd, at, range.length, range.address);
+      if (got !== range.length) {
+        throw new RepriseError("SYSCALL", `cannot read memory ${range.address.toString(16)} of pid ${task.pid}: pread64: ${got < 0 ? errnoName(-got) : "short read"}`, { pid: task.pid, syscall: "pread64" });
+      }
+      at += range.length;
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function writeWindow(file: { fd: number; direct: number | undefined; path: string }, length: number, offset: number): void {
+  const from = windowAddress ?? 0;
+  if (file.direct !== undefined) {
+    const written = trySyscall("pwrite64", file.direct, from, length, offset);
+    if (written === length) return;
+    if (written !== -EINVAL && written < 0) throw diskError(file.path, -written);
+  }
+  for (let done = 0; done < length; ) {
+    const written = trySyscall("pwrite64", file.fd, from + done, length - done, offset + done);
+    if (written <= 0) throw diskError(file.path, -written);
+    done += written;
+  }
+}
+
+function diskError(path: string, errno: number): RepriseError {
+  const error = syscallError("pwrite64", errno, `write pages to ${path}`);
+  return new RepriseError("SYSCALL", error.message, {
+    syscall: "pwrite64",
+    errno: errnoName(errno),
+    hint: "Is the disk full? The process goes on as before; make room and try again.",
+  });
+}
+
+function openDirect(path: string): number | undefined {
+  try {
+    return openSync(path, constants.O_WRONLY | constants.O_DIRECT);
+  } catch {
+    return undefined; // the file system has no direct I/O
+  }
+}
+
+/** A piece of memory to fill from a pages file. */
+export interface PageSource {
+  readonly address: number;
+  readonly length: number;
+  readonly offset: number;
+}
+
+/** Adds the calls that read pages from a file into memory, as few as the file's order allows. */
+export function readPages(program: Program, file: Argument, sources: readonly PageSource[]): void {
+  let first = 0;
+  while (first < sources.length) {
+    const start = sources[first] as PageSource;
+    let count = 1;
+    let length = start.length;
+    for (; count < IOV_MAX && first + count < sources.length && length < MAX_READ; count++) {
+      const next = sources[first + count] as PageSource;
+      if (next.offset !== start.offset + length) break;
+      length += next.length;
+    }
+    const vector = program.data(iovecs(sources.slice(first, first + count)));
+    expectAll(program, file, { vector, count, length, offset: start.offset });
+    first += count;
+  }
+}
+
+/** Below the kernel's limit for one read (MAX_RW_COUNT, 2 GiB less a page). */
+const MAX_READ = 1 << 30;
+
+function expectAll(program: Program, file: Argument, read: { vector: Argument; count: number; length: number; offset: number }): void {
+  program.call("preadv", [file, read.vector, read.count, read.offset, 0], {
+    label: `read ${read.length} bytes of memory from the image`,
+    expect: read.length,
+  });
+}

@@ -1,0 +1,88 @@
+// The vdso and its data pages (vvar): kernel code and clocks mapped into every task. They come from the running kernel:
+// ARCH_MAP_VDSO_64 maps all of them at an address, once no old one is mapped. A program has addresses inside the vdso in its
+// registers and tables, so its layout must be the one that was saved.
+
+import { RepriseError } from "../../errors.ts";
+import type { PageRun } from "../../images/pagemap.ts";
+import type { VmaEntry } from "../../images/schema/messages.generated.ts";
+import { readMaps } from "../../proc/maps.ts";
+import { ARCH_MAP_VDSO_64 } from "../../sys/abi/sched.ts";
+import { readMemory } from "../../sys/memory.ts";
+import type { Program } from "../../tracee/program.ts";
+import { VMA_VDSO, VMA_VVAR } from "./vma.ts";
+
+/** Where the kernel's areas of a task lie. */
+export interface VdsoLayout {
+  readonly address: number;
+  readonly vvarSize: number;
+  readonly vdsoSize: number;
+}
+
+/** The layout of a saved task; undefined when it has no vdso. */
+export function savedVdso(vmas: readonly VmaEntry[]): VdsoLayout | undefined {
+  const vdso = vmas.find(({ status }) => (status & VMA_VDSO) !== 0);
+  const vvar = vmas.find(({ status }) => (status & VMA_VVAR) !== 0);
+  if (vdso === undefined) return undefined;
+  if (vvar === undefined) return { address: vdso.start, vvarSize: 0, vdsoSize: vdso.end - vdso.start };
+  return { address: vvar.start, vvarSize: vdso.start - vvar.start, vdsoSize: vdso.end - vdso.start };
+}
+
+/** The layout that this kernel gives: that of the engine itself. */
+export function kernelVdso(): VdsoLayout | undefined {
+  const areas = readMaps(process.pid).filter(({ path }) => path.startsWith("[vvar") || path === "[vdso]");
+  const vdso = areas.find(({ path }) => path === "[vdso]");
+  if (vdso === undefined) return undefined;
+  const start = Math.min(...areas.map((area) => area.start));
+  return { address: start, vvarSize: vdso.start - start, vdsoSize: vdso.end - vdso.start };
+}
+
+/** This kernel's vdso code, to compare with a saved one. */
+export function kernelVdsoCode(): Buffer {
+  const layout = kernelVdso();
+  const code = Buffer.alloc(layout?.vdsoSize ?? 0);
+  if (layout !== undefined) {
+    readMemory(process.pid, [{ address: layout.address + layout.vvarSize, length: code.length }], code);
+  }
+  return code;
+}
+
+/**
+ * Checks that the saved vdso is this kernel's.
+ *
+ * @throws RepriseError KERNEL_FEATURE
+ */
+export function checkVdso(pid: number, saved: VdsoLayout, savedCode: Buffer | undefined): void {
+  const kernel = kernelVdso();
+  const same = kernel !== undefined && kernel.vvarSize === saved.vvarSize && kernel.vdsoSize === saved.vdsoSize;
+  if (same && (savedCode === undefined || sameCode(savedCode, kernelVdsoCode()))) return;
+  throw new RepriseError("KERNEL_FEATURE", `cannot restore pid ${pid}: it was saved on a kernel with another vdso`, {
+    pid,
+    hint: "Restore it on the kernel version on which it was saved.",
+  });
+}
+
+/** CRIU and this engine may have used the unused end of the last page; only code and data count. */
+function sameCode(saved: Buffer, kernel: Buffer): boolean {
+  const end = kernel.length - trailingZeros(kernel);
+  return saved.subarray(0, end).equals(kernel.subarray(0, end));
+}
+
+function trailingZeros(bytes: Buffer): number {
+  let count = 0;
+  while (count < bytes.length && bytes[bytes.length - 1 - count] === 0) count++;
+  return count;
+}
+
+/** Adds the call that maps vvar and vdso where they were. */
+export function restoreVdso(program: Program, layout: VdsoLayout): void {
+  program.call("arch_prctl", [ARCH_MAP_VDSO_64, layout.address], {
+    label: "map the vdso",
+    hint: "The kernel needs CONFIG_CHECKPOINT_RESTORE for ARCH_MAP_VDSO_64.",
+  });
+}
+
+/** Where the pages of the saved vdso are among the runs, if all of them were saved. */
+export function vdsoRun<Run extends PageRun>(layout: VdsoLayout, runs: readonly Run[]): Run | undefined {
+  const start = layout.address + layout.vvarSize;
+  return runs.find((run) => run.vaddr <= start && run.vaddr + run.pages * 4096 >= start + layout.vdsoSize);
+}

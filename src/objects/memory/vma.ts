@@ -1,0 +1,230 @@
+// A VMA: one range of a task's memory with one set of properties (mm(7), /proc/PID/smaps, CRIU's vma_entry). At dump each
+// line of smaps becomes an entry; at restore each entry becomes a mapping at its old address.
+
+import { RepriseError } from "../../errors.ts";
+import type { VmaEntry } from "../../images/schema/messages.generated.ts";
+import type { SmapsVma, VmFlag } from "../../proc/smaps.ts";
+import * as mm from "../../sys/abi/mman.ts";
+import { O_RDONLY, O_RDWR } from "../../sys/abi/fcntl.ts";
+import { PR_SET_VMA, PR_SET_VMA_ANON_NAME } from "../../sys/abi/sched.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FrozenTask } from "../task/task.ts";
+
+/** vma_entry.status: what kind of area it is. */
+export const VMA_REGULAR = 0x1;
+export const VMA_VSYSCALL = 0x4;
+export const VMA_VDSO = 0x8;
+export const VMA_HEAP = 0x20;
+export const VMA_FILE_PRIVATE = 0x40;
+export const VMA_FILE_SHARED = 0x80;
+export const VMA_ANON_SHARED = 0x100;
+export const VMA_ANON_PRIVATE = 0x200;
+export const VMA_SYSVIPC = 0x400;
+export const VMA_SOCKET = 0x800;
+export const VMA_VVAR = 0x1000;
+export const VMA_AIORING = 0x2000;
+export const VMA_MEMFD = 0x4000;
+export const VMA_GUARD = 0x10000;
+
+/** A VMA that is dumped: its line of smaps and its entry. */
+export interface DumpedVma {
+  readonly area: SmapsVma;
+  readonly entry: VmaEntry;
+}
+
+/** Gives the file id of a file that is mapped, and whether it is a memfd (or shared anonymous memory). */
+export type MappedFileIds = (area: SmapsVma, openFlags: number) => { readonly id: number; readonly memfd: boolean };
+
+/**
+ * Turns the areas of a task into entries, in address order.
+ *
+ * @throws RepriseError UNSUPPORTED naming the area that cannot be saved.
+ */
+export function collectVmas(task: FrozenTask, areas: readonly SmapsVma[], fileIds: MappedFileIds): DumpedVma[] {
+  const vmas: DumpedVma[] = [];
+  for (const area of areas) {
+    const entry = vmaEntry(task, area, fileIds);
+    const before = vmas.at(-1);
+    // [vvar] and [vvar_vclock] are one mapping to CRIU.
+    if (before !== undefined && (entry.status & VMA_VVAR) !== 0 && (before.entry.status & VMA_VVAR) !== 0 && before.entry.end === entry.start) {
+      vmas[vmas.length - 1] = { area: before.area, entry: { ...before.entry, end: entry.end } };
+    } else {
+      vmas.push({ area, entry });
+    }
+  }
+  return vmas;
+}
+
+/** Whether an area's own pages can be in the images (shared ones belong to their file). */
+export function hasPrivatePages(entry: VmaEntry): boolean {
+  const kind = VMA_ANON_PRIVATE | VMA_FILE_PRIVATE;
+  return (entry.status & kind) !== 0 && (entry.status & (VMA_VSYSCALL | VMA_VVAR)) === 0;
+}
+
+/** The entry for a range of MADV_GUARD_INSTALL pages: it stands after all others. */
+export function guardEntry(range: { start: number; end: number }): VmaEntry {
+  return { ...range, pgoff: 0, shmid: 0, prot: 0, flags: 0, status: VMA_GUARD, fd: -1 };
+}
+
+function vmaEntry(task: FrozenTask, area: SmapsVma, fileIds: MappedFileIds): VmaEntry {
+  refuseSpecial(task, area);
+  const base = {
+    start: area.start,
+    end: area.end,
+    pgoff: 0,
+    shmid: 0,
+    prot: (area.read ? mm.PROT_READ : 0) | (area.write ? mm.PROT_WRITE : 0) | (area.exec ? mm.PROT_EXEC : 0),
+    fd: -1,
+    ...extras(area),
+  };
+  const anonymous = mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | flagBits(area);
+  switch (area.path) {
+    case "[vsyscall]":
+      return { ...base, flags: mm.MAP_PRIVATE | mm.MAP_ANONYMOUS, status: VMA_VSYSCALL | VMA_ANON_PRIVATE };
+    case "[vdso]":
+      return { ...base, flags: anonymous, status: VMA_REGULAR | VMA_VDSO | VMA_ANON_PRIVATE };
+    case "[vvar]":
+    case "[vvar_vclock]":
+      return { ...base, flags: anonymous, status: VMA_REGULAR | VMA_VVAR | VMA_ANON_PRIVATE };
+    case "[heap]":
+      return { ...base, flags: anonymous, status: VMA_REGULAR | VMA_HEAP | VMA_ANON_PRIVATE };
+    default:
+      return area.inode === 0n || isPrivateDevZero(area)
+        ? { ...base, flags: anonymous, status: VMA_REGULAR | VMA_ANON_PRIVATE }
+        : { ...base, ...mappedFile(area, fileIds) };
+  }
+}
+
+function mappedFile(area: SmapsVma, fileIds: MappedFileIds): Pick<VmaEntry, "pgoff" | "shmid" | "flags" | "status" | "fdflags"> {
+  // A shared mapping that may become writable (VM_MAYWRITE) came from a descriptor open for writing.
+  const fdflags = area.shared && area.vmFlags.includes("mw") ? O_RDWR : O_RDONLY;
+  const { id, memfd } = fileIds(area, fdflags);
+  const kind = (area.shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE) | (memfd ? VMA_MEMFD : 0);
+  return {
+    pgoff: area.offset,
+    shmid: id,
+    flags: (area.shared ? mm.MAP_SHARED : mm.MAP_PRIVATE) | flagBits(area),
+    status: VMA_REGULAR | kind,
+    fdflags,
+  };
+}
+
+/** A private mapping of /dev/zero is anonymous memory with a name. */
+function isPrivateDevZero(area: SmapsVma): boolean {
+  return !area.shared && area.path === "/dev/zero";
+}
+
+const SPECIAL_AREAS: readonly { readonly prefix: string; readonly what: string; readonly hint: string }[] = [
+  { prefix: "[uprobes]", what: "a uprobes area", hint: "Remove the uprobes (perf, bpftrace) on this program first." },
+  { prefix: "/SYSV", what: "System V shared memory", hint: "System V shared memory cannot be saved yet." },
+  { prefix: "/[aio]", what: "an AIO ring", hint: "Programs that use io_setup(2) cannot be saved yet." },
+  { prefix: "anon_inode:", what: "memory of a kernel object", hint: "io_uring, perf and similar mappings cannot be saved yet." },
+  { prefix: "socket:", what: "a packet socket's ring", hint: "Packet socket rings cannot be saved yet." },
+];
+
+function refuseSpecial(task: FrozenTask, area: SmapsVma): void {
+  const refuse = (what: string, hint: string): never => {
+    const range = `${area.start.toString(16)}-${area.end.toString(16)}`;
+    throw new RepriseError("UNSUPPORTED", `cannot dump memory ${range} of pid ${task.pid}: it is ${what} (${area.path})`, {
+      pid: task.pid,
+      hint,
+    });
+  };
+  const special = SPECIAL_AREAS.find(({ prefix }) => area.path.startsWith(prefix));
+  if (special !== undefined) refuse(special.what, special.hint);
+  if (area.vmFlags.includes("ht")) refuse("hugetlb memory", "hugetlbfs mappings cannot be saved yet; transparent huge pages can.");
+  const ownPages = area.path.startsWith("[v");
+  if (!ownPages && (area.vmFlags.includes("io") || area.vmFlags.includes("pf"))) {
+    refuse("memory of a device", "Memory-mapped devices cannot be saved.");
+  }
+}
+
+const MAP_BITS: readonly (readonly [VmFlag, number])[] = [
+  ["gd", mm.MAP_GROWSDOWN],
+  ["lo", mm.MAP_LOCKED],
+  ["nr", mm.MAP_NORESERVE],
+];
+
+function flagBits(area: SmapsVma): number {
+  return MAP_BITS.reduce((bits, [flag, bit]) => (area.vmFlags.includes(flag) ? bits | bit : bits), 0);
+}
+
+const MADVICE: readonly (readonly [VmFlag, number])[] = [
+  ["sr", mm.MADV_SEQUENTIAL],
+  ["rr", mm.MADV_RANDOM],
+  ["dc", mm.MADV_DONTFORK],
+  ["mg", mm.MADV_MERGEABLE],
+  ["hg", mm.MADV_HUGEPAGE],
+  ["nh", mm.MADV_NOHUGEPAGE],
+  ["dd", mm.MADV_DONTDUMP],
+  ["wf", mm.MADV_WIPEONFORK],
+];
+
+function extras(area: SmapsVma): Pick<VmaEntry, "madv" | "anon_name" | "sealed" | "lock_on_fault"> {
+  const madv = MADVICE.reduce((bits, [flag, advice]) => (area.vmFlags.includes(flag) ? bits | (1n << BigInt(advice)) : bits), 0n);
+  const name = /^\[anon(?:_shmem)?:(.*)\]$/.exec(area.path)?.[1];
+  return {
+    ...(madv === 0n ? {} : { madv }),
+    ...(name === undefined ? {} : { anon_name: name }),
+    ...(area.vmFlags.includes("sl") ? { sealed: true } : {}),
+    ...(area.vmFlags.includes("lf") ? { lock_on_fault: true } : {}),
+  };
+}
+
+/** Whether restore makes this area by mmap (the vdso and vvar come from the kernel, guards from madvise). */
+export function isMapped(entry: VmaEntry): boolean {
+  return (entry.status & (VMA_VSYSCALL | VMA_VDSO | VMA_VVAR | VMA_GUARD)) === 0;
+}
+
+/**
+ * Adds the call that maps an area, writable so that its pages can be filled in. `file` is the descriptor of its file.
+ */
+export function mapVma(program: Program, entry: VmaEntry, file: Argument | undefined): void {
+  const fillable = hasPrivatePages(entry) ? mm.PROT_READ | mm.PROT_WRITE : 0;
+  const keep = mm.MAP_SHARED | mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | mm.MAP_GROWSDOWN | mm.MAP_NORESERVE;
+  program.call(
+    "mmap",
+    [entry.start, entry.end - entry.start, entry.prot | fillable, (entry.flags & keep) | mm.MAP_FIXED_NOREPLACE, file ?? -1, file === undefined ? 0 : entry.pgoff],
+    { label: `map ${describeVma(entry)}` },
+  );
+}
+
+/** Adds the calls that give a filled area its protection, advice, locks and name. */
+export function finishVma(program: Program, entry: VmaEntry): void {
+  const length = entry.end - entry.start;
+  const fillable = mm.PROT_READ | mm.PROT_WRITE;
+  const label = `restore the properties of ${describeVma(entry)}`;
+  if (hasPrivatePages(entry) && (entry.prot & fillable) !== fillable) {
+    program.call("mprotect", [entry.start, length, entry.prot], { label });
+  }
+  for (const [, advice] of MADVICE) {
+    if (((entry.madv ?? 0n) & (1n << BigInt(advice))) !== 0n) program.call("madvise", [entry.start, length, advice], { label });
+  }
+  if ((entry.flags & mm.MAP_LOCKED) !== 0) {
+    program.call("mlock2", [entry.start, length, entry.lock_on_fault === true ? mm.MLOCK_ONFAULT : 0], { label });
+  }
+  if (entry.anon_name !== undefined) {
+    const name = program.string(entry.anon_name);
+    program.call("prctl", [PR_SET_VMA, PR_SET_VMA_ANON_NAME, entry.start, length, name], { label, mayFail: true });
+  }
+}
+
+/** Adds the last step of all: a sealed area can never be changed again. */
+export function sealVma(program: Program, entry: VmaEntry): void {
+  if (entry.sealed === true) {
+    program.call("mseal", [entry.start, entry.end - entry.start, 0], { label: `seal ${describeVma(entry)}` });
+  }
+}
+
+/** Adds the call that installs guard pages in an area that is mapped already. */
+export function installGuard(program: Program, entry: VmaEntry): void {
+  program.call("madvise", [entry.start, entry.end - entry.start, mm.MADV_GUARD_INSTALL], {
+    label: `install guard pages at ${entry.start.toString(16)}`,
+    hint: "Guard pages need Linux 6.13 or later.",
+  });
+}
+
+/** For messages: "memory 7f00…-7f01…". */
+export function describeVma(entry: VmaEntry): string {
+  return `memory ${entry.start.toString(16)}-${entry.end.toString(16)}`;
+}

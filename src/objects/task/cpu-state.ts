@@ -1,0 +1,153 @@
+// Registers and extended state of a thread on x86-64, between ptrace's register sets and CRIU's thread_info_x86.
+
+import { RepriseError } from "../../errors.ts";
+import type { ThreadInfoX86, UserX86FpregsEntry, UserX86RegsEntry, UserX86XsaveEntry, CoreEntry } from "../../images/schema/messages.generated.ts";
+import { REGISTERS, REGISTERS_SIZE, Registers, repeatedRegisters, type RegisterName } from "../../tracee/arch/x86_64/registers.ts";
+import { component, enabledFeatures, FX, XFEATURE, XSTATE_BV } from "../../tracee/arch/x86_64/xstate.ts";
+import type { StoppedThread } from "../../tracee/injection.ts";
+
+/** user_x86_regs_entry.mode of a 64-bit task. */
+const MODE_NATIVE = 1;
+/** Unused TLS descriptors (set_thread_area) of a 64-bit task. */
+const TLS_ENTRIES = [12, 13, 14];
+
+/** The kernel's names for the registers in the order of the image. */
+const IMAGE_NAMES: Readonly<Partial<Record<RegisterName, string>>> = {
+  rbp: "bp", rbx: "bx", rax: "ax", rcx: "cx", rdx: "dx", rsi: "si", rdi: "di", orig_rax: "orig_ax", rip: "ip", eflags: "flags", rsp: "sp",
+};
+
+/**
+ * The image of a stopped thread's registers: with an interrupted system call to be made again, and all of the extended
+ * state that the format knows.
+ */
+export function cpuStateEntry(thread: StoppedThread, registers: Registers, clearTidAddress: bigint): ThreadInfoX86 {
+  return {
+    clear_tid_addr: clearTidAddress,
+    gpregs: registersEntry(repeatedRegisters(registers)),
+    fpregs: extendedStateEntry(thread.xstate),
+    tls: TLS_ENTRIES.map((entry_number) => ({
+      entry_number, base_addr: 0, limit: 0, seg_32bit: false, contents_h: false, contents_l: false, read_exec_only: true,
+      limit_in_pages: false, seg_not_present: true, usable: false,
+    })),
+  };
+}
+
+function registersEntry(regs: Registers): UserX86RegsEntry {
+  const values = Object.fromEntries(REGISTERS.map((name) => [IMAGE_NAMES[name] ?? name, regs.get(name)]));
+  return { ...values, mode: MODE_NATIVE } as unknown as UserX86RegsEntry;
+}
+
+function extendedStateEntry(xstate: Buffer): UserX86FpregsEntry {
+  const xsave = xstate.length > XSTATE_BV ? xsaveEntry(xstate) : undefined;
+  return {
+    cwd: xstate.readUInt16LE(FX.cwd),
+    swd: xstate.readUInt16LE(FX.swd),
+    twd: xstate.readUInt16LE(FX.twd),
+    fop: xstate.readUInt16LE(FX.fop),
+    rip: xstate.readBigUInt64LE(FX.rip),
+    rdp: xstate.readBigUInt64LE(FX.rdp),
+    mxcsr: xstate.readUInt32LE(FX.mxcsr),
+    mxcsr_mask: xstate.readUInt32LE(FX.mxcsrMask),
+    st_space: words32(xstate, FX.st, 128),
+    xmm_space: words32(xstate, FX.xmm, 256),
+    padding: [],
+    ...(xsave === undefined ? {} : { xsave }),
+  };
+}
+
+function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {
+  const enabled = enabledFeatures(xstate);
+  const part = (feature: number): { offset: number; size: number } => {
+    const place = component(feature);
+    return (enabled & (1n << BigInt(feature))) === 0n || place.offset + place.size > xstate.length ? { offset: 0, size: 0 } : place;
+  };
+  const narrow = (feature: number): number[] => words32(xstate, part(feature).offset, part(feature).size);
+  const wide = (feature: number): bigint[] => words64(xstate, part(feature).offset, part(feature).size);
+  return {
+    xstate_bv: xstate.readBigUInt64LE(XSTATE_BV),
+    ymmh_space: narrow(XFEATURE.YMM),
+    bndreg_state: wide(XFEATURE.BNDREGS),
+    bndcsr_state: wide(XFEATURE.BNDCSR),
+    opmask_reg: wide(XFEATURE.OPMASK),
+    zmm_upper: wide(XFEATURE.ZMM_HI256),
+    hi16_zmm: wide(XFEATURE.HI16_ZMM),
+    pkru: narrow(XFEATURE.PKRU),
+  };
+}
+
+/** The registers of a thread from its image. */
+export function registersOf(core: CoreEntry): Registers {
+  const entry = threadInfo(core).gpregs as unknown as Readonly<Record<string, bigint>>;
+  const regs = new Registers(Buffer.alloc(REGISTERS_SIZE));
+  for (const name of REGISTERS) regs.set(name, entry[IMAGE_NAMES[name] ?? name] ?? 0n);
+  return regs;
+}
+
+/**
+ * Puts the extended state of an image into a register set of this CPU. `template` is what a fresh task here has: it gives
+ * the size and the components that the image lacks.
+ *
+ * @throws RepriseError KERNEL_FEATURE when the image uses registers that this CPU does not have.
+ */
+export function extendedStateOf(core: CoreEntry, template: Buffer): Buffer {
+  const xstate = Buffer.from(template);
+  const fp = threadInfo(core).fpregs;
+  if (fp === undefined) return xstate;
+  xstate.writeUInt16LE(fp.cwd, FX.cwd);
+  xstate.writeUInt16LE(fp.swd, FX.swd);
+  xstate.writeUInt16LE(fp.twd, FX.twd);
+  xstate.writeUInt16LE(fp.fop, FX.fop);
+  xstate.writeBigUInt64LE(fp.rip, FX.rip);
+  xstate.writeBigUInt64LE(fp.rdp, FX.rdp);
+  xstate.writeUInt32LE(fp.mxcsr, FX.mxcsr);
+  putWords32(xstate, FX.st, fp.st_space);
+  putWords32(xstate, FX.xmm, fp.xmm_space);
+  if (fp.xsave === undefined || xstate.length <= XSTATE_BV) return xstate;
+  putXsave(xstate, fp.xsave);
+  return xstate;
+}
+
+function putXsave(xstate: Buffer, xsave: UserX86XsaveEntry): void {
+  // x87 and SSE are always taken from the image, whatever the bits say.
+  const present = xsave.xstate_bv | 3n;
+  const enabled = enabledFeatures(xstate);
+  const unknown = present & ~enabled;
+  if (unknown !== 0n) {
+    throw new RepriseError("KERNEL_FEATURE", `cannot restore the registers: this CPU lacks state components 0x${unknown.toString(16)}`, {
+      hint: "The program was saved on a CPU with more vector registers; restore it on one that has them.",
+    });
+  }
+  xstate.writeBigUInt64LE(present, XSTATE_BV);
+  putWords32(xstate, component(XFEATURE.YMM).offset, xsave.ymmh_space, enabled, XFEATURE.YMM);
+  putWords64(xstate, component(XFEATURE.BNDREGS).offset, xsave.bndreg_state, enabled, XFEATURE.BNDREGS);
+  putWords64(xstate, component(XFEATURE.BNDCSR).offset, xsave.bndcsr_state, enabled, XFEATURE.BNDCSR);
+  putWords64(xstate, component(XFEATURE.OPMASK).offset, xsave.opmask_reg, enabled, XFEATURE.OPMASK);
+  putWords64(xstate, component(XFEATURE.ZMM_HI256).offset, xsave.zmm_upper, enabled, XFEATURE.ZMM_HI256);
+  putWords64(xstate, component(XFEATURE.HI16_ZMM).offset, xsave.hi16_zmm, enabled, XFEATURE.HI16_ZMM);
+  putWords32(xstate, component(XFEATURE.PKRU).offset, xsave.pkru, enabled, XFEATURE.PKRU);
+}
+
+function threadInfo(core: CoreEntry): ThreadInfoX86 {
+  if (core.thread_info === undefined) {
+    throw new RepriseError("BAD_IMAGE", "cannot restore a thread: its core image has no x86-64 registers");
+  }
+  return core.thread_info;
+}
+
+function words32(bytes: Buffer, offset: number, size: number): number[] {
+  return Array.from({ length: size / 4 }, (_, index) => bytes.readUInt32LE(offset + index * 4));
+}
+
+function words64(bytes: Buffer, offset: number, size: number): bigint[] {
+  return Array.from({ length: size / 8 }, (_, index) => bytes.readBigUInt64LE(offset + index * 8));
+}
+
+function putWords32(bytes: Buffer, offset: number, words: readonly number[], enabled = ~0n, feature = 0): void {
+  if ((enabled & (1n << BigInt(feature))) === 0n) return;
+  words.forEach((word, index) => bytes.writeUInt32LE(word >>> 0, offset + index * 4));
+}
+
+function putWords64(bytes: Buffer, offset: number, words: readonly bigint[], enabled: bigint, feature: number): void {
+  if ((enabled & (1n << BigInt(feature))) === 0n) return;
+  words.forEach((word, index) => bytes.writeBigUInt64LE(word, offset + index * 8));
+}
