@@ -9,6 +9,7 @@ import type {
   ThreadCoreEntry,
   ThreadInfoX86,
 } from "./schema/messages.generated.ts";
+import { textToBytes } from "./text.ts";
 
 /** `task_state` of core images. */
 export const TASK_ALIVE = 1;
@@ -30,8 +31,6 @@ const MAX_TLS_ENTRIES = 3;
 /** BPF_MAXINSNS, and the bytes of one instruction. */
 const MAX_FILTER_INSTRUCTIONS = 4096;
 const FILTER_INSTRUCTION_BYTES = 8;
-/** The kernel's limit is 256 KiB of instructions a task, each filter counting four more. */
-const MAX_FILTER_CHAIN = 8192;
 const SECCOMP_MODE_FILTER = 2;
 
 export type CoreRole = "leader" | "thread" | "zombie";
@@ -83,7 +82,8 @@ function checkProcess(tc: TaskCoreEntry, { name, role }: { name: string; role: C
 }
 
 function checkComm(comm: string | undefined, name: string): void {
-  if (comm !== undefined && (Buffer.byteLength(comm) > MAX_COMM_BYTES * 3 || comm.includes("\0"))) {
+  if (comm === undefined) return;
+  if (textToBytes(comm).length > MAX_COMM_BYTES || comm.includes("\0")) {
     throw badSet(`${name} has an impossible command name`);
   }
 }
@@ -126,6 +126,7 @@ function checkRegisters({ fpregs, tls }: ThreadInfoX86, name: string): void {
 /** Filters that can be installed, and threads that name one of them. */
 export function checkSeccomp({ seccomp, tasks }: LoadedSet): void {
   const filters = seccomp?.seccomp_filters ?? [];
+  const ending = new Set<number>();
   for (const [index, { filter, prev }] of filters.entries()) {
     const count = filter.length / FILTER_INSTRUCTION_BYTES;
     if (!Number.isInteger(count) || count === 0 || count > MAX_FILTER_INSTRUCTIONS) {
@@ -134,7 +135,7 @@ export function checkSeccomp({ seccomp, tasks }: LoadedSet): void {
     if (prev !== undefined && prev >= filters.length) {
       throw badSet(`seccomp.img: filter ${index} is followed by ${prev}, which is not there`);
     }
-    checkChain(filters, index);
+    checkChain(filters, { start: index, ending });
   }
   for (const { threads } of tasks.values()) {
     for (const [tid, { thread_core: thread }] of threads) {
@@ -147,12 +148,16 @@ export function checkSeccomp({ seccomp, tasks }: LoadedSet): void {
 }
 
 /** Despite its name `prev` leads to the next newer filter; following it must end. */
-function checkChain(filters: readonly SeccompFilter[], start: number): void {
+function checkChain(
+  filters: readonly SeccompFilter[],
+  { start, ending }: { start: number; ending: Set<number> },
+): void {
+  const chain = new Set<number>();
   let index: number | undefined = start;
-  for (let steps = 0; index !== undefined; steps++) {
-    if (steps > MAX_FILTER_CHAIN || steps > filters.length) {
-      throw badSet(`seccomp.img: the chain of filter ${start} has no end`);
-    }
+  while (index !== undefined && !ending.has(index)) {
+    if (chain.has(index)) throw badSet(`seccomp.img: the chain of filter ${start} has no end`);
+    chain.add(index);
     index = filters[index]?.prev;
   }
+  for (const member of chain) ending.add(member);
 }

@@ -40,9 +40,9 @@ describe.each(SETS.map((set) => set.name))("the set %s of CRIU", (set) => {
   });
 });
 
-/** One line an image in decoded.json: `"NAME": JSON,`. Kept as text, since numbers have 64 bits. */
+/** One line an image in decoded.txt: `"NAME": JSON,`. Kept as text, since numbers have 64 bits. */
 function decodedImages(set: string): { name: string; json: string }[] {
-  const lines = readFileSync(join(FIXTURES, set, "decoded.json"), "utf8").split("\n");
+  const lines = readFileSync(join(FIXTURES, set, "decoded.txt"), "utf8").split("\n");
   return lines.flatMap((line) => {
     const match = /^"([^"]+)": (.*?),?$/.exec(line);
     return match === null ? [] : [{ name: match[1] ?? "", json: match[2] ?? "" }];

@@ -146,7 +146,8 @@ export class ImageSetReader {
 
   #openIfThere(kind: ImageKind, id: number): ImageFile | undefined {
     const name = imageName(kind, id);
-    if (!this.#isMember(kind, name)) return undefined;
+    // Most images of a set are not there, and an exception costs ten times what a look does.
+    if (!this.has(kind, id)) return undefined;
     try {
       return new ImageFile(join(this.dir, name), name);
     } catch (error) {

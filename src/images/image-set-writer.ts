@@ -13,7 +13,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { crc32 } from "node:zlib";
+import { crc32 } from "./crc32.ts";
 import { assert } from "../errors.ts";
 import type { MessageInput } from "./codec.ts";
 import { entryBytes, headBytes, paddingFor } from "./image-file.ts";

@@ -1,4 +1,5 @@
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -14,6 +15,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { loadGhost, loadImageSet } from "./check-set.ts";
+import { entryBytes } from "./image-file.ts";
 import { ImageSetReader, ImageSetWriter } from "./image-set.ts";
 import { MANIFEST_NAME } from "./manifest.ts";
 import { IMAGE_KINDS, imageName, parseImageName, type ImageKind } from "./names.ts";
@@ -174,6 +176,21 @@ describe("a set that is wrong", () => {
         expect.objectContaining({ code: "IMAGE_VERSION" }),
       );
     }
+  });
+
+  it("with seccomp filters in a circle is refused", () => {
+    const dir = newDir();
+    cpSync(join(FIXTURES, "seccomp/img"), dir, { recursive: true });
+    const filter = new Uint8Array(8);
+    const seccomp_filters = [
+      { filter, prev: 1 },
+      { filter, prev: 2 },
+      { filter, prev: 0 },
+    ];
+    const head = readFileSync(join(dir, "seccomp.img")).subarray(0, 8);
+    const entry = entryBytes("seccomp_entry", { seccomp_filters });
+    writeFileSync(join(dir, "seccomp.img"), Buffer.concat([head, entry]));
+    expect(() => loadImageSet(new ImageSetReader(dir))).toThrow(/filter 0 has no end/);
   });
 
   it("with parents in a circle ends", () => {

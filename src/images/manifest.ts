@@ -2,9 +2,9 @@
 // have no trailer and no checksum, so a file that was cut off between two entries, or that is from
 // another dump into the same directory, reads as a good one. CRIU ignores the file; sets that CRIU
 // made have none.
-import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
 import { join } from "node:path";
-import { crc32 } from "node:zlib";
+import { crc32 } from "./crc32.ts";
 import { RepriseError } from "../errors.ts";
 import { parseImageName } from "./names.ts";
 
@@ -53,11 +53,12 @@ export function renderManifest(files: ReadonlyMap<string, ManifestFile>): string
  * @throws RepriseError BAD_IMAGE when it is damaged, IMAGE_VERSION when it is of a later version.
  */
 export function loadManifest(dir: string): Manifest | undefined {
+  const path = join(dir, MANIFEST_NAME);
+  if (!existsSync(path)) return undefined;
   let text: string;
   try {
-    text = readFileSync(join(dir, MANIFEST_NAME), "utf8");
+    text = readFileSync(path, "utf8");
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
     throw badManifest(`cannot be read: ${(error as Error).message}`);
   }
   let parsed: unknown;
