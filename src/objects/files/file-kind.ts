@@ -32,6 +32,8 @@ export interface FilesDump {
   borrow(file: OpenFile): number;
   /** Defers a step to the end of collecting, when every description has been seen (pipe data, epoll targets). */
   later(step: () => void): void;
+  /** Defers a step to the failure of the dump: takes back what was done outside of the images. */
+  onAbort(step: () => void): void;
   /** The inner pid of a pid in the engine's namespace, when it belongs to the tree. */
   innerPid(pid: number): number | undefined;
 }

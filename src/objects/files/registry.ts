@@ -1,0 +1,92 @@
+// The kinds of open files that can be saved, in the order in which they are asked whether a file is theirs.
+
+import { RepriseError } from "../../errors.ts";
+import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
+import type { FileKind, OpenFile } from "./file-kind.ts";
+import { needsOwner, settleOwner } from "./owner.ts";
+import { regularKind } from "./regular.ts";
+
+const KINDS: readonly FileKind[] = [regularKind].map(withOwner);
+
+const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));
+
+/**
+ * The room of an open file.
+ * @throws RepriseError UNSUPPORTED naming pid, fd and what the file is.
+ */
+export function kindOf(file: OpenFile): FileKind {
+  const kind = KINDS.find((candidate) => candidate.recognise(file));
+  if (kind === undefined) throw unsupported(file);
+  return kind;
+}
+
+/**
+ * The room of an entry in files.img, by its type.
+ * @throws RepriseError UNSUPPORTED
+ */
+export function kindOfType(type: number): FileKind {
+  const kind = BY_TYPE.get(type);
+  if (kind === undefined) {
+    throw new RepriseError("UNSUPPORTED", `cannot restore an open file of type ${type}`, {
+      hint: "The image set comes from an engine that can save this kind of file; restore it there.",
+    });
+  }
+  return kind;
+}
+
+/** Every kind may have a signal owner, which is set when all tasks are there. */
+function withOwner(kind: FileKind): FileKind {
+  return {
+    ...kind,
+    settle: (program, entry, fd, restore) => {
+      kind.settle?.(program, entry, fd, restore);
+      if (needsOwner(entry)) settleOwner(program, entry, fd);
+    },
+  };
+}
+
+/** What a file is, and what to do about it. */
+interface Reason {
+  readonly what: string;
+  readonly hint: string;
+}
+
+function unsupported(file: OpenFile): RepriseError {
+  const { task, fd, target } = file;
+  const { what, hint } = reason(file);
+  const where = fd < 0 ? `a file of pid ${task.pid}` : `fd ${fd} of pid ${task.pid}`;
+  return new RepriseError("UNSUPPORTED", `cannot dump ${where} (${target}): ${what}`, {
+    pid: task.pid,
+    ...(fd < 0 ? {} : { fd }),
+    hint,
+  });
+}
+
+const CLOSE_IT = "Let the process close it before the dump.";
+
+function reason({ stat, target }: OpenFile): Reason {
+  const device = `${stat.rdevMajor}:${stat.rdevMinor}`;
+  const anonymous = /^anon_inode:\[?([^\]]+)\]?$/.exec(target)?.[1];
+  if (anonymous !== undefined) {
+    return { what: `a file of kind ${anonymous}, which cannot be saved yet`, hint: CLOSE_IT };
+  }
+  const pseudo = /^(\w+):\[\d+\]$/.exec(target)?.[1];
+  switch (stat.mode & S_IFMT) {
+    case S_IFSOCK:
+      return { what: "a socket of a kind that cannot be saved yet", hint: CLOSE_IT };
+    case S_IFCHR:
+      return {
+        what: `character device ${device}, whose state the kernel does not tell`,
+        hint: `${CLOSE_IT} Graphics, audio and other hardware cannot be checkpointed.`,
+      };
+    case S_IFBLK:
+      return { what: `block device ${device}`, hint: CLOSE_IT };
+    case S_IFIFO:
+      return { what: "a pipe of a kind that cannot be saved yet", hint: CLOSE_IT };
+    case S_IFREG:
+      if (pseudo !== undefined) {
+        return { what: `an open namespace or pseudo file (${pseudo})`, hint: CLOSE_IT };
+      }
+  }
+  return { what: "a kind of file that cannot be saved yet", hint: CLOSE_IT };
+}

@@ -1,0 +1,222 @@
+// Regular files, directories, memory devices, and everything opened by O_PATH: what a path and an lseek bring back. See
+// open(2), drivers/char/mem.c; format.md 10.2. Deleted files are ghost.ts's part.
+
+import { readBuildId } from "../../proc/build-id.ts";
+import { assert } from "../../errors.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type RegFileEntry,
+} from "../../images/schema/messages.generated.ts";
+import {
+  AT_FDCWD,
+  F_GETFD,
+  F_SETFD,
+  O_ACCMODE,
+  O_APPEND,
+  O_CLOEXEC,
+  O_CREAT,
+  O_EXCL,
+  O_NOCTTY,
+  O_NOFOLLOW,
+  O_PATH,
+  O_TRUNC,
+  O_WRONLY,
+  S_IFCHR,
+  S_IFDIR,
+  S_IFLNK,
+  S_IFMT,
+  S_IFREG,
+  SEEK_SET,
+} from "../../sys/abi/fcntl.ts";
+import { trySyscall } from "../../sys/ffi.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+import { nameForImages, openRemapped } from "./ghost.ts";
+import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
+import { pathArgument } from "./path.ts";
+
+export const regularKind: FileKind = {
+  name: "file",
+  type: FdTypes.REG,
+  recognise: isRegular,
+  write: (file, id, dump) => ({ type: FdTypes.REG, id, reg: regularEntry(file, id, dump) }),
+  open: (program, entry, restore) => {
+    assert(entry.reg !== undefined, `file ${entry.id} is no regular file`);
+    return openRegular(program, entry.reg, restore);
+  },
+  settle: settleRegular,
+};
+
+/** pos of a file that cannot seek. */
+export const NO_POSITION = 0xffff_ffff_ffff_ffffn;
+
+/** __O_TMPFILE together with O_DIRECTORY, which open(2) demands of it. */
+const O_TMPFILE = 0o20200000;
+const TMPFILE_BIT = 0o20000000;
+/** Flags that act at open(2) alone; the kernel does not keep them, but an image may say anything. */
+const ONLY_AT_OPEN = O_CREAT | O_EXCL | O_TRUNC | O_ASYNC;
+
+const MEM_MAJOR = 1;
+const KMSG_MINOR = 11;
+const MISC_MAJOR = 10;
+const HWRNG_MINOR = 183;
+
+/** Adds an entry for a file that no descriptor leads to, or that another entry needs by path; gives its id. */
+export function regularEntryFor(file: OpenFile, dump: FilesDump): number {
+  return dump.addEntry((id) => ({ type: FdTypes.REG, id, reg: regularEntry(file, id, dump) }));
+}
+
+/** The reg_file_entry of a file, with its remap when its name is gone. */
+export function regularEntry(file: OpenFile, id: number, dump: FilesDump): RegFileEntry {
+  const { stat, info } = file;
+  const flags = info.flags & ~O_CLOEXEC;
+  const name = nameForImages(file, id, dump);
+  const isFile = (stat.mode & S_IFMT) === S_IFREG;
+  // A log that is only appended to may grow between dump and restore.
+  const isLog = (flags & O_ACCMODE) === O_WRONLY && (flags & O_APPEND) !== 0;
+  return {
+    id,
+    flags,
+    pos: position(file),
+    fown: readOwner(file, dump),
+    name,
+    ...(isFile && !isLog ? { size: Number(stat.size) } : {}),
+    mode: stat.mode,
+    build_id: isFile && !isLog ? buildIdWords(file, dump) : [],
+  };
+}
+
+/** Adds the calls that open the file of an entry by path or from its remap; gives the descriptor. */
+export function openRegular(
+  program: Program,
+  entry: RegFileEntry,
+  restore: FilesRestore,
+): Argument {
+  if (isProcOfLaterTask(entry.name, restore)) return openStandIn(program, entry);
+  const fd = openRemapped(program, entry, restore) ?? openByPath(program, entry, entry.name);
+  seek(program, entry, fd);
+  restoreOwner(program, entry.fown, fd);
+  return fd;
+}
+
+/** Adds the call that opens an entry's file under some path, with the entry's flags. */
+export function openByPath(program: Program, entry: RegFileEntry, path: string): Argument {
+  return program.call("openat", [AT_FDCWD, pathArgument(program, path), openFlags(entry), 0], {
+    label: `open ${entry.name} (file ${entry.id})`,
+    hint: HINT_MISSING,
+  });
+}
+
+/** Flags for openat: without those that act only at the first open. */
+export function openFlags(entry: {
+  readonly flags: number;
+  readonly mode?: number | undefined;
+}): number {
+  let flags = entry.flags & ~ONLY_AT_OPEN;
+  if ((flags & TMPFILE_BIT) !== 0) flags &= ~O_TMPFILE;
+  if ((flags & O_PATH) === 0) return flags | O_NOCTTY;
+  const isLink = entry.mode !== undefined && (entry.mode & S_IFMT) === S_IFLNK;
+  return isLink ? flags | O_NOFOLLOW : flags;
+}
+
+const HINT_MISSING =
+  "The file that the process had open is not there or may not be opened. Put it back as it was at the dump.";
+
+function isRegular({ stat, info, target }: OpenFile): boolean {
+  // nsfs and other pseudo files have texts such as `mnt:[4026531841]`.
+  if (!target.startsWith("/")) return false;
+  if ((info.flags & O_PATH) !== 0) return true;
+  const kind = stat.mode & S_IFMT;
+  if (kind === S_IFREG || kind === S_IFDIR || kind === S_IFLNK) return true;
+  if (kind !== S_IFCHR) return false;
+  // Devices without state of their own behind an open file.
+  return (
+    stat.rdevMajor === MEM_MAJOR ||
+    (stat.rdevMajor === MISC_MAJOR && stat.rdevMinor === HWRNG_MINOR)
+  );
+}
+
+function position({ stat, info }: OpenFile): bigint {
+  const isLogWriter =
+    (stat.mode & S_IFMT) === S_IFCHR &&
+    stat.rdevMajor === MEM_MAJOR &&
+    stat.rdevMinor === KMSG_MINOR &&
+    (info.flags & O_ACCMODE) === O_WRONLY;
+  return isLogWriter && info.pos === 0n ? NO_POSITION : info.pos;
+}
+
+function seek(program: Program, entry: RegFileEntry, fd: Argument): void {
+  if ((entry.flags & O_PATH) !== 0 || entry.pos === NO_POSITION || entry.pos === 0n) return;
+  program.call("lseek", [fd, entry.pos, SEEK_SET], {
+    label: `set the position of ${entry.name} to ${entry.pos}`,
+  });
+}
+
+const ELF_MAGIC = 0x464c457f;
+const magicBuffer = Buffer.alloc(4);
+const buildIds = new WeakMap<FilesDump, Map<string, readonly number[]>>();
+
+/** The build id as little-endian words, the last one filled up with zeros; empty for what is not ELF. */
+function buildIdWords(file: OpenFile, dump: FilesDump): readonly number[] {
+  const { stat, info } = file;
+  if (stat.size < 5n || (info.flags & O_PATH) !== 0) return [];
+  let known = buildIds.get(dump);
+  if (known === undefined) buildIds.set(dump, (known = new Map()));
+  const key = `${stat.devMajor}:${stat.devMinor}:${stat.inode}`;
+  let words = known.get(key);
+  if (words === undefined) {
+    words = startsLikeElf(file, dump) ? wordsOf(readBuildId(file.procPath)) : [];
+    known.set(key, words);
+  }
+  return words;
+}
+
+/** Thousands of descriptors are not ELF files: four bytes through the task's own description tell. */
+function startsLikeElf(file: OpenFile, dump: FilesDump): boolean {
+  if (file.fd < 0) return true;
+  if ((file.info.flags & O_ACCMODE) === O_WRONLY) return false;
+  const count = trySyscall("pread64", dump.borrow(file), magicBuffer, 4, 0);
+  return count === 4 && magicBuffer.readUInt32LE(0) === ELF_MAGIC;
+}
+
+/** A build id as the images store it: u32 words, little-endian, filled up with zeros. */
+export function wordsOf(id: Uint8Array | undefined): readonly number[] {
+  if (id === undefined) return [];
+  const padded = Buffer.alloc(Math.ceil(id.length / 4) * 4);
+  padded.set(id);
+  return Array.from({ length: padded.length / 4 }, (_, index) => padded.readUInt32LE(index * 4));
+}
+
+/** A file of another task's /proc directory: it appears with the task, after the files are opened. */
+const PROC_OF_TASK = /^\/proc\/(\d+)(?:\/|$)/;
+
+/** Whether an entry's file is below /proc/PID of a task that does not exist yet when files are opened. */
+export function isProcOfLaterTask(name: string, restore: FilesRestore): boolean {
+  const pid = Number(PROC_OF_TASK.exec(name)?.[1] ?? 0);
+  return pid !== restore.set.rootPid && restore.set.tasks.has(pid);
+}
+
+/** What is not there yet is opened by `settle`; this keeps its place until then. */
+function openStandIn(program: Program, entry: RegFileEntry): Argument {
+  const label = `keep a place for ${entry.name} (file ${entry.id})`;
+  return program.call("openat", [AT_FDCWD, program.string("/proc/self"), O_PATH, 0], { label });
+}
+
+function settleRegular(
+  program: Program,
+  entry: FileEntry,
+  fd: number,
+  restore: FilesRestore,
+): void {
+  const { reg } = entry;
+  if (reg === undefined || !isProcOfLaterTask(reg.name, restore)) return;
+  const label = `put ${reg.name} (file ${reg.id}) in its place`;
+  const opened = openByPath(program, reg, reg.name);
+  seek(program, reg, opened);
+  restoreOwner(program, reg.fown, opened);
+  const atExec = program.call("fcntl", [fd, F_GETFD, 0], { label });
+  program.call("dup3", [opened, fd, 0], { label });
+  program.call("fcntl", [fd, F_SETFD, atExec], { label });
+  program.call("close", [opened], { label });
+}
