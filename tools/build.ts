@@ -6,7 +6,7 @@
 // V8's code cache beside it. The loader that `bin/` starts gives both to V8. V8 refuses a cache that
 // another version of Node made, and the bundle then runs without; the content hash in the file names
 // keeps a bundle and the cache of another build apart.
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   mkdirSync,
@@ -154,8 +154,9 @@ script.runInThisContext()(exports, require, module, file, __dirname);
 function buildLibrary(): void {
   rmSync(join(DIST, "lib"), { recursive: true, force: true });
   const tsc = join(ROOT, "node_modules", "typescript", "bin", "tsc");
-  execFileSync(process.execPath, [tsc, "-p", "tsconfig.build.json"], {
-    cwd: ROOT,
-    stdio: "inherit",
-  });
+  const args = [tsc, "-p", "tsconfig.build.json"];
+  const { status } = spawnSync(process.execPath, args, { cwd: ROOT, stdio: "inherit" });
+  if (status === 0) return;
+  console.error("the library was not built: see the type errors above");
+  process.exitCode = 1;
 }

@@ -13,7 +13,7 @@ command -v gcc >/dev/null || need gcc
 command -v as >/dev/null || need binutils
 command -v unshare >/dev/null || need util-linux
 command -v crit >/dev/null || need criu
-python3 -c "import google.protobuf" 2>/dev/null || need python3-protobuf
+/usr/bin/python3 -c "import google.protobuf" 2>/dev/null || need python3-protobuf
 
 if [ -n "$missing" ]; then
   echo "Installing system packages:$missing"
