@@ -63,12 +63,14 @@ export function probeProcess<T>(pid: number, look: (probed: ProbedProcess) => T)
   }
 }
 
-/** Starts a seed process, and ends it when `use` is through. */
+/** Starts a seed process, and ends it when `use` is through (waits for what it returns). */
 export function withSeed<T>(use: (seed: ProbedProcess) => T): T {
   const area = workAreaAt(HOLE, PROGRAM_SIZE);
   const seed = startSeed(area, { stops: 0, remoteCalls: 0 });
+  const end = (): void => endProcess(seed.leader);
+  let result: T;
   try {
-    return use({
+    result = use({
       pid: seed.leader,
       threads: [seed],
       run: (build) => {
@@ -79,9 +81,13 @@ export function withSeed<T>(use: (seed: ProbedProcess) => T): T {
         );
       },
     });
-  } finally {
-    endProcess(seed.leader);
+  } catch (error) {
+    end();
+    throw error;
   }
+  if (result instanceof Promise) return result.finally(end) as T;
+  end();
+  return result;
 }
 
 function stopThreads(pid: number): Tracee[] {

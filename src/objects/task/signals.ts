@@ -25,6 +25,7 @@ import {
 import type { Pointer, Program } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import type { Probe } from "../probe.ts";
+import { timerOf } from "./timers.ts";
 
 /** The signals in the order of the image's list: all whose action can be set. */
 const SIGNALS: readonly number[] = Array.from({ length: SIGMAX }, (_, index) => index + 1).filter(
@@ -106,6 +107,8 @@ export interface PendingTarget {
   /** Ids as the thread that runs the program sees them. */
   readonly pid: number;
   readonly tid: number;
+  /** POSIX timers that queue their signal themselves when they are armed: see timers.ts. */
+  readonly fired?: ReadonlySet<number>;
 }
 
 /**
@@ -121,6 +124,8 @@ export function restorePending(
 ): void {
   for (const { siginfo } of pending.signals) {
     const signal = signalOf(siginfo);
+    const timer = timerOf(siginfo);
+    if (timer !== undefined && target.fired?.has(timer) === true) continue;
     const info = program.data(siginfo);
     const label = `queue ${signalName(signal)} again`;
     const hint =

@@ -58,6 +58,9 @@ export const PR_CAP_AMBIENT_CLEAR_ALL = 4;
 export const PR_SET_MDWE = 65;
 export const PR_GET_MDWE = 66;
 export const PR_TIMER_CREATE_RESTORE_IDS = 77;
+export const PR_TIMER_CREATE_RESTORE_IDS_OFF = 0;
+export const PR_TIMER_CREATE_RESTORE_IDS_ON = 1;
+export const PR_TIMER_CREATE_RESTORE_IDS_GET = 2;
 export const PR_SET_VMA = 0x53564d41;
 export const PR_SET_VMA_ANON_NAME = 0;
 
@@ -85,7 +88,13 @@ export const ITIMER_PROF = 2;
 
 export const SIGEV_SIGNAL = 0;
 export const SIGEV_NONE = 1;
+export const SIGEV_THREAD = 2;
 export const SIGEV_THREAD_ID = 4;
+export const SIGEVENT_SIZE = 64;
+/** struct itimerval and struct itimerspec: interval, then what is left. */
+export const ITIMERVAL_SIZE = 32;
+/** How the kernel shows CLOCK_THREAD_CPUTIME_ID of the creating thread (include/linux/posix-timers_types.h). */
+export const THREAD_CPUTIME_CLOCK = -2;
 
 export const ARCH_MAP_VDSO_64 = 0x2003;
 export const ARCH_CET_DISABLE = 0x5002;

@@ -26,6 +26,7 @@ export const SIGSET_FULL = 0xffff_ffff_ffff_ffffn;
 
 /** struct siginfo as the kernel copies it. */
 export const SIGINFO_SIZE = 128;
+export const SI_TIMER = -2;
 export const SI_TKILL = -6;
 
 export const SS_ONSTACK = 1;
