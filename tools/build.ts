@@ -52,9 +52,18 @@ await main();
 
 async function main(): Promise<void> {
   mkdirSync(DIST, { recursive: true });
-  const version = packageVersion();
-  for (const executable of EXECUTABLES) await buildExecutable(executable, version);
-  rmSync(SCRATCH, { recursive: true });
+  try {
+    const version = packageVersion();
+    for (const executable of EXECUTABLES) await buildExecutable(executable, version);
+  } catch (error) {
+    // The bundler has printed its own errors, with their places.
+    if (!(error instanceof Error && "errors" in error)) console.error(error);
+    console.error("the executables were not built");
+    process.exitCode = 1;
+    return;
+  } finally {
+    rmSync(SCRATCH, { recursive: true });
+  }
   if (!process.argv.includes("--executables-only")) buildLibrary();
 }
 
