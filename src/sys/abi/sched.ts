@@ -64,7 +64,12 @@ export const PR_TIMER_CREATE_RESTORE_IDS_GET = 2;
 export const PR_SET_VMA = 0x53564d41;
 export const PR_SET_VMA_ANON_NAME = 0;
 
+/** Bits of the secure bits; each has a lock bit above it. See include/uapi/linux/securebits.h. */
+export const SECBIT_NO_SETUID_FIXUP = 1 << 2;
+export const SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6;
+
 export const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
+export const CAP_SETPCAP = 8;
 export const CAP_LAST_CAP = 40;
 export const CAP_NAMES: Readonly<Record<string, number>> = { SYS_PTRACE: 19, SYS_ADMIN: 21, SYS_RESOURCE: 24, CHECKPOINT_RESTORE: 40 };
 
