@@ -2,11 +2,25 @@
 
 import { RepriseError } from "../../errors.ts";
 import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
+import { epollKind } from "./epoll.ts";
+import { eventfdKind } from "./eventfd.ts";
 import type { FileKind, OpenFile } from "./file-kind.ts";
+import { inotifyKind } from "./inotify.ts";
 import { needsOwner, settleOwner } from "./owner.ts";
+import { pidfdKind } from "./pidfd.ts";
 import { regularKind } from "./regular.ts";
+import { signalfdKind } from "./signalfd.ts";
+import { timerfdKind } from "./timerfd.ts";
 
-const KINDS: readonly FileKind[] = [regularKind].map(withOwner);
+const KINDS: readonly FileKind[] = [
+  regularKind,
+  eventfdKind,
+  epollKind,
+  signalfdKind,
+  timerfdKind,
+  pidfdKind,
+  inotifyKind,
+].map(withOwner);
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));
 

@@ -1,0 +1,146 @@
+// epoll: a set of watched files, see epoll(7) and fs/eventpoll.c. The kernel remembers a target as a file plus the number
+// that it had when it was added, and fdinfo shows that number; by now it may be closed, moved by dup or another file's.
+// kcmp(2) with KCMP_EPOLL_TFD tells whether a descriptor of the task is the very file of a target. At restore, targets are
+// added when all descriptors are in place; that is also the order in which epolls can watch each other.
+
+import { assert, RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import {
+  FdTypes,
+  type EventpollTfdEntry,
+  type FileEntry,
+} from "../../images/schema/messages.generated.ts";
+import { readFdNumbers } from "../../proc/fd.ts";
+import type { EpollTarget } from "../../proc/fdinfo.ts";
+import {
+  EP_PRIVATE_BITS,
+  EPOLL_CTL_ADD,
+  EPOLL_EVENT_SIZE,
+  KCMP_EPOLL_TFD,
+} from "../../sys/abi/event-files.ts";
+import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { EBADF, ENOENT } from "../../sys/errno.ts";
+import { syscallError, trySyscall } from "../../sys/ffi.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import { readOwner, restoreOwner } from "./owner.ts";
+import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
+
+export const epollKind: FileKind = {
+  name: "epoll",
+  type: FdTypes.EVENTPOLL,
+  recognise: ({ target }) => target === "anon_inode:[eventpoll]",
+  write: writeEpoll,
+  open: openEpoll,
+  settle: addTargets,
+};
+
+function writeEpoll(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const flags = file.info.flags & ~O_CLOEXEC;
+  const tfd = file.info.epoll.length === 0 ? [] : locateTargets(file, dump);
+  return { type: FdTypes.EVENTPOLL, id, epfd: { id, flags, fown: readOwner(file, dump), tfd } };
+}
+
+function openEpoll(program: Program, { id, epfd }: FileEntry): Argument {
+  assert(epfd !== undefined, `file ${id} is no epoll`);
+  const fd = program.call("epoll_create1", [0], { label: `make epoll ${id}` });
+  restoreOwner(program, epfd.fown, fd);
+  return fd;
+}
+
+/**
+ * A target whose one shot was fired has no event bits left. The kernel adds EPOLLERR and EPOLLHUP to whatever it is given,
+ * so it can fire once more if the target hangs up before it is armed again; there is no call that avoids this.
+ */
+function addTargets(program: Program, { id, epfd }: FileEntry, fd: number): void {
+  assert(epfd !== undefined, `file ${id} is no epoll`);
+  for (const { tfd, events, data } of epfd.tfd) {
+    const event = Buffer.alloc(EPOLL_EVENT_SIZE);
+    event.writeUInt32LE(events, 0);
+    event.writeBigUInt64LE(data, 4);
+    program.call("epoll_ctl", [fd, EPOLL_CTL_ADD, tfd, program.data(event)], {
+      label: `watch fd ${tfd} with epoll ${id}`,
+    });
+  }
+}
+
+function locateTargets(file: OpenFile, dump: FilesDump): EventpollTfdEntry[] {
+  const owner =
+    file.fd >= 0
+      ? { pid: file.task.pid, fd: file.fd }
+      : { pid: process.pid, fd: dump.borrow(file) };
+  const search: Search = { pid: file.task.pid, owner, numbers: undefined };
+  return numberTargets(file.info.epoll).map(({ target, offset }) => {
+    const tfd = currentNumber(search, target, offset);
+    if (tfd === undefined) throw lostTarget(file, target);
+    if (tfd !== target.tfd)
+      log.debug(
+        `epoll fd ${file.fd} of pid ${file.task.pid}: target ${target.tfd} is fd ${tfd} now`,
+      );
+    if ((target.events & ~EP_PRIVATE_BITS) === 0)
+      log.debug(`epoll fd ${file.fd} of pid ${file.task.pid}: target ${tfd} is switched off`);
+    return {
+      id: 0,
+      tfd,
+      events: target.events,
+      data: target.data,
+      pos: target.pos,
+      ...(target.sdev === undefined ? {} : { dev: target.sdev }),
+      ...(target.ino === undefined ? {} : { inode: target.ino }),
+    };
+  });
+}
+
+/**
+ * Targets with their place among those of the same number, in the order of fdinfo: this pair is the kernel's name for a
+ * target. Several have one number when it was reused while dups kept the earlier files open.
+ */
+export function numberTargets(
+  targets: readonly EpollTarget[],
+): { readonly target: EpollTarget; readonly offset: number }[] {
+  const seen = new Map<number, number>();
+  return targets.map((target) => {
+    const offset = seen.get(target.tfd) ?? 0;
+    seen.set(target.tfd, offset + 1);
+    return { target, offset };
+  });
+}
+
+interface Search {
+  /** The task whose descriptors are searched. */
+  readonly pid: number;
+  /** Where the epoll itself is open. */
+  readonly owner: { readonly pid: number; readonly fd: number };
+  /** All descriptors of the task, read at the first target that moved. */
+  numbers: readonly number[] | undefined;
+}
+
+function currentNumber(search: Search, { tfd }: EpollTarget, offset: number): number | undefined {
+  const slot = Buffer.alloc(12);
+  slot.writeUInt32LE(search.owner.fd, 0);
+  slot.writeUInt32LE(tfd, 4);
+  slot.writeUInt32LE(offset, 8);
+  if (isTarget(search, tfd, slot)) return tfd;
+  search.numbers ??= readFdNumbers(search.pid);
+  return search.numbers.find((fd) => isTarget(search, fd, slot));
+}
+
+/** @throws RepriseError SYSCALL when the kernel cannot compare. */
+function isTarget({ pid, owner }: Search, fd: number, slot: Buffer): boolean {
+  const order = trySyscall("kcmp", pid, owner.pid, KCMP_EPOLL_TFD, fd, slot);
+  if (order >= 0) return order === 0;
+  if (order === -EBADF || order === -ENOENT) return false;
+  throw syscallError("kcmp", -order, `compare fd ${fd} of pid ${pid} with the targets of an epoll`);
+}
+
+function lostTarget({ task, fd }: OpenFile, target: EpollTarget): RepriseError {
+  const what = `a file that was added as fd ${target.tfd} (inode ${target.ino ?? "unknown"})`;
+  return new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump epoll fd ${fd} of pid ${task.pid}: it watches ${what}, which this process has no descriptor of any more`,
+    {
+      pid: task.pid,
+      fd,
+      hint: "Another process keeps that file open. The program should remove it from the epoll before it closes its own descriptor.",
+    },
+  );
+}

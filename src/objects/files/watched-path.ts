@@ -1,0 +1,186 @@
+// The path of an inode that the kernel names only by inode number, device and file handle (inotify's fdinfo). A handle that
+// can be opened gives the path by the link of /proc/self/fd. Overlay and other file systems have handles that cannot be
+// opened, or none: there, files that the task is near to are tried, and then the tree of the mount is searched. Whether a
+// path is the one is decided by the kernel: a watch of our own on it must read the same in our fdinfo.
+
+import { closeSync, lstatSync, readdirSync, readlinkSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import { readFdInfo } from "../../proc/fdinfo.ts";
+import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
+import type { InotifyMark } from "../../proc/notify-marks.ts";
+import { FILE_HANDLE_HEAD, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
+import { AT_FDCWD, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_PATH } from "../../sys/abi/fcntl.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import type { OpenFile } from "./file-kind.ts";
+
+/** Directory entries that a search looks at before it gives up: a second or so. */
+const SEARCH_LIMIT = 200_000;
+/** IN_DELETE_SELF: an event that no look at a file makes. */
+const PROBE_MASK = 0x400 | IN_EXCL_UNLINK;
+/** Minor bits of the kernel's own device numbers. */
+const MINOR_BITS = 20;
+
+/** Finds paths for the watches of one inotify. Holds a scratch inotify and the mounts open: dispose of it. */
+export class PathFinder implements Disposable {
+  readonly #file: OpenFile;
+  readonly #root: string;
+  readonly #scratch: number;
+  #mounts: readonly Mount[] | undefined;
+
+  constructor(file: OpenFile) {
+    this.#file = file;
+    this.#root = `/proc/${file.task.pid}/root`;
+    this.#scratch = syscall("inotify_init1", O_NONBLOCK | O_CLOEXEC);
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#scratch);
+  }
+
+  /**
+   * A path of the watched file, from the task's root.
+   *
+   * @throws RepriseError UNSUPPORTED when there is none, or none was found.
+   */
+  find(mark: InotifyMark): string {
+    this.#mounts ??= readMountinfo(this.#file.task.pid);
+    const mounts = this.#mounts.filter((mount) => deviceOf(mount) === mark.sdev);
+    let opened = false;
+    for (const mount of mounts) {
+      const text = this.#byHandle(mark, mount);
+      if (text !== undefined && this.#isWatched(mark, text)) return text;
+      opened ||= text !== undefined;
+    }
+    for (const path of this.#near()) if (this.#isWatched(mark, path)) return path;
+    // Whose handle can be opened would have a path if it were there.
+    for (const { mountPoint } of opened ? [] : mounts) {
+      const path = this.#search(mark, mountPoint);
+      if (path !== undefined) return path;
+    }
+    throw this.#notFound(mark);
+  }
+
+  /** Link text of the file behind the handle: for a deleted or hidden file it leads elsewhere or nowhere. */
+  #byHandle(mark: InotifyMark, { mountPoint }: Mount): string | undefined {
+    if (mark.handle === undefined) return undefined;
+    const mount = trySyscall(
+      "openat",
+      AT_FDCWD,
+      Buffer.from(`${this.#root}${mountPoint}\0`),
+      O_DIRECTORY | O_CLOEXEC,
+      0,
+    );
+    if (mount < 0) return undefined;
+    const handle = Buffer.alloc(FILE_HANDLE_HEAD + mark.handle.bytes.length);
+    handle.writeUInt32LE(mark.handle.bytes.length, 0);
+    handle.writeInt32LE(mark.handle.type, 4);
+    handle.set(mark.handle.bytes, FILE_HANDLE_HEAD);
+    const fd = trySyscall("open_by_handle_at", mount, handle, O_PATH | O_CLOEXEC);
+    closeSync(mount);
+    if (fd < 0) return undefined;
+    const text = readlinkSync(`/proc/self/fd/${fd}`);
+    closeSync(fd);
+    return text;
+  }
+
+  /** What the task has open or stands on: watched files are often among these. */
+  #near(): Set<string> {
+    const { pid } = this.#file.task;
+    const names = ["cwd", "exe", ...readdirSync(`/proc/${pid}/fd`).map((fd) => `fd/${fd}`)];
+    const paths = new Set(["/"]);
+    for (const name of names) {
+      const path = linkText(`/proc/${pid}/${name}`);
+      for (let at = path; at.startsWith("/") && at !== "/"; at = at.slice(0, at.lastIndexOf("/")))
+        paths.add(at);
+    }
+    return paths;
+  }
+
+  /** Breadth first, on one file system. */
+  #search(mark: InotifyMark, top: string): string | undefined {
+    log.debug(`search ${top} for inode ${mark.ino}`);
+    if (this.#isWatched(mark, top)) return top;
+    const queue = [top];
+    let seen = 0;
+    for (let directory = queue.shift(); directory !== undefined; directory = queue.shift()) {
+      for (const entry of entriesOf(`${this.#root}${directory}`)) {
+        if (++seen > SEARCH_LIMIT) return undefined;
+        const path = `${directory === "/" ? "" : directory}/${entry.name}`;
+        if (entry.isDirectory() && !this.#isMountPoint(path)) queue.push(path);
+        if (inodeOf(`${this.#root}${path}`) === mark.ino && this.#isWatched(mark, path))
+          return path;
+      }
+    }
+    return undefined;
+  }
+
+  #isMountPoint(path: string): boolean {
+    return this.#mounts?.some(({ mountPoint }) => mountPoint === path) ?? false;
+  }
+
+  /** Puts a watch of ours on the path and compares what the kernel says of the two. */
+  #isWatched(mark: InotifyMark, path: string): boolean {
+    const wd = trySyscall(
+      "inotify_add_watch",
+      this.#scratch,
+      Buffer.from(`${this.#root}${path}\0`),
+      PROBE_MASK,
+    );
+    if (wd < 0) return false;
+    const mine = readFdInfo({ pid: process.pid, fd: this.#scratch }).inotify.find(
+      (found) => found.wd === wd,
+    );
+    trySyscall("inotify_rm_watch", this.#scratch, wd);
+    return mine !== undefined && isSameInode(mine, mark);
+  }
+
+  #notFound(mark: InotifyMark): RepriseError {
+    const { task, fd } = this.#file;
+    const message = `cannot dump watch ${mark.wd} of inotify fd ${fd} of pid ${task.pid}: no path leads to inode ${mark.ino} of device ${mark.sdev >>> MINOR_BITS}:${mark.sdev & ((1 << MINOR_BITS) - 1)}`;
+    return new RepriseError("UNSUPPORTED", message, {
+      pid: task.pid,
+      fd,
+      hint: "The watched file was deleted, or lies where it cannot be found. Have the program remove this watch, or stop it and dump without.",
+    });
+  }
+}
+
+/** Device, inode number and, where both have one, the handle (which tells a reused inode number). */
+export function isSameInode(a: InotifyMark, b: InotifyMark): boolean {
+  if (a.ino !== b.ino || a.sdev !== b.sdev) return false;
+  if (a.handle === undefined || b.handle === undefined) return true;
+  return a.handle.type === b.handle.type && Buffer.compare(a.handle.bytes, b.handle.bytes) === 0;
+}
+
+function deviceOf({ devMajor, devMinor }: Mount): number {
+  return devMajor * 2 ** MINOR_BITS + devMinor;
+}
+
+function linkText(path: string): string {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return "";
+  }
+}
+
+function inodeOf(path: string): bigint | undefined {
+  try {
+    return lstatSync(path, { bigint: true, throwIfNoEntry: false })?.ino;
+  } catch {
+    return undefined;
+  }
+}
+
+function entriesOf(path: string): ReturnType<typeof readDirectory> {
+  try {
+    return readDirectory(path);
+  } catch {
+    return [];
+  }
+}
+
+function readDirectory(path: string) {
+  return readdirSync(path, { withFileTypes: true });
+}
