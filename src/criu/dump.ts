@@ -44,14 +44,12 @@ export async function dump(options: CriuOptions, directories: Directories): Prom
 export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pid" | "imagesDir"> {
   const limit = ghostLimit(options);
   const timeout = numberValue(options, "timeout", 0);
-  const freezeCgroup = options.values["freeze-cgroup"];
   return {
     leave: options.leave,
     shellJob: options.flags.has("shell-job"),
     linkRemap: options.flags.has("link-remap"),
     ...(limit === undefined ? {} : { ghostLimit: limit }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
-    ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
   };
 }
 

@@ -46,7 +46,6 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
   return {
     shellJob: flags.has("shell-job"),
     leaveStopped: options.leave === "stopped",
-    detached: flags.has("restore-detached"),
     skipRwxCheck: flags.has("skip-file-rwx-check"),
     fileValidation: values["file-validation"] === "filesize" ? "filesize" : "buildid",
   };

@@ -47,6 +47,7 @@ const WITHOUT_EFFECT: readonly OptionName[] = [
   "enable-external-sharing",
   "enable-external-masters",
   "libdir",
+  "freeze-cgroup",
   "cgroup-props",
   "cgroup-props-file",
   "network-lock",

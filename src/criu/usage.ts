@@ -31,7 +31,6 @@ Dump:
   -t, --tree PID             root of the tree
   -R, --leave-running        let the tasks run on
   -s, --leave-stopped        leave the tasks stopped
-      --freeze-cgroup DIR    stop the tasks by the cgroup freezer
       --timeout SECONDS      for stopping the tasks (default: 10)
       --ghost-limit SIZE     largest deleted file that is saved; K, M, G (default: 1M)
       --link-remap *         link deleted files back that have other names

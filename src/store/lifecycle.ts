@@ -166,8 +166,7 @@ async function restoreImages(
   const engine = await import("../engine/restore.ts");
   const { pid } = await engine.restore({
     imagesDir,
-    detached: true,
-    newPidNamespace: options.placement === "pid-namespace",
+    ...(options.placement === "pid-namespace" ? { newPidNamespace: true } : {}),
     ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
   });
   return pid;

@@ -1,0 +1,105 @@
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { RepriseError } from "../errors.ts";
+import { setLogSink } from "../log.ts";
+import { parseOptions } from "./options.ts";
+import { scriptRunner } from "./scripts.ts";
+import { checkSupport } from "./support.ts";
+
+let directory: string;
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), "criu-"));
+});
+afterEach(() => {
+  setLogSink(undefined);
+  rmSync(directory, { recursive: true });
+});
+
+describe("scriptRunner()", () => {
+  const IMAGES_FD = 9;
+
+  function script(text: string): string {
+    const path = join(directory, "script");
+    writeFileSync(path, `#!/bin/sh\ncd "\${0%/*}"\n${text}\n`, { mode: 0o755 });
+    return path;
+  }
+
+  it("runs every script with the step, the images and the pid in its environment", () => {
+    const line = '"$CRTOOLS_SCRIPT_ACTION $CRTOOLS_IMAGE_DIR ${CRTOOLS_INIT_PID-none} $#"';
+    const path = script(`echo ${line} >>out`);
+    const runner = scriptRunner([path, path], IMAGES_FD);
+    runner.script("pre-restore");
+    runner.script("post-restore", 42);
+    const images = `/proc/${process.pid}/fd/${IMAGES_FD}`;
+    const lines = [`pre-restore ${images} none 0`, `post-restore ${images} 42 0`];
+    expect(readFileSync(join(directory, "out"), "utf8").trimEnd().split("\n")).toEqual([
+      lines[0],
+      lines[0],
+      lines[1],
+      lines[1],
+    ]);
+  });
+
+  it.each(["pre-dump", "pre-restore", "post-restore", "setup-namespaces", "network-lock"] as const)(
+    "fails the operation when a script fails at %s",
+    (action) => {
+      expect(() => scriptRunner([script("exit 3")], IMAGES_FD).script(action)).toThrow(
+        `failed at ${action}: exit 3`,
+      );
+    },
+  );
+
+  it.each(["pre-resume", "post-resume"] as const)(
+    "only logs a script that fails at %s",
+    (action) => {
+      const logged: string[] = [];
+      setLogSink((_level, text) => void logged.push(text));
+      scriptRunner([script("exit 3")], IMAGES_FD).script(action);
+      expect(logged.join()).toContain(`failed at ${action}: exit 3`);
+    },
+  );
+
+  it("keeps the exit code of a post-dump script that failed", () => {
+    const runner = scriptRunner([script("exit 5")], IMAGES_FD);
+    expect(runner.postDumpStatus()).toBeUndefined();
+    expect(() => runner.script("post-dump")).toThrow(RepriseError);
+    expect(runner.postDumpStatus()).toBe(5);
+  });
+
+  it("fails for a script that is not there", () => {
+    const missing = join(directory, "missing");
+    expect(existsSync(missing)).toBe(false);
+    expect(() => scriptRunner([missing], IMAGES_FD).script("pre-dump")).toThrow("exit 127");
+  });
+});
+
+describe("checkSupport()", () => {
+  it.each([
+    ["--root", "/x"],
+    ["--external", "mnt[]"],
+    ["--lazy-pages"],
+    ["--track-mem"],
+    ["-J", "net:1"],
+    ["--prev-images-dir", "x"],
+  ])("refuses %s", (...args) => {
+    expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
+  });
+
+  it("does not refuse what was taken back", () => {
+    expect(() => checkSupport(parseOptions([["--track-mem", "--no-track-mem"]]))).not.toThrow();
+  });
+
+  it("warns of options without effect and is silent about the others", () => {
+    const logged: string[] = [];
+    setLogSink((_level, text) => void logged.push(text));
+    checkSupport(parseOptions([["dump", "-t1", "-D.", "-j", "--link-remap", "-v4", "-R"]]));
+    expect(logged).toEqual([]);
+    checkSupport(parseOptions([["--tcp-established", "--manage-cgroups=soft"]]));
+    expect(logged).toEqual([
+      "option --tcp-established has no effect yet",
+      "option --manage-cgroups has no effect yet",
+    ]);
+  });
+});
