@@ -3,7 +3,7 @@
 // file's name may end in the same words. See d_path in fs/d_path.c.
 
 import { lstatSync, readlinkSync, statSync } from "node:fs";
-import { textToBytes } from "../../images/text.ts";
+import { bytesToText, textToBytes } from "../../images/text.ts";
 import { deviceMajor, deviceMinor, type FileStat } from "../../proc/links.ts";
 import { S_IFLNK, S_IFMT } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
@@ -21,7 +21,8 @@ export type Whereabouts =
 
 /** Looks for a file by its link text, in the task's mount namespace. */
 export function locate(file: OpenFile): Whereabouts {
-  const { target, stat } = file;
+  const { stat } = file;
+  const target = targetOf(file);
   const base = mountRoot(file.task);
   if (stat.nlink > 0 && leadsTo(base + target, stat) === "it") {
     return { kind: "there", name: target };
@@ -56,12 +57,17 @@ export function pathBytes(path: string): Buffer {
   return Buffer.from(textToBytes(path));
 }
 
+/** The link text; one that is not UTF-8 is read again, byte by byte. */
+function targetOf({ target, procPath }: OpenFile): string {
+  return target.includes("\ufffd") ? bytesToText(readlinkSync(procPath, "buffer")) : target;
+}
+
 const roots = new WeakMap<FrozenTask, string>();
 
 function leadsTo(path: string, stat: FileStat): "it" | "another" | "nothing" {
   const look = (stat.mode & S_IFMT) === S_IFLNK ? lstatSync : statSync;
   try {
-    const found = look(path, { bigint: true, throwIfNoEntry: false });
+    const found = look(pathBytes(path), { bigint: true, throwIfNoEntry: false });
     if (found === undefined) return "nothing";
     const same =
       found.ino === stat.inode &&

@@ -1,6 +1,8 @@
 // The kinds of open files that can be saved, in the order in which they are asked whether a file is theirs.
 
 import { RepriseError } from "../../errors.ts";
+import type { LoadedSet } from "../../images/check-set.ts";
+import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
@@ -11,6 +13,7 @@ import { pidfdKind } from "./pidfd.ts";
 import { regularKind } from "./regular.ts";
 import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
+import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
 const KINDS: readonly FileKind[] = [
   regularKind,
@@ -46,6 +49,19 @@ export function kindOfType(type: number): FileKind {
     });
   }
   return kind;
+}
+
+/**
+ * Checks at plan time what can be checked of the files that a restore will open.
+ * @throws RepriseError UNSUPPORTED for kinds that cannot be restored, FILE_CHANGED for regular files that differ.
+ */
+export function checkFiles(
+  files: readonly FileEntry[],
+  set: LoadedSet,
+  options: UnchangedOptions,
+): void {
+  for (const { type } of files) kindOfType(type);
+  checkRegularFiles(files, set, options);
 }
 
 /** Every kind may have a signal owner, which is set when all tasks are there. */

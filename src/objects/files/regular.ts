@@ -32,7 +32,8 @@ import {
 import { trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
-import { nameForImages, openRemapped } from "./ghost.ts";
+import { pathForOpening } from "./ghost-restore.ts";
+import { nameForImages } from "./ghost.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
 
@@ -94,7 +95,7 @@ export function openRegular(
   restore: FilesRestore,
 ): Argument {
   if (isProcOfLaterTask(entry.name, restore)) return openStandIn(program, entry);
-  const fd = openRemapped(program, entry, restore) ?? openByPath(program, entry, entry.name);
+  const fd = openByPath(program, entry, pathForOpening(program, entry, restore));
   seek(program, entry, fd);
   restoreOwner(program, entry.fown, fd);
   return fd;

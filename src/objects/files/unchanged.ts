@@ -5,7 +5,11 @@ import { lstatSync, statSync, type BigIntStats } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { remapOf } from "../../images/check-files.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
-import { RemapType, type RegFileEntry } from "../../images/schema/messages.generated.ts";
+import {
+  RemapType,
+  type FileEntry,
+  type RegFileEntry,
+} from "../../images/schema/messages.generated.ts";
 import { readBuildId } from "../../proc/build-id.ts";
 import { S_IFLNK, S_IFMT } from "../../sys/abi/fcntl.ts";
 import type { FilesRestoreOptions } from "./file-kind.ts";
@@ -24,16 +28,22 @@ export interface UnchangedOptions extends Pick<
 }
 
 /**
- * Checks every regular file of a set that a restore will open by its own name: not deleted ones, external ones, files of
- * /proc/PID and of terminals, which come into being with the restore.
+ * Checks every regular file among `files` (and behind the FIFOs among them) that a restore will open by its own name: not
+ * deleted ones, external ones, files of /proc/PID and of terminals, which come into being with the restore.
  *
  * @throws RepriseError FILE_CHANGED for the first that differs or is missing.
  */
-export function checkAllUnchanged(set: LoadedSet, options: UnchangedOptions): void {
+export function checkRegularFiles(
+  files: readonly FileEntry[],
+  set: LoadedSet,
+  options: UnchangedOptions,
+): void {
   const skipped = madeByRestore(set);
   const seen = new Set<string>();
-  for (const entry of set.regularFiles.values()) {
-    if (skipped.has(entry.id) || entry.ext === true || APPEARS_LATER.test(entry.name)) continue;
+  for (const { reg, fifo } of files) {
+    const entry = reg ?? set.regularFiles.get(fifo?.regf_id ?? 0);
+    if (entry === undefined || skipped.has(entry.id) || entry.ext === true) continue;
+    if (APPEARS_LATER.test(entry.name)) continue;
     const key = `${entry.name}\0${entry.size}:${entry.mode}:${entry.build_id.join()}`;
     if (seen.has(key)) continue;
     seen.add(key);

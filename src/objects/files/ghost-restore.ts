@@ -1,0 +1,295 @@
+// Deleted files, at restore: a ghost is made again under its old name (or beside it, when that is taken), filled from the
+// image, opened, and its name removed when all files are open. A file that a dump gave a hard link is linked back to its
+// old name for as long as it takes to open it. The opening program runs as root, before there are other tasks.
+
+import { lstatSync } from "node:fs";
+import { dirname } from "node:path";
+import { assert, RepriseError } from "../../errors.ts";
+import { remapOf } from "../../images/check-files.ts";
+import { loadGhost, type LoadedSet } from "../../images/check-set.ts";
+import type { ImageEntry, PayloadPart } from "../../images/image-file.ts";
+import { imageName } from "../../images/names.ts";
+import {
+  RemapType,
+  type GhostFileEntry,
+  type RegFileEntry,
+} from "../../images/schema/messages.generated.ts";
+import {
+  AT_FDCWD,
+  AT_REMOVEDIR,
+  AT_SYMLINK_NOFOLLOW,
+  O_CREAT,
+  O_EXCL,
+  O_NOFOLLOW,
+  O_RDONLY,
+  O_WRONLY,
+  S_IFDIR,
+  S_IFLNK,
+  S_IFMT,
+  S_IFREG,
+  SEEK_SET,
+} from "../../sys/abi/fcntl.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FilesRestore } from "./file-kind.ts";
+import { pathArgument, pathBytes } from "./path.ts";
+
+/** A name that exists only while files are opened. */
+export interface TemporaryName {
+  readonly path: string;
+  readonly isDirectory: boolean;
+}
+
+/** What this room keeps while one opening program is built. */
+interface Made {
+  /** Path by ghost id. */
+  readonly ghosts: Map<number, string>;
+  /** Path by id of the hard link's entry, then of the name it is wanted for. */
+  readonly links: Map<string, string>;
+  readonly names: Map<string, TemporaryName>;
+}
+
+const states = new WeakMap<FilesRestore, Made>();
+
+/**
+ * The path by which the file of an entry can be opened: its own, or one that the program makes before and removes at its
+ * end.
+ *
+ * @throws RepriseError UNSUPPORTED, BAD_IMAGE
+ */
+export function pathForOpening(
+  program: Program,
+  entry: RegFileEntry,
+  restore: FilesRestore,
+): string {
+  if (entry.ext === true) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot restore file ${entry.name}: it was external at the dump`,
+      { hint: "Give it with --inherit-fd." },
+    );
+  }
+  const remap = remapsOf(restore.set).get(entry.id);
+  if (remap === undefined) return entry.name;
+  switch (remap.type) {
+    case RemapType.GHOST:
+      return makeGhost(program, { entry, id: remap.id }, restore);
+    case RemapType.LINKED:
+      return linkBack(program, { entry, id: remap.id }, restore);
+    default:
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot restore file ${entry.name}: it belonged to a process that was dead at the dump`,
+        { hint: "Let the process close it before the dump." },
+      );
+  }
+}
+
+/** Names that the program has made so far and removes at its end: to be removed also when it fails. */
+export function temporaryNames(restore: FilesRestore): readonly TemporaryName[] {
+  const names = [...(states.get(restore)?.names.values() ?? [])];
+  // What stands in a directory goes before it.
+  return names.toSorted((a, b) => b.path.length - a.path.length);
+}
+
+/** Hard links that the dump left (link_remap.N): no longer needed once the set is not to be restored again. */
+export function linkRemapPaths(set: LoadedSet): readonly string[] {
+  const links = [...remapsOf(set).values()].filter(({ type }) => type === RemapType.LINKED);
+  return links.flatMap(({ id }) => set.regularFiles.get(id)?.name ?? []);
+}
+
+type Remap = ReturnType<typeof remapOf>;
+const remapIndexes = new WeakMap<LoadedSet, ReadonlyMap<number, Remap>>();
+
+function remapsOf(set: LoadedSet): ReadonlyMap<number, Remap> {
+  let index = remapIndexes.get(set);
+  if (index === undefined) {
+    index = new Map(set.remaps.map((remap) => [remap.orig_id, remapOf(remap)]));
+    remapIndexes.set(set, index);
+  }
+  return index;
+}
+
+function stateOf(restore: FilesRestore): Made {
+  let state = states.get(restore);
+  if (state === undefined) {
+    state = { ghosts: new Map(), links: new Map(), names: new Map() };
+    states.set(restore, state);
+    restore.later((program) => removeNames(program, restore));
+  }
+  return state;
+}
+
+function removeNames(program: Program, restore: FilesRestore): void {
+  for (const { path, isDirectory } of temporaryNames(restore)) {
+    const args = [AT_FDCWD, pathArgument(program, path), isDirectory ? AT_REMOVEDIR : 0];
+    program.call("unlinkat", args, { label: `remove the temporary name ${path}` });
+  }
+}
+
+interface Wanted {
+  readonly entry: RegFileEntry;
+  /** Ghost id, or file id of the hard link. */
+  readonly id: number;
+}
+
+function makeGhost(program: Program, { entry, id }: Wanted, restore: FilesRestore): string {
+  const { ghosts, names } = stateOf(restore);
+  const known = ghosts.get(id);
+  if (known !== undefined) return known;
+  const ghost = loadGhost(restore.set.reader, id);
+  const isDirectory = (ghost.value.mode & S_IFMT) === S_IFDIR;
+  makeParents(program, entry.name, restore);
+  // Made already, as the directory of another deleted file.
+  const isMade = isDirectory && names.has(entry.name);
+  const path = isMade ? entry.name : freeName(entry.name, `.cr.${id.toString(16)}.ghost`, names);
+  ghosts.set(id, path);
+  names.set(path, { path, isDirectory });
+  if (!isMade) createGhost(program, ghost, { path, id, imagesFd: restore.imagesFd });
+  setAttributes(program, ghost.value, path);
+  return path;
+}
+
+/** Directories that are gone, too: they live as long as the name. */
+function makeParents(program: Program, name: string, restore: FilesRestore): void {
+  const { names } = stateOf(restore);
+  const missing: string[] = [];
+  for (let at = dirname(name); at !== "/" && !names.has(at) && !exists(at); at = dirname(at)) {
+    missing.unshift(at);
+  }
+  for (const path of missing) {
+    names.set(path, { path, isDirectory: true });
+    program.call("mkdirat", [AT_FDCWD, pathArgument(program, path), 0o700], {
+      label: `make the directory of deleted file ${name} for a moment`,
+    });
+  }
+}
+
+function freeName(name: string, suffix: string, taken: ReadonlyMap<string, TemporaryName>): string {
+  let candidate = name;
+  for (let attempt = 0; taken.has(candidate) || exists(candidate); attempt++) {
+    candidate = `${name}${suffix}${attempt === 0 ? "" : `.${attempt}`}`;
+  }
+  return candidate;
+}
+
+function exists(path: string): boolean {
+  try {
+    return lstatSync(pathBytes(path), { throwIfNoEntry: false }) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+interface Place {
+  readonly path: string;
+  readonly id: number;
+  readonly imagesFd: number;
+}
+
+function createGhost(program: Program, ghost: ImageEntry<GhostFileEntry>, place: Place): void {
+  const { mode, rdev, symlnk_target } = ghost.value;
+  const path = pathArgument(program, place.path);
+  const options = {
+    label: `make the deleted file ${place.path} again`,
+    hint: "Its directory must be writable for a moment.",
+  };
+  switch (mode & S_IFMT) {
+    case S_IFREG:
+      fillGhost(program, ghost, { ...place, options });
+      return;
+    case S_IFDIR:
+      program.call("mkdirat", [AT_FDCWD, path, 0o700], options);
+      return;
+    case S_IFLNK: {
+      assert(symlnk_target !== undefined, `ghost ${place.id} is a link without a target`);
+      program.call("symlinkat", [pathArgument(program, symlnk_target), AT_FDCWD, path], options);
+      return;
+    }
+    default:
+      program.call("mknodat", [AT_FDCWD, path, mode & ~0o777, rdev ?? 0], options);
+  }
+}
+
+interface Filling extends Place {
+  readonly options: { readonly label: string; readonly hint: string };
+}
+
+function fillGhost(
+  program: Program,
+  { value, payload }: ImageEntry<GhostFileEntry>,
+  { path, id, imagesFd, options }: Filling,
+): void {
+  const flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW;
+  const to = program.call("openat", [AT_FDCWD, pathArgument(program, path), flags, 0o600], options);
+  if (payload.some(({ length }) => length > 0)) {
+    const image = program.string(imageName("ghost-file", id));
+    const from = program.call("openat", [imagesFd, image, O_RDONLY, 0], options);
+    for (const part of payload) copyPart(program, { from, to, part }, options);
+    program.call("close", [from]);
+  }
+  if (value.size !== undefined) program.call("ftruncate", [to, value.size], options);
+  program.call("close", [to]);
+}
+
+interface PartCopy {
+  readonly from: Argument;
+  readonly to: Argument;
+  readonly part: PayloadPart;
+}
+
+/** sendfile moves at most MAX_RW_COUNT (2 GiB less a page) in one call. */
+const MAX_COPY = 1 << 30;
+
+function copyPart(
+  program: Program,
+  { from, to, part }: PartCopy,
+  options: { readonly label: string },
+): void {
+  program.call("lseek", [from, part.offset, SEEK_SET], options);
+  program.call("lseek", [to, part.at ?? 0, SEEK_SET], options);
+  for (let rest = part.length; rest > 0; rest -= MAX_COPY) {
+    const length = Math.min(rest, MAX_COPY);
+    program.call("sendfile", [to, from, 0, length], { ...options, expect: length });
+  }
+}
+
+function setAttributes(program: Program, ghost: GhostFileEntry, name: string): void {
+  const path = pathArgument(program, name);
+  const { uid, gid, mode, atim, mtim } = ghost;
+  const label = `set owner, mode and times of deleted file ${name}`;
+  // The order matters: chown takes set-user-ID bits away.
+  program.call("fchownat", [AT_FDCWD, path, uid, gid, AT_SYMLINK_NOFOLLOW], { label });
+  if ((mode & S_IFMT) !== S_IFLNK) {
+    program.call("fchmodat", [AT_FDCWD, path, mode & 0o7777], { label });
+  }
+  if (atim === undefined || mtim === undefined) return;
+  const times = Buffer.alloc(32);
+  [atim, mtim].forEach(({ tv_sec, tv_usec }, index) => {
+    times.writeBigInt64LE(BigInt.asIntN(64, tv_sec), index * 16);
+    times.writeBigInt64LE(BigInt.asIntN(64, tv_usec * 1000n), index * 16 + 8);
+  });
+  const pointer = program.data(times);
+  program.call("utimensat", [AT_FDCWD, path, pointer, AT_SYMLINK_NOFOLLOW], { label });
+}
+
+function linkBack(program: Program, { entry, id }: Wanted, restore: FilesRestore): string {
+  const { links, names } = stateOf(restore);
+  const key = `${id}:${entry.name}`;
+  const known = links.get(key);
+  if (known !== undefined) return known;
+  const link = restore.set.regularFiles.get(id)?.name;
+  assert(link !== undefined, `file ${entry.id} is remapped to file ${id}, which is not there`);
+  makeParents(program, entry.name, restore);
+  const path = freeName(entry.name, ".cr_link", names);
+  links.set(key, path);
+  names.set(path, { path, isDirectory: false });
+  program.call(
+    "linkat",
+    [AT_FDCWD, pathArgument(program, link), AT_FDCWD, pathArgument(program, path), 0],
+    {
+      label: `link ${link} back to the lost name ${path}`,
+      hint: "The dump made this hard link for the restore. Without it the file cannot be found.",
+    },
+  );
+  return path;
+}
