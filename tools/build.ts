@@ -105,6 +105,7 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
   replaceFile(`${stem}.cjs.map`, textOf(".map"));
   makeCache({ stem, source, warmUp });
   replaceFile(`${name}.cjs`, loaderText(stem));
+  checkCache(name);
   for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));
 }
 
@@ -131,6 +132,16 @@ function makeCache(options: {
     rmSync(path, { force: true });
     console.warn(`no code cache for ${options.stem}: ${String(error)}`);
   }
+}
+
+/** Starts the executable once as `bin/` does: V8 must take the cache, and the program must load. */
+function checkCache(name: string): void {
+  const { status, stderr } = spawnSync(process.execPath, [join(DIST, `${name}.cjs`), "--version"], {
+    env: { REPRISE_TRACE_CACHE: "1" },
+    encoding: "utf8",
+  });
+  if (status !== 0) throw new Error(`${name} --version ended with ${status}: ${stderr}`);
+  if (!stderr.includes("code cache: used")) console.warn(`${name} starts slowly: ${stderr.trim()}`);
 }
 
 /** The file that `bin/` runs. Old syntax on purpose: an old Node must get as far as the message. */

@@ -13,6 +13,8 @@ const WATCH_SECONDS = 4;
 
 class DemoError extends Error {}
 
+/** How many numbers of each task have been shown. */
+const shown = new Map<string, number>();
 const home = mkdtempSync(join(tmpdir(), "reprise-demo-"));
 
 await main();
@@ -88,12 +90,11 @@ async function show(): Promise<void> {
 
 /** Prints the numbers of some tasks as they come, side by side. */
 async function watch(...names: readonly string[]): Promise<void> {
-  const seen = new Map(names.map((name) => [name, numbers(name).length]));
   const end = Date.now() + WATCH_SECONDS * 1000;
   while (Date.now() < end) {
     for (const [column, name] of names.entries()) {
-      const fresh = numbers(name).slice(seen.get(name));
-      seen.set(name, (seen.get(name) ?? 0) + fresh.length);
+      const fresh = numbers(name).slice(shown.get(name) ?? 0);
+      shown.set(name, (shown.get(name) ?? 0) + fresh.length);
       for (const number of fresh) say(`  ${" ".repeat(24 * column)}${name}: ${number}`);
     }
     await setTimeout(100);
