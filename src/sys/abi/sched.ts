@@ -29,7 +29,12 @@ export const SCHED_FIFO = 1;
 export const SCHED_RR = 2;
 export const SCHED_BATCH = 3;
 export const SCHED_IDLE = 5;
+export const SCHED_DEADLINE = 6;
 export const SCHED_RESET_ON_FORK = 0x40000000;
+/** struct sched_attr (SCHED_ATTR_SIZE_VER0): size, policy, flags, nice, priority, and three times. */
+export const SCHED_ATTR_SIZE = 48;
+export const SCHED_FLAG_RESET_ON_FORK = 1;
+export const PRIO_PROCESS = 0;
 
 export const PR_SET_PDEATHSIG = 1;
 export const PR_GET_PDEATHSIG = 2;
@@ -75,9 +80,21 @@ export const CAP_NAMES: Readonly<Record<string, number>> = { SYS_PTRACE: 19, SYS
 
 export const RLIMIT_NOFILE = 7;
 export const RLIM_NLIMITS = 16;
+/** Names of the limits, by number. */
+export const RLIMIT_NAMES = [
+  "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_NOFILE",
+  "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO",
+  "RLIMIT_RTTIME",
+] as const;
 export const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
 
 export const RSEQ_FLAG_UNREGISTER = 1;
+/** Where struct rseq has the address of the critical section; size and a flag of struct rseq_cs. */
+export const RSEQ_CS_OFFSET = 8;
+export const RSEQ_CS_SIZE = 32;
+export const RSEQ_CS_FLAG_NO_RESTART_ON_SIGNAL = 2;
+
+export const MEMBARRIER_CMD_GET_REGISTRATIONS = 1 << 9;
 
 export const KCMP_FILE = 0;
 export const KCMP_VM = 1;
@@ -86,6 +103,8 @@ export const KCMP_FS = 3;
 export const KCMP_SIGHAND = 4;
 
 export const IOPRIO_WHO_PROCESS = 1;
+/** Where the class stands in an I/O priority; class 0 is "none set". */
+export const IOPRIO_CLASS_SHIFT = 13;
 
 export const ITIMER_REAL = 0;
 export const ITIMER_VIRTUAL = 1;
