@@ -55,7 +55,8 @@ function addLifeCommands(root: Command): void {
     .description("save a task and end it")
     .argument("<name>")
     .option("-r, --leave-running", "let it run on")
-    .action(async (name: string, options: { leaveRunning?: boolean }) => {
+    .option("--explain", "print what would be saved, and save nothing")
+    .action(async (name: string, options: { leaveRunning?: boolean; explain?: boolean }) => {
       const { checkpoint } = await import("./commands/checkpoint.ts");
       await checkpoint(name, options);
     });
@@ -65,10 +66,16 @@ function addLifeCommands(root: Command): void {
     .argument("<name>")
     .option("-c, --checkpoint <number>", "another checkpoint than the newest", wholeNumber)
     .option("--new-pids", "in a new pid namespace, if its pids are taken")
-    .action(async (name: string, options: { checkpoint?: number; newPids?: boolean }) => {
-      const { restore } = await import("./commands/restore.ts");
-      await restore(name, options);
-    });
+    .option("--explain", "print what would be done, and do nothing")
+    .action(
+      async (
+        name: string,
+        options: { checkpoint?: number; newPids?: boolean; explain?: boolean },
+      ) => {
+        const { restore } = await import("./commands/restore.ts");
+        await restore(name, options);
+      },
+    );
   root
     .command("clone")
     .description("start a second task where the first one is now (or was at a checkpoint)")

@@ -130,6 +130,32 @@ export async function cloneCheckpoint(
   });
 }
 
+/** What a checkpoint would save, in lines for people; nothing stays of it. */
+export async function explainCheckpoint(name: string): Promise<readonly string[]> {
+  const { command, pid, placement } = aliveTask(name);
+  const createdAt = new Date().toISOString();
+  const scratch = beginCheckpoint({ task: name, command, pid, placement, createdAt });
+  try {
+    const engine = await import("../engine/checkpoint.ts");
+    const result = await engine.checkpoint({ pid, imagesDir: scratch.imagesDir, dryRun: true });
+    return result.plan ?? [];
+  } finally {
+    removeCheckpoint(scratch);
+  }
+}
+
+/** What a restore would do, in lines for people. */
+export async function explainRestore(
+  checkpoint: StoredCheckpoint,
+  options: { readonly newPidNamespace: boolean },
+): Promise<readonly string[]> {
+  const { imagesDir } = checkpoint;
+  const engine = await import("../engine/restore.ts");
+  const inNew = options.newPidNamespace ? { newPidNamespace: true } : {};
+  const { plan } = await engine.restore({ imagesDir, dryRun: true, ...inNew });
+  return plan ?? [];
+}
+
 /** Ends a task and everything that it has started. Nothing happens when it has ended already. */
 export function killTask(record: TaskRecord): void {
   if (!isAlive(record)) return;
