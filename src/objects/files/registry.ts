@@ -6,16 +6,20 @@ import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
+import { fifoKind } from "./fifo.ts";
 import type { FileKind, OpenFile } from "./file-kind.ts";
 import { inotifyKind } from "./inotify.ts";
 import { needsOwner, settleOwner } from "./owner.ts";
 import { pidfdKind } from "./pidfd.ts";
+import { pipeKind } from "./pipe.ts";
 import { regularKind } from "./regular.ts";
 import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
 import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
 const KINDS: readonly FileKind[] = [
+  pipeKind,
+  fifoKind,
   regularKind,
   eventfdKind,
   epollKind,

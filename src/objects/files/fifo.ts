@@ -1,0 +1,90 @@
+// FIFOs: pipes that have a path. The path is kept as a regular file's entry, which only says where it is and with which
+// flags it was opened; a deleted FIFO is a ghost like any file. See fifo(7); format.md section 11, FIFO.
+
+import { assert } from "../../errors.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type RegFileEntry,
+} from "../../images/schema/messages.generated.ts";
+import {
+  AT_FDCWD,
+  O_ACCMODE,
+  O_CLOEXEC,
+  O_NONBLOCK,
+  O_PATH,
+  O_RDWR,
+  O_WRONLY,
+  S_IFIFO,
+  S_IFMT,
+} from "../../sys/abi/fcntl.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+import { pathForOpening } from "./ghost-restore.ts";
+import { needsOwner, restoreOwner, settleOwner } from "./owner.ts";
+import { pathArgument } from "./path.ts";
+import { fillPipe, notePipe } from "./pipe-data.ts";
+import { pipeId, reopen } from "./pipe.ts";
+import { regularEntryFor } from "./regular.ts";
+
+export const fifoKind: FileKind = {
+  name: "FIFO",
+  type: FdTypes.FIFO,
+  recognise: ({ stat, target, info }) =>
+    (stat.mode & S_IFMT) === S_IFIFO && target.startsWith("/") && (info.flags & O_PATH) === 0,
+  write: writeFifo,
+  open: openFifo,
+  settle: settleFifo,
+};
+
+function writeFifo(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const pipe_id = pipeId(file);
+  const canRead = (file.info.flags & O_ACCMODE) !== O_WRONLY;
+  notePipe("fifo-data", { id: pipe_id, fd: dump.borrow(file), canRead }, dump);
+  const regf_id = regularEntryFor(file, dump);
+  return { type: FdTypes.FIFO, id, fifo: { id, pipe_id, regf_id } };
+}
+
+/** A descriptor of each FIFO that can read and write: with it open, no other open waits for a partner. */
+const holders = new WeakMap<FilesRestore, Map<number, number>>();
+
+function openFifo(program: Program, { id, fifo }: FileEntry, restore: FilesRestore): Argument {
+  const reg = restore.set.regularFiles.get(fifo?.regf_id ?? id);
+  assert(fifo !== undefined && reg !== undefined, `file ${id} is no FIFO with a path`);
+  let known = holders.get(restore);
+  if (known === undefined) holders.set(restore, (known = new Map()));
+  const holder = known.get(fifo.pipe_id) ?? holdFifo(program, { reg, id: fifo.pipe_id }, restore);
+  known.set(fifo.pipe_id, holder);
+  const label = `open FIFO ${reg.name} (file ${id})`;
+  const fd = reopen(program, holder, { flags: reg.flags, label });
+  restoreOwner(program, reg.fown, fd);
+  return fd;
+}
+
+/** The owner stands in the entry of the path. */
+function settleFifo(
+  program: Program,
+  { id, fifo }: FileEntry,
+  fd: number,
+  restore: FilesRestore,
+): void {
+  const reg = restore.set.regularFiles.get(fifo?.regf_id ?? id);
+  const entry = { type: FdTypes.REG, id, reg };
+  if (needsOwner(entry)) settleOwner(program, entry, fd);
+}
+
+function holdFifo(
+  program: Program,
+  { reg, id }: { readonly reg: RegFileEntry; readonly id: number },
+  restore: FilesRestore,
+): number {
+  const path = pathArgument(program, pathForOpening(program, reg, restore));
+  const label = `open FIFO ${reg.name}`;
+  const flags = O_RDWR | O_NONBLOCK | O_CLOEXEC;
+  const opened = program.call("openat", [AT_FDCWD, path, flags, 0], { label });
+  const holder = restore.reserve();
+  program.call("dup3", [opened, holder, O_CLOEXEC], { label });
+  program.call("close", [opened], { label });
+  fillPipe(program, { fd: holder, kind: "fifo-data", id }, restore);
+  return holder;
+}
