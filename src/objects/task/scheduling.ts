@@ -1,0 +1,214 @@
+// Scheduling of a thread: policy, priority and nice value, the processors that it may use, its I/O priority and timer slack;
+// see sched(7), sched_setaffinity(2), ioprio_set(2). All but the first three are fields of ours in the image.
+//
+// The kernel does not say whether someone chose a thread's processors. A set that holds all that are online is taken for
+// "none chosen" and not saved, so that a task that moves to a bigger machine may use it.
+
+import { readFileSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import type {
+  RepriseThreadEntry,
+  ThreadCoreEntry,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { readTimerslack } from "../../proc/timerslack.ts";
+import {
+  IOPRIO_CLASS_SHIFT,
+  IOPRIO_WHO_PROCESS,
+  PR_SET_TIMERSLACK,
+  PRIO_PROCESS,
+  SCHED_ATTR_SIZE,
+  SCHED_BATCH,
+  SCHED_DEADLINE,
+  SCHED_FIFO,
+  SCHED_FLAG_RESET_ON_FORK,
+  SCHED_IDLE,
+  SCHED_OTHER,
+  SCHED_RESET_ON_FORK,
+  SCHED_RR,
+} from "../../sys/abi/sched.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import type { Program, Ref } from "../../tracee/program.ts";
+import type { Probe } from "../probe.ts";
+
+/** Bytes for 8192 processors, the most that x86-64 kernels are built for. */
+const CPU_SET_SIZE = 1024;
+/** getpriority(2) itself returns 20 - nice, so that no value is negative. */
+const NICE_BASE = 20;
+
+/** What `thread_core` holds of the scheduling; `reprise` is to be merged with our other fields. */
+export type Scheduling = Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "sched_prio"> & {
+  readonly reprise: Pick<RepriseThreadEntry, "cpu_affinity" | "ioprio" | "timerslack_ns">;
+};
+
+/**
+ * Reads the scheduling of a thread from outside.
+ *
+ * @throws RepriseError UNSUPPORTED for deadline scheduling and policies that we do not know; SYSCALL, NO_SUCH_PROCESS
+ */
+export function collectScheduling(tid: number): Scheduling {
+  const { policy, flags, priority } = readAttributes(tid);
+  const realTime = policy === SCHED_FIFO || policy === SCHED_RR;
+  if (!realTime && ![SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].includes(policy))
+    throw refused(tid, policy);
+  const resetOnFork = (flags & SCHED_FLAG_RESET_ON_FORK) !== 0 ? SCHED_RESET_ON_FORK : 0;
+  return {
+    sched_nice: NICE_BASE - syscall("getpriority", PRIO_PROCESS, tid),
+    sched_policy: policy | resetOnFork,
+    ...(realTime ? { sched_prio: priority } : {}),
+    reprise: {
+      ...collectAffinity(tid),
+      ...collectIoPriority(tid),
+      // Real-time threads have none, and cannot have any.
+      ...(realTime ? {} : collectTimerslack(tid)),
+    },
+  };
+}
+
+/**
+ * Sets the scheduling of the thread that runs the program: late, since a policy may be lost at a fork or starve the
+ * rebuilding. Processors that this machine lacks are left out.
+ *
+ * @returns a probe of what could not be set, a sentence each: none of it keeps the thread from running.
+ */
+export function restoreScheduling(
+  program: Program,
+  core: Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "sched_prio" | "reprise">,
+): Probe<string[]> {
+  const notes: string[] = [];
+  const calls: { call: Ref; label: string }[] = [];
+  const attempt = (label: string, call: (label: string) => Ref): void => {
+    calls.push({ label, call: call(label) });
+  };
+  const { sched_nice: nice, sched_policy: policy, sched_prio: priority, reprise } = core;
+
+  const affinity = reprise?.cpu_affinity && presentProcessors(reprise.cpu_affinity, notes);
+  if (affinity !== undefined) {
+    attempt("set the processors that may be used", (label) =>
+      program.call("sched_setaffinity", [0, affinity.length, program.data(affinity)], {
+        label,
+        mayFail: true,
+      }),
+    );
+  }
+  const ioprio = reprise?.ioprio;
+  if (ioprio !== undefined) {
+    attempt(`set the I/O priority 0x${ioprio.toString(16)}`, (label) =>
+      program.call("ioprio_set", [IOPRIO_WHO_PROCESS, 0, ioprio], { label, mayFail: true }),
+    );
+  }
+  const slack = reprise?.timerslack_ns;
+  if (slack !== undefined && slack > 0n) {
+    attempt(`set the timer slack ${slack}`, (label) =>
+      program.call("prctl", [PR_SET_TIMERSLACK, slack, 0, 0, 0], { label, mayFail: true }),
+    );
+  }
+  if (nice !== undefined) {
+    attempt(`set the nice value ${nice}`, (label) =>
+      program.call("setpriority", [PRIO_PROCESS, 0, nice], { label, mayFail: true }),
+    );
+  }
+  if (policy !== undefined) {
+    const parameters = Buffer.alloc(4);
+    parameters.writeUInt32LE(priority ?? 0);
+    attempt(`set the scheduling policy ${policy & ~SCHED_RESET_ON_FORK}`, (label) =>
+      program.call("sched_setscheduler", [0, policy, program.data(parameters)], {
+        label,
+        mayFail: true,
+      }),
+    );
+  }
+  return (result) => [
+    ...notes,
+    ...calls.flatMap(({ call, label }) => {
+      const error = result.value(call);
+      const name = program.describe(call.entry).split("(")[0];
+      return error < 0 ? [`cannot ${label}: ${name}: ${errnoName(-error)}`] : [];
+    }),
+  ];
+}
+
+interface SchedAttributes {
+  readonly policy: number;
+  readonly flags: number;
+  readonly priority: number;
+}
+
+function readAttributes(tid: number): SchedAttributes {
+  const bytes = Buffer.alloc(SCHED_ATTR_SIZE);
+  syscall("sched_getattr", tid, bytes, bytes.length, 0);
+  return {
+    policy: bytes.readUInt32LE(4),
+    flags: bytes.readUInt32LE(8),
+    priority: bytes.readUInt32LE(20),
+  };
+}
+
+function refused(tid: number, policy: number): RepriseError {
+  const what = policy === SCHED_DEADLINE ? "deadline scheduling" : `scheduling policy ${policy}`;
+  return new RepriseError("UNSUPPORTED", `cannot dump thread ${tid}: it has ${what}`, {
+    pid: tid,
+    hint: "Give the thread another policy for the time of the dump (chrt --other --pid 0 TID).",
+  });
+}
+
+function collectAffinity(tid: number): { cpu_affinity?: Uint8Array } {
+  const mask = readAffinity(tid);
+  return onlineProcessors().every((cpu) => holds(mask, cpu)) ? {} : { cpu_affinity: mask };
+}
+
+/** An I/O priority of class 0 means that none was set: the nice value counts. */
+function collectIoPriority(tid: number): { ioprio?: number } {
+  const ioprio = trySyscall("ioprio_get", IOPRIO_WHO_PROCESS, tid);
+  return ioprio >> IOPRIO_CLASS_SHIFT > 0 ? { ioprio } : {};
+}
+
+function collectTimerslack(tid: number): { timerslack_ns?: bigint } {
+  const slack = readTimerslack(tid);
+  return slack === undefined ? {} : { timerslack_ns: slack };
+}
+
+/** The saved set as far as this machine has the processors; undefined when there is nothing to set. */
+function presentProcessors(saved: Uint8Array, notes: string[]): Uint8Array | undefined {
+  const online = onlineProcessors();
+  const wanted = Array.from({ length: saved.length * 8 }, (_, cpu) => cpu).filter((cpu) =>
+    holds(saved, cpu),
+  );
+  const missing = wanted.filter((cpu) => !online.includes(cpu));
+  if (missing.length > 0) {
+    log.info(`processors ${missing.join(", ")} are not online here`);
+    notes.push(`cannot use processors ${missing.join(", ")}: they are not online here`);
+  }
+  const present = Buffer.alloc(saved.length);
+  for (const cpu of wanted) {
+    if (online.includes(cpu)) present[cpu >> 3] = (present[cpu >> 3] ?? 0) | (1 << (cpu & 7));
+  }
+  // The restored thread has our own set so far.
+  const own = readAffinity(0);
+  const same = Array.from({ length: CPU_SET_SIZE * 8 }, (_, cpu) => cpu).every(
+    (cpu) => holds(own, cpu) === holds(present, cpu),
+  );
+  return same || missing.length === wanted.length ? undefined : present;
+}
+
+function readAffinity(tid: number): Uint8Array {
+  const mask = Buffer.alloc(CPU_SET_SIZE);
+  return mask.subarray(0, syscall("sched_getaffinity", tid, mask.length, mask));
+}
+
+function holds(mask: Uint8Array, cpu: number): boolean {
+  return ((mask[cpu >> 3] ?? 0) & (1 << (cpu & 7))) !== 0;
+}
+
+/** Numbers of the processors that are online, from a list like `0-3,6`. */
+function onlineProcessors(): number[] {
+  const text = readFileSync("/sys/devices/system/cpu/online", "utf8");
+  return text
+    .trim()
+    .split(",")
+    .flatMap((range) => {
+      const [first = 0, last = first] = range.split("-").map(Number);
+      return Array.from({ length: last - first + 1 }, (_, index) => first + index);
+    });
+}
