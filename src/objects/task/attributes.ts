@@ -1,0 +1,265 @@
+// What prctl(2), personality(2), umask(2) and small files in /proc keep for a process or a thread. Some can only be asked
+// for by the task itself (probes), some are read from /proc (collected). Files in /proc/self are written by the restored
+// task itself, and only if the value is not the one that it inherited from us.
+//
+// Order at restore: /proc files, name, personality, subreaper before the credentials, which take files and rights away;
+// then "dumpable" and the parent death signal, which a change of credentials resets; MDWE when all memory is mapped.
+
+import { readFileSync } from "node:fs";
+import type { CredsEntry, MmEntry, TaskCoreEntry } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { readAutogroup } from "../../proc/autogroup.ts";
+import { readCoredumpFilter } from "../../proc/coredump-filter.ts";
+import { LOGINUID_UNSET, readLoginuid } from "../../proc/loginuid.ts";
+import { readOomScoreAdj } from "../../proc/oom.ts";
+import { readPersonality } from "../../proc/personality.ts";
+import { AT_FDCWD, O_CLOEXEC, O_WRONLY } from "../../sys/abi/fcntl.ts";
+import {
+  MEMBARRIER_CMD_GET_REGISTRATIONS,
+  PR_GET_CHILD_SUBREAPER,
+  PR_GET_DUMPABLE,
+  PR_GET_MDWE,
+  PR_GET_PDEATHSIG,
+  PR_GET_THP_DISABLE,
+  PR_SET_CHILD_SUBREAPER,
+  PR_SET_DUMPABLE,
+  PR_SET_MDWE,
+  PR_SET_NAME,
+  PR_SET_PDEATHSIG,
+  PR_SET_THP_DISABLE,
+} from "../../sys/abi/sched.ts";
+import { errnoName } from "../../sys/errno.ts";
+import type { Program } from "../../tracee/program.ts";
+import type { Probe } from "../probe.ts";
+
+/** Longest name of a task in bytes, without the zero at its end (TASK_COMM_LEN - 1). */
+const COMM_LENGTH = 15;
+/** Dumpable for root alone: given by the kernel after a change of credentials, never by prctl. */
+const SUID_DUMP_ROOT = 2;
+
+/** What only the process itself can tell, in the form of the images. */
+export interface ProbedAttributes {
+  readonly task: Pick<TaskCoreEntry, "child_subreaper" | "membarrier_registration_mask">;
+  readonly mm: Pick<MmEntry, "mm_brk" | "dumpable" | "thp_disabled">;
+  /** PR_MDWE_ bits, 0 for none: "memory deny write execute". */
+  readonly mdwe: number;
+}
+
+/** Asks the leader for the attributes of its process. */
+export function probeAttributes(program: Program): Probe<ProbedAttributes> {
+  const subreaper = program.output(4, 4);
+  program.call("prctl", [PR_GET_CHILD_SUBREAPER, subreaper, 0, 0, 0], {
+    label: "read the subreaper flag",
+  });
+  const dumpable = program.call("prctl", [PR_GET_DUMPABLE, 0, 0, 0, 0], {
+    label: "read the dumpable flag",
+  });
+  const thp = program.call("prctl", [PR_GET_THP_DISABLE, 0, 0, 0, 0], {
+    label: "read the huge page flag",
+  });
+  const brk = program.call("brk", [0], { label: "read the end of the heap" });
+  // From Linux 6.3 and 6.4 on; without them nothing is set, or nothing is known.
+  const mdwe = program.call("prctl", [PR_GET_MDWE, 0, 0, 0, 0], {
+    label: "read the MDWE bits",
+    mayFail: true,
+  });
+  const barriers = program.call("membarrier", [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0], {
+    label: "read the membarrier registrations",
+    mayFail: true,
+  });
+  return (result) => {
+    const registered = Math.max(result.value(barriers), 0);
+    if (result.value(thp) > 1) log.warn("huge pages are off but for advised memory: saved as off");
+    return {
+      task: {
+        ...(result.bytes(subreaper, 4).readInt32LE(0) === 0 ? {} : { child_subreaper: true }),
+        ...(registered === 0 ? {} : { membarrier_registration_mask: registered }),
+      },
+      mm: {
+        mm_brk: BigInt(result.value(brk)),
+        dumpable: result.value(dumpable),
+        thp_disabled: result.value(thp) !== 0,
+      },
+      mdwe: Math.max(result.value(mdwe), 0),
+    };
+  };
+}
+
+/** Asks a thread for its parent death signal; 0 for none. */
+export function probeParentDeathSignal(program: Program): Probe<number> {
+  const place = program.output(4, 4);
+  program.call("prctl", [PR_GET_PDEATHSIG, place, 0, 0, 0], {
+    label: "read the parent death signal",
+  });
+  return (result) => result.bytes(place, 4).readInt32LE(0);
+}
+
+/** What /proc tells of a process, in the form of the images; `reprise` is to be merged with our other fields. */
+export type CollectedAttributes = Pick<
+  TaskCoreEntry,
+  "personality" | "loginuid" | "oom_score_adj"
+> &
+  Required<Pick<TaskCoreEntry, "reprise">>;
+
+/** Reads attributes of a process from /proc. Throws NO_SUCH_PROCESS, NOT_PERMITTED or SYSCALL. */
+export function collectAttributes(pid: number): CollectedAttributes {
+  const filter = readCoredumpFilter(pid);
+  const autogroup = readAutogroup(pid);
+  return {
+    personality: readPersonality(pid),
+    loginuid: readLoginuid(pid) ?? LOGINUID_UNSET,
+    oom_score_adj: readOomScoreAdj(pid),
+    reprise: {
+      ...(filter === undefined ? {} : { coredump_filter: filter }),
+      ...(autogroup === undefined ? {} : { autogroup_nice: autogroup.nice }),
+      personality_set: true,
+    },
+  };
+}
+
+/** Sets the execution domain: before memory is mapped by others than us (READ_IMPLIES_EXEC changes what mmap does). */
+export function restorePersonality(program: Program, personality: number): void {
+  program.call("personality", [personality], {
+    label: `set the personality 0x${personality.toString(16)}`,
+  });
+}
+
+/** Names the thread that runs the program; what is longer than 15 bytes is cut off. */
+export function restoreComm(program: Program, comm: string): void {
+  const bytes = Buffer.alloc(COMM_LENGTH + 1);
+  bytes.set(Buffer.from(comm).subarray(0, COMM_LENGTH));
+  program.call("prctl", [PR_SET_NAME, program.data(bytes), 0, 0, 0], {
+    label: `name the thread ${comm}`,
+  });
+}
+
+/** Sets the parent death signal of the thread that runs the program, also none (0). After the credentials. */
+export function restoreParentDeathSignal(program: Program, signal: number): void {
+  program.call("prctl", [PR_SET_PDEATHSIG, signal, 0, 0, 0], {
+    label: "set the parent death signal",
+  });
+}
+
+/** Makes the process a subreaper, or not. */
+export function restoreChildSubreaper(
+  program: Program,
+  { isSubreaper }: { readonly isSubreaper: boolean },
+): void {
+  program.call("prctl", [PR_SET_CHILD_SUBREAPER, Number(isSubreaper), 0, 0, 0], {
+    label: "set the subreaper flag",
+  });
+}
+
+/** Switches transparent huge pages off for the process, or on. */
+export function restoreThpDisable(
+  program: Program,
+  { isDisabled }: { readonly isDisabled: boolean },
+): void {
+  program.call("prctl", [PR_SET_THP_DISABLE, Number(isDisabled), 0, 0, 0], {
+    label: "set the huge page flag",
+  });
+}
+
+/**
+ * Sets the dumpable flag, after the credentials. Value 2 cannot be set, but a change of the effective ids to others than
+ * root's gives it where fs.suid_dumpable is 2; in all other cases it becomes 0, which gives nobody more rights.
+ *
+ * @returns a probe of what could not be set.
+ */
+export function restoreDumpable(
+  program: Program,
+  dumpable: number,
+  creds: CredsEntry | undefined,
+): Probe<string[]> {
+  if (dumpable === SUID_DUMP_ROOT && isGivenByKernel(creds)) {
+    const now = program.call("prctl", [PR_GET_DUMPABLE, 0, 0, 0, 0], {
+      label: "read the dumpable flag",
+    });
+    return (result) =>
+      result.value(now) === SUID_DUMP_ROOT
+        ? []
+        : [`cannot set dumpable to 2: it is ${result.value(now)}`];
+  }
+  program.call("prctl", [PR_SET_DUMPABLE, dumpable === 1 ? 1 : 0, 0, 0, 0], {
+    label: "set the dumpable flag",
+  });
+  return () => (dumpable > 1 ? [`cannot set dumpable to ${dumpable}: it is 0, as is safe`] : []);
+}
+
+/** Forbids the process to make memory executable, as it had itself forbidden: nothing can be undone afterwards. */
+export function restoreMdwe(program: Program, mdwe: number): void {
+  if (mdwe === 0) return;
+  program.call("prctl", [PR_SET_MDWE, mdwe, 0, 0, 0], { label: "set the MDWE bits" });
+}
+
+/** Registers the process for the membarrier(2) commands of a mask of MEMBARRIER_CMD_REGISTER_ bits. */
+export function restoreMembarriers(program: Program, mask: number): void {
+  for (let bit = 0; bit < 31; bit += 1) {
+    if ((mask & (1 << bit)) === 0) continue;
+    program.call("membarrier", [1 << bit, 0, 0], {
+      label: `register for membarrier command ${1 << bit}`,
+    });
+  }
+}
+
+/** Sets the file mode creation mask. */
+export function restoreUmask(program: Program, umask: number): void {
+  program.call("umask", [umask], { label: "set the umask" });
+}
+
+/** Sets oom_score_adj; lowering it needs CAP_SYS_RESOURCE. Returns a probe of what could not be set. */
+export function restoreOomScoreAdj(program: Program, value: number): Probe<string[]> {
+  if (value === readOomScoreAdj(process.pid)) return () => [];
+  return writeProcFile(program, "oom_score_adj", value.toString());
+}
+
+/** Sets which memory a core dump holds. Returns a probe of what could not be set. */
+export function restoreCoredumpFilter(program: Program, mask: number): Probe<string[]> {
+  if (mask === readCoredumpFilter(process.pid)) return () => [];
+  return writeProcFile(program, "coredump_filter", `0x${mask.toString(16)}`);
+}
+
+/**
+ * Sets the audit login uid. One that is set may be changed only with CAP_AUDIT_CONTROL, and not at all where audit is told
+ * to keep it. Returns a probe of what could not be set.
+ */
+export function restoreLoginuid(program: Program, uid: number): Probe<string[]> {
+  const own = readLoginuid(process.pid);
+  if (own === undefined || own === uid) return () => [];
+  return writeProcFile(program, "loginuid", uid.toString());
+}
+
+/** Sets the nice value of the session's autogroup: by its leader. Returns a probe of what could not be set. */
+export function restoreAutogroupNice(program: Program, nice: number): Probe<string[]> {
+  if (nice === (readAutogroup(process.pid)?.nice ?? 0)) return () => [];
+  return writeProcFile(program, "autogroup", nice.toString());
+}
+
+/** Writes a file of /proc/self in one write, as these files want it. */
+function writeProcFile(program: Program, name: string, text: string): Probe<string[]> {
+  const path = program.string(`/proc/self/${name}`);
+  const label = `set ${name} to ${text}`;
+  const fd = program.call("openat", [AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0], {
+    label,
+    mayFail: true,
+  });
+  const written = program.call("write", [fd, program.string(text), text.length], {
+    label,
+    mayFail: true,
+  });
+  program.call("close", [fd], { label, mayFail: true });
+  return (result) => {
+    const opened = result.value(fd);
+    const error = opened < 0 ? opened : result.value(written);
+    const call = opened < 0 ? "openat" : "write";
+    return error < 0 ? [`cannot ${label}: ${call}: ${errnoName(-error)}`] : [];
+  };
+}
+
+/** Whether the kernel sets dumpable to 2 by itself when the seed, which is root, takes on these credentials. */
+function isGivenByKernel(creds: CredsEntry | undefined): boolean {
+  if (creds === undefined) return false;
+  const { euid, egid, fsuid, fsgid } = creds;
+  const changed = [euid, egid, fsuid, fsgid].some((id) => id !== 0);
+  return changed && readFileSync("/proc/sys/fs/suid_dumpable", "latin1").trim() === "2";
+}
