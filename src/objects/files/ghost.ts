@@ -131,7 +131,8 @@ function checkLimit(
   { stat, limit }: { stat: BigIntStats; limit: number },
 ): void {
   const { type } = statfsSync(file.procPath);
-  if (type === SECRETMEM_MAGIC) throw refused(file, "secret memory cannot be read by anyone else");
+  if (type === HUGETLBFS_MAGIC) throw refused(file, "memory of huge pages cannot be saved yet");
+  if (type === SECRETMEM_MAGIC) throw refused(file, "secret memory cannot be read by others");
   const bytes = stat.blocks * BLOCK_UNIT;
   if (bytes <= BigInt(limit)) return;
   throw refused(
@@ -141,6 +142,7 @@ function checkLimit(
   );
 }
 
+const HUGETLBFS_MAGIC = 0x958458f6;
 const SECRETMEM_MAGIC = 0x5345434d;
 
 function writeGhost(

@@ -9,6 +9,7 @@ import { eventfdKind } from "./eventfd.ts";
 import { fifoKind } from "./fifo.ts";
 import type { FileKind, OpenFile } from "./file-kind.ts";
 import { inotifyKind } from "./inotify.ts";
+import { memfdKind } from "./memfd.ts";
 import { needsOwner, settleOwner } from "./owner.ts";
 import { pidfdKind } from "./pidfd.ts";
 import { pipeKind } from "./pipe.ts";
@@ -20,6 +21,7 @@ import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 const KINDS: readonly FileKind[] = [
   pipeKind,
   fifoKind,
+  memfdKind,
   regularKind,
   eventfdKind,
   epollKind,

@@ -1,0 +1,133 @@
+// The content of a shared memory object (memfd, shared anonymous memory) in the images: pagemap-shmem-N with the pages that
+// have data, and pages-M with their bytes; format.md section 9. Pages are numbered from the start of the object.
+
+import { readSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
+import { imageName } from "../../images/names.ts";
+import { PE_PARENT, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
+import { O_RDONLY, SEEK_SET } from "../../sys/abi/fcntl.ts";
+import { PAGE_SIZE } from "../../sys/abi/mman.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import { dataRanges } from "./data-ranges.ts";
+import type { FilesDump, FilesRestore } from "./file-kind.ts";
+import { nextPagesId } from "./pages-id.ts";
+
+/** A shared memory object: its number in the images and its size in bytes. */
+export interface SharedMemory {
+  readonly shmid: number;
+  readonly size: number;
+}
+
+/**
+ * Writes the pages of a shared memory object that are not zero. `fd` must be an open file description of the engine's
+ * own, readable: its position moves.
+ *
+ * @returns the number of pages written.
+ * @throws RepriseError SYSCALL
+ */
+export function writeSharedMemory(
+  fd: number,
+  { shmid, size }: SharedMemory,
+  dump: Pick<FilesDump, "images">,
+): number {
+  if (size === 0) return 0;
+  const pagesId = nextPagesId(dump.images);
+  const image = dump.images.openRaw("pages", pagesId);
+  const runs: PageRun[] = [];
+  for (const { start, end } of dataRanges(fd, size)) {
+    const first = Math.floor(start / PAGE_SIZE) * PAGE_SIZE;
+    for (let at = first; at < end; at += COPY_BYTES) {
+      const bytes = readPages(fd, at, Math.min(COPY_BYTES, end - at));
+      for (const run of pagesWithData(bytes)) {
+        image.write(bytes.subarray(run.start, run.end));
+        addRun(runs, { vaddr: at + run.start, pages: (run.end - run.start) / PAGE_SIZE });
+      }
+    }
+  }
+  // criu cannot read a list of no pages at all.
+  if (runs.length === 0) {
+    image.write(ZERO_PAGE);
+    addRun(runs, { vaddr: 0, pages: 1 });
+  }
+  image.close();
+  dump.images.writePagemap("pagemap-shmem", shmid, { pagesId, runs });
+  return runs.reduce((sum, { pages }) => sum + pages, 0);
+}
+
+/**
+ * Adds the calls that give a shared memory object its size and content; `fd` can write, its position moves.
+ * @throws RepriseError BAD_IMAGE, IMAGE_MISSING, UNSUPPORTED
+ */
+export function fillSharedMemory(
+  program: Program,
+  object: SharedMemory & { readonly fd: Argument; readonly label: string },
+  restore: Pick<FilesRestore, "imagesFd"> & { readonly set: LoadedSet },
+): void {
+  const { fd, shmid, size, label } = object;
+  program.call("ftruncate", [fd, size], { label });
+  if (size === 0) return;
+  const map = loadSharedPagemap(restore.set.reader, shmid);
+  if (map === undefined) throw restore.set.reader.missing("pagemap-shmem", shmid);
+  const name = imageName("pages", map.pagesId);
+  const from = program.call("openat", [restore.imagesFd, program.string(name), O_RDONLY, 0], {
+    label: `open ${name}`,
+  });
+  for (const run of map.runs) {
+    if ((run.flags & PE_PARENT) !== 0) throw inParent(shmid);
+    if (run.offset === undefined) continue;
+    program.call("lseek", [from, run.offset, SEEK_SET], { label });
+    program.call("lseek", [fd, run.vaddr, SEEK_SET], { label });
+    // The last page may reach beyond the end.
+    const length = Math.min(run.pages * PAGE_SIZE, size - run.vaddr);
+    for (let rest = length; rest > 0; rest -= MAX_COPY) {
+      const count = Math.min(rest, MAX_COPY);
+      program.call("sendfile", [fd, from, 0, count], { label, expect: count });
+    }
+  }
+  program.call("close", [from], { label });
+}
+
+const COPY_BYTES = 1024 * 1024;
+const ZERO_PAGE = Buffer.alloc(PAGE_SIZE);
+/** sendfile moves at most 2 GiB less a page in one call. */
+const MAX_COPY = 1 << 30;
+
+function inParent(shmid: number): RepriseError {
+  return new RepriseError(
+    "UNSUPPORTED",
+    `cannot restore shared memory ${shmid}: part of it is in the parent set`,
+    { hint: "Dump without CRIU_TRACK_SHMEM in the environment." },
+  );
+}
+
+/** Whole pages from `at` on; what lies beyond the end of the object is zero. */
+function readPages(fd: number, at: number, length: number): Buffer {
+  const bytes = Buffer.alloc(Math.ceil(length / PAGE_SIZE) * PAGE_SIZE);
+  let filled = 0;
+  while (filled < bytes.length) {
+    const count = readSync(fd, bytes, filled, bytes.length - filled, at + filled);
+    if (count === 0) break;
+    filled += count;
+  }
+  return bytes;
+}
+
+/** Ranges of pages that are not all zero. */
+function pagesWithData(bytes: Buffer): { start: number; end: number }[] {
+  const found: { start: number; end: number }[] = [];
+  for (let at = 0; at < bytes.length; at += PAGE_SIZE) {
+    if (ZERO_PAGE.equals(bytes.subarray(at, at + PAGE_SIZE))) continue;
+    const last = found.at(-1);
+    if (last?.end === at) last.end += PAGE_SIZE;
+    else found.push({ start: at, end: at + PAGE_SIZE });
+  }
+  return found;
+}
+
+function addRun(runs: PageRun[], { vaddr, pages }: { vaddr: number; pages: number }): void {
+  const last = runs.at(-1);
+  if (last !== undefined && last.vaddr + last.pages * PAGE_SIZE === vaddr) {
+    runs[runs.length - 1] = { ...last, pages: last.pages + pages };
+  } else runs.push({ vaddr, pages, flags: PE_PRESENT });
+}
