@@ -6,9 +6,14 @@
 // then "dumpable" and the parent death signal, which a change of credentials resets; MDWE when all memory is mapped.
 
 import { readFileSync } from "node:fs";
-import type { CredsEntry, MmEntry, TaskCoreEntry } from "../../images/schema/messages.generated.ts";
+import type {
+  CredsEntry,
+  TaskCoreEntry,
+  ThreadCoreEntry,
+} from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import { readAutogroup } from "../../proc/autogroup.ts";
+import { readThreadComm } from "../../proc/comm.ts";
 import { readCoredumpFilter } from "../../proc/coredump-filter.ts";
 import { LOGINUID_UNSET, readLoginuid } from "../../proc/loginuid.ts";
 import { readOomScoreAdj } from "../../proc/oom.ts";
@@ -31,22 +36,29 @@ import {
 import { errnoName } from "../../sys/errno.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
+import { probeClearTidAddress } from "./thread-registrations.ts";
 
 /** Longest name of a task in bytes, without the zero at its end (TASK_COMM_LEN - 1). */
 const COMM_LENGTH = 15;
 /** Dumpable for root alone: given by the kernel after a change of credentials, never by prctl. */
 const SUID_DUMP_ROOT = 2;
 
-/** What only the process itself can tell, in the form of the images. */
-export interface ProbedAttributes {
-  readonly task: Pick<TaskCoreEntry, "child_subreaper" | "membarrier_registration_mask">;
-  readonly mm: Pick<MmEntry, "mm_brk" | "dumpable" | "thp_disabled">;
-  /** PR_MDWE_ bits, 0 for none: "memory deny write execute". */
+/** What only the process itself can tell. */
+export interface ProcessAttributes {
+  /** End of the heap. */
+  readonly brk: number;
+  /** 0, 1, or 2 (for root alone). */
+  readonly dumpable: number;
+  readonly thpDisabled: boolean;
+  readonly childSubreaper: boolean;
+  /** MEMBARRIER_CMD_REGISTER_ bits. */
+  readonly membarriers: number;
+  /** PR_MDWE_ bits: "memory deny write execute". */
   readonly mdwe: number;
 }
 
 /** Asks the leader for the attributes of its process. */
-export function probeAttributes(program: Program): Probe<ProbedAttributes> {
+export function probeProcessAttributes(program: Program): Probe<ProcessAttributes> {
   const subreaper = program.output(4, 4);
   program.call("prctl", [PR_GET_CHILD_SUBREAPER, subreaper, 0, 0, 0], {
     label: "read the subreaper flag",
@@ -63,46 +75,53 @@ export function probeAttributes(program: Program): Probe<ProbedAttributes> {
     label: "read the MDWE bits",
     mayFail: true,
   });
-  const barriers = program.call("membarrier", [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0], {
+  const membarriers = program.call("membarrier", [MEMBARRIER_CMD_GET_REGISTRATIONS, 0, 0], {
     label: "read the membarrier registrations",
     mayFail: true,
   });
   return (result) => {
-    const registered = Math.max(result.value(barriers), 0);
     if (result.value(thp) > 1) log.warn("huge pages are off but for advised memory: saved as off");
     return {
-      task: {
-        ...(result.bytes(subreaper, 4).readInt32LE(0) === 0 ? {} : { child_subreaper: true }),
-        ...(registered === 0 ? {} : { membarrier_registration_mask: registered }),
-      },
-      mm: {
-        mm_brk: BigInt(result.value(brk)),
-        dumpable: result.value(dumpable),
-        thp_disabled: result.value(thp) !== 0,
-      },
+      brk: result.value(brk),
+      dumpable: result.value(dumpable),
+      thpDisabled: result.value(thp) !== 0,
+      childSubreaper: result.bytes(subreaper, 4).readInt32LE(0) !== 0,
+      membarriers: Math.max(result.value(membarriers), 0),
       mdwe: Math.max(result.value(mdwe), 0),
     };
   };
 }
 
-/** Asks a thread for its parent death signal; 0 for none. */
-export function probeParentDeathSignal(program: Program): Probe<number> {
-  const place = program.output(4, 4);
-  program.call("prctl", [PR_GET_PDEATHSIG, place, 0, 0, 0], {
+/** What only a thread itself can tell. */
+export interface ThreadAttributes {
+  /** 0 for none. */
+  readonly parentDeathSignal: number;
+  /** Word that is cleared when the thread ends; 0 for none. */
+  readonly clearTidAddress: bigint;
+}
+
+/** Asks a thread for its attributes. */
+export function probeThreadAttributes(program: Program): Probe<ThreadAttributes> {
+  const signal = program.output(4, 4);
+  program.call("prctl", [PR_GET_PDEATHSIG, signal, 0, 0, 0], {
     label: "read the parent death signal",
   });
-  return (result) => result.bytes(place, 4).readInt32LE(0);
+  const clearTidAddress = probeClearTidAddress(program);
+  return (result) => ({
+    parentDeathSignal: result.bytes(signal, 4).readInt32LE(0),
+    clearTidAddress: clearTidAddress(result),
+  });
 }
 
 /** What /proc tells of a process, in the form of the images; `reprise` is to be merged with our other fields. */
-export type CollectedAttributes = Pick<
+export type CollectedProcessAttributes = Pick<
   TaskCoreEntry,
   "personality" | "loginuid" | "oom_score_adj"
 > &
   Required<Pick<TaskCoreEntry, "reprise">>;
 
 /** Reads attributes of a process from /proc. Throws NO_SUCH_PROCESS, NOT_PERMITTED or SYSCALL. */
-export function collectAttributes(pid: number): CollectedAttributes {
+export function collectProcessAttributes(pid: number): CollectedProcessAttributes {
   const filter = readCoredumpFilter(pid);
   const autogroup = readAutogroup(pid);
   return {
@@ -117,7 +136,44 @@ export function collectAttributes(pid: number): CollectedAttributes {
   };
 }
 
-/** Sets the execution domain: before memory is mapped by others than us (READ_IMPLIES_EXEC changes what mmap does). */
+/** What /proc tells of a thread, in the form of the images. Throws as collectProcessAttributes does. */
+export function collectThreadAttributes(pid: number, tid: number): { readonly comm: string } {
+  return { comm: readThreadComm(pid, tid) };
+}
+
+/**
+ * Sets what of a process comes before its credentials: personality (where the image says that it is meant), subreaper,
+ * membarrier registrations and the files in /proc.
+ *
+ * @returns a probe of what could not be set, a sentence each.
+ */
+export function restoreProcessAttributes(program: Program, core: TaskCoreEntry): Probe<string[]> {
+  const { reprise } = core;
+  if (reprise?.personality_set === true) restorePersonality(program, core.personality);
+  restoreChildSubreaper(program, { isSubreaper: core.child_subreaper === true });
+  restoreMembarriers(program, core.membarrier_registration_mask ?? 0);
+  const { oom_score_adj: oom, loginuid } = core;
+  const filter = reprise?.coredump_filter;
+  const nice = reprise?.autogroup_nice;
+  const files = [
+    ...(oom === undefined ? [] : [restoreOomScoreAdj(program, oom)]),
+    ...(loginuid === undefined ? [] : [restoreLoginuid(program, loginuid)]),
+    ...(filter === undefined ? [] : [restoreCoredumpFilter(program, filter)]),
+    ...(nice === undefined ? [] : [restoreAutogroupNice(program, nice)]),
+  ];
+  return (result) => files.flatMap((problems) => problems(result));
+}
+
+/** Sets what of a thread comes after its credentials: name and parent death signal. */
+export function restoreThreadAttributes(
+  program: Program,
+  core: Pick<ThreadCoreEntry, "comm" | "pdeath_sig">,
+): void {
+  if (core.comm !== undefined) restoreComm(program, core.comm);
+  restoreParentDeathSignal(program, core.pdeath_sig ?? 0);
+}
+
+/** Sets the execution domain: after the memory is mapped, since READ_IMPLIES_EXEC changes what mmap does. */
 export function restorePersonality(program: Program, personality: number): void {
   program.call("personality", [personality], {
     label: `set the personality 0x${personality.toString(16)}`,

@@ -16,6 +16,29 @@ import type { Program } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import type { Probe } from "../probe.ts";
 
+/** What a thread has registered, as in `thread_core`, and where it must go on if the stop aborts a critical section. */
+export interface Registrations extends RobustList {
+  readonly rseq_entry: RseqEntry;
+  readonly abortAddress: number | undefined;
+}
+
+/** Reads robust list and rseq of a stopped thread from outside. Throws as `collectRseq` does. */
+export function collectRegistrations(tracee: Tracee, ip: number): Registrations {
+  const { entry, abortAddress } = collectRseq(tracee, ip);
+  return { ...collectRobustList(tracee.tid), rseq_entry: entry, abortAddress };
+}
+
+/** Registers all three again, for the thread that runs the program: when its memory is there. */
+export function restoreRegistrations(
+  program: Program,
+  core: RobustList & Pick<ThreadCoreEntry, "rseq_entry">,
+  clearTidAddress: bigint,
+): void {
+  restoreClearTidAddress(program, clearTidAddress);
+  restoreRobustList(program, core);
+  if (core.rseq_entry !== undefined) restoreRseq(program, core.rseq_entry);
+}
+
 /** The robust list, as in `thread_core`. */
 export type RobustList = Pick<ThreadCoreEntry, "futex_rla" | "futex_rla_len">;
 
