@@ -116,6 +116,9 @@ export function restoreHere(
       rootPid: process.pid,
       tasks: new Map(),
       files: new Map([...entries, ...(more.entries ?? [])].map((entry) => [entry.id, entry])),
+      regularFiles: new Map(
+        (more.entries ?? []).flatMap(({ id, reg }) => (reg === undefined ? [] : [[id, reg]])),
+      ),
       ttyInfos: new Map((more.ttyInfos ?? []).map((info) => [info.id, info])),
       ttyData: more.ttyData ?? [],
     },

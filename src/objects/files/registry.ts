@@ -16,6 +16,7 @@ import { pipeKind } from "./pipe.ts";
 import { regularKind } from "./regular.ts";
 import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
+import { ttyKind } from "./tty.ts";
 import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
 const KINDS: readonly FileKind[] = [
@@ -29,6 +30,7 @@ const KINDS: readonly FileKind[] = [
   timerfdKind,
   pidfdKind,
   inotifyKind,
+  ttyKind,
 ].map(withOwner);
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));

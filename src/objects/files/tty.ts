@@ -1,0 +1,282 @@
+// Terminals: pseudo terminals whose two ends are in the tree, and the slave whose master (a terminal window, sshd) is
+// outside, which needs --shell-job. See pty(7), tty_ioctl(4), format.md 11. A terminal has one entry in tty-info for each
+// end, named by its index; each open file of it has one in files.img, with a regular file entry for its path.
+
+import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import {
+  FdTypes,
+  TtyType,
+  type FileEntry,
+  type TtyDataEntry,
+  type TtyInfoEntry,
+} from "../../images/schema/messages.generated.ts";
+import { O_CLOEXEC, S_IFCHR, S_IFMT } from "../../sys/abi/fcntl.ts";
+import {
+  LOW_DENSE_SERIAL_MAJOR,
+  MAX_NR_CONSOLES,
+  TIOCGDEV,
+  TIOCGEXCL,
+  TIOCGPGRP,
+  TIOCGPKT,
+  TIOCGPTLCK,
+  TIOCGPTN,
+  TIOCGSID,
+  TIOCPKT,
+  TTY_MAJOR,
+  TTYAUX_MAJOR,
+  UNIX98_PTY_MAJOR_COUNT,
+  UNIX98_PTY_MASTER_MAJOR,
+  UNIX98_PTY_SLAVE_MAJOR,
+  USB_SERIAL_MAJOR,
+} from "../../sys/abi/tty.ts";
+import { syscall } from "../../sys/ffi.ts";
+import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
+import { readOwner } from "./owner.ts";
+import { openTerminal, settleTerminal } from "./tty-restore.ts";
+import { copyDataInFlight, readNumber, readSettings } from "./tty-state.ts";
+
+export const ttyKind: FileKind = {
+  name: "terminal",
+  type: FdTypes.TTY,
+  recognise: ({ stat }) =>
+    (stat.mode & S_IFMT) === S_IFCHR && deviceKind(stat.rdevMajor, stat.rdevMinor) !== undefined,
+  write: writeTerminal,
+  open: openTerminal,
+  settle: settleTerminal,
+};
+
+/** What a terminal's device number says. */
+export type TtyDevice =
+  | "master"
+  | "slave"
+  | "current"
+  | "console"
+  | "virtual console"
+  | "serial line";
+
+/** The kind of terminal of a device; undefined for what is no terminal. */
+export function deviceKind(major: number, minor: number): TtyDevice | undefined {
+  if (major === TTYAUX_MAJOR) return (["current", "console", "master"] as const)[minor];
+  if (major === TTY_MAJOR) return minor <= MAX_NR_CONSOLES ? "virtual console" : "serial line";
+  if (major === USB_SERIAL_MAJOR || major === LOW_DENSE_SERIAL_MAJOR) return "serial line";
+  if (within(major, UNIX98_PTY_MASTER_MAJOR)) return "master";
+  return within(major, UNIX98_PTY_SLAVE_MAJOR) ? "slave" : undefined;
+}
+
+/** Index in the images of /dev/tty, which is a terminal of its own there. */
+const CURRENT_TTY_INDEX = 1006;
+/** Indexes up to here are pseudo terminals; the next ones have other meanings. */
+const MAX_PTY_INDEX = 1000;
+/** Minor bits of a device number as stat(2) and TIOCGDEV give it: the low 8, the rest above 12 bits of major. */
+const LOW_MINOR = 0xff;
+
+/** One end of a terminal that was seen in the tree. */
+interface Seen {
+  readonly file: OpenFile;
+  /** The engine's copy. */
+  readonly fd: number;
+  readonly index: number;
+  readonly device: "master" | "slave" | "current";
+  readonly info: TtyInfoEntry;
+}
+
+const dumps = new WeakMap<FilesDump, Map<number, Seen>>();
+
+function writeTerminal(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const device = deviceKind(file.stat.rdevMajor, file.stat.rdevMinor);
+  if (device !== "master" && device !== "slave" && device !== "current")
+    throw hardware(file, device);
+  const fd = dump.borrow(file);
+  const index = indexOf(file, fd, device);
+  const infoId =
+    device === "current" ? CURRENT_TTY_INDEX * 2 : index * 2 + (device === "master" ? 1 : 0);
+  const seen = seenIn(dump);
+  const known = seen.get(infoId);
+  const info = known?.info ?? infoEntry({ file, fd, index, device }, infoId, dump);
+  // Only a task of the session can tell the session of a slave.
+  const session = info.sid === 0 ? sessionOf(file, fd, dump) : info;
+  seen.set(infoId, {
+    file: known?.file ?? file,
+    fd: known?.fd ?? fd,
+    index,
+    device,
+    info: { ...info, sid: session.sid, pgrp: session.pgrp },
+  });
+  const flags = file.info.flags & ~O_CLOEXEC;
+  const fown = readOwner(file, dump);
+  const name = file.target.replace(/ \(deleted\)$/, "");
+  const regf_id = dump.addEntry((regular) => ({
+    type: FdTypes.REG,
+    id: regular,
+    reg: { id: regular, flags, pos: 0n, fown, name, mode: file.stat.mode, build_id: [] },
+  }));
+  return { type: FdTypes.TTY, id, tty: { id, tty_info_id: infoId, flags, fown, regf_id } };
+}
+
+function within(major: number, first: number): boolean {
+  return major >= first && major < first + UNIX98_PTY_MAJOR_COUNT;
+}
+
+/** The terminals that a dump has seen, by their id in tty-info; the first one defers the end of the work. */
+function seenIn(dump: FilesDump): Map<number, Seen> {
+  let seen = dumps.get(dump);
+  if (seen === undefined) {
+    const made = new Map<number, Seen>();
+    dumps.set(dump, made);
+    dump.later(() => finish(dump, made));
+    seen = made;
+  }
+  return seen;
+}
+
+/** With all ends seen: are they pairs, whose sessions, and what is on its way between them. */
+function finish(dump: FilesDump, seen: Map<number, Seen>): void {
+  const masters = new Map<number, Seen>();
+  for (const end of seen.values()) if (end.device === "master") masters.set(end.index, end);
+  checkPairs([...seen.values()], masters, dump);
+  const data: TtyDataEntry[] = [];
+  for (const slave of seen.values()) {
+    const master = masters.get(slave.index);
+    if (slave.device !== "slave" || slave.info.termios === undefined || master === undefined)
+      continue;
+    data.push(...dataEntries(master, slave));
+  }
+  const infos = [...seen.values()].map(({ info }) => info);
+  dump.images.write("tty-info", 0, infos);
+  if (data.length > 0) dump.images.write("tty-data", 0, data);
+}
+
+function checkPairs(
+  seen: readonly Seen[],
+  masters: ReadonlyMap<number, Seen>,
+  dump: FilesDump,
+): void {
+  const lone = seen.filter(
+    ({ device, index, info }) =>
+      device !== "master" && info.termios !== undefined && !masters.has(index),
+  );
+  const [first] = lone;
+  if (first === undefined) return;
+  if (!dump.options.shellJob) {
+    throw refused(
+      first.file,
+      `it is a terminal (/dev/pts/${first.index}) whose other end is not in the tree`,
+      "Use --shell-job for a program that runs in a terminal; it is restored in the terminal of the restore. Or dump the tree that holds the other end too.",
+    );
+  }
+  const other = lone.find(({ index }) => index !== first.index);
+  if (other !== undefined) {
+    throw refused(
+      other.file,
+      `the tree uses two terminals whose other ends are outside, /dev/pts/${first.index} and /dev/pts/${other.index}`,
+      "--shell-job can bring back one. Have the program close the other.",
+    );
+  }
+}
+
+function dataEntries(master: Seen, slave: Seen): TtyDataEntry[] {
+  // In packet mode, what is read from a master begins with a byte of status.
+  const packet = master.info.packet_mode;
+  if (packet) setPacketMode(master.fd, 0);
+  const { atMaster, atSlave } = copyDataInFlight(master.fd, slave.fd);
+  if (packet) setPacketMode(master.fd, 1);
+  return [
+    { tty_id: master.info.id, data: atMaster },
+    { tty_id: slave.info.id, data: atSlave },
+  ].filter((entry) => entry.data.length > 0);
+}
+
+function setPacketMode(master: number, on: 0 | 1): void {
+  const value = Buffer.alloc(4);
+  value.writeInt32LE(on);
+  syscall("ioctl", master, TIOCPKT, value);
+}
+
+function indexOf(file: OpenFile, fd: number, device: "master" | "slave" | "current"): number {
+  const { rdevMinor } = file.stat;
+  const index =
+    device === "slave"
+      ? rdevMinor
+      : device === "master"
+        ? readNumber(fd, TIOCGPTN)
+        : minorOf(readNumber(fd, TIOCGDEV));
+  if (index <= MAX_PTY_INDEX) return index;
+  throw refused(
+    file,
+    `its number ${index} is too large for an image (at most ${MAX_PTY_INDEX})`,
+    "Close other terminals, and start the program again.",
+  );
+}
+
+function minorOf(device: number): number {
+  return (device & LOW_MINOR) | ((device >>> 12) & ~LOW_MINOR);
+}
+
+function encodeDevice(major: number, minor: number): number {
+  return ((major << 8) | (minor & LOW_MINOR) | ((minor & ~LOW_MINOR) << 12)) >>> 0;
+}
+
+function infoEntry(end: Omit<Seen, "info">, id: number, dump: FilesDump): TtyInfoEntry {
+  const { file, fd, index, device } = end;
+  const { stat } = file;
+  const settings = readSettings(fd);
+  if (settings === undefined)
+    log.debug(`fd ${file.fd} of pid ${file.task.pid}: terminal ${index} is hung up`);
+  return {
+    id,
+    type: device === "current" ? TtyType.CTTY : TtyType.PTY,
+    locked: device === "master" && readNumber(fd, TIOCGPTLCK) !== 0,
+    exclusive: readNumber(fd, TIOCGEXCL) !== 0,
+    packet_mode: device === "master" && readNumber(fd, TIOCGPKT) !== 0,
+    ...sessionOf(file, fd, dump),
+    rdev: encodeDevice(stat.rdevMajor, stat.rdevMinor),
+    ...settings,
+    ...(device === "current" ? {} : { pty: { index } }),
+    dev: encodeDevice(stat.devMajor, stat.devMinor),
+    uid: stat.uid,
+    gid: stat.gid,
+  };
+}
+
+/** Session and foreground group. The kernel tells them of a master; of a slave only in /proc/PID/stat of the session's tasks. */
+function sessionOf(
+  file: OpenFile,
+  fd: number,
+  dump: FilesDump,
+): { readonly sid: number; readonly pgrp: number } {
+  const { stat, task } = file;
+  const device = deviceKind(stat.rdevMajor, stat.rdevMinor);
+  if (device === "master") {
+    return { sid: inner(readNumber(fd, TIOCGSID)), pgrp: inner(readNumber(fd, TIOCGPGRP)) };
+  }
+  const own = encodeDevice(stat.rdevMajor, stat.rdevMinor) === task.stat.ttyNr >>> 0;
+  if (!own && device !== "current") return { sid: 0, pgrp: 0 };
+  return { sid: inner(task.stat.session), pgrp: inner(task.stat.tpgid) };
+
+  /** A session outside of the tree keeps its number where that means the same to the tree. */
+  function inner(pid: number): number {
+    if (pid <= 0) return 0;
+    return dump.innerPid(pid) ?? (task.pid === task.innerPid ? pid : 0);
+  }
+}
+
+function hardware(file: OpenFile, device: TtyDevice | undefined): RepriseError {
+  return refused(
+    file,
+    `it is a ${device ?? "terminal"}, which belongs to the machine`,
+    "Start the program in a pseudo terminal (ssh, tmux, a terminal window) or without one.",
+  );
+}
+
+function refused({ task, fd, target }: OpenFile, why: string, hint: string): RepriseError {
+  return new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump fd ${fd} of pid ${task.pid} (${target}): ${why}`,
+    {
+      pid: task.pid,
+      fd,
+      hint,
+    },
+  );
+}
