@@ -32,6 +32,8 @@ export interface CheckpointOptions {
   readonly ghostLimit?: number;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
+  /** cgroup directory to freeze the tree with while it is stopped. */
+  readonly freezeCgroup?: string;
   /** Look at everything, write nothing that stays, and let the tasks go on; the result has the plan. @default false */
   readonly dryRun?: boolean;
   readonly hooks?: EngineHooks;
@@ -58,14 +60,16 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   options.hooks?.script?.("pre-dump", options.pid);
   const images = new ImageSetWriter(options.imagesDir, { sync: "none" });
   let tree: FrozenTree | undefined;
-  let work: Injection[] = [];
+  let work: readonly Injection[] = [];
   let collected: CollectedTree | undefined;
   try {
     tree = freezeTree(options.pid, { timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS });
     const frozenAt = performance.now();
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
-    log.info(`froze ${tree.tasks.length} tasks with ${threads} threads in ${since().toFixed(3)} ms`);
+    log.info(
+      `froze ${tree.tasks.length} tasks with ${threads} threads in ${since().toFixed(3)} ms`,
+    );
 
     collected = collectTree(tree, images, {
       shellJob: options.shellJob ?? false,
@@ -145,7 +149,9 @@ function undo({ images, collected, work, tree }: Unfinished): void {
     try {
       step();
     } catch (error) {
-      log.warn(`while taking the dump back: ${error instanceof RepriseError ? error.message : String(error)}`);
+      log.warn(
+        `while taking the dump back: ${error instanceof RepriseError ? error.message : String(error)}`,
+      );
     }
   }
 }

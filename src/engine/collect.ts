@@ -46,7 +46,11 @@ export interface CollectedTree {
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
-export function collectTree(tree: FrozenTree, images: ImageSetWriter, options: FilesDumpOptions): CollectedTree {
+export function collectTree(
+  tree: FrozenTree,
+  images: ImageSetWriter,
+  options: FilesDumpOptions,
+): CollectedTree {
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const files = new FileTable(images, { ...options, innerPid: (pid) => inner.get(pid) });
   try {
@@ -67,20 +71,30 @@ function collectTask(task: FrozenTask, files: FileTable, ids: ObjectIds): Collec
   const shared = ids.of(task);
   const vmas = collectVmas(task, readSmaps(task.pid), mappedFileIds(task, files));
   const exeId = files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY));
-  const fds = shared.filesSeen ? undefined : readFdNumbers(task.pid).map((fd) => collectFd(task, fd, files));
-  const cwdId = files.describeAlone(withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY));
-  const rootId = files.describeAlone(withoutFd(task, `/proc/${task.pid}/root`, O_RDONLY | O_DIRECTORY));
+  const fds = shared.filesSeen
+    ? undefined
+    : readFdNumbers(task.pid).map((fd) => collectFd(task, fd, files));
+  const cwdId = files.describeAlone(
+    withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY),
+  );
+  const rootId = files.describeAlone(
+    withoutFd(task, `/proc/${task.pid}/root`, O_RDONLY | O_DIRECTORY),
+  );
   return { task, ids: shared.ids, vmas, exeId, cwdId, rootId, fds };
 }
 
 function collectFd(task: FrozenTask, fd: number, files: FileTable): CollectedFd {
   const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
   if (file.info.locks.length > 0) {
-    throw new RepriseError("UNSUPPORTED", `cannot dump fd ${fd} of pid ${task.pid} (${file.target}): it holds a file lock`, {
-      pid: task.pid,
-      fd,
-      hint: "File locks cannot be saved yet. Release the lock before the dump.",
-    });
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump fd ${fd} of pid ${task.pid} (${file.target}): it holds a file lock`,
+      {
+        pid: task.pid,
+        fd,
+        hint: "File locks cannot be saved yet. Release the lock before the dump.",
+      },
+    );
   }
   const { id, type } = files.describe(file);
   return { fd, id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
@@ -89,18 +103,41 @@ function collectFd(task: FrozenTask, fd: number, files: FileTable): CollectedFd 
 /** A file that a task uses without a descriptor. */
 function withoutFd(task: FrozenTask, procPath: string, flags: number): OpenFile {
   const link = readLinkedFile(task.pid, procPath.slice(`/proc/${task.pid}/`.length));
-  return { task, fd: -1, procPath, target: link.target, stat: link.stat, info: plainInfo(flags, link.stat.inode) };
+  return {
+    task,
+    fd: -1,
+    procPath,
+    target: link.target,
+    stat: link.stat,
+    info: plainInfo(flags, link.stat.inode),
+  };
 }
 
 /** fdinfo of a file that has no descriptor. */
 function plainInfo(flags: number, ino: bigint): FdInfo {
   return {
-    pos: 0n, flags, mntId: -1, ino, eventfd: undefined, epoll: [], sigmask: undefined, inotify: [], fanotify: [],
-    timerfd: undefined, pidfd: undefined, locks: [], ttyIndex: undefined, iff: undefined, extra: [],
+    pos: 0n,
+    flags,
+    mntId: -1,
+    ino,
+    eventfd: undefined,
+    epoll: [],
+    sigmask: undefined,
+    inotify: [],
+    fanotify: [],
+    timerfd: undefined,
+    pidfd: undefined,
+    locks: [],
+    ttyIndex: undefined,
+    iff: undefined,
+    extra: [],
   };
 }
 
-function mappedFileIds(task: FrozenTask, files: FileTable): (area: SmapsVma, openFlags: number) => { id: number; memfd: boolean } {
+function mappedFileIds(
+  task: FrozenTask,
+  files: FileTable,
+): (area: SmapsVma, openFlags: number) => { id: number; memfd: boolean } {
   const seen = new Map<string, { id: number; memfd: boolean }>();
   return (area, openFlags) => {
     // Areas of one file lie side by side: one look at the file is enough for all of them.
@@ -109,7 +146,14 @@ function mappedFileIds(task: FrozenTask, files: FileTable): (area: SmapsVma, ope
     if (known === undefined) {
       const name = mapFilePath(task.pid, area);
       const link = readLinkedFile(task.pid, name.slice(`/proc/${task.pid}/`.length));
-      const described = files.describeMapped({ task, fd: -1, procPath: name, target: link.target, stat: link.stat, info: plainInfo(openFlags, link.stat.inode) });
+      const described = files.describeMapped({
+        task,
+        fd: -1,
+        procPath: name,
+        target: link.target,
+        stat: link.stat,
+        info: plainInfo(openFlags, link.stat.inode),
+      });
       known = { id: described, memfd: isMemfd(area) };
       seen.set(key, known);
     }
@@ -119,15 +163,23 @@ function mappedFileIds(task: FrozenTask, files: FileTable): (area: SmapsVma, ope
 
 /** Memfds, and shared anonymous memory, which the kernel keeps in a file named /dev/zero that nobody can reach. */
 function isMemfd(area: SmapsVma): boolean {
-  return area.path.startsWith("/memfd:") || area.path === "/dev/zero (deleted)" || area.path.startsWith("[anon_shmem:");
+  return (
+    area.path.startsWith("/memfd:") ||
+    area.path === "/dev/zero (deleted)" ||
+    area.path.startsWith("[anon_shmem:")
+  );
 }
 
 function refuseSeccomp(task: FrozenTask): void {
   if ((task.status.seccomp ?? 0) === 0) return;
-  throw new RepriseError("UNSUPPORTED", `cannot dump pid ${task.pid} (${task.stat.comm}): it runs under seccomp`, {
-    pid: task.pid,
-    hint: "Seccomp filters cannot be saved yet. Start the program without them to save it.",
-  });
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${task.pid} (${task.stat.comm}): it runs under seccomp`,
+    {
+      pid: task.pid,
+      hint: "Seccomp filters cannot be saved yet. Start the program without them to save it.",
+    },
+  );
 }
 
 /** The session and the groups must be inside of the tree, or the tree a job of somebody's shell. */
@@ -136,10 +188,14 @@ function checkTree(tree: FrozenTree, options: FilesDumpOptions): void {
   if (!options.shellJob && root.stat.session !== root.pid) {
     const inTree = tree.tasks.some(({ pid }) => pid === root.stat.session);
     if (!inTree) {
-      throw new RepriseError("UNSUPPORTED", `cannot dump pid ${root.pid}: its session (${root.stat.session}) has its leader outside of the tree`, {
-        pid: root.pid,
-        hint: "It was started from a shell: use --shell-job, or start it in a session of its own (setsid).",
-      });
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${root.pid}: its session (${root.stat.session}) has its leader outside of the tree`,
+        {
+          pid: root.pid,
+          hint: "It was started from a shell: use --shell-job, or start it in a session of its own (setsid).",
+        },
+      );
     }
   }
 }
@@ -158,65 +214,116 @@ class ObjectIds {
   #next = 2;
 
   constructor() {
-    this.own = { vm_id: 1, files_id: 1, fs_id: 1, sighand_id: 1, ...this.#namespaceIds(this.#ownNamespaces) };
+    this.own = {
+      vm_id: 1,
+      files_id: 1,
+      fs_id: 1,
+      sighand_id: 1,
+      ...this.#namespaceIds(this.#ownNamespaces),
+    };
   }
 
   of(task: FrozenTask): { ids: TaskKobjIdsEntry; filesSeen: boolean } {
     this.#refuseShared(task);
     const namespaces = readNamespaces(task.pid);
     this.#refuseNamespaces(task, namespaces);
-    const sharer = this.#seen.files.find(({ task: other }) => kcmp({ pid: other.pid }, { pid: task.pid }, KCMP_FILES) === 0);
+    const sharer = this.#seen.files.find(
+      ({ task: other }) => kcmp({ pid: other.pid }, { pid: task.pid }, KCMP_FILES) === 0,
+    );
     const own = this.#next++;
     const filesId = sharer?.id ?? own;
     if (sharer === undefined) this.#seen.files.push({ task, id: filesId });
     return {
-      ids: { vm_id: own, files_id: filesId, fs_id: own, sighand_id: own, ...this.#namespaceIds(namespaces) },
+      ids: {
+        vm_id: own,
+        files_id: filesId,
+        fs_id: own,
+        sighand_id: own,
+        ...this.#namespaceIds(namespaces),
+      },
       filesSeen: sharer !== undefined,
     };
   }
 
   #refuseShared(task: FrozenTask): void {
     for (const other of this.#seen.vm) {
-      const shared = ([["memory", KCMP_VM], ["current directory and umask", KCMP_FS], ["signal handlers", KCMP_SIGHAND]] as const).find(
-        ([, type]) => kcmp({ pid: other.pid }, { pid: task.pid }, type) === 0,
-      );
+      const shared = (
+        [
+          ["memory", KCMP_VM],
+          ["current directory and umask", KCMP_FS],
+          ["signal handlers", KCMP_SIGHAND],
+        ] as const
+      ).find(([, type]) => kcmp({ pid: other.pid }, { pid: task.pid }, type) === 0);
       if (shared !== undefined) {
-        throw new RepriseError("UNSUPPORTED", `cannot dump pid ${task.pid}: it shares its ${shared[0]} with pid ${other.pid}`, {
-          pid: task.pid,
-          hint: "Processes made by vfork or clone with CLONE_VM, CLONE_FS or CLONE_SIGHAND cannot be saved; a vfork lasts only until exec, so try again.",
-        });
+        throw new RepriseError(
+          "UNSUPPORTED",
+          `cannot dump pid ${task.pid}: it shares its ${shared[0]} with pid ${other.pid}`,
+          {
+            pid: task.pid,
+            hint: "Processes made by vfork or clone with CLONE_VM, CLONE_FS or CLONE_SIGHAND cannot be saved; a vfork lasts only until exec, so try again.",
+          },
+        );
       }
     }
     this.#seen.vm.push(task);
   }
 
   #refuseNamespaces(task: FrozenTask, namespaces: NamespaceInodes): void {
-    const foreign = NAMESPACES.find((name) => !OWN_NAMESPACES.includes(name) && namespaces[name] !== this.#ownNamespaces[name]);
+    const foreign = NAMESPACES.find(
+      (name) => !OWN_NAMESPACES.includes(name) && namespaces[name] !== this.#ownNamespaces[name],
+    );
     if (foreign === undefined) return;
-    throw new RepriseError("UNSUPPORTED", `cannot dump pid ${task.pid}: it lives in a ${foreign} namespace of its own`, {
-      pid: task.pid,
-      hint: "Only pid namespaces can be saved yet.",
-    });
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${task.pid}: it lives in a ${foreign} namespace of its own`,
+      {
+        pid: task.pid,
+        hint: "Only pid namespaces can be saved yet.",
+      },
+    );
   }
 
-  #namespaceIds(inodes: NamespaceInodes): Omit<TaskKobjIdsEntry, "vm_id" | "files_id" | "fs_id" | "sighand_id"> {
+  #namespaceIds(
+    inodes: NamespaceInodes,
+  ): Omit<TaskKobjIdsEntry, "vm_id" | "files_id" | "fs_id" | "sighand_id"> {
     const id = (name: (typeof NAMESPACES)[number]): number => {
       const inode = inodes[name] ?? 0;
       const known = this.#namespaces.get(inode) ?? this.#namespaces.size + 1;
       this.#namespaces.set(inode, known);
       return known;
     };
-    const [pid, net, ipc, uts, time, mnt, user, cgroup] = NAMESPACES.map(id) as [number, number, number, number, number, number, number, number];
+    const [pid, net, ipc, uts, time, mnt, user, cgroup] = NAMESPACES.map(id) as [
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
     return {
-      pid_ns_id: pid, net_ns_id: net, ipc_ns_id: ipc, uts_ns_id: uts, mnt_ns_id: mnt, user_ns_id: user, cgroup_ns_id: cgroup, time_ns_id: time,
+      pid_ns_id: pid,
+      net_ns_id: net,
+      ipc_ns_id: ipc,
+      uts_ns_id: uts,
+      mnt_ns_id: mnt,
+      user_ns_id: user,
+      cgroup_ns_id: cgroup,
+      time_ns_id: time,
     };
   }
 }
 
 function describeTree(tree: FrozenTree, live: readonly CollectedTask[]): string[] {
-  const lines = tree.tasks.map((task) => `task ${task.innerPid} ${task.stat.comm} (${task.state}), ${task.threads.length} threads, parent ${task.parent?.innerPid ?? "outside"}`);
+  const lines = tree.tasks.map(
+    (task) =>
+      `task ${task.innerPid} ${task.stat.comm} (${task.state}), ${task.threads.length} threads, parent ${task.parent?.innerPid ?? "outside"}`,
+  );
   for (const { task, vmas, fds } of live) {
-    lines.push(`  pid ${task.innerPid}: ${vmas.length} memory areas, ${fds?.length ?? 0} descriptors`);
+    lines.push(
+      `  pid ${task.innerPid}: ${vmas.length} memory areas, ${fds?.length ?? 0} descriptors`,
+    );
   }
   return lines;
 }

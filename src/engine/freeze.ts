@@ -3,6 +3,7 @@
 
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
@@ -14,7 +15,6 @@ import { SIGCONT, SIGSTOP } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { sendSignal } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
-import type { StoppedThread } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 
 /** A tree in which no thread runs. */
@@ -85,21 +85,31 @@ class Freezer {
     refuseOwnTree(root);
     const stat = readStatIfAlive(root);
     if (stat === undefined) {
-      throw new RepriseError("NO_SUCH_PROCESS", `cannot stop pid ${root}: there is no such process`, {
-        pid: root,
-        hint: "Look for the right pid with ps; processes in other pid namespaces have another number here.",
-      });
+      throw new RepriseError(
+        "NO_SUCH_PROCESS",
+        `cannot stop pid ${root}: there is no such process`,
+        {
+          pid: root,
+          hint: "Look for the right pid with ps; processes in other pid namespaces have another number here.",
+        },
+      );
     }
     if ((stat.flags & PF_KTHREAD) !== 0) {
-      throw new RepriseError("UNSUPPORTED", `cannot stop pid ${root}: it is a kernel thread`, { pid: root });
+      throw new RepriseError("UNSUPPORTED", `cannot stop pid ${root}: it is a kernel thread`, {
+        pid: root,
+      });
     }
     this.#add(root, undefined);
     for (let round = 0; this.#seizeNew(); round++) {
       if (performance.now() > this.#deadline || round > MAX_ROUNDS) {
-        throw new RepriseError("FREEZE_TIMEOUT", `cannot stop the tree of pid ${root}: it makes new processes faster than they can be stopped, or one does not stop`, {
-          pid: root,
-          hint: "Try again with a longer --timeout, or freeze the tree's cgroup first (--freeze-cgroup).",
-        });
+        throw new RepriseError(
+          "FREEZE_TIMEOUT",
+          `cannot stop the tree of pid ${root}: it makes new processes faster than they can be stopped, or one does not stop`,
+          {
+            pid: root,
+            hint: "Try again with a longer --timeout, or freeze the tree's cgroup first (--freeze-cgroup).",
+          },
+        );
       }
     }
   }
@@ -148,10 +158,14 @@ class Freezer {
 
   #markZombie(task: SeizedTask): void {
     if ((readTasksIfAlive(task.pid) ?? []).length > 1) {
-      throw new RepriseError("UNSUPPORTED", `cannot dump pid ${task.pid}: its main thread has ended while other threads live`, {
-        pid: task.pid,
-        hint: "Such a process cannot be made again; let it end its other threads first.",
-      });
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${task.pid}: its main thread has ended while other threads live`,
+        {
+          pid: task.pid,
+          hint: "Such a process cannot be made again; let it end its other threads first.",
+        },
+      );
     }
     task.zombie = true;
   }
@@ -181,11 +195,16 @@ class Freezer {
   }
 
   #threads(task: SeizedTask, depth: number): FrozenThread[] {
-    const tids = [...task.threads.keys()].sort((a, b) => (a === task.pid ? -1 : b === task.pid ? 1 : a - b));
+    const tids = [...task.threads.keys()].sort((a, b) =>
+      a === task.pid ? -1 : b === task.pid ? 1 : a - b,
+    );
     return tids.map((tid) => {
       const tracee = task.threads.get(tid) as Tracee;
-      const innerTid = depth === 0 ? tid : innerId(tid, readThreadStatusIfAlive(task.pid, tid)?.nsPid ?? [], depth);
-      return { tid, innerTid, stopped: stoppedThread(tracee) };
+      const innerTid =
+        depth === 0
+          ? tid
+          : innerId(tid, readThreadStatusIfAlive(task.pid, tid)?.nsPid ?? [], depth);
+      return { tid, innerTid, ...stoppedThread(tracee) };
     });
   }
 
@@ -196,30 +215,49 @@ class Freezer {
   }
 }
 
-function stoppedThread(tracee: Tracee): StoppedThread {
+function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
   const regs = tracee.registers();
   if (regs.get("cs") !== USER_CS_64) {
-    throw new RepriseError("UNSUPPORTED", `cannot dump pid ${tracee.leader}: it is a 32-bit program`, {
-      pid: tracee.leader,
-      hint: "Only 64-bit programs can be saved.",
-    });
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${tracee.leader}: it is a 32-bit program`,
+      {
+        pid: tracee.leader,
+        hint: "Only 64-bit programs can be saved.",
+      },
+    );
   }
   if (tracee.syscallUserDispatch()) {
-    throw new RepriseError("UNSUPPORTED", `cannot dump pid ${tracee.leader}: thread ${tracee.tid} uses Syscall User Dispatch`, {
-      pid: tracee.leader,
-      hint: "Programs like Wine use it to catch system calls; it cannot be saved yet.",
-    });
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${tracee.leader}: thread ${tracee.tid} uses Syscall User Dispatch`,
+      {
+        pid: tracee.leader,
+        hint: "Programs like Wine use it to catch system calls; it cannot be saved yet.",
+      },
+    );
   }
-  return { tracee, regs, xstate: tracee.extendedState(), mask: tracee.signalMask() };
+  const rseq = collectRseq(tracee, regs.getNumber("rip"));
+  // Any call that we make in the thread ends its restartable sequence, so it goes on at the sequence's abort address, as
+  // after any interruption.
+  if (rseq.abortAddress !== undefined) regs.set("rip", rseq.abortAddress);
+  return {
+    stopped: { tracee, regs, xstate: tracee.extendedState(), mask: tracee.signalMask() },
+    rseq: rseq.entry,
+  };
 }
 
 function refuseOwnTree(root: number): void {
-  for (let pid = process.pid; pid > 1; ) {
+  for (let pid = process.pid; pid > 1;) {
     if (pid === root) {
-      throw new RepriseError("BAD_ARGUMENT", `cannot dump pid ${root}: the engine itself runs in its tree`, {
-        pid: root,
-        hint: "Start the dump from outside the tree, from another shell for instance.",
-      });
+      throw new RepriseError(
+        "BAD_ARGUMENT",
+        `cannot dump pid ${root}: the engine itself runs in its tree`,
+        {
+          pid: root,
+          hint: "Start the dump from outside the tree, from another shell for instance.",
+        },
+      );
     }
     pid = readStatIfAlive(pid)?.ppid ?? 0;
   }

@@ -21,7 +21,12 @@ export interface EngineHooks {
 
 /** Progress events, in order; times are milliseconds since the start of the operation. */
 export type ProgressEvent =
-  | { readonly kind: "frozen"; readonly tasks: number; readonly threads: number; readonly ms: number }
+  | {
+      readonly kind: "frozen";
+      readonly tasks: number;
+      readonly threads: number;
+      readonly ms: number;
+    }
   | { readonly kind: "collected"; readonly ms: number }
   | { readonly kind: "memory"; readonly pages: number; readonly ms: number }
   | { readonly kind: "committed"; readonly ms: number }

@@ -71,7 +71,14 @@ function word(arg: SyscallArgument | undefined): number | bigint {
 }
 
 let posixSpawn:
-  | ((pid: number[], path: string, actions: null, attributes: null, argv: unknown, envp: unknown) => number)
+  | ((
+      pid: number[],
+      path: string,
+      actions: null,
+      attributes: null,
+      argv: unknown,
+      envp: unknown,
+    ) => number)
   | undefined;
 
 /**
@@ -88,7 +95,6 @@ export function spawnProgram(path: string, argv: readonly string[]): number {
   if (errno !== 0) throw syscallError("execve", errno, `start ${path}`);
   return pid[0] as number;
 }
-
 
 const nativeFunction = koffi.proto("intptr_t reprise_native(intptr_t a, intptr_t b, intptr_t c)");
 

@@ -65,7 +65,10 @@ function transfer(
     const moved = trySyscall(call, pid, localVector, 1, iovecs(part), part.length, 0);
     if (moved < 0) throw syscallError(call, -moved, `copy memory of pid ${pid}`);
     if (moved !== length) {
-      throw new RepriseError("SYSCALL", `cannot copy memory of pid ${pid}: ${call}: short copy`, { pid, syscall: call });
+      throw new RepriseError("SYSCALL", `cannot copy memory of pid ${pid}: ${call}: short copy`, {
+        pid,
+        syscall: call,
+      });
     }
     done += length;
   }
@@ -79,7 +82,8 @@ export function pokeMemory(pid: number, address: number, bytes: Uint8Array): voi
   const fd = syscall("openat", -100, path, 2, 0);
   try {
     const written = trySyscall("pwrite64", fd, bytes, bytes.length, address);
-    if (written !== bytes.length) throw syscallError("pwrite64", written < 0 ? -written : 5, `write memory of pid ${pid}`);
+    if (written !== bytes.length)
+      throw syscallError("pwrite64", written < 0 ? -written : 5, `write memory of pid ${pid}`);
   } finally {
     trySyscall("close", fd);
   }

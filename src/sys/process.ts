@@ -17,9 +17,18 @@ export interface WaitResult {
  *
  * @returns undefined when there is nothing to wait for (or nothing yet, with `noHang`).
  */
-export function waitFor(pid: number, options: { readonly noHang?: boolean } = {}): WaitResult | undefined {
+export function waitFor(
+  pid: number,
+  options: { readonly noHang?: boolean } = {},
+): WaitResult | undefined {
   for (;;) {
-    const result = trySyscall("wait4", pid, statusBuffer, WALL | (options.noHang === true ? WNOHANG : 0), 0);
+    const result = trySyscall(
+      "wait4",
+      pid,
+      statusBuffer,
+      WALL | (options.noHang === true ? WNOHANG : 0),
+      0,
+    );
     if (result === -EINTR) continue;
     if (result === 0 || result === -ECHILD || result === -ESRCH) return undefined;
     return { pid: result, status: statusBuffer.readUInt32LE(0) };
@@ -37,6 +46,10 @@ export function sendSignal(pid: number, signal: number): void {
  *
  * @throws RepriseError SYSCALL
  */
-export function kcmp(left: { pid: number; fd?: number }, right: { pid: number; fd?: number }, type: number): number {
+export function kcmp(
+  left: { pid: number; fd?: number },
+  right: { pid: number; fd?: number },
+  type: number,
+): number {
   return syscall("kcmp", left.pid, right.pid, type, left.fd ?? 0, right.fd ?? 0);
 }

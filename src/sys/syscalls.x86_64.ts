@@ -2,7 +2,20 @@
 // `--explain` print a call. Numbers: arch/x86/entry/syscalls/syscall_64.tbl.
 
 /** How an argument is printed. */
-export type ArgumentKind = "fd" | "path" | "ptr" | "size" | "off" | "int" | "hex" | "oct" | "pid" | "sig" | "prot" | "mapflags" | "oflags";
+export type ArgumentKind =
+  | "fd"
+  | "path"
+  | "ptr"
+  | "size"
+  | "off"
+  | "int"
+  | "hex"
+  | "oct"
+  | "pid"
+  | "sig"
+  | "prot"
+  | "mapflags"
+  | "oflags";
 
 interface SyscallEntry {
   readonly nr: number;

@@ -9,7 +9,16 @@
 
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
-import { MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
+import {
+  MAP_ANONYMOUS,
+  MAP_FIXED_NOREPLACE,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  PAGE_SIZE,
+  PROT_EXEC,
+  PROT_READ,
+  PROT_WRITE,
+} from "../sys/abi/mman.ts";
 import { SIGSET_FULL } from "../sys/abi/signal.ts";
 import { pokeMemory, readMemory, writeMemory } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
@@ -78,7 +87,10 @@ export function workAreaSize(threads: readonly StoppedThread[], programSize: num
  *
  * @returns the address, or undefined.
  */
-export function findSpareBytes(pid: number, executable: readonly { start: number; end: number }[]): number | undefined {
+export function findSpareBytes(
+  pid: number,
+  executable: readonly { start: number; end: number }[],
+): number | undefined {
   for (const { end } of executable) {
     const tail = Buffer.alloc(STUB_ROOM);
     try {
@@ -124,16 +136,23 @@ function finishMapping(injection: Injection): void {
   if (result !== injection.address) {
     restoreThread(leaderOf(injection));
     cleanSpareBytes(injection);
-    throw new RepriseError("REMOTE_CALL", `cannot make the work area in pid ${tracee.leader}: mmap: ${errnoName(-result)}`, {
-      pid: tracee.leader,
-      syscall: "mmap",
-      errno: errnoName(-result),
-      hint: "The process may be at its limit of address space (RLIMIT_AS) or of mappings (vm.max_map_count).",
-    });
+    throw new RepriseError(
+      "REMOTE_CALL",
+      `cannot make the work area in pid ${tracee.leader}: mmap: ${errnoName(-result)}`,
+      {
+        pid: tracee.leader,
+        syscall: "mmap",
+        errno: errnoName(-result),
+        hint: "The process may be at its limit of address space (RLIMIT_AS) or of mappings (vm.max_map_count).",
+      },
+    );
   }
   writeFrames(injection);
   const regs = leaderOf(injection).regs.copy();
-  regs.set("rip", injection.code + label("stopped")).set("rbp", injection.frames[0] ?? 0).set("orig_rax", -1n);
+  regs
+    .set("rip", injection.code + label("stopped"))
+    .set("rbp", injection.frames[0] ?? 0)
+    .set("orig_rax", -1n);
   tracee.setRegisters(regs);
   cleanSpareBytes(injection);
 }
@@ -146,7 +165,11 @@ function writeFrames(injection: Injection): void {
     signalFrame(injection.frames[index] ?? 0, afterDeath(thread), thread.xstate, thread.mask),
   );
   const bytes = Buffer.concat([head, ...frames]);
-  writeMemory(leaderOf(injection).tracee.leader, [{ address: injection.address, length: bytes.length }], bytes);
+  writeMemory(
+    leaderOf(injection).tracee.leader,
+    [{ address: injection.address, length: bytes.length }],
+    bytes,
+  );
 }
 
 /** rt_sigreturn drops the kernel's restart block, so an interrupted sleep is made again. */
@@ -177,7 +200,9 @@ function restoreThread({ tracee, regs, mask }: StoppedThread): void {
 function callThroughStub(injection: Injection, nr: number, args: readonly number[]): void {
   const { tracee, regs } = leaderOf(injection);
   const call = regs.copy().set("rip", injection.target.spare).set("rax", nr).set("orig_rax", -1n);
-  (["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const).forEach((name, index) => call.set(name, args[index] ?? 0));
+  (["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const).forEach((name, index) =>
+    call.set(name, args[index] ?? 0),
+  );
   tracee.setRegisters(call);
   tracee.setSignalMask(SIGSET_FULL);
   startCaughtCall(tracee);

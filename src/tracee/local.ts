@@ -2,9 +2,22 @@
 // more than a microsecond each). Used where the engine reads thousands of small /proc files while tasks are frozen.
 
 import { RepriseError } from "../errors.ts";
-import { MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
+import {
+  MAP_ANONYMOUS,
+  MAP_PRIVATE,
+  PAGE_SIZE,
+  PROT_EXEC,
+  PROT_READ,
+  PROT_WRITE,
+} from "../sys/abi/mman.ts";
 import { addressOf, callNative, memoryAt, syscall } from "../sys/ffi.ts";
-import { assemble, CPUID, ENTRY_SIZE, LOCAL_INTERPRETER, type Instruction } from "./arch/x86_64/code.ts";
+import {
+  assemble,
+  CPUID,
+  ENTRY_SIZE,
+  LOCAL_INTERPRETER,
+  type Instruction,
+} from "./arch/x86_64/code.ts";
 import { ProgramResult, type Program } from "./program.ts";
 
 let interpreterAt: number | undefined;
@@ -23,7 +36,10 @@ export function runHere(program: Program): ProgramResult {
     const image = program.layout(base);
     memoryAt(base, image.upload.length).set(image.upload);
     const end = callNative(interpreterAt, image.table, image.results, image.end);
-    const result = new ProgramResult(image, Buffer.from(memoryAt(image.results, image.downloadSize)));
+    const result = new ProgramResult(
+      image,
+      Buffer.from(memoryAt(image.results, image.downloadSize)),
+    );
     if (end !== image.end) {
       const entry = (end - image.table) / ENTRY_SIZE;
       throw program.failure(entry, result.value({ kind: "ref", entry }), process.pid);
@@ -35,11 +51,19 @@ export function runHere(program: Program): ProgramResult {
 }
 
 /** The processor's answer to CPUID. */
-export function cpuid(leaf: number, subleaf: number): { eax: number; ebx: number; ecx: number; edx: number } {
+export function cpuid(
+  leaf: number,
+  subleaf: number,
+): { eax: number; ebx: number; ecx: number; edx: number } {
   cpuidAt ??= loadCode(CPUID);
   const out = Buffer.alloc(16);
   callNative(cpuidAt, leaf, subleaf, addressOf(out));
-  return { eax: out.readUInt32LE(0), ebx: out.readUInt32LE(4), ecx: out.readUInt32LE(8), edx: out.readUInt32LE(12) };
+  return {
+    eax: out.readUInt32LE(0),
+    ebx: out.readUInt32LE(4),
+    ecx: out.readUInt32LE(8),
+    edx: out.readUInt32LE(12),
+  };
 }
 
 function loadCode(instructions: readonly Instruction[]): number {

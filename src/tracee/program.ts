@@ -11,7 +11,15 @@ import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
 import { AT_FDCWD } from "../sys/abi/fcntl.ts";
 import { SYSCALLS, type SyscallName } from "../sys/syscalls.x86_64.ts";
-import { ENTRY_ARGUMENTS, ENTRY_COPY_32, ENTRY_COPY_64, ENTRY_EXPECT, ENTRY_EXPECTED, ENTRY_MAY_FAIL, ENTRY_SIZE } from "./arch/x86_64/code.ts";
+import {
+  ENTRY_ARGUMENTS,
+  ENTRY_COPY_32,
+  ENTRY_COPY_64,
+  ENTRY_EXPECT,
+  ENTRY_EXPECTED,
+  ENTRY_MAY_FAIL,
+  ENTRY_SIZE,
+} from "./arch/x86_64/code.ts";
 
 /** The result of an earlier call, as an argument of a later one. */
 export interface Ref {
@@ -93,7 +101,9 @@ export class Program {
     for (const { arg, index } of late) this.#addCopy(arg, target, index);
     this.#entries.push({
       nr: SYSCALLS[name].nr,
-      flags: (options.mayFail === true ? ENTRY_MAY_FAIL : 0) | (options.expect === undefined ? 0 : ENTRY_EXPECT),
+      flags:
+        (options.mayFail === true ? ENTRY_MAY_FAIL : 0) |
+        (options.expect === undefined ? 0 : ENTRY_EXPECT),
       ...(options.expect === undefined ? {} : { expect: options.expect }),
       args,
       name,
@@ -141,34 +151,69 @@ export class Program {
   layout(base: number): ProgramImage {
     const table = Math.ceil(this.#dataSize / DATA_ALIGNMENT) * DATA_ALIGNMENT;
     const results = table + this.#entries.length * ENTRY_SIZE;
-    const output = Math.ceil((results + this.#entries.length * 8) / DATA_ALIGNMENT) * DATA_ALIGNMENT;
-    const place: Place = { data: base, table: base + table, results: base + results, output: base + output };
+    const output =
+      Math.ceil((results + this.#entries.length * 8) / DATA_ALIGNMENT) * DATA_ALIGNMENT;
+    const place: Place = {
+      data: base,
+      table: base + table,
+      results: base + results,
+      output: base + output,
+    };
     const upload = Buffer.alloc(results);
     const view = new DataView(upload.buffer, upload.byteOffset, upload.length);
     for (const { offset, bytes } of this.#data) upload.set(bytes, offset);
-    for (const { offset, pointer } of this.#fixups) setWord(view, offset, addressIn(place, pointer));
+    for (const { offset, pointer } of this.#fixups)
+      setWord(view, offset, addressIn(place, pointer));
     this.#entries.forEach((entry, index) => {
       const at = table + index * ENTRY_SIZE;
       view.setUint32(at, entry.nr, true);
       view.setUint32(at + 4, entry.flags, true);
       if (entry.expect !== undefined) setWord(view, at + ENTRY_EXPECTED, entry.expect);
-      entry.args.forEach((arg, position) => setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg)));
+      entry.args.forEach((arg, position) =>
+        setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg)),
+      );
     });
-    return { base, upload, table: place.table, results: place.results, output: place.output, end: place.table + this.#entries.length * ENTRY_SIZE, downloadSize: output - results + this.#outputSize, size: output + this.#outputSize };
+    return {
+      base,
+      upload,
+      table: place.table,
+      results: place.results,
+      output: place.output,
+      end: place.table + this.#entries.length * ENTRY_SIZE,
+      downloadSize: output - results + this.#outputSize,
+      size: output + this.#outputSize,
+    };
   }
 
   /** Upper bound of the bytes that the program takes in the work area. */
   get size(): number {
-    return this.#dataSize + this.#entries.length * (ENTRY_SIZE + 8) + this.#outputSize + 2 * DATA_ALIGNMENT;
+    return (
+      this.#dataSize +
+      this.#entries.length * (ENTRY_SIZE + 8) +
+      this.#outputSize +
+      2 * DATA_ALIGNMENT
+    );
   }
 
   /** The error for the entry at which a run ended early. */
   failure(entry: number, result: number, pid: number): RepriseError {
     const failed = this.#entries[entry];
-    const errno = result < 0 ? errnoName(-result) : `result ${result} instead of ${failed?.expect ?? "another"}`;
+    const errno =
+      result < 0
+        ? errnoName(-result)
+        : `result ${result} instead of ${failed?.expect ?? "another"}`;
     const what = failed?.label === undefined ? "run a system call" : failed.label;
-    const details = { pid, errno, ...(failed?.name === undefined ? {} : { syscall: failed.name }), ...(failed?.hint === undefined ? {} : { hint: failed.hint }) };
-    return new RepriseError("REMOTE_CALL", `cannot ${what}: ${this.describe(entry)}: ${errno}`, details);
+    const details = {
+      pid,
+      errno,
+      ...(failed?.name === undefined ? {} : { syscall: failed.name }),
+      ...(failed?.hint === undefined ? {} : { hint: failed.hint }),
+    };
+    return new RepriseError(
+      "REMOTE_CALL",
+      `cannot ${what}: ${this.describe(entry)}: ${errno}`,
+      details,
+    );
   }
 
   /** One entry as text: `openat(AT_FDCWD, "/a", 0x2, 0)`. */
@@ -176,14 +221,18 @@ export class Program {
     const shown = this.#entries[entry];
     if (shown?.name === undefined) return "copy a word";
     const kinds = SYSCALLS[shown.name].args.split(" ");
-    const args = shown.args.slice(0, kinds.length).map((arg, index) => this.#show(arg, kinds[index] ?? "int"));
+    const args = shown.args
+      .slice(0, kinds.length)
+      .map((arg, index) => this.#show(arg, kinds[index] ?? "int"));
     return `${shown.name}(${args.join(", ")})`;
   }
 
   /** All calls as text, with their labels: what `--explain` prints. */
   explain(): string[] {
     return this.#entries.flatMap((entry, index) =>
-      entry.name === undefined ? [] : [`${this.describe(index)}${entry.label === undefined ? "" : `  # ${entry.label}`}`],
+      entry.name === undefined
+        ? []
+        : [`${this.describe(index)}${entry.label === undefined ? "" : `  # ${entry.label}`}`],
     );
   }
 
@@ -191,7 +240,11 @@ export class Program {
     this.#entries.push({
       nr: arg.kind === "load" && arg.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
       flags: ENTRY_MAY_FAIL,
-      args: [arg.kind === "load" ? arg.from : arg, { kind: "argument", entry, index }, arg.kind === "load" ? (arg.plus ?? 0) : 0],
+      args: [
+        arg.kind === "load" ? arg.from : arg,
+        { kind: "argument", entry, index },
+        arg.kind === "load" ? (arg.plus ?? 0) : 0,
+      ],
     });
   }
 
@@ -205,7 +258,8 @@ export class Program {
     }
     if (kind === "fd" && Number(arg) === AT_FDCWD) return "AT_FDCWD";
     if (kind === "oct") return `0${arg.toString(8)}`;
-    if (["ptr", "hex", "prot", "mapflags", "oflags"].includes(kind)) return `0x${BigInt.asUintN(64, BigInt(arg)).toString(16)}`;
+    if (["ptr", "hex", "prot", "mapflags", "oflags"].includes(kind))
+      return `0x${BigInt.asUintN(64, BigInt(arg)).toString(16)}`;
     return arg.toString();
   }
 

@@ -9,7 +9,10 @@ import { type ProgramImage, ProgramResult, type Program } from "./program.ts";
 import { logHeldSignal, taskDied, type Tracee } from "./tracee.ts";
 
 /** The interpreter as it is put at the start of a work area. */
-export const interpreter: { readonly bytes: Buffer; readonly labels: Readonly<Record<string, number>> } = assemble(INTERPRETER);
+export const interpreter: {
+  readonly bytes: Buffer;
+  readonly labels: Readonly<Record<string, number>>;
+} = assemble(INTERPRETER);
 
 /** A program to run: in which thread, with the interpreter where, the program where. */
 export interface Job {
@@ -48,7 +51,11 @@ function startProgram(job: Job): Started {
   const image = program.layout(job.base);
   writeMemory(tracee.leader, [{ address: image.base, length: image.upload.length }], image.upload);
   const regs = tracee.registers();
-  regs.set("r12", image.table).set("r13", image.results).set("r14", image.end).set("rbp", job.frame);
+  regs
+    .set("r12", image.table)
+    .set("r13", image.results)
+    .set("r14", image.end)
+    .set("rbp", job.frame);
   regs.set("rip", job.code).set("orig_rax", -1n);
   tracee.setRegisters(regs);
   // The order matters: registers first. From here on the frame restores the mask too if we die.
@@ -78,11 +85,16 @@ function waitForProgram(job: Job): Error | undefined {
 function fetchResults({ job, image }: Started): ProgramResult {
   const { tracee, program } = job;
   const bytes = Buffer.alloc(image.downloadSize);
-  if (bytes.length > 0) readMemory(tracee.leader, [{ address: image.results, length: bytes.length }], bytes);
+  if (bytes.length > 0)
+    readMemory(tracee.leader, [{ address: image.results, length: bytes.length }], bytes);
   const result = new ProgramResult(image, bytes);
   const stoppedAt = (tracee.registers().getNumber("r12") - image.table) / ENTRY_SIZE;
   if (stoppedAt < program.length) {
-    throw program.failure(stoppedAt, result.value({ kind: "ref", entry: stoppedAt }), tracee.leader);
+    throw program.failure(
+      stoppedAt,
+      result.value({ kind: "ref", entry: stoppedAt }),
+      tracee.leader,
+    );
   }
   return result;
 }
@@ -98,7 +110,11 @@ export function label(name: string): number {
  * Makes one system call and catches the thread at its exit, before it is back in user space: for the call that unmaps the
  * ground under its own feet. The registers are then the caller's to set.
  */
-export function runCaughtCall(tracee: Tracee, at: number, call: { nr: number; args: readonly number[] }): number {
+export function runCaughtCall(
+  tracee: Tracee,
+  at: number,
+  call: { nr: number; args: readonly number[] },
+): number {
   const regs = tracee.registers();
   regs.set("rip", at).set("rax", call.nr).set("orig_rax", -1n);
   const names = ["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const;

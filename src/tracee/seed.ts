@@ -7,14 +7,13 @@ import { MFD_CLOEXEC, PAGE_SIZE } from "../sys/abi/mman.ts";
 import { PTRACE_O_EXITKILL, PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { spawnProgram, syscall, trySyscall } from "../sys/ffi.ts";
-import { writeU64 } from "../sys/memory.ts";
+import { writeMemory, writeU64 } from "../sys/memory.ts";
 import { waitFor } from "../sys/process.ts";
 import { assemble, seedEntry } from "./arch/x86_64/code.ts";
 import { interpreter } from "./run.ts";
 import { Tracee, taskDied, type TraceCounters } from "./tracee.ts";
 
-/** Where the interpreter stands in the seed's page, and where the room for programs begins. */
-const INTERPRETER_AT = 256;
+/** Where the seed's own instructions stand in its page of the file. */
 const ENTRY_AT = 1024;
 
 /** Options of every task that is being restored: it dies with the engine until it is released. */
@@ -32,7 +31,7 @@ export interface WorkArea {
 
 /** Describes the work area at an address. */
 export function workAreaAt(address: number, size: number): WorkArea {
-  return { address, size, code: address + INTERPRETER_AT, programs: address + PAGE_SIZE };
+  return { address, size, code: address, programs: address + PAGE_SIZE };
 }
 
 /**
@@ -56,6 +55,7 @@ export function startSeed(area: WorkArea, counters: TraceCounters): Tracee {
         hint: "A security module or a limit of the cgroup may forbid new programs from memory (memfd).",
       });
     }
+    writeMemory(pid, [{ address: area.code, length: interpreter.bytes.length }], interpreter.bytes);
     return seed;
   } finally {
     trySyscall("close", fd);
@@ -68,26 +68,45 @@ export function endProcess(pid: number): void {
   waitFor(pid);
 }
 
+/**
+ * The program file: one page with the entry, right behind the work area, and the work area itself as memory without a file
+ * (a task's executable can be changed only while no page of the old one is mapped).
+ */
 function seedProgram(area: WorkArea): Buffer {
   const elf = Buffer.alloc(PAGE_SIZE);
+  const text = area.address + area.size;
   elf.write("\x7fELF", 0, "latin1");
   elf.set([2, 1, 1], 4); // 64-bit, little-endian, version 1
   elf.writeUInt16LE(2, 16); // ET_EXEC
   elf.writeUInt16LE(62, 18); // EM_X86_64
   elf.writeUInt32LE(1, 20);
-  writeU64(elf, 24, area.address + ENTRY_AT);
-  writeU64(elf, 32, 64); // program headers follow
-  elf.writeUInt16LE(64, 52);
-  elf.writeUInt16LE(56, 54);
-  elf.writeUInt16LE(1, 56);
-  elf.writeUInt32LE(1, 64); // PT_LOAD
-  elf.writeUInt32LE(7, 68); // readable, writable, executable
-  writeU64(elf, 80, area.address);
-  writeU64(elf, 88, area.address);
-  writeU64(elf, 96, PAGE_SIZE);
-  writeU64(elf, 104, area.size);
-  writeU64(elf, 112, PAGE_SIZE);
-  elf.set(interpreter.bytes, INTERPRETER_AT);
+  writeU64(elf, 24, text + ENTRY_AT);
+  writeU64(elf, 32, ELF_HEADER_SIZE); // program headers follow
+  elf.writeUInt16LE(ELF_HEADER_SIZE, 52);
+  elf.writeUInt16LE(PROGRAM_HEADER_SIZE, 54);
+  elf.writeUInt16LE(2, 56);
+  programHeader(elf, 0, { address: area.address, fileSize: 0, size: area.size });
+  programHeader(elf, 1, { address: text, fileSize: PAGE_SIZE, size: PAGE_SIZE });
   elf.set(assemble(seedEntry(process.pid)).bytes, ENTRY_AT);
   return elf;
+}
+
+const ELF_HEADER_SIZE = 64;
+const PROGRAM_HEADER_SIZE = 56;
+const PT_LOAD = 1;
+const PF_RWX = 7;
+
+function programHeader(
+  elf: Buffer,
+  index: number,
+  segment: { address: number; fileSize: number; size: number },
+): void {
+  const at = ELF_HEADER_SIZE + index * PROGRAM_HEADER_SIZE;
+  elf.writeUInt32LE(PT_LOAD, at);
+  elf.writeUInt32LE(PF_RWX, at + 4);
+  writeU64(elf, at + 16, segment.address);
+  writeU64(elf, at + 24, segment.address);
+  writeU64(elf, at + 32, segment.fileSize);
+  writeU64(elf, at + 40, segment.size);
+  writeU64(elf, at + 48, PAGE_SIZE);
 }

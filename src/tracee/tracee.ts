@@ -43,18 +43,28 @@ export class Tracee {
    * @throws RepriseError NOT_PERMITTED when it may not be traced, or is traced already.
    */
   seize(options: number): boolean {
-    let result = trySyscall("ptrace", pt.PTRACE_SEIZE, this.tid, 0, options | pt.PTRACE_O_SUSPEND_SECCOMP);
+    let result = trySyscall(
+      "ptrace",
+      pt.PTRACE_SEIZE,
+      this.tid,
+      0,
+      options | pt.PTRACE_O_SUSPEND_SECCOMP,
+    );
     if (result === -EPERM || result === -EIO) {
       result = trySyscall("ptrace", pt.PTRACE_SEIZE, this.tid, 0, options);
     }
     if (result === -ESRCH) return false;
     if (result < 0) {
-      throw new RepriseError("NOT_PERMITTED", `cannot stop pid ${this.leader} (thread ${this.tid}): ptrace(PTRACE_SEIZE): ${errnoName(-result)}`, {
-        pid: this.leader,
-        syscall: "ptrace",
-        errno: errnoName(-result),
-        hint: "Another tracer (a debugger, strace) may hold the process, or you lack the rights: run as root and end the other tracer.",
-      });
+      throw new RepriseError(
+        "NOT_PERMITTED",
+        `cannot stop pid ${this.leader} (thread ${this.tid}): ptrace(PTRACE_SEIZE): ${errnoName(-result)}`,
+        {
+          pid: this.leader,
+          syscall: "ptrace",
+          errno: errnoName(-result),
+          hint: "Another tracer (a debugger, strace) may hold the process, or you lack the rights: run as root and end the other tracer.",
+        },
+      );
     }
     return true;
   }
@@ -100,7 +110,10 @@ export class Tracee {
 
   /** Lets the thread run to its next stop; a signal number is delivered to it. */
   resume(options: { readonly toSyscall?: boolean; readonly signal?: number } = {}): void {
-    this.#resume(options.toSyscall === true ? pt.PTRACE_SYSCALL : pt.PTRACE_CONT, options.signal ?? 0);
+    this.#resume(
+      options.toSyscall === true ? pt.PTRACE_SYSCALL : pt.PTRACE_CONT,
+      options.signal ?? 0,
+    );
   }
 
   #resume(request: number, signal: number): void {
@@ -155,24 +168,49 @@ export class Tracee {
       args.writeBigUInt64LE(BigInt(signals.length), 0);
       args.writeUInt32LE(queue === "process" ? pt.PTRACE_PEEKSIGINFO_SHARED : 0, 8);
       args.writeInt32LE(PEEK_BATCH, 12);
-      const count = this.#ptrace("read the pending signals", pt.PTRACE_PEEKSIGINFO, addressOf(args), batch);
-      for (let i = 0; i < count; i++) signals.push(Buffer.from(batch.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE)));
+      const count = this.#ptrace(
+        "read the pending signals",
+        pt.PTRACE_PEEKSIGINFO,
+        addressOf(args),
+        batch,
+      );
+      for (let i = 0; i < count; i++)
+        signals.push(Buffer.from(batch.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE)));
       if (count < PEEK_BATCH) return signals;
     }
   }
 
   /** struct ptrace_rseq_configuration, or undefined on kernels without it. */
-  rseqConfiguration(): { pointer: number; size: number; signature: number; flags: number } | undefined {
+  rseqConfiguration():
+    | { pointer: number; size: number; signature: number; flags: number }
+    | undefined {
     const conf = Buffer.alloc(pt.RSEQ_CONFIGURATION_SIZE);
-    const result = trySyscall("ptrace", pt.PTRACE_GET_RSEQ_CONFIGURATION, this.tid, conf.length, conf);
+    const result = trySyscall(
+      "ptrace",
+      pt.PTRACE_GET_RSEQ_CONFIGURATION,
+      this.tid,
+      conf.length,
+      conf,
+    );
     if (result < 0) return undefined;
-    return { pointer: readU64(conf, 0), size: conf.readUInt32LE(8), signature: conf.readUInt32LE(12), flags: conf.readUInt32LE(16) };
+    return {
+      pointer: readU64(conf, 0),
+      size: conf.readUInt32LE(8),
+      signature: conf.readUInt32LE(12),
+      flags: conf.readUInt32LE(16),
+    };
   }
 
   /** Whether Syscall User Dispatch is on: it would send our calls to the program's own handler. */
   syscallUserDispatch(): boolean {
     const conf = Buffer.alloc(32);
-    const result = trySyscall("ptrace", pt.PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, this.tid, conf.length, conf);
+    const result = trySyscall(
+      "ptrace",
+      pt.PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+      this.tid,
+      conf.length,
+      conf,
+    );
     return result >= 0 && conf.readUInt32LE(0) !== 0;
   }
 
@@ -197,11 +235,15 @@ export class Tracee {
 
   #fail(doing: string, result: number): never {
     if (result === -ESRCH) throw taskDied(this, "is gone");
-    throw new RepriseError("SYSCALL", `cannot ${doing} of pid ${this.leader} (thread ${this.tid}): ptrace: ${errnoName(-result)}`, {
-      pid: this.leader,
-      syscall: "ptrace",
-      errno: errnoName(-result),
-    });
+    throw new RepriseError(
+      "SYSCALL",
+      `cannot ${doing} of pid ${this.leader} (thread ${this.tid}): ptrace: ${errnoName(-result)}`,
+      {
+        pid: this.leader,
+        syscall: "ptrace",
+        errno: errnoName(-result),
+      },
+    );
   }
 }
 
@@ -210,10 +252,14 @@ const PEEK_BATCH = 32;
 /** The error for a thread that ended (or stopped in a way that cannot be) under our hands. */
 export function taskDied(tracee: Tracee, how: string | WaitStatus): RepriseError {
   const text = typeof how === "string" ? how : describeWaitStatus(how);
-  return new RepriseError("TASK_DIED", `cannot go on with pid ${tracee.leader}: thread ${tracee.tid} ${text}`, {
-    pid: tracee.leader,
-    hint: "The process ended (or was killed) in the middle of the operation; start again if it still runs.",
-  });
+  return new RepriseError(
+    "TASK_DIED",
+    `cannot go on with pid ${tracee.leader}: thread ${tracee.tid} ${text}`,
+    {
+      pid: tracee.leader,
+      hint: "The process ended (or was killed) in the middle of the operation; start again if it still runs.",
+    },
+  );
 }
 
 /** Logs a signal that was held back; it is sent again when the thread is let go. */

@@ -62,7 +62,9 @@ function openInotify(program: Program, { id, ify }: FileEntry, restore: FilesRes
   });
   restoreOwner(program, ify.fown, fd);
   restore.later((end) => {
-    for (const watch of ify.wd.toSorted((a, b) => a.wd - b.wd)) addWatch(end, { id, fd, watch });
+    const kept = restore.open(id);
+    for (const watch of ify.wd.toSorted((a, b) => a.wd - b.wd))
+      addWatch(end, { id, fd: kept, watch });
   });
   return fd;
 }

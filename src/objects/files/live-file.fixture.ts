@@ -14,6 +14,7 @@ import { readFdInfo } from "../../proc/fdinfo.ts";
 import { fdPath, readFdStat } from "../../proc/links.ts";
 import { readProcLink } from "../../proc/procfs.ts";
 import { readStat } from "../../proc/stat.ts";
+import { F_DUPFD } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { runHere } from "../../tracee/local.ts";
 import { Program, type ProgramResult } from "../../tracee/program.ts";
@@ -104,6 +105,9 @@ export interface RestoreFixture {
   readonly at?: number;
 }
 
+/** Where the engine keeps what is open; far above the descriptors of the test. */
+const POOL = 400;
+
 /** Makes the files of entries in this process: open, the deferred steps, settle. Gives the descriptors. */
 export function restoreHere(
   kind: FileKind,
@@ -136,7 +140,10 @@ export function restoreHere(
     if (fd === undefined) {
       const entry = restore.set.files.get(id);
       if (entry === undefined) throw new Error(`no file ${id}`);
-      fd = kind.open(program, entry, restore);
+      // As the engine does it: what a room has opened lies elsewhere afterwards.
+      const opened = kind.open(program, entry, restore);
+      fd = program.call("fcntl", [opened, F_DUPFD, POOL]);
+      program.call("close", [opened]);
       made.set(id, fd);
     }
     return fd;

@@ -17,6 +17,11 @@ import { openFileOf } from "./live-file.fixture.ts";
 import { checkFiles, kindOfType } from "./registry.ts";
 import { FileTable } from "./table.ts";
 
+interface SaveOptions extends Partial<FilesDumpOptions> {
+  /** Tasks of the tree besides this process, by pid. */
+  readonly tasks?: readonly number[];
+}
+
 /** An image set of open files in a directory that goes away with it. */
 export class SavedFiles implements Disposable {
   readonly dir = mkdtempSync(join(tmpdir(), "reprise-set-"));
@@ -26,7 +31,7 @@ export class SavedFiles implements Disposable {
   readonly #opened: number[] = [];
 
   /** Saves descriptors of this process. A dump that fails is taken back. */
-  constructor(fds: readonly number[], options: Partial<FilesDumpOptions> = {}) {
+  constructor(fds: readonly number[], { tasks = [], ...options }: SaveOptions = {}) {
     const images = new ImageSetWriter(this.dir, { sync: "none" });
     const table = new FileTable(images, {
       linkRemap: false,
@@ -47,7 +52,7 @@ export class SavedFiles implements Disposable {
       table.close();
     }
     images.commit({ img_version: 2, fdinfo_per_id: true });
-    this.set = loadFiles(new ImageSetReader(this.dir));
+    this.set = loadFiles(new ImageSetReader(this.dir), tasks);
   }
 
   /** Makes the files again in this process; descriptors in the order of the ids. */
@@ -109,12 +114,12 @@ const FIRST_RESERVED = 900;
 const CHECKS = { skipRwxCheck: false, fileValidation: "buildid" } as const;
 
 /** What the opening of files needs of a set; the rest is not there. */
-function loadFiles(reader: ImageSetReader): LoadedSet {
+function loadFiles(reader: ImageSetReader, tasks: readonly number[]): LoadedSet {
   const files = {
     ...indexFiles(reader),
     reader,
     rootPid: process.pid,
-    tasks: new Map(),
+    tasks: new Map(tasks.map((pid) => [pid, { pid, live: undefined }])),
     remaps: reader.read("remap-fpath"),
     pipesData: reader.readWithPayload("pipes-data"),
     fifoData: reader.readWithPayload("fifo-data"),

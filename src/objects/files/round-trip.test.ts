@@ -1,4 +1,5 @@
 // Regular files, deleted files, pipes, FIFOs and memfds: there and back in this process.
+import { spawn } from "node:child_process";
 import {
   chmodSync,
   closeSync,
@@ -17,6 +18,7 @@ import {
   renameSync,
   rmSync,
   rmdirSync,
+  statSync,
   symlinkSync,
   unlinkSync,
   utimesSync,
@@ -31,6 +33,7 @@ import * as fcntl from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { O_ASYNC } from "./owner.ts";
 import { SavedFiles } from "./round-trip.fixture.ts";
+import { checkUnchanged } from "./unchanged.ts";
 
 let dir = "";
 const open: number[] = [];
@@ -136,6 +139,20 @@ describe("regular files", () => {
     expect(target(saved.restore()[0] ?? -1)).toBe(path("x (deleted)"));
   });
 
+  it("opens files of another task's /proc when that task is there", () => {
+    const child = spawn("sleep", ["30"]);
+    try {
+      const fd = keep(openSync(`/proc/${child.pid}/limits`, "r"));
+      readSync(fd, Buffer.alloc(5), 0, 5, null);
+      using saved = new SavedFiles([fd], { tasks: [child.pid ?? 0] });
+      const [copy = -1] = saved.restore();
+      expect(target(copy)).toBe(`/proc/${child.pid}/limits`);
+      expect(info(copy)).toEqual(info(fd));
+    } finally {
+      child.kill("SIGKILL");
+    }
+  });
+
   it("keeps the signal owner, the signal and O_ASYNC", () => {
     const ends = Buffer.alloc(8);
     syscall("pipe2", ends, 0);
@@ -155,7 +172,7 @@ describe("regular files", () => {
   it("stores the build id of an ELF file", () => {
     using saved = new SavedFiles([
       keep(openSync(process.execPath, "r")),
-      keep(openSync("/bin/ls")),
+      keep(openSync("/bin/ls", "r")),
     ]);
     expect(saved.set.regularFiles.get(saved.ids[1] ?? 0)?.build_id.length).toBe(5);
   });
@@ -444,6 +461,30 @@ describe("memfds", () => {
     expect(content(copy)).toBe(content(fd));
   });
 });
+
+describe("checkUnchanged()", () => {
+  const fown = { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+  const lenient = { skipRwxCheck: true, fileValidation: "filesize" } as const;
+  const strict = { skipRwxCheck: false, fileValidation: "buildid" } as const;
+  const entry = { id: 1, flags: 0, pos: 0n, fown, name: "/bin/ls" };
+  const mode = modeOf("/bin/ls");
+  it.each([
+    ["nothing is told", { build_id: [] }, strict, undefined],
+    ["other permissions", { mode: mode ^ 0o100, build_id: [] }, strict, /mode/],
+    ["other permissions, not checked", { mode: mode ^ 0o100, build_id: [] }, lenient, undefined],
+    ["another kind", { mode: (mode & 0o777) | 0o40000, build_id: [] }, lenient, /mode/],
+    ["another build", { build_id: [1, 2, 3, 4, 5] }, strict, /another build/],
+    ["another build, not checked", { build_id: [1, 2, 3, 4, 5] }, lenient, undefined],
+  ])("compares: %s", (_, told, options, message) => {
+    const result = codeOf(() => checkUnchanged({ ...entry, ...told }, options));
+    if (message === undefined) expect(result).toBe("no error");
+    else expect(result).toMatchObject({ message: expect.stringMatching(message) as string });
+  });
+});
+
+function modeOf(name: string): number {
+  return statSync(name).mode;
+}
 
 describe("files that cannot be saved", () => {
   it("are refused by name", () => {

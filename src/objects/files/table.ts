@@ -80,12 +80,16 @@ export class FileTable implements FilesDump {
     this.#pidfds.set(file.task.pid, pidfd);
     const fd = trySyscall("pidfd_getfd", pidfd, file.fd, 0);
     if (fd < 0) {
-      throw new RepriseError("SYSCALL", `cannot look into fd ${file.fd} of pid ${file.task.pid} (${file.target}): pidfd_getfd: ${errnoName(-fd)}`, {
-        pid: file.task.pid,
-        fd: file.fd,
-        syscall: "pidfd_getfd",
-        errno: errnoName(-fd),
-      });
+      throw new RepriseError(
+        "SYSCALL",
+        `cannot look into fd ${file.fd} of pid ${file.task.pid} (${file.target}): pidfd_getfd: ${errnoName(-fd)}`,
+        {
+          pid: file.task.pid,
+          fd: file.fd,
+          syscall: "pidfd_getfd",
+          errno: errnoName(-fd),
+        },
+      );
     }
     this.#borrowed.push(fd);
     return fd;
@@ -106,7 +110,11 @@ export class FileTable implements FilesDump {
   /** Runs the deferred steps and writes files.img. */
   finish(): void {
     for (let step = this.#later.shift(); step !== undefined; step = this.#later.shift()) step();
-    this.images.write("files", 0, this.#entries.toSorted((a, b) => a.id - b.id));
+    this.images.write(
+      "files",
+      0,
+      this.#entries.toSorted((a, b) => a.id - b.id),
+    );
   }
 
   /** Takes back what rooms did outside of the images (hard links for --link-remap). */
@@ -138,7 +146,14 @@ export class FileTable implements FilesDump {
 /** Reads everything about one descriptor of a task. */
 export function lookAtFd(task: FrozenTask, fd: number, stat: FileStat): OpenFile {
   const procPath = `/proc/${task.pid}/fd/${fd}`;
-  return { task, fd, procPath, target: readlinkSync(procPath), stat, info: readFdInfo({ pid: task.pid, fd }) };
+  return {
+    task,
+    fd,
+    procPath,
+    target: readlinkSync(procPath),
+    stat,
+    info: readFdInfo({ pid: task.pid, fd }),
+  };
 }
 
 /** What two descriptors of one description have in common for sure. */

@@ -40,19 +40,16 @@ import {
   setForeground,
 } from "./controlling-terminal.ts";
 import type { FilesRestore } from "./file-kind.ts";
+import { restoreOwner } from "./owner.ts";
 import { quietTermios, readNumber, termiosBytes, winsizeBytes } from "./tty-state.ts";
 
 /** Adds the calls that make a terminal's open file. */
 export function openTerminal(program: Program, entry: FileEntry, restore: FilesRestore): Argument {
-  const { file, info } = terminalOf(entry, restore);
-  if (isMaster(info)) return openMaster(program, { file, info }, restore);
-  const master = masterOf(info, restore);
-  if (master !== undefined) return openSlave(program, restore.open(master.id), file);
-  if (info.termios === undefined && info.pty !== undefined)
-    return openHungUp(program, info.pty.index, file, restore);
-  return openOwnTerminal(program, { file, info }, restore);
+  const terminal = terminalOf(entry, restore);
+  const fd = openEnd(program, terminal, restore);
+  restoreOwner(program, terminal.file.fown, fd);
+  return fd;
 }
-
 /** Adds the call that makes the saved process group the terminal's foreground, when the groups are there. */
 export function settleTerminal(
   program: Program,
@@ -93,10 +90,20 @@ function masterOf(info: TtyInfoEntry, { set }: FilesRestore): FileEntry | undefi
   return real?.pty === undefined ? undefined : masterFiles(set).get(real.pty.index);
 }
 
+function openEnd(program: Program, { file, info }: Terminal, restore: FilesRestore): Argument {
+  if (isMaster(info)) return openMaster(program, { file, info }, restore);
+  const master = masterOf(info, restore);
+  if (master !== undefined) return openSlave(program, restore.open(master.id), file);
+  if (info.termios === undefined && info.pty !== undefined)
+    return openHungUp(program, info.pty.index, file, restore);
+  return openOwnTerminal(program, { file, info }, restore);
+}
+
 function openMaster(program: Program, { file, info }: Terminal, restore: FilesRestore): Argument {
   assert(info.pty !== undefined, `terminal ${info.id} has no index`);
   const master = claimIndex(program, info.pty.index, { flags: file.flags, restore });
-  restore.later((end) => restorePair(end, { master, file, info }, restore));
+  // By then the descriptor lies elsewhere.
+  restore.later((end) => restorePair(end, { master: restore.open(file.id), file, info }, restore));
   return master;
 }
 
@@ -195,7 +202,7 @@ function freeBelow(index: number, taken: ReadonlySet<number>): number {
 /** Data first, under settings that leave it as it is; then the settings. All are the slave's, reached through the master. */
 function restorePair(
   program: Program,
-  { master, file, info }: Terminal & { readonly master: Ref },
+  { master, file, info }: Terminal & { readonly master: Argument },
   restore: FilesRestore,
 ): void {
   const slaveInfo = restore.set.ttyInfos.get(info.id - 1);
@@ -240,7 +247,7 @@ function restoreSlave(program: Program, info: TtyInfoEntry, restore: FilesRestor
 /** What was read from one end is written into the other; both without waiting, so that no size can block the restore. */
 function restoreData(
   program: Program,
-  { master, file, info, quiet }: Terminal & { readonly master: Ref; readonly quiet: Buffer },
+  { master, file, info, quiet }: Terminal & { readonly master: Argument; readonly quiet: Buffer },
   { set }: FilesRestore,
 ): void {
   const atMaster = set.ttyData.find(({ tty_id }) => tty_id === info.id)?.data;

@@ -6,20 +6,18 @@ import { readAuxv } from "../../proc/auxv.ts";
 import { PR_SET_MM, PR_SET_MM_MAP } from "../../sys/abi/sched.ts";
 import { writeU64 } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import type { ProcessAttributes } from "../task/attributes.ts";
 import type { FrozenTask } from "../task/task.ts";
 
 /** Words of the auxiliary vector that CRIU 4.2 takes on x86-64. */
 const CRIU_AUXV_WORDS = 44;
 
-/** What only the task itself can tell about its address space. */
-export interface MmProbe {
-  readonly brk: number;
-  readonly dumpable: number;
-  readonly thpDisabled: boolean;
-}
-
 /** Makes the entry of a task's address space. */
-export function mmEntry(task: FrozenTask, probe: MmProbe, parts: { readonly exeId: number; readonly vmas: readonly VmaEntry[] }): MmEntry {
+export function mmEntry(
+  task: FrozenTask,
+  probed: Pick<ProcessAttributes, "brk" | "dumpable" | "thpDisabled" | "mdwe">,
+  parts: { readonly exeId: number; readonly vmas: readonly VmaEntry[] },
+): MmEntry {
   const { stat } = task;
   const auxv = readAuxv(task.pid).flatMap(({ key, value }) => [key, value]);
   return {
@@ -29,7 +27,6 @@ export function mmEntry(task: FrozenTask, probe: MmProbe, parts: { readonly exeI
     mm_end_data: stat.endData,
     mm_start_stack: stat.startStack,
     mm_start_brk: stat.startBrk,
-    mm_brk: probe.brk,
     mm_arg_start: stat.argStart,
     mm_arg_end: stat.argEnd,
     mm_env_start: stat.envStart,
@@ -37,10 +34,11 @@ export function mmEntry(task: FrozenTask, probe: MmProbe, parts: { readonly exeI
     exe_file_id: parts.exeId,
     mm_saved_auxv: auxv.slice(0, CRIU_AUXV_WORDS),
     vmas: parts.vmas,
-    dumpable: probe.dumpable,
     aios: [],
-    thp_disabled: probe.thpDisabled,
-    ...(auxv.length > CRIU_AUXV_WORDS ? { reprise: { saved_auxv: auxv } } : {}),
+    mm_brk: probed.brk,
+    dumpable: probed.dumpable,
+    thp_disabled: probed.thpDisabled,
+    reprise: { saved_auxv: auxv, mdwe: probed.mdwe },
   };
 }
 
@@ -60,12 +58,24 @@ export function restoreMm(program: Program, mm: MmEntry, exeFd: number): void {
   auxv.forEach((word, index) => auxvBytes.writeBigUInt64LE(word, index * 8));
   const map = Buffer.alloc(PRCTL_MM_MAP_SIZE);
   [
-    mm.mm_start_code, mm.mm_end_code, mm.mm_start_data, mm.mm_end_data, mm.mm_start_brk, mm.mm_brk, mm.mm_start_stack,
-    mm.mm_arg_start, mm.mm_arg_end, mm.mm_env_start, mm.mm_env_end,
+    mm.mm_start_code,
+    mm.mm_end_code,
+    mm.mm_start_data,
+    mm.mm_end_data,
+    mm.mm_start_brk,
+    mm.mm_brk,
+    mm.mm_start_stack,
+    mm.mm_arg_start,
+    mm.mm_arg_end,
+    mm.mm_env_start,
+    mm.mm_env_end,
   ].forEach((address, index) => writeU64(map, index * 8, address));
   map.writeUInt32LE(auxvBytes.length, MM_MAP_AUXV_SIZE);
   map.writeInt32LE(exeFd, MM_MAP_EXE_FD);
-  const pointer: Argument = program.structure(map, auxvBytes.length === 0 ? {} : { [MM_MAP_AUXV]: program.data(auxvBytes) });
+  const pointer: Argument = program.structure(
+    map,
+    auxvBytes.length === 0 ? {} : { [MM_MAP_AUXV]: program.data(auxvBytes) },
+  );
   program.call("prctl", [PR_SET_MM, PR_SET_MM_MAP, pointer, PRCTL_MM_MAP_SIZE, 0], {
     label: "restore the address space's layout and executable",
     hint: "The kernel needs CONFIG_CHECKPOINT_RESTORE for PR_SET_MM_MAP.",

@@ -57,7 +57,8 @@ function scan(pid: number): ScanResult {
     const own = { anyOf: mm.PAGE_IS_PRESENT | mm.PAGE_IS_SWAPPED };
     const dirty = regions(fd, { ...own, not: notOwn | mm.PAGE_IS_GUARD });
     // Kernels before 6.15 do not know guards as a category; they have none that could be seen.
-    if (dirty !== undefined) return { dirty, guards: regions(fd, { anyOf: mm.PAGE_IS_GUARD, not: 0 }) ?? [] };
+    if (dirty !== undefined)
+      return { dirty, guards: regions(fd, { anyOf: mm.PAGE_IS_GUARD, not: 0 }) ?? [] };
     const plain = regions(fd, { ...own, not: notOwn });
     return { dirty: plain ?? readPagemap(fd, pid), guards: [] };
   } finally {
@@ -72,9 +73,20 @@ function regions(fd: number, want: { anyOf: number; not: number }): MemoryRange[
   let start = 0;
   while (start < mm.TASK_SIZE) {
     const arg = Buffer.alloc(PM_SCAN_ARG_SIZE);
-    [PM_SCAN_ARG_SIZE, 0, start, mm.TASK_SIZE, 0, addressOf(regionBuffer), REGIONS, 0, want.not, want.not, want.anyOf, want.anyOf].forEach(
-      (value, index) => writeU64(arg, index * 8, value),
-    );
+    [
+      PM_SCAN_ARG_SIZE,
+      0,
+      start,
+      mm.TASK_SIZE,
+      0,
+      addressOf(regionBuffer),
+      REGIONS,
+      0,
+      want.not,
+      want.not,
+      want.anyOf,
+      want.anyOf,
+    ].forEach((value, index) => writeU64(arg, index * 8, value));
     const count = trySyscall("ioctl", fd, mm.PAGEMAP_SCAN, arg);
     if (count < 0) return undefined;
     for (let i = 0; i < count; i++) {
@@ -96,7 +108,7 @@ function readPagemap(fd: number, pid: number): MemoryRange[] {
   const found: MemoryRange[] = [];
   const window = Buffer.alloc(512 * 1024);
   for (const { start, end } of mappedRanges(pid)) {
-    for (let at = start; at < end; ) {
+    for (let at = start; at < end;) {
       const want = Math.min(window.length, ((end - at) / mm.PAGE_SIZE) * 8);
       const got = syscall("pread64", fd, window, want, (at / mm.PAGE_SIZE) * 8);
       if (got <= 0) break;
@@ -139,7 +151,11 @@ function rangeEnd(range: MemoryRange | undefined): number {
 /** Neighbours with equal flags become one run, as CRIU joins them. */
 function addRun(runs: PageRun[], run: PageRun): void {
   const last = runs.at(-1);
-  if (last !== undefined && last.flags === run.flags && last.vaddr + last.pages * mm.PAGE_SIZE === run.vaddr) {
+  if (
+    last !== undefined &&
+    last.flags === run.flags &&
+    last.vaddr + last.pages * mm.PAGE_SIZE === run.vaddr
+  ) {
     runs[runs.length - 1] = { ...last, pages: last.pages + run.pages };
   } else {
     runs.push(run);
@@ -148,7 +164,10 @@ function addRun(runs: PageRun[], run: PageRun): void {
 
 /** What may be filled on demand later: anonymous memory that is not locked, and nothing of the kernel's. */
 function pageFlags(vma: VmaEntry): number {
-  const lazy = (vma.status & VMA_ANON_PRIVATE) !== 0 && (vma.status & (VMA_VDSO | VMA_AIORING)) === 0 && (vma.flags & mm.MAP_LOCKED) === 0;
+  const lazy =
+    (vma.status & VMA_ANON_PRIVATE) !== 0 &&
+    (vma.status & (VMA_VDSO | VMA_AIORING)) === 0 &&
+    (vma.flags & mm.MAP_LOCKED) === 0;
   return lazy ? PE_LAZY | PE_PRESENT : PE_PRESENT;
 }
 
@@ -164,7 +183,11 @@ let windowAddress: number | undefined;
  *
  * @throws RepriseError SYSCALL (a full disk, say)
  */
-export function writePages(task: FrozenTask, runs: readonly PageRun[], file: { readonly path: string; readonly fd: number }): void {
+export function writePages(
+  task: FrozenTask,
+  runs: readonly PageRun[],
+  file: { readonly path: string; readonly fd: number },
+): void {
   const total = runs.reduce((sum, run) => sum + run.pages * mm.PAGE_SIZE, 0);
   const direct = total >= DIRECT_FROM ? openDirect(file.path) : undefined;
   try {
@@ -204,7 +227,15 @@ function* batches(runs: readonly PageRun[]): Generator<MemoryRange[]> {
 }
 
 function copyOut(task: FrozenTask, batch: readonly MemoryRange[], length: number): void {
-  windowAddress ??= syscall("mmap", 0, WINDOW, mm.PROT_READ | mm.PROT_WRITE, mm.MAP_PRIVATE | mm.MAP_ANONYMOUS, -1, 0);
+  windowAddress ??= syscall(
+    "mmap",
+    0,
+    WINDOW,
+    mm.PROT_READ | mm.PROT_WRITE,
+    mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
+    -1,
+    0,
+  );
   const local = iovecs([{ address: windowAddress, length }]);
   const moved = trySyscall("process_vm_readv", task.pid, local, 1, iovecs(batch), batch.length, 0);
   if (moved === length) return;
@@ -215,7 +246,11 @@ function copyOut(task: FrozenTask, batch: readonly MemoryRange[], length: number
     for (const range of batch) {
       const got = trySyscall("pread64", fd, at, range.length, range.address);
       if (got !== range.length) {
-        throw new RepriseError("SYSCALL", `cannot read memory ${range.address.toString(16)} of pid ${task.pid}: pread64: ${got < 0 ? errnoName(-got) : "short read"}`, { pid: task.pid, syscall: "pread64" });
+        throw new RepriseError(
+          "SYSCALL",
+          `cannot read memory ${range.address.toString(16)} of pid ${task.pid}: pread64: ${got < 0 ? errnoName(-got) : "short read"}`,
+          { pid: task.pid, syscall: "pread64" },
+        );
       }
       at += range.length;
     }
@@ -224,14 +259,18 @@ function copyOut(task: FrozenTask, batch: readonly MemoryRange[], length: number
   }
 }
 
-function writeWindow(file: { fd: number; direct: number | undefined; path: string }, length: number, offset: number): void {
+function writeWindow(
+  file: { fd: number; direct: number | undefined; path: string },
+  length: number,
+  offset: number,
+): void {
   const from = windowAddress ?? 0;
   if (file.direct !== undefined) {
     const written = trySyscall("pwrite64", file.direct, from, length, offset);
     if (written === length) return;
     if (written !== -EINVAL && written < 0) throw diskError(file.path, -written);
   }
-  for (let done = 0; done < length; ) {
+  for (let done = 0; done < length;) {
     const written = trySyscall("pwrite64", file.fd, from + done, length - done, offset + done);
     if (written <= 0) throw diskError(file.path, -written);
     done += written;
@@ -283,7 +322,11 @@ export function readPages(program: Program, file: Argument, sources: readonly Pa
 /** Below the kernel's limit for one read (MAX_RW_COUNT, 2 GiB less a page). */
 const MAX_READ = 1 << 30;
 
-function expectAll(program: Program, file: Argument, read: { vector: Argument; count: number; length: number; offset: number }): void {
+function expectAll(
+  program: Program,
+  file: Argument,
+  read: { vector: Argument; count: number; length: number; offset: number },
+): void {
   program.call("preadv", [file, read.vector, read.count, read.offset, 0], {
     label: `read ${read.length} bytes of memory from the image`,
     expect: read.length,

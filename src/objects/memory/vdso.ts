@@ -23,13 +23,20 @@ export function savedVdso(vmas: readonly VmaEntry[]): VdsoLayout | undefined {
   const vdso = vmas.find(({ status }) => (status & VMA_VDSO) !== 0);
   const vvar = vmas.find(({ status }) => (status & VMA_VVAR) !== 0);
   if (vdso === undefined) return undefined;
-  if (vvar === undefined) return { address: vdso.start, vvarSize: 0, vdsoSize: vdso.end - vdso.start };
-  return { address: vvar.start, vvarSize: vdso.start - vvar.start, vdsoSize: vdso.end - vdso.start };
+  if (vvar === undefined)
+    return { address: vdso.start, vvarSize: 0, vdsoSize: vdso.end - vdso.start };
+  return {
+    address: vvar.start,
+    vvarSize: vdso.start - vvar.start,
+    vdsoSize: vdso.end - vdso.start,
+  };
 }
 
 /** The layout that this kernel gives: that of the engine itself. */
 export function kernelVdso(): VdsoLayout | undefined {
-  const areas = readMaps(process.pid).filter(({ path }) => path.startsWith("[vvar") || path === "[vdso]");
+  const areas = readMaps(process.pid).filter(
+    ({ path }) => path.startsWith("[vvar") || path === "[vdso]",
+  );
   const vdso = areas.find(({ path }) => path === "[vdso]");
   if (vdso === undefined) return undefined;
   const start = Math.min(...areas.map((area) => area.start));
@@ -41,7 +48,11 @@ export function kernelVdsoCode(): Buffer {
   const layout = kernelVdso();
   const code = Buffer.alloc(layout?.vdsoSize ?? 0);
   if (layout !== undefined) {
-    readMemory(process.pid, [{ address: layout.address + layout.vvarSize, length: code.length }], code);
+    readMemory(
+      process.pid,
+      [{ address: layout.address + layout.vvarSize, length: code.length }],
+      code,
+    );
   }
   return code;
 }
@@ -53,12 +64,19 @@ export function kernelVdsoCode(): Buffer {
  */
 export function checkVdso(pid: number, saved: VdsoLayout, savedCode: Buffer | undefined): void {
   const kernel = kernelVdso();
-  const same = kernel !== undefined && kernel.vvarSize === saved.vvarSize && kernel.vdsoSize === saved.vdsoSize;
+  const same =
+    kernel !== undefined &&
+    kernel.vvarSize === saved.vvarSize &&
+    kernel.vdsoSize === saved.vdsoSize;
   if (same && (savedCode === undefined || sameCode(savedCode, kernelVdsoCode()))) return;
-  throw new RepriseError("KERNEL_FEATURE", `cannot restore pid ${pid}: it was saved on a kernel with another vdso`, {
-    pid,
-    hint: "Restore it on the kernel version on which it was saved.",
-  });
+  throw new RepriseError(
+    "KERNEL_FEATURE",
+    `cannot restore pid ${pid}: it was saved on a kernel with another vdso`,
+    {
+      pid,
+      hint: "Restore it on the kernel version on which it was saved.",
+    },
+  );
 }
 
 /** CRIU and this engine may have used the unused end of the last page; only code and data count. */
@@ -82,7 +100,12 @@ export function restoreVdso(program: Program, layout: VdsoLayout): void {
 }
 
 /** Where the pages of the saved vdso are among the runs, if all of them were saved. */
-export function vdsoRun<Run extends PageRun>(layout: VdsoLayout, runs: readonly Run[]): Run | undefined {
+export function vdsoRun<Run extends PageRun>(
+  layout: VdsoLayout,
+  runs: readonly Run[],
+): Run | undefined {
   const start = layout.address + layout.vvarSize;
-  return runs.find((run) => run.vaddr <= start && run.vaddr + run.pages * 4096 >= start + layout.vdsoSize);
+  return runs.find(
+    (run) => run.vaddr <= start && run.vaddr + run.pages * 4096 >= start + layout.vdsoSize,
+  );
 }

@@ -33,20 +33,32 @@ export interface DumpedVma {
 }
 
 /** Gives the file id of a file that is mapped, and whether it is a memfd (or shared anonymous memory). */
-export type MappedFileIds = (area: SmapsVma, openFlags: number) => { readonly id: number; readonly memfd: boolean };
+export type MappedFileIds = (
+  area: SmapsVma,
+  openFlags: number,
+) => { readonly id: number; readonly memfd: boolean };
 
 /**
  * Turns the areas of a task into entries, in address order.
  *
  * @throws RepriseError UNSUPPORTED naming the area that cannot be saved.
  */
-export function collectVmas(task: FrozenTask, areas: readonly SmapsVma[], fileIds: MappedFileIds): DumpedVma[] {
+export function collectVmas(
+  task: FrozenTask,
+  areas: readonly SmapsVma[],
+  fileIds: MappedFileIds,
+): DumpedVma[] {
   const vmas: DumpedVma[] = [];
   for (const area of areas) {
     const entry = vmaEntry(task, area, fileIds);
     const before = vmas.at(-1);
     // [vvar] and [vvar_vclock] are one mapping to CRIU.
-    if (before !== undefined && (entry.status & VMA_VVAR) !== 0 && (before.entry.status & VMA_VVAR) !== 0 && before.entry.end === entry.start) {
+    if (
+      before !== undefined &&
+      (entry.status & VMA_VVAR) !== 0 &&
+      (before.entry.status & VMA_VVAR) !== 0 &&
+      before.entry.end === entry.start
+    ) {
       vmas[vmas.length - 1] = { area: before.area, entry: { ...before.entry, end: entry.end } };
     } else {
       vmas.push({ area, entry });
@@ -73,14 +85,21 @@ function vmaEntry(task: FrozenTask, area: SmapsVma, fileIds: MappedFileIds): Vma
     end: area.end,
     pgoff: 0,
     shmid: 0,
-    prot: (area.read ? mm.PROT_READ : 0) | (area.write ? mm.PROT_WRITE : 0) | (area.exec ? mm.PROT_EXEC : 0),
+    prot:
+      (area.read ? mm.PROT_READ : 0) |
+      (area.write ? mm.PROT_WRITE : 0) |
+      (area.exec ? mm.PROT_EXEC : 0),
     fd: -1,
     ...extras(area),
   };
   const anonymous = mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | flagBits(area);
   switch (area.path) {
     case "[vsyscall]":
-      return { ...base, flags: mm.MAP_PRIVATE | mm.MAP_ANONYMOUS, status: VMA_VSYSCALL | VMA_ANON_PRIVATE };
+      return {
+        ...base,
+        flags: mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
+        status: VMA_VSYSCALL | VMA_ANON_PRIVATE,
+      };
     case "[vdso]":
       return { ...base, flags: anonymous, status: VMA_REGULAR | VMA_VDSO | VMA_ANON_PRIVATE };
     case "[vvar]":
@@ -95,7 +114,10 @@ function vmaEntry(task: FrozenTask, area: SmapsVma, fileIds: MappedFileIds): Vma
   }
 }
 
-function mappedFile(area: SmapsVma, fileIds: MappedFileIds): Pick<VmaEntry, "pgoff" | "shmid" | "flags" | "status" | "fdflags"> {
+function mappedFile(
+  area: SmapsVma,
+  fileIds: MappedFileIds,
+): Pick<VmaEntry, "pgoff" | "shmid" | "flags" | "status" | "fdflags"> {
   // A shared mapping that may become writable (VM_MAYWRITE) came from a descriptor open for writing.
   const fdflags = area.shared && area.vmFlags.includes("mw") ? O_RDWR : O_RDONLY;
   const { id, memfd } = fileIds(area, fdflags);
@@ -114,25 +136,54 @@ function isPrivateDevZero(area: SmapsVma): boolean {
   return !area.shared && area.path === "/dev/zero";
 }
 
-const SPECIAL_AREAS: readonly { readonly prefix: string; readonly what: string; readonly hint: string }[] = [
-  { prefix: "[uprobes]", what: "a uprobes area", hint: "Remove the uprobes (perf, bpftrace) on this program first." },
-  { prefix: "/SYSV", what: "System V shared memory", hint: "System V shared memory cannot be saved yet." },
-  { prefix: "/[aio]", what: "an AIO ring", hint: "Programs that use io_setup(2) cannot be saved yet." },
-  { prefix: "anon_inode:", what: "memory of a kernel object", hint: "io_uring, perf and similar mappings cannot be saved yet." },
-  { prefix: "socket:", what: "a packet socket's ring", hint: "Packet socket rings cannot be saved yet." },
+const SPECIAL_AREAS: readonly {
+  readonly prefix: string;
+  readonly what: string;
+  readonly hint: string;
+}[] = [
+  {
+    prefix: "[uprobes]",
+    what: "a uprobes area",
+    hint: "Remove the uprobes (perf, bpftrace) on this program first.",
+  },
+  {
+    prefix: "/SYSV",
+    what: "System V shared memory",
+    hint: "System V shared memory cannot be saved yet.",
+  },
+  {
+    prefix: "/[aio]",
+    what: "an AIO ring",
+    hint: "Programs that use io_setup(2) cannot be saved yet.",
+  },
+  {
+    prefix: "anon_inode:",
+    what: "memory of a kernel object",
+    hint: "io_uring, perf and similar mappings cannot be saved yet.",
+  },
+  {
+    prefix: "socket:",
+    what: "a packet socket's ring",
+    hint: "Packet socket rings cannot be saved yet.",
+  },
 ];
 
 function refuseSpecial(task: FrozenTask, area: SmapsVma): void {
   const refuse = (what: string, hint: string): never => {
     const range = `${area.start.toString(16)}-${area.end.toString(16)}`;
-    throw new RepriseError("UNSUPPORTED", `cannot dump memory ${range} of pid ${task.pid}: it is ${what} (${area.path})`, {
-      pid: task.pid,
-      hint,
-    });
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump memory ${range} of pid ${task.pid}: it is ${what} (${area.path})`,
+      {
+        pid: task.pid,
+        hint,
+      },
+    );
   };
   const special = SPECIAL_AREAS.find(({ prefix }) => area.path.startsWith(prefix));
   if (special !== undefined) refuse(special.what, special.hint);
-  if (area.vmFlags.includes("ht")) refuse("hugetlb memory", "hugetlbfs mappings cannot be saved yet; transparent huge pages can.");
+  if (area.vmFlags.includes("ht"))
+    refuse("hugetlb memory", "hugetlbfs mappings cannot be saved yet; transparent huge pages can.");
   const ownPages = area.path.startsWith("[v");
   if (!ownPages && (area.vmFlags.includes("io") || area.vmFlags.includes("pf"))) {
     refuse("memory of a device", "Memory-mapped devices cannot be saved.");
@@ -146,7 +197,10 @@ const MAP_BITS: readonly (readonly [VmFlag, number])[] = [
 ];
 
 function flagBits(area: SmapsVma): number {
-  return MAP_BITS.reduce((bits, [flag, bit]) => (area.vmFlags.includes(flag) ? bits | bit : bits), 0);
+  return MAP_BITS.reduce(
+    (bits, [flag, bit]) => (area.vmFlags.includes(flag) ? bits | bit : bits),
+    0,
+  );
 }
 
 const MADVICE: readonly (readonly [VmFlag, number])[] = [
@@ -161,7 +215,10 @@ const MADVICE: readonly (readonly [VmFlag, number])[] = [
 ];
 
 function extras(area: SmapsVma): Pick<VmaEntry, "madv" | "anon_name" | "sealed" | "lock_on_fault"> {
-  const madv = MADVICE.reduce((bits, [flag, advice]) => (area.vmFlags.includes(flag) ? bits | (1n << BigInt(advice)) : bits), 0n);
+  const madv = MADVICE.reduce(
+    (bits, [flag, advice]) => (area.vmFlags.includes(flag) ? bits | (1n << BigInt(advice)) : bits),
+    0n,
+  );
   const name = /^\[anon(?:_shmem)?:(.*)\]$/.exec(area.path)?.[1];
   return {
     ...(madv === 0n ? {} : { madv }),
@@ -181,10 +238,18 @@ export function isMapped(entry: VmaEntry): boolean {
  */
 export function mapVma(program: Program, entry: VmaEntry, file: Argument | undefined): void {
   const fillable = hasPrivatePages(entry) ? mm.PROT_READ | mm.PROT_WRITE : 0;
-  const keep = mm.MAP_SHARED | mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | mm.MAP_GROWSDOWN | mm.MAP_NORESERVE;
+  const keep =
+    mm.MAP_SHARED | mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | mm.MAP_GROWSDOWN | mm.MAP_NORESERVE;
   program.call(
     "mmap",
-    [entry.start, entry.end - entry.start, entry.prot | fillable, (entry.flags & keep) | mm.MAP_FIXED_NOREPLACE, file ?? -1, file === undefined ? 0 : entry.pgoff],
+    [
+      entry.start,
+      entry.end - entry.start,
+      entry.prot | fillable,
+      (entry.flags & keep) | mm.MAP_FIXED_NOREPLACE,
+      file ?? -1,
+      file === undefined ? 0 : entry.pgoff,
+    ],
     { label: `map ${describeVma(entry)}` },
   );
 }
@@ -198,21 +263,31 @@ export function finishVma(program: Program, entry: VmaEntry): void {
     program.call("mprotect", [entry.start, length, entry.prot], { label });
   }
   for (const [, advice] of MADVICE) {
-    if (((entry.madv ?? 0n) & (1n << BigInt(advice))) !== 0n) program.call("madvise", [entry.start, length, advice], { label });
+    if (((entry.madv ?? 0n) & (1n << BigInt(advice))) !== 0n)
+      program.call("madvise", [entry.start, length, advice], { label });
   }
   if ((entry.flags & mm.MAP_LOCKED) !== 0) {
-    program.call("mlock2", [entry.start, length, entry.lock_on_fault === true ? mm.MLOCK_ONFAULT : 0], { label });
+    program.call(
+      "mlock2",
+      [entry.start, length, entry.lock_on_fault === true ? mm.MLOCK_ONFAULT : 0],
+      { label },
+    );
   }
   if (entry.anon_name !== undefined) {
     const name = program.string(entry.anon_name);
-    program.call("prctl", [PR_SET_VMA, PR_SET_VMA_ANON_NAME, entry.start, length, name], { label, mayFail: true });
+    program.call("prctl", [PR_SET_VMA, PR_SET_VMA_ANON_NAME, entry.start, length, name], {
+      label,
+      mayFail: true,
+    });
   }
 }
 
 /** Adds the last step of all: a sealed area can never be changed again. */
 export function sealVma(program: Program, entry: VmaEntry): void {
   if (entry.sealed === true) {
-    program.call("mseal", [entry.start, entry.end - entry.start, 0], { label: `seal ${describeVma(entry)}` });
+    program.call("mseal", [entry.start, entry.end - entry.start, 0], {
+      label: `seal ${describeVma(entry)}`,
+    });
   }
 }
 

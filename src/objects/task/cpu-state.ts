@@ -1,9 +1,27 @@
 // Registers and extended state of a thread on x86-64, between ptrace's register sets and CRIU's thread_info_x86.
 
 import { RepriseError } from "../../errors.ts";
-import type { ThreadInfoX86, UserX86FpregsEntry, UserX86RegsEntry, UserX86XsaveEntry, CoreEntry } from "../../images/schema/messages.generated.ts";
-import { REGISTERS, REGISTERS_SIZE, Registers, repeatedRegisters, type RegisterName } from "../../tracee/arch/x86_64/registers.ts";
-import { component, enabledFeatures, FX, XFEATURE, XSTATE_BV } from "../../tracee/arch/x86_64/xstate.ts";
+import type {
+  ThreadInfoX86,
+  UserX86FpregsEntry,
+  UserX86RegsEntry,
+  UserX86XsaveEntry,
+  CoreEntry,
+} from "../../images/schema/messages.generated.ts";
+import {
+  REGISTERS,
+  REGISTERS_SIZE,
+  Registers,
+  repeatedRegisters,
+  type RegisterName,
+} from "../../tracee/arch/x86_64/registers.ts";
+import {
+  component,
+  enabledFeatures,
+  FX,
+  XFEATURE,
+  XSTATE_BV,
+} from "../../tracee/arch/x86_64/xstate.ts";
 import type { StoppedThread } from "../../tracee/injection.ts";
 
 /** user_x86_regs_entry.mode of a 64-bit task. */
@@ -13,27 +31,51 @@ const TLS_ENTRIES = [12, 13, 14];
 
 /** The kernel's names for the registers in the order of the image. */
 const IMAGE_NAMES: Readonly<Partial<Record<RegisterName, string>>> = {
-  rbp: "bp", rbx: "bx", rax: "ax", rcx: "cx", rdx: "dx", rsi: "si", rdi: "di", orig_rax: "orig_ax", rip: "ip", eflags: "flags", rsp: "sp",
+  rbp: "bp",
+  rbx: "bx",
+  rax: "ax",
+  rcx: "cx",
+  rdx: "dx",
+  rsi: "si",
+  rdi: "di",
+  orig_rax: "orig_ax",
+  rip: "ip",
+  eflags: "flags",
+  rsp: "sp",
 };
 
 /**
  * The image of a stopped thread's registers: with an interrupted system call to be made again, and all of the extended
  * state that the format knows.
  */
-export function cpuStateEntry(thread: StoppedThread, registers: Registers, clearTidAddress: bigint): ThreadInfoX86 {
+export function cpuStateEntry(
+  thread: StoppedThread,
+  registers: Registers,
+  clearTidAddress: bigint,
+): ThreadInfoX86 {
   return {
     clear_tid_addr: clearTidAddress,
     gpregs: registersEntry(repeatedRegisters(registers)),
     fpregs: extendedStateEntry(thread.xstate),
     tls: TLS_ENTRIES.map((entry_number) => ({
-      entry_number, base_addr: 0, limit: 0, seg_32bit: false, contents_h: false, contents_l: false, read_exec_only: true,
-      limit_in_pages: false, seg_not_present: true, usable: false,
+      entry_number,
+      base_addr: 0,
+      limit: 0,
+      seg_32bit: false,
+      contents_h: false,
+      contents_l: false,
+      read_exec_only: true,
+      limit_in_pages: false,
+      seg_not_present: true,
+      usable: false,
     })),
   };
 }
 
 function registersEntry(regs: Registers): UserX86RegsEntry {
-  const values = Object.fromEntries(REGISTERS.map((name) => [IMAGE_NAMES[name] ?? name, regs.get(name)]));
+  const values = Object.fromEntries(
+    REGISTERS.map((name) => [IMAGE_NAMES[name] ?? name, regs.get(name)]),
+  );
   return { ...values, mode: MODE_NATIVE } as unknown as UserX86RegsEntry;
 }
 
@@ -59,10 +101,14 @@ function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {
   const enabled = enabledFeatures(xstate);
   const part = (feature: number): { offset: number; size: number } => {
     const place = component(feature);
-    return (enabled & (1n << BigInt(feature))) === 0n || place.offset + place.size > xstate.length ? { offset: 0, size: 0 } : place;
+    return (enabled & (1n << BigInt(feature))) === 0n || place.offset + place.size > xstate.length
+      ? { offset: 0, size: 0 }
+      : place;
   };
-  const narrow = (feature: number): number[] => words32(xstate, part(feature).offset, part(feature).size);
-  const wide = (feature: number): bigint[] => words64(xstate, part(feature).offset, part(feature).size);
+  const narrow = (feature: number): number[] =>
+    words32(xstate, part(feature).offset, part(feature).size);
+  const wide = (feature: number): bigint[] =>
+    words64(xstate, part(feature).offset, part(feature).size);
   return {
     xstate_bv: xstate.readBigUInt64LE(XSTATE_BV),
     ymmh_space: narrow(XFEATURE.YMM),
@@ -113,23 +159,54 @@ function putXsave(xstate: Buffer, xsave: UserX86XsaveEntry): void {
   const enabled = enabledFeatures(xstate);
   const unknown = present & ~enabled;
   if (unknown !== 0n) {
-    throw new RepriseError("KERNEL_FEATURE", `cannot restore the registers: this CPU lacks state components 0x${unknown.toString(16)}`, {
-      hint: "The program was saved on a CPU with more vector registers; restore it on one that has them.",
-    });
+    throw new RepriseError(
+      "KERNEL_FEATURE",
+      `cannot restore the registers: this CPU lacks state components 0x${unknown.toString(16)}`,
+      {
+        hint: "The program was saved on a CPU with more vector registers; restore it on one that has them.",
+      },
+    );
   }
   xstate.writeBigUInt64LE(present, XSTATE_BV);
   putWords32(xstate, component(XFEATURE.YMM).offset, xsave.ymmh_space, enabled, XFEATURE.YMM);
-  putWords64(xstate, component(XFEATURE.BNDREGS).offset, xsave.bndreg_state, enabled, XFEATURE.BNDREGS);
-  putWords64(xstate, component(XFEATURE.BNDCSR).offset, xsave.bndcsr_state, enabled, XFEATURE.BNDCSR);
+  putWords64(
+    xstate,
+    component(XFEATURE.BNDREGS).offset,
+    xsave.bndreg_state,
+    enabled,
+    XFEATURE.BNDREGS,
+  );
+  putWords64(
+    xstate,
+    component(XFEATURE.BNDCSR).offset,
+    xsave.bndcsr_state,
+    enabled,
+    XFEATURE.BNDCSR,
+  );
   putWords64(xstate, component(XFEATURE.OPMASK).offset, xsave.opmask_reg, enabled, XFEATURE.OPMASK);
-  putWords64(xstate, component(XFEATURE.ZMM_HI256).offset, xsave.zmm_upper, enabled, XFEATURE.ZMM_HI256);
-  putWords64(xstate, component(XFEATURE.HI16_ZMM).offset, xsave.hi16_zmm, enabled, XFEATURE.HI16_ZMM);
+  putWords64(
+    xstate,
+    component(XFEATURE.ZMM_HI256).offset,
+    xsave.zmm_upper,
+    enabled,
+    XFEATURE.ZMM_HI256,
+  );
+  putWords64(
+    xstate,
+    component(XFEATURE.HI16_ZMM).offset,
+    xsave.hi16_zmm,
+    enabled,
+    XFEATURE.HI16_ZMM,
+  );
   putWords32(xstate, component(XFEATURE.PKRU).offset, xsave.pkru, enabled, XFEATURE.PKRU);
 }
 
 function threadInfo(core: CoreEntry): ThreadInfoX86 {
   if (core.thread_info === undefined) {
-    throw new RepriseError("BAD_IMAGE", "cannot restore a thread: its core image has no x86-64 registers");
+    throw new RepriseError(
+      "BAD_IMAGE",
+      "cannot restore a thread: its core image has no x86-64 registers",
+    );
   }
   return core.thread_info;
 }
@@ -142,12 +219,24 @@ function words64(bytes: Buffer, offset: number, size: number): bigint[] {
   return Array.from({ length: size / 8 }, (_, index) => bytes.readBigUInt64LE(offset + index * 8));
 }
 
-function putWords32(bytes: Buffer, offset: number, words: readonly number[], enabled = ~0n, feature = 0): void {
+function putWords32(
+  bytes: Buffer,
+  offset: number,
+  words: readonly number[],
+  enabled = ~0n,
+  feature = 0,
+): void {
   if ((enabled & (1n << BigInt(feature))) === 0n) return;
   words.forEach((word, index) => bytes.writeUInt32LE(word >>> 0, offset + index * 4));
 }
 
-function putWords64(bytes: Buffer, offset: number, words: readonly bigint[], enabled: bigint, feature: number): void {
+function putWords64(
+  bytes: Buffer,
+  offset: number,
+  words: readonly bigint[],
+  enabled: bigint,
+  feature: number,
+): void {
   if ((enabled & (1n << BigInt(feature))) === 0n) return;
   words.forEach((word, index) => bytes.writeBigUInt64LE(word, offset + index * 8));
 }

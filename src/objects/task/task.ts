@@ -1,5 +1,6 @@
 // A frozen task as the rooms see it at dump.
 
+import type { RseqEntry } from "../../images/schema/messages.generated.ts";
 import type { TaskStat } from "../../proc/stat.ts";
 import type { TaskStatus } from "../../proc/status.ts";
 import type { StoppedThread } from "../../tracee/injection.ts";
@@ -10,6 +11,8 @@ export interface FrozenThread {
   readonly tid: number;
   readonly innerTid: number;
   readonly stopped: StoppedThread;
+  /** Its registration for restartable sequences. */
+  readonly rseq: RseqEntry;
 }
 
 /** A frozen process, or a zombie (which has no threads). */

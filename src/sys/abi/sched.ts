@@ -76,14 +76,32 @@ export const SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6;
 export const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
 export const CAP_SETPCAP = 8;
 export const CAP_LAST_CAP = 40;
-export const CAP_NAMES: Readonly<Record<string, number>> = { SYS_PTRACE: 19, SYS_ADMIN: 21, SYS_RESOURCE: 24, CHECKPOINT_RESTORE: 40 };
+export const CAP_NAMES: Readonly<Record<string, number>> = {
+  SYS_PTRACE: 19,
+  SYS_ADMIN: 21,
+  SYS_RESOURCE: 24,
+  CHECKPOINT_RESTORE: 40,
+};
 
 export const RLIMIT_NOFILE = 7;
 export const RLIM_NLIMITS = 16;
 /** Names of the limits, by number. */
 export const RLIMIT_NAMES = [
-  "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_NOFILE",
-  "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO",
+  "RLIMIT_CPU",
+  "RLIMIT_FSIZE",
+  "RLIMIT_DATA",
+  "RLIMIT_STACK",
+  "RLIMIT_CORE",
+  "RLIMIT_RSS",
+  "RLIMIT_NPROC",
+  "RLIMIT_NOFILE",
+  "RLIMIT_MEMLOCK",
+  "RLIMIT_AS",
+  "RLIMIT_LOCKS",
+  "RLIMIT_SIGPENDING",
+  "RLIMIT_MSGQUEUE",
+  "RLIMIT_NICE",
+  "RLIMIT_RTPRIO",
   "RLIMIT_RTTIME",
 ] as const;
 export const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;

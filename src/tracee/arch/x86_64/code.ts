@@ -7,7 +7,7 @@
 
 import { SYSCALLS } from "../../../sys/syscalls.x86_64.ts";
 import { SIGKILL, SIGSTOP, SIG_SETMASK, SIGSET_SIZE } from "../../../sys/abi/signal.ts";
-import { PR_SET_PDEATHSIG } from "../../../sys/abi/sched.ts";
+import { PR_SET_PDEATHSIG, WALL } from "../../../sys/abi/sched.ts";
 
 /** One line of assembler: its bytes, its text as objdump -M intel prints it, an optional label before it. */
 export interface Instruction {
@@ -54,7 +54,11 @@ const LOOP: readonly Instruction[] = [
   { bytes: [0x74, 0], text: "je any", target: "any" },
   { bytes: [0x49, 0x3b, 0x44, 0x24, ENTRY_EXPECTED], text: "cmp rax,QWORD PTR [r12+0x38]" },
   { bytes: [0x75, 0], text: "jne done", target: "done" },
-  { label: "any", bytes: [0x41, 0xf6, 0x44, 0x24, 0x04, ENTRY_MAY_FAIL], text: "test BYTE PTR [r12+0x4],0x1" },
+  {
+    label: "any",
+    bytes: [0x41, 0xf6, 0x44, 0x24, 0x04, ENTRY_MAY_FAIL],
+    text: "test BYTE PTR [r12+0x4],0x1",
+  },
   { bytes: [0x75, 0], text: "jne next", target: "next" },
   // Errors are -4095..-1: as unsigned numbers, all that is not below -4095.
   { bytes: [0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff], text: "cmp rax,0xfffffffffffff001" },
@@ -92,6 +96,21 @@ export const INTERPRETER: readonly Instruction[] = [
   { label: "stopped", bytes: [0x48, 0x89, 0xec], text: "mov rsp,rbp" },
   { bytes: [0xb8, ...imm32(SYSCALLS.rt_sigreturn.nr)], text: "mov eax,0xf" },
   { label: "sigreturn", bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x0f, 0x0b], text: "ud2" },
+  // The init of a new pid namespace: reaps everybody, and ends with the root task (its pid in r12) or with the last child.
+  { label: "init", bytes: [0xb8, ...imm32(SYSCALLS.wait4.nr)], text: "mov eax,0x3d" },
+  { bytes: [0xbf, ...imm32(-1)], text: "mov edi,0xffffffff" },
+  { bytes: [0x48, 0x89, 0xe6], text: "mov rsi,rsp" },
+  { bytes: [0xba, ...imm32(WALL)], text: "mov edx,0x40000000" },
+  { bytes: [0x45, 0x31, 0xd2], text: "xor r10d,r10d" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x44, 0x39, 0xe0], text: "cmp eax,r12d" },
+  { bytes: [0x74, 0], text: "je end", target: "end" },
+  { bytes: [0x85, 0xc0], text: "test eax,eax" },
+  { bytes: [0x79, 0], text: "jns init", target: "init" },
+  { label: "end", bytes: [0x0f, 0xb6, 0x7c, 0x24, 0x01], text: "movzx edi,BYTE PTR [rsp+0x1]" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
   { bytes: [0x0f, 0x0b], text: "ud2" },
   // A lone system call for calls that have to be caught at their exit (the last munmap).
   { label: "single", bytes: [0x0f, 0x05], text: "syscall" },
@@ -221,7 +240,8 @@ export function assemble(instructions: readonly Instruction[]): Code {
   for (const instruction of instructions) {
     bytes.set(instruction.bytes, at);
     at += instruction.bytes.length;
-    if (instruction.target !== undefined) bytes.writeInt8((labels[instruction.target] ?? 0) - at, at - 1);
+    if (instruction.target !== undefined)
+      bytes.writeInt8((labels[instruction.target] ?? 0) - at, at - 1);
   }
   return { bytes, labels };
 }

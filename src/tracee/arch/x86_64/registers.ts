@@ -1,18 +1,51 @@
 // struct user_regs_struct (arch/x86/include/asm/user_64.h): 27 words, as PTRACE_GETREGSET NT_PRSTATUS gives them, and
 // the kernel's rule for system calls that a stop has interrupted.
 
-import { ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, ERESTART_RESTARTBLOCK } from "../../../sys/errno.ts";
+import {
+  ERESTARTNOHAND,
+  ERESTARTNOINTR,
+  ERESTARTSYS,
+  ERESTART_RESTARTBLOCK,
+} from "../../../sys/errno.ts";
 import { SYSCALLS } from "../../../sys/syscalls.x86_64.ts";
 
 /** Register names in the kernel's order. */
 export const REGISTERS = [
-  "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax",
-  "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+  "r15",
+  "r14",
+  "r13",
+  "r12",
+  "rbp",
+  "rbx",
+  "r11",
+  "r10",
+  "r9",
+  "r8",
+  "rax",
+  "rcx",
+  "rdx",
+  "rsi",
+  "rdi",
+  "orig_rax",
+  "rip",
+  "cs",
+  "eflags",
+  "rsp",
+  "ss",
+  "fs_base",
+  "gs_base",
+  "ds",
+  "es",
+  "fs",
+  "gs",
 ] as const;
 
 export type RegisterName = (typeof REGISTERS)[number];
 
-const OFFSET = Object.fromEntries(REGISTERS.map((name, index) => [name, index * 8])) as Record<RegisterName, number>;
+const OFFSET = Object.fromEntries(REGISTERS.map((name, index) => [name, index * 8])) as Record<
+  RegisterName,
+  number
+>;
 
 /** Size in bytes of the register set. */
 export const REGISTERS_SIZE = REGISTERS.length * 8;
@@ -93,7 +126,8 @@ export function repeatedRegisters(regs: Registers): Registers {
   const nr = regs.getNumber("orig_rax");
   // The kernel wrote the time that is left through the last argument when it interrupted the sleep.
   if (interruption(regs) === "restart-block") {
-    if (nr === SYSCALLS.nanosleep.nr && regs.get("rsi") !== 0n) repeated.set("rdi", regs.get("rsi"));
+    if (nr === SYSCALLS.nanosleep.nr && regs.get("rsi") !== 0n)
+      repeated.set("rdi", regs.get("rsi"));
     if (nr === CLOCK_NANOSLEEP && regs.get("r10") !== 0n) repeated.set("rdx", regs.get("r10"));
   }
   return repeated.set("rax", regs.get("orig_rax")).set("rip", regs.get("rip") - SYSCALL_LENGTH);

@@ -25,7 +25,24 @@ const XSTATE_OFFSET = Math.ceil(UC_SIZE / 64) * 64;
 
 /** General registers in the order of struct sigcontext. */
 const SIGCONTEXT_ORDER = [
-  "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip", "eflags",
+  "r8",
+  "r9",
+  "r10",
+  "r11",
+  "r12",
+  "r13",
+  "r14",
+  "r15",
+  "rdi",
+  "rsi",
+  "rbp",
+  "rbx",
+  "rdx",
+  "rax",
+  "rcx",
+  "rsp",
+  "rip",
+  "eflags",
 ] as const;
 const SIGCONTEXT_CS = 18 * 8;
 const SIGCONTEXT_SS = SIGCONTEXT_CS + 6;
@@ -43,11 +60,18 @@ export function signalFrameSize(xstateSize: number): number {
  * Builds the frame for rt_sigreturn with rsp at `address` (aligned to 64): the registers `regs`, the extended state as
  * NT_X86_XSTATE gives it, and the mask.
  */
-export function signalFrame(address: number, regs: Registers, xstate: Uint8Array, mask: bigint): Buffer {
+export function signalFrame(
+  address: number,
+  regs: Registers,
+  xstate: Uint8Array,
+  mask: bigint,
+): Buffer {
   const frame = Buffer.alloc(signalFrameSize(xstate.length));
   writeU64(frame, UC_FLAGS, UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
   frame.writeUInt32LE(SS_FLAGS_INVALID, UC_STACK_FLAGS);
-  SIGCONTEXT_ORDER.forEach((name, index) => frame.writeBigUInt64LE(regs.get(name), UC_MCONTEXT + index * 8));
+  SIGCONTEXT_ORDER.forEach((name, index) =>
+    frame.writeBigUInt64LE(regs.get(name), UC_MCONTEXT + index * 8),
+  );
   frame.writeUInt16LE(Number(regs.get("cs") & 0xffffn), UC_MCONTEXT + SIGCONTEXT_CS);
   frame.writeUInt16LE(Number(regs.get("ss") & 0xffffn), UC_MCONTEXT + SIGCONTEXT_SS);
   writeU64(frame, UC_MCONTEXT + SIGCONTEXT_FPSTATE, address + XSTATE_OFFSET);

@@ -4,10 +4,31 @@
 import { cpuid } from "../../local.ts";
 
 /** Components by their bit in XCR0 and xstate_bv. */
-export const XFEATURE = { FP: 0, SSE: 1, YMM: 2, BNDREGS: 3, BNDCSR: 4, OPMASK: 5, ZMM_HI256: 6, HI16_ZMM: 7, PKRU: 9 } as const;
+export const XFEATURE = {
+  FP: 0,
+  SSE: 1,
+  YMM: 2,
+  BNDREGS: 3,
+  BNDCSR: 4,
+  OPMASK: 5,
+  ZMM_HI256: 6,
+  HI16_ZMM: 7,
+  PKRU: 9,
+} as const;
 
 /** Offsets in the legacy area that every CPU has (struct fxregs_state). */
-export const FX = { cwd: 0, swd: 2, twd: 4, fop: 6, rip: 8, rdp: 16, mxcsr: 24, mxcsrMask: 28, st: 32, xmm: 160 } as const;
+export const FX = {
+  cwd: 0,
+  swd: 2,
+  twd: 4,
+  fop: 6,
+  rip: 8,
+  rdp: 16,
+  mxcsr: 24,
+  mxcsrMask: 28,
+  st: 32,
+  xmm: 160,
+} as const;
 
 /** Offset of the XSAVE header: xstate_bv, xcomp_bv. */
 export const XSTATE_BV = 512;

@@ -1,0 +1,233 @@
+// Filling the tasks: memory, descriptors, threads, and everything that belongs to a process or thread. One program a task,
+// then one a thread, all tasks at the same time; each task reads its own pages from the images.
+
+import type { FsEntry, RlimitEntry } from "../images/schema/messages.generated.ts";
+import {
+  finishVma,
+  installGuard,
+  isMapped,
+  mapVma,
+  sealVma,
+  VMA_GUARD,
+} from "../objects/memory/vma.ts";
+import { restoreMm } from "../objects/memory/mm.ts";
+import { readPages } from "../objects/memory/pages.ts";
+import { restoreVdso, savedVdso } from "../objects/memory/vdso.ts";
+import { log } from "../log.ts";
+import type { Probe } from "../objects/probe.ts";
+import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
+import { collectLimits } from "../objects/task/limits.ts";
+import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC, O_RDONLY } from "../sys/abi/fcntl.ts";
+import * as sched from "../sys/abi/sched.ts";
+import { Program, type ProgramResult } from "../tracee/program.ts";
+import { runPrograms, type Job } from "../tracee/run.ts";
+import { Tracee, taskDied } from "../tracee/tracee.ts";
+import { readTasks } from "../proc/tasks.ts";
+import { readThreadStatusIfAlive } from "../proc/status.ts";
+import { addClone, firstPoolFd, job, type Growth } from "./grow.ts";
+import type { OpenedFiles } from "./open-files.ts";
+import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
+
+/** Gives every task its memory, files and threads. */
+export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
+  const settled = new Set<number>();
+  const around = { files, settled, imagesFd: growth.imagesFd };
+  runNoted(
+    [...plan.tasks.values()].map((task) => {
+      const program = new Program();
+      const notes = addTask(program, plan, task, around);
+      return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
+    }),
+  );
+  for (const task of plan.tasks.values()) adoptThreads(plan, growth, task);
+}
+
+/** What every thread has for itself. The leader's comes with what the whole process has, and last. */
+export function fillThreads(plan: RestorePlan, growth: Growth): void {
+  const followers = [...plan.tasks.values()].flatMap((task) =>
+    task.threads.slice(1).map((thread) => ({ task, thread })),
+  );
+  const room = threadRoom(plan, followers.length);
+  runNoted(
+    followers.map(({ task, thread }, index) => {
+      const program = new Program();
+      const notes = restoreThread(program, thread.core, { pid: task.pid, tid: thread.tid });
+      const tracee = growth.tracees.get(thread.tid) as Tracee;
+      // Threads share their memory: each has its own part of the work area.
+      return {
+        job: { ...job(plan, tracee, program), base: plan.area.programs + index * room },
+        notes,
+      };
+    }),
+  );
+  const limits = seedLimits();
+  runNoted(
+    [...plan.tasks.values()].map((task) => {
+      const program = new Program();
+      for (const vma of task.mm.vmas) sealVma(program, vma);
+      const parentLeaves = task.pid === plan.tree.root.pid && !plan.newPidNamespace;
+      const notes = restoreProcess(program, task.core, {
+        mm: task.mm,
+        umask: task.fs.umask ?? 0o22,
+        limits,
+        pid: task.pid,
+        parentLeaves,
+      });
+      return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
+    }),
+  );
+}
+
+interface NotedJob {
+  readonly job: Job;
+  /** Reads from the results what could not be given back in full. */
+  readonly notes: Probe<string[]>;
+}
+
+/** Runs programs, and logs what they could not give back in full. */
+function runNoted(jobs: readonly NotedJob[]): void {
+  const results = runPrograms(jobs.map((noted) => noted.job));
+  jobs.forEach(({ notes, job: { tracee } }, index) => {
+    for (const note of notes(results[index] as ProgramResult))
+      log.warn(`pid ${tracee.leader}: ${note}`);
+  });
+}
+
+/** The limits that tasks inherit: the engine's, with the files' soft limit raised (see grow.ts). */
+function seedLimits(): RlimitEntry[] {
+  return collectLimits(process.pid).map((limit, resource) =>
+    resource === sched.RLIMIT_NOFILE ? { cur: limit.max, max: limit.max } : limit,
+  );
+}
+
+function threadRoom(plan: RestorePlan, threads: number): number {
+  const room = Math.floor(
+    (plan.area.size - (plan.area.programs - plan.area.address)) / Math.max(1, threads),
+  );
+  return room - (room % 64);
+}
+
+interface TaskSurroundings {
+  readonly files: OpenedFiles;
+  /** Ids of files that some task has settled. */
+  readonly settled: Set<number>;
+  readonly imagesFd: number;
+}
+
+function addTask(
+  program: Program,
+  plan: RestorePlan,
+  task: TaskPlan,
+  around: TaskSurroundings,
+): Probe<string[]> {
+  const node = plan.tree.nodes.find(({ pid }) => pid === task.pid);
+  if (node !== undefined && node.joinsGroup !== 0) {
+    program.call("setpgid", [0, node.joinsGroup], {
+      label: `put pid ${task.pid} into process group ${node.joinsGroup}`,
+    });
+  }
+  const notes = restoreProcessEarly(program, task.core);
+  addMemory(program, task, around);
+  restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
+  addDirectories(program, plan, task.fs, around.files);
+  addDescriptors(program, plan, task, around);
+  for (const { tid } of task.threads.slice(1)) {
+    addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
+  }
+  return notes;
+}
+
+const THREAD_FLAGS =
+  sched.CLONE_VM |
+  sched.CLONE_FS |
+  sched.CLONE_FILES |
+  sched.CLONE_SIGHAND |
+  sched.CLONE_THREAD |
+  sched.CLONE_SYSVSEM;
+
+function addMemory(program: Program, task: TaskPlan, { files, imagesFd }: TaskSurroundings): void {
+  const mapped = task.mm.vmas.filter(isMapped);
+  for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.fd(vma.shmid) : undefined);
+  for (const { name, sources } of task.pages) {
+    const file = program.call("openat", [imagesFd, program.string(name), O_RDONLY | O_CLOEXEC, 0], {
+      label: `open ${name}`,
+    });
+    readPages(
+      program,
+      file,
+      sources.filter(({ address }) => !isKernelCode(task, address)),
+    );
+    program.call("close", [file]);
+  }
+  const vdso = savedVdso(task.mm.vmas);
+  if (vdso !== undefined) restoreVdso(program, vdso);
+  for (const vma of mapped) finishVma(program, vma);
+  for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
+}
+
+/** The saved pages of the vdso stay in the image: the running kernel's own are mapped. */
+function isKernelCode(task: TaskPlan, address: number): boolean {
+  return task.mm.vmas.some(
+    (vma) =>
+      !isMapped(vma) && (vma.status & VMA_GUARD) === 0 && vma.start <= address && address < vma.end,
+  );
+}
+
+function addDirectories(
+  program: Program,
+  plan: RestorePlan,
+  fs: FsEntry,
+  files: OpenedFiles,
+): void {
+  if (plan.set.files.get(fs.root_id)?.reg?.name !== "/") {
+    program.call("fchdir", [files.fd(fs.root_id)], { label: "restore the root directory" });
+    program.call("chroot", [program.string(".")], { label: "restore the root directory" });
+  }
+  program.call("fchdir", [files.fd(fs.cwd_id)], { label: "restore the current directory" });
+}
+
+/** Every descriptor into its place, then nothing else stays open. */
+function addDescriptors(
+  program: Program,
+  plan: RestorePlan,
+  task: TaskPlan,
+  { files, settled }: TaskSurroundings,
+): void {
+  const pool = firstPoolFd(plan);
+  program.call("close_range", [0, pool - 1, 0], { label: "close what the seed had open" });
+  for (const { fd, id, flags } of task.fdinfo) {
+    program.call("dup3", [files.fd(id), fd, (flags & FD_CLOEXEC) !== 0 ? O_CLOEXEC : 0], {
+      label: `place fd ${fd} of pid ${task.pid}`,
+    });
+  }
+  for (const { fd, id } of task.fdinfo) {
+    const entry = plan.set.files.get(id);
+    if (entry === undefined || settled.has(id)) continue;
+    settled.add(id);
+    files.settle(program, entry, fd);
+  }
+  program.call("close_range", [pool, CLOSE_RANGE_MAX, 0], {
+    label: "close the descriptors of the restore",
+  });
+}
+
+/** Finds the new threads of a task by their first stops. */
+function adoptThreads(plan: RestorePlan, growth: Growth, task: TaskPlan): void {
+  const leader = growth.tracees.get(task.pid) as Tracee;
+  const outer = plan.newPidNamespace ? outerThreadIds(leader.tid) : undefined;
+  for (const { tid } of task.threads.slice(1)) {
+    const tracee = new Tracee(outer?.get(tid) ?? tid, leader.tid, growth.counters);
+    if (tracee.waitInterrupted() === undefined)
+      throw taskDied(tracee, "ended as soon as it was made");
+    growth.tracees.set(tid, tracee);
+  }
+}
+
+function outerThreadIds(leader: number): Map<number, number> {
+  return new Map(
+    readTasks(leader).map((tid) => [
+      readThreadStatusIfAlive(leader, tid)?.nsPid.at(-1) ?? tid,
+      tid,
+    ]),
+  );
+}

@@ -1,0 +1,44 @@
+// A tree comes back with its own pids, so they must be free: as pid, thread, process group and session. The dead of the tree
+// may not have been reaped yet (init takes its time), so they are given a moment.
+
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { readPidUsage } from "../proc/pid-usage.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
+import type { RestorePlan } from "./plan.ts";
+
+/** How long zombies that still hold a number are waited for. */
+const ZOMBIE_PATIENCE_MS = 5_000;
+const POLL_MS = 10;
+
+/**
+ * Waits until all pids of a plan are free.
+ *
+ * @throws RepriseError PID_TAKEN naming who holds one.
+ */
+export async function waitForFreePids(plan: RestorePlan): Promise<void> {
+  const wanted = new Set(plan.tree.nodes.map(({ pid }) => pid));
+  for (const task of plan.tasks.values()) for (const { tid } of task.threads) wanted.add(tid);
+  const deadline = performance.now() + ZOMBIE_PATIENCE_MS;
+  for (;;) {
+    const holders = [...readPidUsage(wanted)].flatMap(([number, held]) =>
+      held.map((holder) => ({ number, ...holder })),
+    );
+    const first = holders[0];
+    if (first === undefined) return;
+    const living = holders.find(({ pid }) => readStatIfAlive(pid)?.state !== "Z");
+    if (living !== undefined || performance.now() > deadline) {
+      const holder = living ?? first;
+      throw new RepriseError(
+        "PID_TAKEN",
+        `cannot restore pid ${holder.number}: the number is taken as ${holder.role} by pid ${holder.pid} (${holder.comm})`,
+        {
+          pid: holder.number,
+          hint: "Wait for that process to end, or restore into a new pid namespace (reprise clone does).",
+        },
+      );
+    }
+    log.debug(`waiting for zombie ${first.pid} to be reaped: it holds ${first.number}`);
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+}

@@ -1,0 +1,23 @@
+// inventory.img: what kind of set this is, and the engine's own kernel objects as the point of comparison.
+
+import type { MessageInput } from "../images/codec.ts";
+import type { InventoryEntry } from "../images/schema/messages.generated.ts";
+import type { CollectedTree } from "./collect.ts";
+
+/** Image format 1.1. */
+const IMG_VERSION = 2;
+/** Number of the cgroup set of the engine itself: tasks with it are not moved at restore. */
+export const OWN_CGROUP_SET = 1;
+
+/** The inventory of a full dump. */
+export function inventoryEntry(collected: CollectedTree): MessageInput<InventoryEntry> {
+  return {
+    img_version: IMG_VERSION,
+    fdinfo_per_id: true,
+    root_ids: collected.rootIds,
+    ns_per_id: true,
+    root_cg_set: OWN_CGROUP_SET,
+    lsmtype: 0,
+    plugins_entry: { plugins: [] },
+  };
+}

@@ -1,0 +1,151 @@
+// Looking at a frozen tree from inside: one program a thread, all threads of all tasks at the same time, for what only the
+// thread itself can tell.
+
+import {
+  probeProcess,
+  probeThread,
+  type ProcessState,
+  type ThreadState,
+} from "../objects/task/core.ts";
+import type { FrozenTask } from "../objects/task/task.ts";
+import { RepriseError } from "../errors.ts";
+import type { SmapsVma } from "../proc/smaps.ts";
+import { SIGCONT } from "../sys/abi/signal.ts";
+import { findSpareBytes, inject, workAreaSize, type Injection } from "../tracee/injection.ts";
+import { Program, type ProgramResult } from "../tracee/program.ts";
+import { runPrograms, type Job } from "../tracee/run.ts";
+import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
+import type { CollectedTask, CollectedTree } from "./collect.ts";
+import type { FrozenTree } from "./freeze.ts";
+
+/** What the threads told. */
+export interface InsideView {
+  readonly injections: readonly Injection[];
+  process(task: FrozenTask): ProcessState;
+  thread(tid: number): ThreadState;
+}
+
+interface Inquiry {
+  readonly task: CollectedTask;
+  readonly programs: readonly Program[];
+  readonly process: (result: ProgramResult) => ProcessState;
+  readonly threads: readonly ((result: ProgramResult) => ThreadState)[];
+}
+
+/** Asks all threads. The injections stay in place; the caller cures them. */
+export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideView {
+  noteBlockedContinues(tree);
+  const inquiries = collected.live.map((task) => inquire(task, tree));
+  const injections = inject(inquiries.map(target));
+  const jobs = inquiries.flatMap((inquiry, index) =>
+    jobsOf(inquiry, injections[index] as Injection),
+  );
+  const results = runPrograms(jobs);
+  const processes = new Map<number, ProcessState>();
+  const threads = new Map<number, ThreadState>();
+  let next = 0;
+  for (const inquiry of inquiries) {
+    inquiry.task.task.threads.forEach(({ tid }, index) => {
+      const result = results[next++] as ProgramResult;
+      if (index === 0) processes.set(inquiry.task.task.pid, inquiry.process(result));
+      threads.set(tid, (inquiry.threads[index] as Inquiry["threads"][number])(result));
+    });
+  }
+  return {
+    injections,
+    process: (task) => processes.get(task.pid) as ProcessState,
+    thread: (tid) => threads.get(tid) as ThreadState,
+  };
+}
+
+/** Our SIGSTOP removes a pending SIGCONT; it is sent again at the end. */
+function noteBlockedContinues(tree: FrozenTree): void {
+  const bit = 1n << BigInt(SIGCONT - 1);
+  for (const task of tree.tasks) {
+    const leader = task.threads[0];
+    if (leader !== undefined && ((task.status.shdPnd | task.status.sigPnd) & bit) !== 0n)
+      leader.stopped.tracee.continuePending = true;
+  }
+}
+
+function inquire(task: CollectedTask, tree: FrozenTree): Inquiry {
+  const programs = task.task.threads.map(() => new Program());
+  const process = probeProcess(programs[0] as Program, task.task, {
+    innerTid: (tid) => innerTid(tree, tid) ?? tid,
+  });
+  const threads = task.task.threads.map((thread, index) =>
+    probeThread(programs[index] as Program, task.task, thread),
+  );
+  return { task, programs, process, threads };
+}
+
+function innerTid(tree: FrozenTree, tid: number): number | undefined {
+  for (const task of tree.tasks)
+    for (const thread of task.threads) if (thread.tid === tid) return thread.innerTid;
+  return undefined;
+}
+
+function target({ task, programs }: Inquiry): Parameters<typeof inject>[0][number] {
+  const threads = task.task.threads.map(({ stopped }) => stopped);
+  const programSize = programs.reduce((sum, program) => sum + roomFor(program), 0);
+  const areas = task.vmas.map(({ area }) => area);
+  return {
+    threads,
+    spare: spareBytes(task.task, areas),
+    hole: findHole(task, workAreaSize(threads, programSize)),
+    programSize,
+  };
+}
+
+function jobsOf({ task, programs }: Inquiry, injection: Injection): Job[] {
+  let base = injection.programs;
+  return task.task.threads.map(({ stopped }, index) => {
+    const program = programs[index] as Program;
+    const job = {
+      tracee: stopped.tracee,
+      program,
+      code: injection.code,
+      base,
+      frame: injection.frames[index] ?? 0,
+    };
+    base += roomFor(program);
+    return job;
+  });
+}
+
+function roomFor(program: Program): number {
+  return Math.ceil(program.size / 64) * 64;
+}
+
+function spareBytes(task: FrozenTask, areas: readonly SmapsVma[]): number {
+  const executable = areas.filter(({ exec, read, end }) => exec && read && end <= TASK_SIZE);
+  const ordered = executable.sort(
+    (a, b) => Number(b.path === "[vdso]") - Number(a.path === "[vdso]"),
+  );
+  const spare = findSpareBytes(task.pid, ordered);
+  if (spare === undefined) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${task.pid}: there is no spare room in its executable memory`,
+      {
+        pid: task.pid,
+        hint: "Programs without a vdso and with full code pages cannot be saved.",
+      },
+    );
+  }
+  return spare;
+}
+
+const LOWEST_HOLE = 0x1000_0000;
+/** Distance to other areas, so that nothing of the task's grows into ours. */
+const MARGIN = 64 * PAGE_SIZE;
+
+function findHole(task: CollectedTask, size: number): number {
+  let from = LOWEST_HOLE;
+  for (const { entry } of task.vmas) {
+    if (entry.start > TASK_SIZE) break;
+    if (entry.start - from >= size + 2 * MARGIN) break;
+    from = Math.max(from, entry.end);
+  }
+  return from + MARGIN;
+}

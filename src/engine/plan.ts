@@ -1,0 +1,332 @@
+// The restore plan: everything that can be decided from the images before the first process is made. Which files are opened,
+// where the common work area goes, which pages come from where, who makes whom.
+
+import { RepriseError } from "../errors.ts";
+import type { LoadedSet, LoadedTask } from "../images/check-set.ts";
+import { PE_PARENT, PE_PRESENT, type PageRun, type StoredPageRun } from "../images/pagemap.ts";
+import type { ImageSetReader } from "../images/image-set.ts";
+import type {
+  CoreEntry,
+  FdinfoEntry,
+  FileEntry,
+  FsEntry,
+  MmEntry,
+  TaskKobjIdsEntry,
+  VmaEntry,
+} from "../images/schema/messages.generated.ts";
+import { checkRegularFiles } from "../objects/files/unchanged.ts";
+import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
+import type { PageSource } from "../objects/memory/pages.ts";
+import { checkVdso, savedVdso, vdsoRun } from "../objects/memory/vdso.ts";
+import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
+import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
+import { planTree, type TreePlan } from "./plan-tree.ts";
+import { readAt } from "./read-image.ts";
+
+export interface RestorePlanOptions extends FilesRestoreOptions {
+  readonly newPidNamespace?: boolean;
+}
+
+/** A live task to make. */
+export interface TaskPlan {
+  readonly pid: number;
+  readonly core: CoreEntry;
+  readonly threads: readonly { readonly tid: number; readonly core: CoreEntry }[];
+  readonly ids: TaskKobjIdsEntry;
+  readonly mm: MmEntry;
+  readonly fs: FsEntry;
+  readonly fdinfo: readonly FdinfoEntry[];
+  /** Pages by the file that holds them: this set's, or one of its parents'. */
+  readonly pages: readonly PageFile[];
+}
+
+/** A pages file, relative to the images directory, and what is read from it. */
+export interface PageFile {
+  readonly name: string;
+  readonly sources: readonly PageSource[];
+}
+
+export interface RestorePlan {
+  readonly set: LoadedSet;
+  readonly options: RestorePlanOptions;
+  readonly tree: TreePlan;
+  readonly tasks: ReadonlyMap<number, TaskPlan>;
+  /** Files that somebody uses, in order of their ids. */
+  readonly files: readonly FileEntry[];
+  readonly area: WorkArea;
+  /** First descriptor number above all that the tasks use. */
+  readonly firstFreeFd: number;
+  readonly newPidNamespace: boolean;
+  readonly pages: number;
+  /** Lines for people: what `--explain` prints. */
+  describe(): string[];
+}
+
+/**
+ * Plans a restore.
+ *
+ * @throws RepriseError for everything that would make it fail: missing or changed files, another kernel's vdso, …
+ */
+export function planRestore(set: LoadedSet, options: RestorePlanOptions): RestorePlan {
+  const loaded = [...set.tasks.values()];
+  const tree = planTree(loaded.map(treeTask), { shellJob: options.shellJob });
+  const tasks = new Map(
+    loaded.filter((task) => task.live !== undefined).map((task) => [task.pid, planTask(set, task)]),
+  );
+  for (const task of tasks.values()) checkTask(set, task);
+  const files = usedFiles(set, [...tasks.values()]);
+  checkRegularFiles(files, set, options);
+  const pages = [...tasks.values()].reduce((sum, task) => sum + countPages(task), 0);
+  const plan: Omit<RestorePlan, "describe"> = {
+    set,
+    options,
+    tree,
+    tasks,
+    files,
+    area: chooseWorkArea([...tasks.values()]),
+    firstFreeFd:
+      1 + Math.max(2, ...[...tasks.values()].flatMap(({ fdinfo }) => fdinfo.map(({ fd }) => fd))),
+    newPidNamespace: options.newPidNamespace ?? wasInOwnPidNamespace(set),
+    pages,
+  };
+  return { ...plan, describe: () => describePlan(plan) };
+}
+
+function treeTask(task: LoadedTask): {
+  pid: number;
+  ppid: number;
+  pgid: number;
+  sid: number;
+  zombie: boolean;
+} {
+  const { pid, ppid, pgid, sid } = task.pstree;
+  return { pid, ppid, pgid, sid, zombie: task.isZombie };
+}
+
+function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
+  const live = task.live as NonNullable<LoadedTask["live"]>;
+  return {
+    pid: task.pid,
+    core: task.core,
+    threads: [...task.threads].map(([tid, core]) => ({ tid, core })),
+    ids: live.ids,
+    mm: live.mm,
+    fs: live.fs,
+    fdinfo: live.fdinfo,
+    pages: pageFiles(
+      set.reader,
+      { kind: "pagemap", id: task.pid },
+      live.pagemap.runs,
+      live.pagemap.pagesId,
+    ),
+  };
+}
+
+/** Follows PE_PARENT runs through the chain of sets. */
+export function pageFiles(
+  reader: ImageSetReader,
+  image: { readonly kind: "pagemap" | "pagemap-shmem"; readonly id: number },
+  runs: readonly StoredPageRun[],
+  pagesId: number,
+  prefix = "",
+): PageFile[] {
+  const own: PageSource[] = [];
+  const inherited: PageRun[] = [];
+  for (const run of runs) {
+    if ((run.flags & PE_PRESENT) !== 0 && run.offset !== undefined) {
+      own.push({ address: run.vaddr, length: run.pages * PAGE_SIZE, offset: run.offset });
+    } else if ((run.flags & PE_PARENT) !== 0) inherited.push(run);
+    else if (run.flags !== 0) {
+      throw new RepriseError(
+        "BAD_IMAGE",
+        `cannot restore memory ${run.vaddr.toString(16)}: its pages were left to a lazy-pages server`,
+        {
+          hint: "The dump was made with --lazy-pages; restore it while its server runs (not supported yet).",
+        },
+      );
+    }
+  }
+  const files: PageFile[] =
+    own.length === 0 ? [] : [{ name: `${prefix}pages-${pagesId}.img`, sources: own }];
+  if (inherited.length === 0) return files;
+  const parent = reader.parent();
+  if (parent === undefined)
+    throw new RepriseError(
+      "IMAGE_MISSING",
+      "cannot restore memory: the parent set of an incremental dump is missing",
+    );
+  const map = parent.readPagemap(image.kind, image.id);
+  if (map === undefined)
+    throw new RepriseError(
+      "IMAGE_MISSING",
+      `cannot restore memory: the parent set lacks ${image.kind}-${image.id}.img`,
+    );
+  return [
+    ...files,
+    ...pageFiles(parent, image, cutOut(map.runs, inherited), map.pagesId, `${prefix}parent/`),
+  ];
+}
+
+/** The parts of `runs` that `wanted` asks for. */
+function cutOut(runs: readonly StoredPageRun[], wanted: readonly PageRun[]): StoredPageRun[] {
+  return wanted.flatMap((want) => {
+    const end = want.vaddr + want.pages * PAGE_SIZE;
+    const parts = runs.filter(
+      (run) => run.vaddr < end && run.vaddr + run.pages * PAGE_SIZE > want.vaddr,
+    );
+    const cut = parts.map((run) => {
+      const from = Math.max(run.vaddr, want.vaddr);
+      const to = Math.min(run.vaddr + run.pages * PAGE_SIZE, end);
+      const offset = run.offset === undefined ? undefined : run.offset + from - run.vaddr;
+      return { vaddr: from, pages: (to - from) / PAGE_SIZE, flags: run.flags, offset };
+    });
+    if (cut.reduce((sum, run) => sum + run.pages, 0) !== want.pages) {
+      throw new RepriseError(
+        "BAD_IMAGE",
+        `cannot restore memory ${want.vaddr.toString(16)}: the parent set does not have all of its pages`,
+      );
+    }
+    return cut;
+  });
+}
+
+/** What this version cannot bring back, and a vdso of another kernel. */
+function checkTask(set: LoadedSet, task: TaskPlan): void {
+  const refuse = (what: string): never => {
+    throw new RepriseError("UNSUPPORTED", `cannot restore pid ${task.pid}: ${what}`, {
+      pid: task.pid,
+    });
+  };
+  if (task.threads.some(({ core }) => (core.thread_core?.seccomp_mode ?? 0) !== 0))
+    refuse("it ran under seccomp, which cannot be restored yet");
+  if (task.mm.aios.length > 0) refuse("it has AIO rings, which cannot be restored yet");
+  const own = set.inventory.root_ids;
+  for (const name of ["net", "ipc", "uts", "mnt", "user"] as const) {
+    const id = task.ids[`${name}_ns_id`];
+    if (
+      own !== undefined &&
+      id !== undefined &&
+      own[`${name}_ns_id`] !== undefined &&
+      id !== own[`${name}_ns_id`]
+    ) {
+      refuse(`it was in a ${name} namespace of its own, which cannot be restored yet`);
+    }
+  }
+  const vdso = savedVdso(task.mm.vmas);
+  if (vdso === undefined) return;
+  const live = set.tasks.get(task.pid)?.live;
+  const run = live === undefined ? undefined : vdsoRun(vdso, live.pagemap.runs);
+  const offset = run?.offset;
+  const code =
+    run === undefined || offset === undefined || live === undefined
+      ? undefined
+      : readAt(
+          set.reader.path("pages", live.pagemap.pagesId),
+          offset + vdso.address + vdso.vvarSize - run.vaddr,
+          vdso.vdsoSize,
+        );
+  checkVdso(task.pid, vdso, code);
+}
+
+function usedFiles(set: LoadedSet, tasks: readonly TaskPlan[]): FileEntry[] {
+  const used = new Set<number>();
+  for (const { mm, fs, fdinfo } of tasks) {
+    used.add(mm.exe_file_id).add(fs.cwd_id).add(fs.root_id);
+    for (const { id } of fdinfo) used.add(id);
+    for (const vma of mm.vmas) if (mapsFile(vma)) used.add(vma.shmid);
+  }
+  return [...used]
+    .sort((a, b) => a - b)
+    .map((id) => {
+      const entry = set.files.get(id);
+      if (entry === undefined)
+        throw new RepriseError("BAD_IMAGE", `cannot restore: files.img has no file ${id}`);
+      return entry;
+    });
+}
+
+/** Whether an area is made from a file of files.img. */
+export function mapsFile(vma: VmaEntry): boolean {
+  return isMapped(vma) && (vma.status & (VMA_FILE_PRIVATE | VMA_FILE_SHARED)) !== 0;
+}
+
+function countPages(task: TaskPlan): number {
+  return (
+    task.pages.reduce(
+      (sum, file) => sum + file.sources.reduce((bytes, { length }) => bytes + length, 0),
+      0,
+    ) / PAGE_SIZE
+  );
+}
+
+/** Room for programs: calls for files, areas, threads and pages, each well below this many bytes. */
+const BYTES_PER_OBJECT = 1024;
+const AREA_MINIMUM = 16 * 1024 * 1024;
+/** Below this are addresses that the kernel may refuse (vm.mmap_min_addr) or that a heap may grow into. */
+const LOWEST_HOLE = 0x1000_0000;
+/** Space left free around the work area, so that no stack or heap touches it. */
+const MARGIN = 64 * 1024 * 1024;
+
+/** A range that no task of the tree uses: the work area is at the same address in all of them. */
+function chooseWorkArea(tasks: readonly TaskPlan[]): WorkArea {
+  const objects = tasks.reduce(
+    (most, task) =>
+      Math.max(
+        most,
+        task.mm.vmas.length +
+          task.fdinfo.length +
+          4 * task.threads.length +
+          task.pages.reduce((sum, { sources }) => sum + sources.length, 0),
+      ),
+    0,
+  );
+  const size = Math.max(
+    AREA_MINIMUM,
+    Math.ceil((objects * BYTES_PER_OBJECT * 4) / AREA_MINIMUM) * AREA_MINIMUM,
+  );
+  const used = tasks
+    .flatMap(({ mm }) => mm.vmas.filter(({ end }) => end <= TASK_SIZE))
+    .sort((a, b) => a.start - b.start);
+  let from = LOWEST_HOLE;
+  for (const { start, end } of [...used, { start: TASK_SIZE, end: TASK_SIZE }]) {
+    if (start - from >= size + 2 * MARGIN) return workAreaAt(from + MARGIN, size);
+    from = Math.max(from, end);
+  }
+  throw new RepriseError(
+    "UNSUPPORTED",
+    "cannot restore the tree: no address range is free in all of its tasks",
+  );
+}
+
+function wasInOwnPidNamespace(set: LoadedSet): boolean {
+  const root = set.tasks.get(set.rootPid)?.live?.ids.pid_ns_id;
+  const own = set.inventory.root_ids?.pid_ns_id;
+  return root !== undefined && own !== undefined && root !== own;
+}
+
+function describePlan(plan: Omit<RestorePlan, "describe">): string[] {
+  const lines = [
+    `${plan.tasks.size} tasks, ${plan.pages} pages, ${plan.files.length} files, work area at ${plan.area.address.toString(16)}`,
+  ];
+  for (const node of plan.tree.nodes) {
+    const task = plan.tasks.get(node.pid);
+    const made =
+      node === plan.tree.root
+        ? "made by the engine"
+        : `child of ${node.ppid}${node.viaSibling ? ", made by a sibling" : ""}`;
+    const session = node.leadsSession
+      ? ", leads a session"
+      : node.leadsGroup
+        ? ", leads a group"
+        : "";
+    const content =
+      task === undefined
+        ? ""
+        : `: ${task.threads.length} threads, ${task.mm.vmas.length} areas, ${countPages(task)} pages, ${task.fdinfo.length} descriptors`;
+    lines.push(
+      `${node.role} ${node.pid} ${task?.core.tc?.comm ?? ""} (${made}${session})${content}`,
+    );
+  }
+  return lines;
+}

@@ -1,0 +1,74 @@
+// Letting a restored tree go: the work area is unmapped as the very last system call of each task, caught at its exit, and
+// there the threads get their own registers, extended state and signal masks. Then all are detached together.
+
+import { registersOf, extendedStateOf } from "../objects/task/cpu-state.ts";
+import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
+import { sendSignal } from "../sys/process.ts";
+import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
+import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
+import type { Tracee } from "../tracee/tracee.ts";
+import type { Growth } from "./grow.ts";
+import type { RestorePlan, TaskPlan } from "./plan.ts";
+import { endProcess } from "../tracee/seed.ts";
+import { TASK_STOPPED } from "../images/check-task.ts";
+
+/** Releases all tasks of a tree. */
+export function release(
+  plan: RestorePlan,
+  growth: Growth,
+  options: { readonly leaveStopped: boolean },
+): void {
+  const tasks = [...plan.tasks.values()];
+  const leaders = tasks.map((task) => growth.tracees.get(task.pid) as Tracee);
+  leaders.forEach((leader) => startUnmapping(plan, leader));
+  leaders.forEach((leader) => finishCaughtCall(leader));
+  for (const task of tasks) setStates(growth, task);
+  for (const task of tasks) letGo(growth, task, options);
+  startInit(plan, growth);
+  endProcess(growth.seed.tid);
+}
+
+function startUnmapping(plan: RestorePlan, leader: Tracee): void {
+  const regs = leader.registers();
+  regs
+    .set("rip", plan.area.code + label("single"))
+    .set("rax", SYSCALLS.munmap.nr)
+    .set("orig_rax", -1n);
+  regs.set("rdi", plan.area.address).set("rsi", plan.area.size);
+  leader.setRegisters(regs);
+  leader.setSignalMask(SIGSET_FULL);
+  startCaughtCall(leader);
+}
+
+function setStates(growth: Growth, task: TaskPlan): void {
+  for (const { tid, core } of task.threads) {
+    const tracee = growth.tracees.get(tid) as Tracee;
+    tracee.setExtendedState(extendedStateOf(core, tracee.extendedState()));
+    // Not in a system call any more: the kernel must not restart one.
+    tracee.setRegisters(registersOf(core).set("orig_rax", -1n));
+    tracee.setSignalMask(
+      (tid === task.pid ? task.core.tc?.blk_sigset : core.thread_core?.blk_sigset) ?? 0n,
+    );
+  }
+}
+
+function letGo(growth: Growth, task: TaskPlan, options: { readonly leaveStopped: boolean }): void {
+  const leader = growth.tracees.get(task.pid) as Tracee;
+  const wasStopped = task.core.tc?.task_state === TASK_STOPPED;
+  if (wasStopped || options.leaveStopped)
+    sendSignal(leader.tid, wasStopped ? (task.core.tc?.stop_signo ?? SIGSTOP) : SIGSTOP);
+  for (const { tid } of task.threads) growth.tracees.get(tid)?.detach();
+}
+
+function startInit(plan: RestorePlan, growth: Growth): void {
+  if (growth.init === undefined) return;
+  const regs = growth.init.registers();
+  regs
+    .set("rip", plan.area.code + label("init"))
+    .set("r12", plan.tree.root.pid)
+    .set("rsp", plan.area.programs)
+    .set("orig_rax", -1n);
+  growth.init.setRegisters(regs);
+  growth.init.setSignalMask(0n);
+  growth.init.detach();
+}

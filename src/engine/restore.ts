@@ -1,0 +1,144 @@
+// The restore, as a story: read and check the images, plan, start the seed, open the files of the whole tree once, make the
+// tree, fill every task in parallel, make the threads, and let all go together. Until that moment every task dies with the
+// engine, and every error leaves nothing behind.
+
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
+import { ImageSetReader } from "../images/image-set.ts";
+import { endProcess } from "../tracee/seed.ts";
+import type { TraceCounters } from "../tracee/tracee.ts";
+import { waitForFreePids } from "./free-pids.ts";
+import { openFiles } from "./open-files.ts";
+import { planRestore, type RestorePlan } from "./plan.ts";
+import type { EngineHooks, ProgressListener, RestoreStats } from "./progress.ts";
+import { fillTasks, fillThreads } from "./fill.ts";
+import { growTree, settleTree, startRoot, type Growth } from "./grow.ts";
+import { release } from "./release.ts";
+import { writeRestoreStats } from "./stats.ts";
+import { waitForExit } from "./wait-exit.ts";
+
+export interface RestoreOptions {
+  readonly imagesDir: string;
+  /** Where stats-restore is written. @default imagesDir */
+  readonly workDir?: string;
+  /** The tree takes over the engine's session and terminal where it was in one of outside. @default false */
+  readonly shellJob?: boolean;
+  /** Leave the tasks stopped. @default false */
+  readonly leaveStopped?: boolean;
+  /** Make the tree in a new pid namespace, beside a running original. @default only if it was in one of its own */
+  readonly newPidNamespace?: boolean;
+  /** Plan and check only; the result has the plan. @default false */
+  readonly dryRun?: boolean;
+  /** Do not compare permission bits of files. @default false */
+  readonly skipRwxCheck?: boolean;
+  /** How files are compared with those that were saved. @default "buildid" */
+  readonly fileValidation?: "filesize" | "buildid";
+  readonly hooks?: EngineHooks;
+  readonly onEvent?: ProgressListener;
+}
+
+export interface RestoreResult {
+  /** The root task in the engine's pid namespace; 0 after a dry run. */
+  readonly pid: number;
+  readonly stats: RestoreStats;
+  /** What would be done, in lines for people; with `dryRun`. */
+  readonly plan?: readonly string[];
+  /** Waits for the end of the root task: its exit code, or 128 and the signal's number. */
+  wait(): Promise<number>;
+}
+
+/**
+ * Brings a saved tree back. Its root becomes a child of this process.
+ *
+ * @throws RepriseError; nothing is left behind then.
+ */
+export async function restore(options: RestoreOptions): Promise<RestoreResult> {
+  const begun = performance.now();
+  const since = (): number => performance.now() - begun;
+  const set = readImages(options.imagesDir);
+  const plan = planRestore(set, {
+    shellJob: options.shellJob ?? false,
+    skipRwxCheck: options.skipRwxCheck ?? false,
+    fileValidation: options.fileValidation ?? "buildid",
+    ...(options.newPidNamespace === undefined ? {} : { newPidNamespace: options.newPidNamespace }),
+  });
+  options.onEvent?.({ kind: "planned", tasks: plan.tree.nodes.length, ms: since() });
+  const counters: TraceCounters = { stops: 0, remoteCalls: 0 };
+  if (options.dryRun === true) {
+    return {
+      pid: 0,
+      stats: statsOf(plan, counters, { forking: 0, total: 0 }),
+      plan: plan.describe(),
+      wait: () => Promise.resolve(0),
+    };
+  }
+  options.hooks?.script?.("pre-restore");
+  if (!plan.newPidNamespace) await waitForFreePids(plan);
+
+  let growth: Growth | undefined;
+  try {
+    growth = startRoot(plan, counters);
+    const files = openFiles(plan, growth);
+    growTree(plan, growth);
+    const forking = since();
+    options.onEvent?.({ kind: "tree", ms: since() });
+    fillTasks(plan, growth, files);
+    settleTree(plan, growth);
+    fillThreads(plan, growth);
+    const root = growth.outerPid(plan.tree.root.pid);
+    options.hooks?.script?.("post-restore", root);
+    options.hooks?.script?.("pre-resume", root);
+    release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
+    const stats = statsOf(plan, counters, { forking, total: since() });
+    writeRestoreStats(options.workDir ?? options.imagesDir, stats);
+    options.onEvent?.({ kind: "restored", pid: root, ms: since() });
+    try {
+      options.hooks?.script?.("post-resume", root);
+    } catch (error) {
+      log.warn(`the post-resume script failed: ${String(error)}`); // the tree runs: CRIU only logs this, too
+    }
+    return { pid: root, stats, wait: () => waitForExit(root) };
+  } catch (error) {
+    tearDown(growth);
+    throw error;
+  }
+}
+
+function readImages(dir: string): LoadedSet {
+  const reader = new ImageSetReader(dir);
+  reader.verify();
+  return loadImageSet(reader);
+}
+
+/** Kills whatever was made. Should the engine die before, the kernel does it (PTRACE_O_EXITKILL). */
+function tearDown(growth: Growth | undefined): void {
+  if (growth === undefined) return;
+  for (const pid of growth.madePids().reverse()) {
+    try {
+      endProcess(pid);
+    } catch (error) {
+      log.warn(
+        `while taking the restore back: ${error instanceof RepriseError ? error.message : String(error)}`,
+      );
+    }
+  }
+}
+
+function statsOf(
+  plan: RestorePlan,
+  counters: TraceCounters,
+  times: { forking: number; total: number },
+): RestoreStats {
+  return {
+    forking_time: Math.round(times.forking * 1000),
+    restore_time: Math.round(times.total * 1000),
+    pages_restored: plan.pages,
+    pages_compared: 0,
+    pages_skipped_cow: 0,
+    stops: counters.stops,
+    remote_calls: counters.remoteCalls,
+    tasks: plan.tree.nodes.filter(({ role }) => role !== "helper").length,
+    threads: [...plan.tasks.values()].reduce((sum, task) => sum + task.threads.length, 0),
+  };
+}

@@ -1,0 +1,32 @@
+// Waiting for the end of a child without blocking the event loop.
+
+import { WALL, WNOHANG } from "../sys/abi/sched.ts";
+import { trySyscall } from "../sys/ffi.ts";
+import { waitFor } from "../sys/process.ts";
+import { waitStatus } from "../tracee/wait-status.ts";
+
+const POLL_MS = 20;
+
+/** Resolves with the exit code of a child, or 128 and the number of the signal that killed it. */
+export function waitForExit(pid: number): Promise<number> {
+  return new Promise((resolve) => {
+    const timer = setInterval(() => {
+      const result = waitFor(pid, { noHang: true });
+      if (result === undefined) {
+        if (isChild(pid)) return;
+        clearInterval(timer);
+        resolve(0);
+        return;
+      }
+      const status = waitStatus(result.status);
+      if (status.kind !== "exited" && status.kind !== "killed") return;
+      clearInterval(timer);
+      resolve(status.kind === "exited" ? status.code : 128 + status.signal);
+    }, POLL_MS);
+  });
+}
+
+/** Whether there is still something to wait for. */
+function isChild(pid: number): boolean {
+  return trySyscall("wait4", pid, 0, WALL | WNOHANG, 0) >= 0;
+}

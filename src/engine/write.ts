@@ -1,0 +1,173 @@
+// Writing the images of a collected tree: memory first, then one small set of images a task, then the files of all.
+
+import { readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { nextPagesId } from "../objects/files/pages-id.ts";
+import { PAGE_SIZE } from "../sys/abi/mman.ts";
+import { writePages, scanPages, type PageScan } from "../objects/memory/pages.ts";
+import { guardEntry } from "../objects/memory/vma.ts";
+import { mmEntry } from "../objects/memory/mm.ts";
+import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
+import type { ImageSetWriter } from "../images/image-set.ts";
+import { imageName } from "../images/names.ts";
+import type { FrozenTask } from "../objects/task/task.ts";
+import { syscall } from "../sys/ffi.ts";
+import type { CollectedTask, CollectedTree } from "./collect.ts";
+import type { FrozenTree } from "./freeze.ts";
+import type { InsideView } from "./look-inside.ts";
+import type { DumpStats } from "./progress.ts";
+import { OWN_CGROUP_SET } from "./inventory.ts";
+
+/** What was written, for the statistics. */
+export interface WrittenTree {
+  readonly pagesWritten: number;
+  stats(tree: FrozenTree, times: { readonly begun: number; readonly frozenAt: number }): DumpStats;
+}
+
+/** Writes everything but the inventory. */
+export function writeTree(
+  tree: FrozenTree,
+  collected: CollectedTree,
+  inside: InsideView,
+  images: ImageSetWriter,
+): WrittenTree {
+  const begun = performance.now();
+  const scans = collected.live.map((task) => writeMemory(task, images));
+  const written = performance.now();
+  for (const task of collected.live) writeTask(task, scans, inside, images);
+  for (const task of tree.tasks) {
+    if (task.state === "zombie") images.write("core", task.innerPid, [zombieCore(task)]);
+  }
+  writePstree(tree, images);
+  collected.files.finish();
+  images.write("seccomp", 0, [{}]);
+  writeClocks(images);
+  const pagesWritten = scans.reduce((sum, { scan }) => sum + scan.pages, 0);
+  const shared = pagesOnDisk(images.dir) - pagesWritten;
+  return {
+    pagesWritten,
+    stats: (of, { begun: start, frozenAt }) => ({
+      freezing_time: micro(frozenAt - start),
+      frozen_time: micro(performance.now() - frozenAt),
+      memdump_time: micro(written - begun),
+      memwrite_time: micro(written - begun),
+      pages_scanned: scans.reduce((sum, { scan }) => sum + scan.scanned, 0),
+      pages_skipped_parent: 0,
+      pages_written: pagesWritten,
+      pages_lazy: 0,
+      shpages_scanned: shared,
+      shpages_skipped_parent: 0,
+      shpages_written: shared,
+      stops: of.counters.stops,
+      remote_calls: of.counters.remoteCalls,
+      tasks: of.tasks.length,
+      threads: of.tasks.reduce((sum, task) => sum + task.threads.length, 0),
+      pages_shared_by_fork: 0,
+    }),
+  };
+}
+
+/** All pages of the set, those of shared memory included. */
+function pagesOnDisk(dir: string): number {
+  const files = readdirSync(dir).filter((name) => /^pages-\d+\.img$/.test(name));
+  return files.reduce((sum, name) => sum + statSync(join(dir, name)).size, 0) / PAGE_SIZE;
+}
+
+function micro(ms: number): number {
+  return Math.max(0, Math.round(ms * 1000));
+}
+
+interface TaskScan {
+  readonly task: CollectedTask;
+  readonly scan: PageScan;
+}
+
+function writeMemory(task: CollectedTask, images: ImageSetWriter): TaskScan {
+  const pagesId = nextPagesId(images);
+  const scan = scanPages(task.task, task.vmas);
+  const raw = images.openRaw("pages", pagesId);
+  try {
+    writePages(task.task, scan.runs, {
+      path: images.path(imageName("pages", pagesId)),
+      fd: raw.fd,
+    });
+  } finally {
+    raw.close();
+  }
+  images.writePagemap("pagemap", task.task.innerPid, { pagesId, runs: scan.runs });
+  return { task, scan };
+}
+
+function writeTask(
+  collected: CollectedTask,
+  scans: readonly TaskScan[],
+  inside: InsideView,
+  images: ImageSetWriter,
+): void {
+  const { task, ids, exeId, cwdId, rootId, fds } = collected;
+  const state = inside.process(task);
+  const guards = scans.find((scan) => scan.task === collected)?.scan.guards ?? [];
+  const vmas = [
+    ...collected.vmas.map(({ entry }) => entry),
+    ...guards.map(({ address, length }) => guardEntry({ start: address, end: address + length })),
+  ];
+  const [leader, ...others] = task.threads;
+  if (leader !== undefined) {
+    images.write("core", task.innerPid, [
+      leaderCore(task, leader, {
+        process: state,
+        thread: inside.thread(leader.tid),
+        cgroupSet: OWN_CGROUP_SET,
+      }),
+    ]);
+  }
+  for (const thread of others) {
+    images.write("core", thread.innerTid, [
+      followerCore(task, thread, { thread: inside.thread(thread.tid), cgroupSet: OWN_CGROUP_SET }),
+    ]);
+  }
+  images.write("ids", task.innerPid, [ids]);
+  images.write("mm", task.innerPid, [mmEntry(task, state.attributes, { exeId, vmas })]);
+  images.write("fs", task.innerPid, [
+    { cwd_id: cwdId, root_id: rootId, umask: task.status.umask ?? 0o22 },
+  ]);
+  if (fds !== undefined) {
+    images.write(
+      "fdinfo",
+      ids.files_id,
+      fds.map(({ fd, id, type, cloexec }) => ({ id, flags: cloexec ? 1 : 0, type, fd })),
+    );
+  }
+}
+
+function writePstree(tree: FrozenTree, images: ImageSetWriter): void {
+  const depth = (tree.tasks[0] as FrozenTask).status.nsPid.length - 1;
+  images.write(
+    "pstree",
+    0,
+    tree.tasks.map((task) => ({
+      pid: task.innerPid,
+      ppid: task.parent?.innerPid ?? 0,
+      pgid: task.status.nsPgid[depth] ?? task.stat.pgrp,
+      sid: task.status.nsSid[depth] ?? task.stat.session,
+      threads:
+        task.threads.length === 0 ? [task.innerPid] : task.threads.map(({ innerTid }) => innerTid),
+    })),
+  );
+}
+
+const CLOCK_MONOTONIC = 1;
+const CLOCK_BOOTTIME = 7;
+
+/** The clocks at the dump, so that CRIU can make them go on from here (timens-0: the host's time namespace). */
+function writeClocks(images: ImageSetWriter): void {
+  images.write("timens", 0, [
+    { monotonic: readClock(CLOCK_MONOTONIC), boottime: readClock(CLOCK_BOOTTIME) },
+  ]);
+}
+
+function readClock(clock: number): { tv_sec: bigint; tv_nsec: bigint } {
+  const time = Buffer.alloc(16);
+  syscall("clock_gettime", clock, time);
+  return { tv_sec: time.readBigInt64LE(0), tv_nsec: time.readBigInt64LE(8) };
+}

@@ -1,0 +1,276 @@
+// core-N.img: what makes a thread a thread and a process a process. This file only gathers, and knows the order in which
+// things must be given back; each part has its own room.
+
+import { TASK_ALIVE, TASK_DEAD, TASK_STOPPED } from "../../images/check-task.ts";
+import {
+  CoreEntryMarch,
+  type CoreEntry,
+  type CredsEntry,
+  type MmEntry,
+  type RlimitEntry,
+  type SaEntry,
+  type SignalQueueEntry,
+  type TaskTimersEntry,
+  type ThreadSasEntry,
+} from "../../images/schema/messages.generated.ts";
+import { readThreadStatus } from "../../proc/status.ts";
+import { log } from "../../log.ts";
+import type { Program } from "../../tracee/program.ts";
+import type { Probe } from "../probe.ts";
+import * as attributes from "./attributes.ts";
+import { cpuStateEntry } from "./cpu-state.ts";
+import { probeCreds, restoreCreds, restoreNoNewPrivs } from "./creds.ts";
+import { collectLimits, restoreLimits } from "./limits.ts";
+import { collectScheduling, restoreScheduling } from "./scheduling.ts";
+import {
+  collectPending,
+  drainChildSignals,
+  probeAlternateStack,
+  probeSignalActions,
+  restoreAlternateStack,
+  restorePending,
+  restoreSignalActions,
+} from "./signals.ts";
+import type { FrozenTask, FrozenThread } from "./task.ts";
+import { collectRobustList, restoreRegistrations } from "./thread-registrations.ts";
+import { armTimers, createTimers, firedTimers, probeTimers } from "./timers.ts";
+
+/** What a process told from inside. */
+export interface ProcessState {
+  readonly sigactions: readonly SaEntry[];
+  readonly timers: TaskTimersEntry;
+  readonly attributes: attributes.ProcessAttributes;
+}
+
+/** What a thread told from inside. */
+export interface ThreadState {
+  readonly creds: CredsEntry;
+  readonly sas: ThreadSasEntry;
+  readonly attributes: attributes.ThreadAttributes;
+}
+
+/** Adds the questions for the whole process to its leader's program. */
+export function probeProcess(
+  program: Program,
+  task: FrozenTask,
+  options: { readonly innerTid: (tid: number) => number },
+): Probe<ProcessState> {
+  const sigactions = probeSignalActions(program);
+  const timers = probeTimers(program, task.pid, options);
+  const attributesOf = attributes.probeProcessAttributes(program);
+  return (result) => ({
+    sigactions: sigactions(result),
+    timers: timers(result),
+    attributes: attributesOf(result),
+  });
+}
+
+/** Adds the questions for one thread to its program. */
+export function probeThread(
+  program: Program,
+  task: FrozenTask,
+  thread: FrozenThread,
+): Probe<ThreadState> {
+  const status = thread.tid === task.pid ? task.status : readThreadStatus(task.pid, thread.tid);
+  const creds = probeCreds(program, status);
+  const sas = probeAlternateStack(program);
+  const attributesOf = attributes.probeThreadAttributes(program);
+  return (result) => ({ creds: creds(result), sas: sas(result), attributes: attributesOf(result) });
+}
+
+export interface LeaderParts {
+  readonly process: ProcessState;
+  readonly thread: ThreadState;
+  readonly cgroupSet: number;
+}
+
+/** The core image of a live task: its process and its leading thread. */
+export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: LeaderParts): CoreEntry {
+  const { process, thread, cgroupSet } = parts;
+  const { childSubreaper, membarriers } = process.attributes;
+  return {
+    ...threadPart(task, leader, { thread, cgroupSet }),
+    tc: {
+      task_state: task.state === "stopped" ? TASK_STOPPED : TASK_ALIVE,
+      exit_code: 0,
+      flags: task.stat.flags,
+      blk_sigset: leader.stopped.mask,
+      comm: task.stat.comm,
+      timers: process.timers,
+      rlimits: { rlimits: collectLimits(task.pid) },
+      cg_set: cgroupSet,
+      signals_s: collectPending(leader.stopped.tracee, "process"),
+      sigactions: process.sigactions,
+      ...(childSubreaper ? { child_subreaper: true } : {}),
+      ...(membarriers === 0 ? {} : { membarrier_registration_mask: membarriers }),
+      ...(task.state === "stopped" ? { stop_signo: task.stopSignal } : {}),
+      ...attributes.collectProcessAttributes(task.pid),
+    },
+  };
+}
+
+/** The core image of a thread that is not the leader. */
+export function followerCore(
+  task: FrozenTask,
+  thread: FrozenThread,
+  parts: Omit<LeaderParts, "process">,
+): CoreEntry {
+  return threadPart(task, thread, parts);
+}
+
+/** The core image of a zombie: how it died. */
+export function zombieCore(task: FrozenTask): CoreEntry {
+  return {
+    mtype: CoreEntryMarch.X86_64,
+    tc: {
+      task_state: TASK_DEAD,
+      exit_code: task.stat.exitCode,
+      personality: 0,
+      flags: task.stat.flags,
+      blk_sigset: 0n,
+      comm: task.stat.comm,
+      sigactions: [],
+    },
+  };
+}
+
+function threadPart(
+  task: FrozenTask,
+  thread: FrozenThread,
+  { thread: state, cgroupSet }: Omit<LeaderParts, "process">,
+): CoreEntry {
+  const { stopped, tid } = thread;
+  const isLeader = tid === task.pid;
+  return {
+    mtype: CoreEntryMarch.X86_64,
+    thread_info: cpuStateEntry(stopped, stopped.regs, state.attributes.clearTidAddress),
+    thread_core: {
+      ...collectRobustList(tid),
+      ...collectScheduling(tid),
+      ...(isLeader ? {} : { blk_sigset: stopped.mask }),
+      sas: state.sas,
+      ...(state.attributes.parentDeathSignal === 0
+        ? {}
+        : { pdeath_sig: state.attributes.parentDeathSignal }),
+      signals_p: collectPending(stopped.tracee, "thread"),
+      creds: state.creds,
+      comm: isLeader ? task.stat.comm : attributes.collectThreadAttributes(task.pid, tid).comm,
+      ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
+      cg_set: cgroupSet,
+    },
+  };
+}
+
+/**
+ * First part of a process: what is written through /proc, before the task's root directory is changed, and what comes
+ * before the credentials.
+ */
+export function restoreProcessEarly(program: Program, core: CoreEntry): Probe<string[]> {
+  return core.tc === undefined
+    ? (): string[] => []
+    : attributes.restoreProcessAttributes(program, core.tc);
+}
+
+export interface ProcessSurroundings {
+  readonly mm: MmEntry;
+  readonly umask: number;
+  /** Limits that the task has from the seed. */
+  readonly limits: readonly RlimitEntry[];
+  readonly pid: number;
+  /** Its parent will be gone in a moment, which must not count as the parent's death. */
+  readonly parentLeaves: boolean;
+}
+
+/** Second part of a process, by its leader, when all threads and files are there. It ends with the leader's own part. */
+export function restoreProcess(
+  program: Program,
+  core: CoreEntry,
+  around: ProcessSurroundings,
+): Probe<string[]> {
+  const { mm, umask, limits, pid } = around;
+  const tc = core.tc;
+  if (tc === undefined) return () => [];
+  const timers = tc.timers ?? NO_TIMERS;
+  const queues = [tc.signals_s, core.thread_core?.signals_p].filter((queue) => queue !== undefined);
+  const fired = firedTimers(timers, queues);
+  restoreSignalActions(program, tc.sigactions);
+  attributes.restoreThpDisable(program, { isDisabled: mm.thp_disabled ?? false });
+  attributes.restoreUmask(program, umask);
+  const created = createTimers(program, timers);
+  drainChildSignals(program, 2);
+  restorePending(program, tc.signals_s ?? NO_SIGNALS, { queue: "process", pid, tid: pid, fired });
+  // After the queues: RLIMIT_SIGPENDING holds for root, too. Before the credentials, which take the right to raise limits.
+  let limited: Probe<string[]> = () => [];
+  const thread = restoreThread(
+    program,
+    core,
+    { pid, tid: pid, fired, parentLeaves: around.parentLeaves },
+    () => {
+      limited = restoreLimits(program, tc.rlimits?.rlimits ?? [], { current: limits });
+    },
+  );
+  const dumpable = attributes.restoreDumpable(program, mm.dumpable ?? 1, core.thread_core?.creds);
+  attributes.restoreMdwe(program, mm.reprise?.mdwe ?? 0);
+  if (core.thread_core?.creds !== undefined) restoreNoNewPrivs(program, core.thread_core.creds);
+  armTimers(program, timers, fired);
+  return (result) => {
+    created(result);
+    return [...limited(result), ...thread(result), ...dumpable(result)];
+  };
+}
+
+export interface ThreadIds {
+  readonly pid: number;
+  readonly tid: number;
+  readonly fired?: ReadonlySet<number>;
+  readonly parentLeaves?: boolean;
+}
+
+/**
+ * Everything that a thread has for itself, but its registers and its mask. `beforeCreds` adds what else has to be done
+ * while the thread is still root.
+ */
+export function restoreThread(
+  program: Program,
+  core: CoreEntry,
+  ids: ThreadIds,
+  beforeCreds: () => void = () => undefined,
+): Probe<string[]> {
+  const part = core.thread_core;
+  if (part === undefined) return () => [];
+  const { pid, tid, fired } = ids;
+  restorePending(program, part.signals_p ?? NO_SIGNALS, {
+    queue: "thread",
+    pid,
+    tid,
+    ...(fired === undefined ? {} : { fired }),
+  });
+  restoreRegistrations(program, part, core.thread_info?.clear_tid_addr ?? 0n);
+  if (part.sas !== undefined) restoreAlternateStack(program, part.sas);
+  const scheduled = restoreScheduling(program, part);
+  beforeCreds();
+  const checkCreds =
+    part.creds === undefined ? (): void => undefined : restoreCreds(program, part.creds);
+  attributes.restoreThreadAttributes(program, {
+    comm: part.comm ?? core.tc?.comm,
+    pdeath_sig: deathSignal(part.pdeath_sig ?? 0, ids),
+  });
+  if (pid !== tid && part.creds !== undefined) restoreNoNewPrivs(program, part.creds);
+  return (result) => {
+    checkCreds(result);
+    return scheduled(result);
+  };
+}
+
+/** The root's parent is the engine, whose own end would send the signal at once. */
+function deathSignal(signal: number, ids: ThreadIds): number {
+  if (signal === 0 || ids.parentLeaves !== true) return signal;
+  log.warn(
+    `pid ${ids.pid} wanted signal ${signal} at its parent's death; its parent is not part of the tree, so it is not set`,
+  );
+  return 0;
+}
+
+const NO_SIGNALS: SignalQueueEntry = { signals: [] };
+const NO_ITIMER = { isec: 0n, iusec: 0n, vsec: 0n, vusec: 0n };
+const NO_TIMERS: TaskTimersEntry = { real: NO_ITIMER, virt: NO_ITIMER, prof: NO_ITIMER, posix: [] };
