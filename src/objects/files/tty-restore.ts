@@ -50,6 +50,7 @@ export function openTerminal(program: Program, entry: FileEntry, restore: FilesR
   restoreOwner(program, terminal.file.fown, fd);
   return fd;
 }
+
 /** Adds the call that makes the saved process group the terminal's foreground, when the groups are there. */
 export function settleTerminal(
   program: Program,
