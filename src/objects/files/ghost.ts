@@ -31,6 +31,7 @@ import {
   S_IFMT,
   S_IFREG,
 } from "../../sys/abi/fcntl.ts";
+import type { FileStat } from "../../proc/links.ts";
 import { EEXIST, ENOENT, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { dataRanges, type DataRange } from "./data-ranges.ts";
@@ -157,7 +158,7 @@ function writeGhost(
     uid: Number(stat.uid),
     gid: Number(stat.gid),
     mode: Number(stat.mode),
-    dev: Number(stat.dev & U32),
+    dev: kernelDevice(file.stat),
     ino: stat.ino,
     ...(kind === S_IFCHR || kind === S_IFBLK ? { rdev: Number(stat.rdev & U32) } : {}),
     atim: timeval(stat.atimeNs),
@@ -167,6 +168,11 @@ function writeGhost(
   });
   if (kind === S_IFREG) copyContent(file, { image, size: Number(stat.size), chunks });
   image.close();
+}
+
+/** A device number as the kernel itself writes it: the major number above 20 bits of minor. */
+function kernelDevice({ devMajor, devMinor }: FileStat): number {
+  return ((devMajor << 20) | devMinor) >>> 0;
 }
 
 function timeval(nanoseconds: bigint): { tv_sec: bigint; tv_usec: bigint } {

@@ -17,47 +17,24 @@ import { openFileOf } from "./live-file.fixture.ts";
 import { checkFiles, kindOfType } from "./registry.ts";
 import { FileTable } from "./table.ts";
 
-interface SaveOptions extends Partial<FilesDumpOptions> {
-  /** Tasks of the tree besides this process, by pid. */
-  readonly tasks?: readonly number[];
-}
-
-/** An image set of open files in a directory that goes away with it. */
-export class SavedFiles implements Disposable {
-  readonly dir = mkdtempSync(join(tmpdir(), "reprise-set-"));
-  /** Ids in the order of the descriptors that were given. */
+/** Open files of an image set, to be made in this process. */
+export class FilesOfSet implements Disposable {
+  readonly dir: string;
   readonly ids: readonly number[];
   readonly set: LoadedSet;
   readonly #opened: number[] = [];
 
-  /** Saves descriptors of this process. A dump that fails is taken back. */
-  constructor(fds: readonly number[], { tasks = [], ...options }: SaveOptions = {}) {
-    const images = new ImageSetWriter(this.dir, { sync: "none" });
-    const table = new FileTable(images, {
-      linkRemap: false,
-      ghostLimit: 1024 * 1024,
-      shellJob: false,
-      ...options,
-      innerPid: (pid) => (pid === process.pid ? pid : undefined),
-    });
-    try {
-      this.ids = fds.map((fd) => table.describe(openFileOf(process.pid, fd)).id);
-      table.finish();
-    } catch (error) {
-      table.abort();
-      images.abort();
-      rmSync(this.dir, { recursive: true });
-      throw error;
-    } finally {
-      table.close();
-    }
-    images.commit({ img_version: 2, fdinfo_per_id: true });
-    this.set = loadFiles(new ImageSetReader(this.dir), tasks);
+  /** `tasks`: those of the tree besides this process, by pid. */
+  constructor(dir: string, ids: readonly number[], tasks: readonly number[] = []) {
+    this.dir = dir;
+    this.ids = ids;
+    this.set = loadFiles(new ImageSetReader(dir), tasks);
   }
 
   /** Makes the files again in this process; descriptors in the order of the ids. */
   restore(): number[] {
-    checkFiles([...this.set.files.values()], this.set, CHECKS);
+    const wanted = this.ids.flatMap((id) => this.set.files.get(id) ?? []);
+    checkFiles(wanted, this.set, CHECKS);
     const imagesFd = syscall("openat", -100, Buffer.from(`${this.dir}\0`), O_DIRECTORY, 0);
     const later: ((program: Program) => void)[] = [];
     let reserved = FIRST_RESERVED;
@@ -96,7 +73,6 @@ export class SavedFiles implements Disposable {
 
   [Symbol.dispose](): void {
     for (const fd of new Set(this.#opened)) trySyscall("close", fd);
-    rmSync(this.dir, { recursive: true, force: true });
   }
 
   #settle(numbers: readonly number[], restore: FilesRestore): void {
@@ -107,6 +83,49 @@ export class SavedFiles implements Disposable {
       kindOfType(entry.type).settle?.(program, entry, numbers[index] ?? -1, restore);
     });
     if (program.length > 0) runHere(program);
+  }
+}
+
+interface SaveOptions extends Partial<FilesDumpOptions> {
+  /** Tasks of the tree besides this process, by pid. */
+  readonly tasks?: readonly number[];
+}
+
+/** Descriptors of this process in an image set, whose directory goes away with this object. */
+export class SavedFiles extends FilesOfSet {
+  /** Saves the descriptors; `ids` are in their order. A dump that fails is taken back. */
+  constructor(fds: readonly number[], { tasks = [], ...options }: SaveOptions = {}) {
+    const dir = mkdtempSync(join(tmpdir(), "reprise-set-"));
+    super(dir, save(dir, fds, options), tasks);
+  }
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+function save(dir: string, fds: readonly number[], options: Partial<FilesDumpOptions>): number[] {
+  const images = new ImageSetWriter(dir, { sync: "none" });
+  const table = new FileTable(images, {
+    linkRemap: false,
+    ghostLimit: 1024 * 1024,
+    shellJob: false,
+    ...options,
+    innerPid: (pid) => (pid === process.pid ? pid : undefined),
+  });
+  try {
+    const ids = fds.map((fd) => table.describe(openFileOf(process.pid, fd)).id);
+    table.finish();
+    images.commit({ img_version: 2, fdinfo_per_id: true });
+    return ids;
+  } catch (error) {
+    table.abort();
+    images.abort();
+    rmSync(dir, { recursive: true });
+    throw error;
+  } finally {
+    table.close();
   }
 }
 

@@ -28,11 +28,12 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { loadGhost } from "../../images/check-set.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
 import * as fcntl from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { O_ASYNC } from "./owner.ts";
-import { SavedFiles } from "./round-trip.fixture.ts";
+import { FilesOfSet, SavedFiles } from "./round-trip.fixture.ts";
 import { checkUnchanged } from "./unchanged.ts";
 
 let dir = "";
@@ -192,6 +193,12 @@ describe("regular files", () => {
   });
 });
 
+/** Major and minor number of the device that the test's directory is on, as mountinfo writes them. */
+function mountOfTmp(): number[] {
+  const { dev } = statSync(dir);
+  return [Math.floor(dev / 256) & 0xfff, dev & 0xff];
+}
+
 describe("deleted files", () => {
   it("come back under their old name with content, mode and times", () => {
     writeFileSync(path("a"), "gone but open", { mode: 0o640 });
@@ -201,6 +208,8 @@ describe("deleted files", () => {
     unlinkSync(path("a"));
     using saved = new SavedFiles([reader, writer]);
     expect(new Set(saved.set.remaps.map(({ remap_id }) => remap_id)).size).toBe(1);
+    const { dev } = loadGhost(saved.set.reader, 1).value;
+    expect([(dev ?? 0) >>> 20, (dev ?? 0) & 0xfffff]).toEqual(mountOfTmp());
     const [copy = -1, second = -1] = saved.restore();
     expect(target(copy)).toBe(`${path("a")} (deleted)`);
     expect(readdirSync(dir)).toEqual([]);
@@ -459,6 +468,48 @@ describe("memfds", () => {
     const [copy = -1] = saved.restore();
     expect(target(copy)).toBe("/dev/zero (deleted)");
     expect(content(copy)).toBe(content(fd));
+  });
+});
+
+describe("sets of criu", () => {
+  const fixtures = join(import.meta.dirname, "../../../test/fixtures/criu-images");
+
+  it("give their deleted files back", () => {
+    const images = join(fixtures, "ghost/img");
+    // 5: small, 6: sparse, 9: a directory.
+    const ids = [...new FilesOfSet(images, []).set.remaps]
+      .filter(({ remap_type }) => remap_type === 1)
+      .map(({ orig_id }) => orig_id);
+    const before = existsSync("/tmp/criu-fx");
+    using files = new FilesOfSet(images, ids);
+    const copies = files.restore();
+    const stats = copies.map((fd) => fstatSync(fd));
+    expect(stats.filter((stat) => stat.isDirectory()).length).toBe(1);
+    expect(stats.map(({ nlink }) => nlink)).toEqual([0, 0, 0]);
+    expect(stats.map(({ size }) => size)).toContain(200_004);
+    const texts = copies.flatMap((fd, index) =>
+      stats[index]?.isFile() === true ? [content(fd)] : [],
+    );
+    expect(texts).toContain("ghost content\n");
+    expect(existsSync("/tmp/criu-fx")).toBe(before);
+  });
+
+  it("give their shared memory back", () => {
+    const images = join(fixtures, "shmem/img");
+    const { files } = new FilesOfSet(images, []).set;
+    const memfds = [...files.values()].flatMap((file) => file.memfd ?? []);
+    using opened = new FilesOfSet(
+      images,
+      memfds.map(({ id }) => id),
+    );
+    const copies = opened.restore();
+    expect(new Set(copies.map(target))).toEqual(
+      new Set(["/memfd:fx-memfd (deleted)", "/dev/zero (deleted)"]),
+    );
+    const named = copies.find((fd) => target(fd).startsWith("/memfd:")) ?? -1;
+    expect(fstatSync(named).size).toBe(12_298);
+    expect(syscall("fcntl", named, fcntl.F_GET_SEALS, 0)).toBe(6);
+    expect(content(named).replaceAll("\0", "")).not.toBe("");
   });
 });
 
