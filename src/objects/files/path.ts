@@ -24,13 +24,13 @@ export function locate(file: OpenFile): Whereabouts {
   const { stat } = file;
   const target = targetOf(file);
   const base = mountRoot(file.task);
-  if (stat.nlink > 0 && leadsTo(base + target, stat) === "it") {
+  if (leadsTo(base + target, stat) === "it") {
     return { kind: "there", name: target };
   }
   const name = target.endsWith(DELETED) ? target.slice(0, -DELETED.length) : target;
   const found = leadsTo(base + name, stat);
   // The name may have been made again for the same file by link(2).
-  if (found === "it" && stat.nlink > 0) return { kind: "there", name };
+  if (found === "it") return { kind: "there", name };
   return { kind: "gone", name, taken: found !== "nothing" };
 }
 
