@@ -13,6 +13,7 @@ import {
 import { restoreMm } from "../objects/memory/mm.ts";
 import { readPages } from "../objects/memory/pages.ts";
 import { restoreVdso, savedVdso } from "../objects/memory/vdso.ts";
+import { kindOfType } from "../objects/files/registry.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
@@ -65,6 +66,11 @@ export function fillThreads(plan: RestorePlan, growth: Growth): void {
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
       for (const vma of task.mm.vmas) sealVma(program, vma);
+      if (ownsTable(plan, task)) {
+        program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
+          label: "close the descriptors of the restore",
+        });
+      }
       const parentLeaves = task.pid === plan.tree.root.pid && !plan.newPidNamespace;
       const notes = restoreProcess(program, task.core, {
         mm: task.mm,
@@ -130,7 +136,7 @@ function addTask(
   addMemory(program, task, around);
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
   addDirectories(program, plan, task.fs, around.files);
-  addDescriptors(program, plan, task, around);
+  if (ownsTable(plan, task)) addDescriptors(program, plan, task, around);
   for (const { tid } of task.threads.slice(1)) {
     addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
   }
@@ -186,7 +192,7 @@ function addDirectories(
   program.call("fchdir", [files.fd(fs.cwd_id)], { label: "restore the current directory" });
 }
 
-/** Every descriptor into its place, then nothing else stays open. */
+/** Every descriptor into its place. Those of the restore are closed last, when no other task of a shared table needs them. */
 function addDescriptors(
   program: Program,
   plan: RestorePlan,
@@ -202,13 +208,19 @@ function addDescriptors(
   }
   for (const { fd, id } of task.fdinfo) {
     const entry = plan.set.files.get(id);
-    if (entry === undefined || settled.has(id)) continue;
+    if (entry === undefined || (settled.has(id) && kindOfType(entry.type).settleEach !== true))
+      continue;
     settled.add(id);
     files.settle(program, entry, fd);
   }
-  program.call("close_range", [pool, CLOSE_RANGE_MAX, 0], {
-    label: "close the descriptors of the restore",
-  });
+}
+
+/** The first task of those that share a table of descriptors fills it. */
+function ownsTable(plan: RestorePlan, task: TaskPlan): boolean {
+  const first = plan.tree.nodes.find(
+    ({ pid }) => plan.tasks.get(pid)?.ids.files_id === task.ids.files_id,
+  );
+  return first?.pid === task.pid;
 }
 
 /** Finds the new threads of a task by their first stops. */

@@ -20,13 +20,14 @@ export async function waitForFreePids(plan: RestorePlan): Promise<void> {
   const wanted = new Set(plan.tree.nodes.map(({ pid }) => pid));
   for (const task of plan.tasks.values()) for (const { tid } of task.threads) wanted.add(tid);
   const deadline = performance.now() + ZOMBIE_PATIENCE_MS;
+  let told = false;
   for (;;) {
     const holders = [...readPidUsage(wanted)].flatMap(([number, held]) =>
       held.map((holder) => ({ number, ...holder })),
     );
     const first = holders[0];
     if (first === undefined) return;
-    const living = holders.find(({ pid }) => readStatIfAlive(pid)?.state !== "Z");
+    const living = holders.find(({ pid }) => isLiving(pid));
     if (living !== undefined || performance.now() > deadline) {
       const holder = living ?? first;
       throw new RepriseError(
@@ -38,7 +39,14 @@ export async function waitForFreePids(plan: RestorePlan): Promise<void> {
         },
       );
     }
-    log.debug(`waiting for zombie ${first.pid} to be reaped: it holds ${first.number}`);
+    if (!told) log.debug(`waiting for zombie ${first.pid} to be reaped: it holds ${first.number}`);
+    told = true;
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
+}
+
+/** Neither a zombie nor reaped since it was seen. */
+function isLiving(pid: number): boolean {
+  const state = readStatIfAlive(pid)?.state;
+  return state !== undefined && state !== "Z" && state !== "X";
 }

@@ -7,7 +7,7 @@ import { readStatusIfAlive } from "../proc/status.ts";
 import * as sched from "../sys/abi/sched.ts";
 import { AT_FDCWD, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { TASK_SIZE } from "../sys/abi/mman.ts";
-import { SIGCHLD } from "../sys/abi/signal.ts";
+import { SIGCHLD, SIGKILL } from "../sys/abi/signal.ts";
 import { writeU64 } from "../sys/memory.ts";
 import { Program, type Ref } from "../tracee/program.ts";
 import { label, runPrograms } from "../tracee/run.ts";
@@ -16,6 +16,11 @@ import { Tracee, taskDied, type TraceCounters } from "../tracee/tracee.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
 import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
+import {
+  controllingTerminals,
+  makeControllingTerminal,
+} from "../objects/files/controlling-terminal.ts";
+import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
 
@@ -93,11 +98,11 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
 }
 
 /** Makes all other processes, level by level, each level at the same time. */
-export function growTree(plan: RestorePlan, growth: Growth): void {
+export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   let level: readonly TreeNode[] = [plan.tree.root];
   while (level.length > 0) {
-    const busy = level.filter((node) => node.role !== "zombie" && needsStep(node));
-    const jobs = busy.map((node) => ({ node, program: branchProgram(node) }));
+    const busy = level.filter(needsStep);
+    const jobs = busy.map((node) => ({ node, program: branchProgram(plan, node, files) }));
     runPrograms(
       jobs.map(({ node, program }) => job(plan, growth.tracees.get(node.pid) as Tracee, program)),
     );
@@ -220,22 +225,29 @@ function needsStep(node: TreeNode): boolean {
 }
 
 /** What a task does to its part of the tree: old session's children, own session, the other children. */
-function branchProgram(node: TreeNode): Program {
+function branchProgram(plan: RestorePlan, node: TreeNode, files: OpenedFiles): Program {
   const program = new Program();
   const make = (child: TreeNode): void => {
-    addClone(program, {
-      pid: child.pid,
-      flags: child.viaSibling ? sched.CLONE_PARENT : 0,
-      what: `process ${child.pid}`,
-    });
+    const sibling = child.viaSibling ? sched.CLONE_PARENT : 0;
+    const flags = sibling | (sharesFiles(plan, node, child) ? sched.CLONE_FILES : 0);
+    addClone(program, { pid: child.pid, flags, what: `process ${child.pid}` });
   };
   node.early.forEach(make);
   if (node.leadsSession) {
     program.call("setsid", [], { label: `make session ${node.pid}` });
+    const terminal = controllingTerminals(plan.set).get(node.pid);
+    if (terminal !== undefined)
+      makeControllingTerminal(program, files.fd(terminal.fileId), { end: terminal.end });
   } else if (node.leadsGroup)
     program.call("setpgid", [0, 0], { label: `make process group ${node.pid}` });
   node.late.forEach(make);
   return program;
+}
+
+/** Whether two tasks have one table of descriptors (CLONE_FILES). */
+function sharesFiles(plan: RestorePlan, creator: TreeNode, child: TreeNode): boolean {
+  const own = plan.tasks.get(creator.pid)?.ids.files_id;
+  return own !== undefined && own === plan.tasks.get(child.pid)?.ids.files_id;
 }
 
 /**
@@ -316,7 +328,8 @@ function exitWith(plan: RestorePlan, tracee: Tracee, code: number): void {
 function dieBy(tracee: Tracee, signal: number): void {
   tracee.setSignalMask(0n);
   sendSignal(tracee.tid, signal);
-  tracee.resume();
+  // SIGKILL does not wait for the tracer.
+  if (signal !== SIGKILL) tracee.resume();
   expectEnd(tracee);
 }
 

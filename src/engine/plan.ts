@@ -75,6 +75,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     loaded.filter((task) => task.live !== undefined).map((task) => [task.pid, planTask(set, task)]),
   );
   for (const task of tasks.values()) checkTask(set, task);
+  checkSharedTables(tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
   checkRegularFiles(files, set, options);
   const pages = [...tasks.values()].reduce((sum, task) => sum + countPages(task), 0);
@@ -227,6 +228,31 @@ function checkTask(set: LoadedSet, task: TaskPlan): void {
           vdso.vdsoSize,
         );
   checkVdso(task.pid, vdso, code);
+}
+
+/** A shared table of descriptors comes from clone: its tasks must make each other. */
+function checkSharedTables(tree: TreePlan, tasks: ReadonlyMap<number, TaskPlan>): void {
+  const tables = (pid: number): number | undefined => tasks.get(pid)?.ids.files_id;
+  const inherited = new Set(
+    tree.nodes.flatMap((node) =>
+      [...node.early, ...node.late]
+        .filter(({ pid }) => tables(pid) === tables(node.pid))
+        .map(({ pid }) => pid),
+    ),
+  );
+  const owners = new Set<number>();
+  for (const { pid } of tree.nodes) {
+    const table = tables(pid);
+    if (table === undefined || inherited.has(pid)) continue;
+    if (owners.has(table)) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot restore pid ${pid}: it shares its descriptors with a task that is not its parent`,
+        { pid },
+      );
+    }
+    owners.add(table);
+  }
 }
 
 function usedFiles(set: LoadedSet, tasks: readonly TaskPlan[]): FileEntry[] {

@@ -80,7 +80,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   try {
     growth = startRoot(plan, counters);
     const files = openFiles(plan, growth);
-    growTree(plan, growth);
+    growTree(plan, growth, files);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
     fillTasks(plan, growth, files);
