@@ -1,12 +1,14 @@
 // Looking at a frozen tree from outside: memory areas, open files, namespaces, and which objects tasks share.
 
 import { RepriseError } from "../errors.ts";
+import { LockTable } from "../objects/files/locks.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { collectVmas, type DumpedVma } from "../objects/memory/vma.ts";
+import { foreignMount } from "../objects/namespaces/proc-mount.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
-import type { TaskKobjIdsEntry } from "../images/schema/messages.generated.ts";
+import type { FileLockEntry, TaskKobjIdsEntry } from "../images/schema/messages.generated.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
@@ -40,25 +42,38 @@ export interface CollectedTask {
 export interface CollectedTree {
   readonly live: readonly CollectedTask[];
   readonly files: FileTable;
+  readonly fileLocks: readonly FileLockEntry[];
   readonly rootIds: TaskKobjIdsEntry;
   /** Lines for people. */
   describe(): string[];
+}
+
+export interface CollectOptions extends FilesDumpOptions {
+  /** Whether tasks may hold file locks. */
+  readonly fileLocks: boolean;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
 export function collectTree(
   tree: FrozenTree,
   images: ImageSetWriter,
-  options: FilesDumpOptions,
+  options: CollectOptions,
 ): CollectedTree {
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const files = new FileTable(images, { ...options, innerPid: (pid) => inner.get(pid) });
   try {
     const ids = new ObjectIds();
+    const locks = new LockTable({ isAllowed: options.fileLocks });
     const alive = tree.tasks.filter(({ state }) => state !== "zombie");
     checkTree(tree, options);
-    const live = alive.map((task) => collectTask(task, files, ids));
-    return { live, files, rootIds: ids.own, describe: () => describeTree(tree, live) };
+    const live = alive.map((task) => collectTask(task, { files, ids, locks }));
+    return {
+      live,
+      files,
+      fileLocks: locks.entries(),
+      rootIds: ids.own,
+      describe: () => describeTree(tree, live),
+    };
   } catch (error) {
     files.abort();
     files.close();
@@ -66,14 +81,22 @@ export function collectTree(
   }
 }
 
-function collectTask(task: FrozenTask, files: FileTable, ids: ObjectIds): CollectedTask {
+/** What the tasks of a tree may share. */
+interface Tables {
+  readonly files: FileTable;
+  readonly ids: ObjectIds;
+  readonly locks: LockTable;
+}
+
+function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
+  const { files, ids } = tables;
   refuseSeccomp(task);
   const shared = ids.of(task);
   const vmas = collectVmas(task, readSmaps(task.pid), mappedFileIds(task, files));
   const exeId = files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY));
   const fds = shared.filesSeen
     ? undefined
-    : readFdNumbers(task.pid).map((fd) => collectFd(task, fd, files));
+    : readFdNumbers(task.pid).map((fd) => collectFd(task, fd, tables));
   const cwdId = files.describeAlone(
     withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY),
   );
@@ -83,20 +106,10 @@ function collectTask(task: FrozenTask, files: FileTable, ids: ObjectIds): Collec
   return { task, ids: shared.ids, vmas, exeId, cwdId, rootId, fds };
 }
 
-function collectFd(task: FrozenTask, fd: number, files: FileTable): CollectedFd {
+function collectFd(task: FrozenTask, fd: number, { files, locks }: Tables): CollectedFd {
   const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
-  if (file.info.locks.length > 0) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump fd ${fd} of pid ${task.pid} (${file.target}): it holds a file lock`,
-      {
-        pid: task.pid,
-        fd,
-        hint: "File locks cannot be saved yet. Release the lock before the dump.",
-      },
-    );
-  }
   const { id, type } = files.describe(file);
+  locks.add(file, id);
   return { fd, id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
 }
 
@@ -202,7 +215,7 @@ function checkTree(tree: FrozenTree, options: FilesDumpOptions): void {
 
 /** Namespace kinds in the order in which CRIU counts them. */
 const NAMESPACES = ["pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup"] as const;
-/** Namespaces of its own that a saved tree may have. */
+/** Namespaces of its own that a saved tree may have, besides a mount namespace for its /proc. */
 const OWN_NAMESPACES: readonly string[] = ["pid"];
 
 /** Gives equal numbers to shared objects: address spaces, descriptor tables, namespaces. */
@@ -223,10 +236,12 @@ class ObjectIds {
     };
   }
 
+  /** All tasks must be in the root's. */
+  #rootPidNamespace: number | undefined;
+
   of(task: FrozenTask): { ids: TaskKobjIdsEntry; filesSeen: boolean } {
     this.#refuseShared(task);
-    const namespaces = readNamespaces(task.pid);
-    this.#refuseNamespaces(task, namespaces);
+    const namespaces = this.#namespacesOf(task);
     const sharer = this.#seen.files.find(
       ({ task: other }) => kcmp({ pid: other.pid }, { pid: task.pid }, KCMP_FILES) === 0,
     );
@@ -268,19 +283,21 @@ class ObjectIds {
     this.#seen.vm.push(task);
   }
 
-  #refuseNamespaces(task: FrozenTask, namespaces: NamespaceInodes): void {
-    const foreign = NAMESPACES.find(
-      (name) => !OWN_NAMESPACES.includes(name) && namespaces[name] !== this.#ownNamespaces[name],
+  /** Refuses namespaces that cannot be saved. A mount namespace in which only /proc differs counts as ours. */
+  #namespacesOf(task: FrozenTask): NamespaceInodes {
+    const namespaces = readNamespaces(task.pid);
+    const own = this.#ownNamespaces;
+    this.#rootPidNamespace ??= namespaces.pid;
+    if (namespaces.pid !== this.#rootPidNamespace) refuseNamespace(task, "pid");
+    const foreign = NAMESPACES.filter(
+      (name) => !OWN_NAMESPACES.includes(name) && namespaces[name] !== own[name],
     );
-    if (foreign === undefined) return;
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump pid ${task.pid}: it lives in a ${foreign} namespace of its own`,
-      {
-        pid: task.pid,
-        hint: "Only pid namespaces can be saved yet.",
-      },
-    );
+    for (const name of foreign) {
+      if (name !== "mnt" || namespaces.pid === own.pid) refuseNamespace(task, name);
+      const difference = foreignMount(task.pid);
+      if (difference !== undefined) refuseNamespace(task, name, difference);
+    }
+    return { ...namespaces, mnt: own.mnt };
   }
 
   #namespaceIds(
@@ -313,6 +330,21 @@ class ObjectIds {
       time_ns_id: time,
     };
   }
+}
+
+function refuseNamespace(
+  task: FrozenTask,
+  name: (typeof NAMESPACES)[number],
+  mount?: string,
+): never {
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${task.pid} (${task.stat.comm}): it lives in a ${name} namespace of its own${mount === undefined ? "" : `, with a mount of its own: ${mount}`}`,
+    {
+      pid: task.pid,
+      hint: "Only a pid namespace for the whole tree, with its own /proc, can be saved yet.",
+    },
+  );
 }
 
 function describeTree(tree: FrozenTree, live: readonly CollectedTask[]): string[] {

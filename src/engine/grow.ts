@@ -1,11 +1,12 @@
 // Growing the tree: the seed makes the root, every task makes its children (and siblings), in the sessions and groups of the
 // plan. New processes and threads are traced from their first instant (CLONE_PTRACE), with the options of their creator.
 
-import { RepriseError } from "../errors.ts";
 import { readdirSync } from "node:fs";
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import * as sched from "../sys/abi/sched.ts";
-import { AT_FDCWD, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
+import { AT_FDCWD, CLOSE_RANGE_MAX, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { TASK_SIZE } from "../sys/abi/mman.ts";
 import { SIGCHLD, SIGKILL } from "../sys/abi/signal.ts";
 import { writeU64 } from "../sys/memory.ts";
@@ -20,6 +21,7 @@ import {
   controllingTerminals,
   makeControllingTerminal,
 } from "../objects/files/controlling-terminal.ts";
+import { mountFreshProc } from "../objects/namespaces/proc-mount.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
@@ -28,7 +30,7 @@ import type { TreeNode } from "./plan-tree.ts";
 export interface Growth {
   readonly counters: TraceCounters;
   readonly seed: Tracee;
-  /** pid 1 of a new pid namespace. */
+  /** pid 1 of a new pid namespace, if that is not the root task. */
   readonly init: Tracee | undefined;
   /** Leaders and threads by their number in the images. */
   readonly tracees: Map<number, Tracee>;
@@ -65,17 +67,24 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
       made.push(init.tid);
     }
     const { root } = plan.tree;
-    const creator = init ?? seed;
-    const program = new Program();
-    addClone(program, {
-      pid: root.pid,
-      flags: init === undefined ? sched.CLONE_PARENT : 0,
-      what: `process ${root.pid}`,
-    });
-    run(plan, creator, program);
-    const tracee = adopt(plan, creator, root.pid, undefined);
-    tracees.set(root.pid, tracee);
-    made.push(tracee.tid);
+    if (init !== undefined && root.pid === INIT_PID) {
+      // The saved root is the init of its namespace itself.
+      tracees.set(root.pid, init);
+      init = undefined;
+    } else {
+      const creator = init ?? seed;
+      const program = new Program();
+      addClone(program, {
+        pid: root.pid,
+        flags: init === undefined ? sched.CLONE_PARENT : 0,
+        what: `process ${root.pid}`,
+      });
+      run(plan, creator, program);
+      const tracee = adopt(plan, creator, root.pid, undefined);
+      tracees.set(root.pid, tracee);
+      made.push(tracee.tid);
+      if (init !== undefined) settleInit(plan, init);
+    }
   } catch (error) {
     for (const pid of made) endProcess(pid);
     throw error;
@@ -204,16 +213,41 @@ function ownFileLimit(): Buffer {
   return limit;
 }
 
-/** pid 1 of the new namespace: it reaps orphans and ends with the root task (its code: arch/x86_64/code.ts). */
+const INIT_PID = 1;
+
+/**
+ * pid 1 of a new pid namespace, with a mount namespace for the new /proc. Unless the saved root was pid 1 itself, it reaps
+ * orphans and ends with the root task (its code: arch/x86_64/code.ts).
+ */
 function makeInit(plan: RestorePlan, seed: Tracee): Tracee {
   const program = new Program();
   addClone(program, {
-    pid: 1,
-    flags: sched.CLONE_NEWPID | sched.CLONE_PARENT,
+    pid: INIT_PID,
+    flags: sched.CLONE_NEWPID | sched.CLONE_NEWNS | sched.CLONE_PARENT,
     what: "the init of a new pid namespace",
   });
   run(plan, seed, program);
-  return adopt(plan, seed, 1, undefined);
+  const init = adopt(plan, seed, INIT_PID, undefined);
+  const mounts = new Program();
+  mountFreshProc(mounts);
+  try {
+    run(plan, init, mounts);
+  } catch (error) {
+    // A security module may forbid mounts. The tree then lives with the /proc of outside.
+    if (!(error instanceof RepriseError && error.code === "REMOTE_CALL")) throw error;
+    log.warn(`the restored tree sees the /proc of outside: ${error.message}`);
+  }
+  return init;
+}
+
+/** Once the root is made the init needs nothing of the engine's: no terminal, no directory, no open file. */
+function settleInit(plan: RestorePlan, init: Tracee): void {
+  const program = new Program();
+  program.call("prctl", [sched.PR_SET_NAME, program.string("reprise-init"), 0, 0, 0]);
+  program.call("setsid", []);
+  program.call("chdir", [program.string("/")]);
+  program.call("close_range", [0, CLOSE_RANGE_MAX, 0], { label: "close what the init had open" });
+  run(plan, init, program);
 }
 
 function run(plan: RestorePlan, tracee: Tracee, program: Program): void {

@@ -34,6 +34,8 @@ export interface RestoreOptions {
   readonly skipRwxCheck?: boolean;
   /** How files are compared with those that were saved. @default "buildid" */
   readonly fileValidation?: "filesize" | "buildid";
+  /** Take file locks again. @default true */
+  readonly fileLocks?: boolean;
   readonly hooks?: EngineHooks;
   readonly onEvent?: ProgressListener;
 }
@@ -61,6 +63,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     shellJob: options.shellJob ?? false,
     skipRwxCheck: options.skipRwxCheck ?? false,
     fileValidation: options.fileValidation ?? "buildid",
+    fileLocks: options.fileLocks ?? true,
     ...(options.newPidNamespace === undefined ? {} : { newPidNamespace: options.newPidNamespace }),
   });
   options.onEvent?.({ kind: "planned", tasks: plan.tree.nodes.length, ms: since() });
@@ -98,7 +101,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     } catch (error) {
       log.warn(`the post-resume script failed: ${String(error)}`); // the tree runs: CRIU only logs this, too
     }
-    return { pid: root, stats, wait: () => waitForExit(root) };
+    // In a new pid namespace our child is its init, which ends as the root does.
+    const child = growth.init?.tid ?? root;
+    return { pid: root, stats, wait: () => waitForExit(child) };
   } catch (error) {
     tearDown(growth);
     throw error;

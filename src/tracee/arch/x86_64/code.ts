@@ -108,8 +108,14 @@ export const INTERPRETER: readonly Instruction[] = [
   { bytes: [0x74, 0], text: "je end", target: "end" },
   { bytes: [0x85, 0xc0], text: "test eax,eax" },
   { bytes: [0x79, 0], text: "jns init", target: "init" },
+  // As a shell tells it: the exit code, or 128 and the number of the signal.
   { label: "end", bytes: [0x0f, 0xb6, 0x7c, 0x24, 0x01], text: "movzx edi,BYTE PTR [rsp+0x1]" },
-  { bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
+  { bytes: [0x8a, 0x04, 0x24], text: "mov al,BYTE PTR [rsp]" },
+  { bytes: [0x24, 0x7f], text: "and al,0x7f" },
+  { bytes: [0x74, 0], text: "je quit", target: "quit" },
+  { bytes: [0x0c, 0x80], text: "or al,0x80" },
+  { bytes: [0x0f, 0xb6, 0xf8], text: "movzx edi,al" },
+  { label: "quit", bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
   { bytes: [0x0f, 0x05], text: "syscall" },
   { bytes: [0x0f, 0x0b], text: "ud2" },
   // A lone system call for calls that have to be caught at their exit (the last munmap).

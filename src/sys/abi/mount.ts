@@ -1,0 +1,7 @@
+// Mounts: include/uapi/linux/mount.h.
+
+export const MS_NOSUID = 2;
+export const MS_NODEV = 4;
+export const MS_NOEXEC = 8;
+export const MS_REC = 0x4000;
+export const MS_SLAVE = 1 << 19;
