@@ -47,6 +47,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
   return {
     leave: options.leave,
     shellJob: options.flags.has("shell-job"),
+    fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
     ...(limit === undefined ? {} : { ghostLimit: limit }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),

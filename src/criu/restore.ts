@@ -46,6 +46,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
   return {
     shellJob: flags.has("shell-job"),
     leaveStopped: options.leave === "stopped",
+    fileLocks: flags.has("file-locks"),
     skipRwxCheck: flags.has("skip-file-rwx-check"),
     fileValidation: values["file-validation"] === "filesize" ? "filesize" : "buildid",
   };

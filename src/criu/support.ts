@@ -37,7 +37,6 @@ const WITHOUT_EFFECT: readonly OptionName[] = [
   "tcp-established",
   "log-pid",
   "evasive-devices",
-  "file-locks",
   "force-irmap",
   "skip-in-flight",
   "weak-sysctls",

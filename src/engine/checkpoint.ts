@@ -28,6 +28,8 @@ export interface CheckpointOptions {
   readonly shellJob?: boolean;
   /** Give deleted files that have another hard link a name again. @default false */
   readonly linkRemap?: boolean;
+  /** Save file locks too; without it a lock is an error. @default false */
+  readonly fileLocks?: boolean;
   /** Bytes up to which a deleted file's content is saved. @default 1 MiB */
   readonly ghostLimit?: number;
   /** How long stopping the tree may take. @default 10_000 */
@@ -74,6 +76,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     collected = collectTree(tree, images, {
       shellJob: options.shellJob ?? false,
       linkRemap: options.linkRemap ?? false,
+      fileLocks: options.fileLocks ?? false,
       ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
     });
     const inside = lookInside(tree, collected);

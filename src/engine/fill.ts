@@ -13,6 +13,7 @@ import {
 import { restoreMm } from "../objects/memory/mm.ts";
 import { readPages } from "../objects/memory/pages.ts";
 import { restoreVdso, savedVdso } from "../objects/memory/vdso.ts";
+import { restoreLocks } from "../objects/files/locks.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
@@ -70,6 +71,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth): void {
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
         });
+        addLocks(program, plan, task);
       }
       const parentLeaves = task.pid === plan.tree.root.pid && !plan.newPidNamespace;
       const notes = restoreProcess(program, task.core, {
@@ -82,6 +84,20 @@ export function fillThreads(plan: RestorePlan, growth: Growth): void {
       return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
     }),
   );
+}
+
+/** The locks of all tasks that share this task's table of descriptors. */
+function addLocks(program: Program, plan: RestorePlan, task: TaskPlan): void {
+  const sharers = new Set(
+    [...plan.tasks.values()]
+      .filter(({ ids }) => ids.files_id === task.ids.files_id)
+      .map(({ pid }) => pid),
+  );
+  const locks = plan.set.fileLocks.filter(({ pid }) => sharers.has(pid));
+  restoreLocks(program, locks, {
+    isAllowed: plan.options.fileLocks,
+    file: (fd) => plan.set.files.get(task.fdinfo.find((entry) => entry.fd === fd)?.id ?? -1),
+  });
 }
 
 interface NotedJob {
@@ -153,7 +169,7 @@ const THREAD_FLAGS =
 
 function addMemory(program: Program, task: TaskPlan, { files, imagesFd }: TaskSurroundings): void {
   const mapped = task.mm.vmas.filter(isMapped);
-  for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.fd(vma.shmid) : undefined);
+  for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
   for (const { name, sources } of task.pages) {
     const file = program.call("openat", [imagesFd, program.string(name), O_RDONLY | O_CLOEXEC, 0], {
       label: `open ${name}`,

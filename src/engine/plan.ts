@@ -26,6 +26,8 @@ import { readAt } from "./read-image.ts";
 
 export interface RestorePlanOptions extends FilesRestoreOptions {
   readonly newPidNamespace?: boolean;
+  /** Take file locks again; without it they are left out, with a warning. */
+  readonly fileLocks: boolean;
 }
 
 /** A live task to make. */

@@ -40,6 +40,7 @@ export function writeTree(
   }
   writePstree(tree, images);
   collected.files.finish();
+  if (collected.fileLocks.length > 0) images.write("filelocks", 0, collected.fileLocks);
   images.write("seccomp", 0, [{}]);
   writeClocks(images);
   const pagesWritten = scans.reduce((sum, { scan }) => sum + scan.pages, 0);

@@ -28,17 +28,30 @@ export const F_GETFD = 1;
 export const F_SETFD = 2;
 export const F_GETFL = 3;
 export const F_SETFL = 4;
+export const F_SETLK = 6;
 export const F_SETOWN = 8;
 export const F_SETSIG = 10;
 export const F_GETSIG = 11;
 export const F_SETOWN_EX = 15;
 export const F_GETOWN_EX = 16;
 export const F_GETOWNER_UIDS = 17;
+export const F_OFD_SETLK = 37;
+export const F_SETLEASE = 1024;
 export const F_SETPIPE_SZ = 1031;
 export const F_GETPIPE_SZ = 1032;
 export const F_ADD_SEALS = 1033;
 export const F_GET_SEALS = 1034;
 export const FD_CLOEXEC = 1;
+
+/** Lock types of fcntl(2), and what a lease is. */
+export const F_RDLCK = 0;
+export const F_WRLCK = 1;
+export const F_UNLCK = 2;
+
+/** Operations of flock(2). */
+export const LOCK_SH = 1;
+export const LOCK_EX = 2;
+export const LOCK_NB = 4;
 
 export const F_OWNER_TID = 0;
 export const F_OWNER_PID = 1;
