@@ -133,8 +133,10 @@ export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles):
  * When all tasks are in their groups: helpers end and are reaped, zombies die their deaths.
  */
 export function settleTree(plan: RestorePlan, growth: Growth): void {
-  const dying = plan.tree.nodes.filter(({ role }) => role !== "task");
-  for (const node of dying) {
+  // Zombies first: a helper may be all that keeps the group that a zombie still has to join.
+  const zombies = plan.tree.nodes.filter(({ role }) => role === "zombie");
+  const helpers = plan.tree.nodes.filter(({ role }) => role === "helper");
+  for (const node of [...zombies, ...helpers]) {
     const tracee = growth.tracees.get(node.pid) as Tracee;
     if (node.role === "zombie") endZombie(plan, node, tracee);
     else endHelper(plan, growth, node, tracee);

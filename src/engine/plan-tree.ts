@@ -22,7 +22,7 @@ export interface TreeNode {
   readonly pgid: number;
   readonly sid: number;
   readonly role: "task" | "zombie" | "helper";
-  /** Children and siblings that it makes before it starts a session of its own. */
+  /** Children and siblings that it makes before it starts a session or group of its own. */
   readonly early: TreeNode[];
   /** … and after. */
   readonly late: TreeNode[];
@@ -121,6 +121,8 @@ class TreePlanner {
   /** Dead leaders of sessions and groups that live tasks are still in. */
   #addHelpers(tasks: readonly TreeTask[]): void {
     for (const task of tasks) {
+      const leader = this.#nodes.get(task.pgid);
+      if (leader !== undefined && leader.pgid !== task.pgid) throw lostLeader(task, leader);
       const parent = task.ppid === 0 ? task.pid : task.ppid;
       if (!this.#nodes.has(task.sid) && task.sid !== this.#outsideSid) {
         this.#add({ pid: task.sid, ppid: parent, pgid: task.sid, sid: task.sid }, "helper");
@@ -146,7 +148,7 @@ class TreePlanner {
       if (wanted === undefined)
         return this.#attach(
           node,
-          parent.late,
+          afterSetsid(parent),
           parent.leadsSession ? parent.pid : this.#bornOf(parent),
         );
       return this.#bornInto(node, parent, wanted);
@@ -156,13 +158,12 @@ class TreePlanner {
 
   #bornInto(node: TreeNode, parent: TreeNode, session: number): boolean {
     const later = parent.leadsSession ? parent.pid : this.#bornOf(parent);
-    if (later === session) return this.#attach(node, parent.late, session);
+    if (later === session) return this.#attach(node, afterSetsid(parent), session);
     if (parent.leadsSession && this.#bornOf(parent) === session)
       return this.#attach(node, parent.early, session);
     const sibling = [...this.#nodes.values()].find(
       (other) =>
         other !== node &&
-        other.role !== "zombie" &&
         other.ppid === node.ppid &&
         this.#born.has(other) &&
         other !== this.#root &&
@@ -170,7 +171,7 @@ class TreePlanner {
     );
     if (sibling === undefined) return false;
     node.viaSibling = true;
-    return this.#attach(node, sibling.late, session);
+    return this.#attach(node, afterSetsid(sibling), session);
   }
 
   #attach(node: TreeNode, list: TreeNode[], session: number): boolean {
@@ -200,6 +201,14 @@ class TreePlanner {
   }
 }
 
+/**
+ * Where those stand that a node makes in its last session. A leader of a group makes them before it leads the group, since
+ * nobody can go back into a group of outside; who belongs to its group joins in the end.
+ */
+function afterSetsid(node: TreeNode): TreeNode[] {
+  return node.leadsGroup ? node.early : node.late;
+}
+
 function noCreator(node: TreeNode): RepriseError {
   return new RepriseError(
     "UNSUPPORTED",
@@ -208,6 +217,15 @@ function noCreator(node: TreeNode): RepriseError {
       pid: node.pid,
       hint: "Its session was made in a way that this version cannot repeat. Please report it with the output of ps -eo pid,ppid,pgid,sid.",
     },
+  );
+}
+
+/** A group's number is its first leader's pid: while that process is in another group, nobody can make the group. */
+function lostLeader(task: TreeTask, leader: TreeNode): RepriseError {
+  return new RepriseError(
+    "UNSUPPORTED",
+    `cannot restore pid ${task.pid}: the process ${leader.pid} that made its group ${task.pgid} is in group ${leader.pgid} now`,
+    { pid: task.pid, hint: "Such a group cannot be made again. Let its members join another one." },
   );
 }
 
