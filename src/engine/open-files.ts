@@ -2,20 +2,24 @@
 // lie above those of the tasks; the other tasks inherit them when they are forked, and take what is theirs by dup3.
 
 import { RepriseError } from "../errors.ts";
-import type { FileEntry } from "../images/schema/messages.generated.ts";
+import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
 import type { FilesRestore } from "../objects/files/file-kind.ts";
 import { kindOfType } from "../objects/files/registry.ts";
-import { F_DUPFD } from "../sys/abi/fcntl.ts";
+import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import { F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
+import { PROT_WRITE } from "../sys/abi/mman.ts";
 import { Program, type Argument, type Ref } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import { firstPoolFd, job, type Growth } from "./grow.ts";
-import type { RestorePlan } from "./plan.ts";
+import { mapsFile, type RestorePlan } from "./plan.ts";
 
 /** Open files of a tree, by their ids. */
 export interface OpenedFiles {
   /** Descriptor of a file in every task of the tree. */
   fd(id: number): number;
+  /** Descriptor of the file that an area is made from, opened for what the area needs. */
+  mappedFd(vma: VmaEntry): number;
   /** Adds the calls that need a task's descriptors in their final places. */
   settle(program: Program, entry: FileEntry, fd: number): void;
 }
@@ -34,6 +38,7 @@ class Opener implements FilesRestore {
   readonly #plan: RestorePlan;
   readonly #program = new Program();
   readonly #opened = new Map<number, Argument>();
+  readonly #mapped = new Map<string, Argument>();
   readonly #later: ((program: Program) => void)[] = [];
   #nextReserved: number;
 
@@ -48,19 +53,21 @@ class Opener implements FilesRestore {
 
   run(root: Tracee): OpenedFiles {
     for (const entry of this.#plan.files) this.open(entry.id);
+    for (const { mm } of this.#plan.tasks.values()) {
+      for (const vma of mm.vmas) if (mapsFile(vma)) this.#openMapped(vma);
+    }
     for (const step of this.#later) step(this.#program);
     const [result] = runPrograms([job(this.#plan, root, this.#program)]);
-    const fds = new Map<number, number>();
-    for (const [id, argument] of this.#opened) {
-      fds.set(id, typeof argument === "number" ? argument : (result?.value(argument as Ref) ?? -1));
-    }
+    const number = (argument: Argument | undefined, id: number): number => {
+      if (argument === undefined)
+        throw new RepriseError("INTERNAL", `internal error: file ${id} was not opened`);
+      return typeof argument === "number" ? argument : (result?.value(argument as Ref) ?? -1);
+    };
+    const fds = new Map([...this.#opened].map(([id, argument]) => [id, number(argument, id)]));
+    const mapped = new Map([...this.#mapped].map(([key, argument]) => [key, number(argument, -1)]));
     return {
-      fd: (id) => {
-        const fd = fds.get(id);
-        if (fd === undefined)
-          throw new RepriseError("INTERNAL", `internal error: file ${id} was not opened`);
-        return fd;
-      },
+      fd: (id) => fds.get(id) ?? number(undefined, id),
+      mappedFd: (vma) => mapped.get(mappingKey(vma)) ?? number(undefined, vma.shmid),
       settle: (program, entry, fd) => kindOfType(entry.type).settle?.(program, entry, fd, this),
     };
   }
@@ -71,13 +78,38 @@ class Opener implements FilesRestore {
     const entry = this.set.files.get(id);
     if (entry === undefined)
       throw new RepriseError("BAD_IMAGE", `cannot restore: files.img has no file ${id}`);
+    const moved = this.#make(entry);
+    this.#opened.set(id, moved);
+    return moved;
+  }
+
+  /** CRIU gives one entry to a descriptor and a mapping of a file; what the mapping needs stands with the area. */
+  #openMapped(vma: VmaEntry): void {
+    const key = mappingKey(vma);
+    if (this.#mapped.has(key)) return;
+    const entry = this.set.files.get(vma.shmid);
+    const own = entry?.reg ?? entry?.memfd;
+    const access = accessOf(vma);
+    const same = own === undefined || (own.flags & O_ACCMODE) === access;
+    const fd =
+      entry === undefined || same
+        ? this.open(vma.shmid)
+        : this.#make({
+            ...entry,
+            ...(entry.reg === undefined ? {} : { reg: { ...entry.reg, flags: access } }),
+            ...(entry.memfd === undefined ? {} : { memfd: { ...entry.memfd, flags: access } }),
+          });
+    this.#mapped.set(key, fd);
+  }
+
+  /** Opens a file of an entry, above the descriptors of the tasks. */
+  #make(entry: FileEntry): Argument {
     const fd = kindOfType(entry.type).open(this.#program, entry, this);
     const moved = this.#program.call("fcntl", [fd, F_DUPFD, firstPoolFd(this.#plan)], {
-      label: `keep file ${id} open`,
+      label: `keep file ${entry.id} open`,
       hint: "The limit on open files (ulimit -Hn) is too low for all files of the tree.",
     });
     this.#program.call("close", [fd]);
-    this.#opened.set(id, moved);
     return moved;
   }
 
@@ -88,4 +120,16 @@ class Opener implements FilesRestore {
   reserve(): number {
     return this.#nextReserved++;
   }
+}
+
+function mappingKey(vma: VmaEntry): string {
+  return `${vma.shmid}:${accessOf(vma)}`;
+}
+
+/** Access mode that an area's file needs; old images leave it to be guessed. */
+function accessOf(vma: VmaEntry): number {
+  if (vma.fdflags !== undefined && (vma.status & VMA_FILE_SHARED) !== 0)
+    return vma.fdflags & O_ACCMODE;
+  const writes = (vma.status & VMA_FILE_SHARED) !== 0 && (vma.prot & PROT_WRITE) !== 0;
+  return writes ? O_RDWR : O_RDONLY;
 }

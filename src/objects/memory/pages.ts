@@ -132,6 +132,12 @@ function intersect(vmas: readonly VmaEntry[], ranges: readonly MemoryRange[]): P
   const runs: PageRun[] = [];
   let next = 0;
   for (const vma of vmas) {
+    if ((vma.status & VMA_VDSO) !== 0) {
+      // Saved whole, touched or not: CRIU compares it with the kernel's at restore.
+      const pages = (vma.end - vma.start) / mm.PAGE_SIZE;
+      addRun(runs, { vaddr: vma.start, pages, flags: pageFlags(vma) });
+      continue;
+    }
     while (next < ranges.length && rangeEnd(ranges[next]) <= vma.start) next++;
     for (let i = next; i < ranges.length; i++) {
       const range = ranges[i] as MemoryRange;
