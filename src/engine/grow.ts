@@ -195,11 +195,14 @@ function prepareSeed(plan: RestorePlan, seed: Tracee, directory: number, imagesF
   program.call("prlimit64", [0, sched.RLIMIT_NOFILE, program.data(ownFileLimit()), 0], {
     label: "raise the limit on open files",
   });
-  program.call("dup3", [directory, imagesFd, 0], {
-    label: "keep the images directory open",
-    hint: "The limit on open files (ulimit -Hn) is too low for the descriptors of the tree.",
-  });
-  program.call("close", [directory]);
+  // dup3 refuses a descriptor onto itself, and then it is where it should be.
+  if (directory !== imagesFd) {
+    program.call("dup3", [directory, imagesFd, 0], {
+      label: "keep the images directory open",
+      hint: "The limit on open files (ulimit -Hn) is too low for the descriptors of the tree.",
+    });
+    program.call("close", [directory]);
+  }
   program.call("munmap", [0, address], { label: "clean the seed's memory" });
   program.call("munmap", [address + size, TASK_SIZE - address - size], {
     label: "clean the seed's memory",
