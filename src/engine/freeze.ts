@@ -15,6 +15,7 @@ import { SIGCONT, SIGSTOP } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { sendSignal } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
+import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 
 /** A tree in which no thread runs. */
@@ -234,6 +235,16 @@ function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
       {
         pid: tracee.leader,
         hint: "Programs like Wine use it to catch system calls; it cannot be saved yet.",
+      },
+    );
+  }
+  if (standsInLeftCode(tracee.leader, regs.getNumber("rip"))) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${tracee.leader}: thread ${tracee.tid} stands where an engine left it that was killed`,
+      {
+        pid: tracee.leader,
+        hint: `Continue the process (kill -CONT ${tracee.leader}), and dump it then.`,
       },
     );
   }

@@ -2,10 +2,14 @@
 // without a moment at which the engine's death would harm the process.
 //
 // 1. A stub is put into the spare end of the vdso's last page (no page of the program's own is changed), and the leader
-//    pointed at it: one mmap, caught at its exit. If the engine dies here, the stub itself puts mask and registers right.
+//    pointed at it: one mmap, caught at its exit. If the engine dies here, the stub itself removes the area again and puts
+//    mask and registers right.
 // 2. The interpreter and a signal frame for every thread go into the area; the leader is pointed at the interpreter's
-//    signal-return, and the spare bytes are cleaned. If the engine dies from here on, the frames put the threads right.
-// 3. At the end the threads get their registers back, and the leader unmaps the area through the stub again.
+//    signal-return. If the engine dies from here on, the frames put the threads right: the frame of a lone thread leads into
+//    the stub, which removes the area, too. With several threads nobody knows when the last one has left it: it stays.
+// 3. At the end the threads get their registers back, and the leader unmaps the area through the stub.
+//
+// A stub that a dead engine left in the spare bytes runs no more; the next one is written over it.
 
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
@@ -22,7 +26,7 @@ import {
 import { SIGSET_FULL } from "../sys/abi/signal.ts";
 import { pokeMemory, readMemory, writeMemory } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
-import { assemble, stub, STUB_SIZE } from "./arch/x86_64/code.ts";
+import { assemble, isStub, stub, STUB_SIZE, STUB_UNDO } from "./arch/x86_64/code.ts";
 import { repeatedRegisters, resumedRegisters, type Registers } from "./arch/x86_64/registers.ts";
 import { signalFrame, signalFrameSize } from "./arch/x86_64/sigframe.ts";
 import { finishCaughtCall, interpreter, label, startCaughtCall } from "./run.ts";
@@ -40,7 +44,7 @@ export interface StoppedThread {
 export interface InjectionTarget {
   /** The leader first. */
   readonly threads: readonly StoppedThread[];
-  /** Address of at least STUB_SIZE zero bytes at the end of an executable mapping: see `findSpareBytes`. */
+  /** Address of at least STUB_SIZE unused bytes at the end of an executable mapping: see `findSpareBytes`. */
   readonly spare: number;
   /** Unused addresses for the area, and how many bytes the programs need. */
   readonly hole: number;
@@ -92,15 +96,33 @@ export function findSpareBytes(
   executable: readonly { start: number; end: number }[],
 ): number | undefined {
   for (const { end } of executable) {
-    const tail = Buffer.alloc(STUB_ROOM);
-    try {
-      readMemory(pid, [{ address: end - STUB_ROOM, length: STUB_ROOM }], tail);
-    } catch {
-      continue; // unreadable code: try the next mapping
-    }
-    if (tail.every((byte) => byte === 0)) return end - STUB_ROOM;
+    const tail = bytesAt(pid, end - STUB_ROOM, STUB_ROOM);
+    if (tail === undefined) continue;
+    if (tail.every((byte) => byte === 0) || isStub(tail)) return end - STUB_ROOM;
   }
   return undefined;
+}
+
+/**
+ * Whether a thread stands in code of ours that an engine left when it died. It is on its way back into its own code, or
+ * stopped on that way until somebody continues it.
+ */
+export function standsInLeftCode(pid: number, rip: number): boolean {
+  const page = Math.floor(rip / PAGE_SIZE) * PAGE_SIZE;
+  const stubAt = page + PAGE_SIZE - STUB_ROOM;
+  const head = bytesAt(pid, page, interpreter.bytes.length);
+  if (head?.equals(interpreter.bytes) === true) return true;
+  return rip >= stubAt && isStub(bytesAt(pid, stubAt, STUB_ROOM) ?? Buffer.alloc(STUB_ROOM));
+}
+
+function bytesAt(pid: number, address: number, length: number): Buffer | undefined {
+  const bytes = Buffer.alloc(length);
+  try {
+    readMemory(pid, [{ address, length }], bytes);
+    return bytes;
+  } catch {
+    return undefined; // code that cannot be read is not ours
+  }
 }
 
 const INTERPRETER_ROOM = 512;
@@ -118,9 +140,8 @@ function layOut(target: InjectionTarget): Injection {
 }
 
 function startMapping(injection: Injection): void {
-  const leader = leaderOf(injection);
-  pokeMemory(leader.tracee.leader, injection.target.spare, stubBytes(leader));
-  callThroughStub(injection, SYSCALLS.mmap.nr, [
+  pokeStub(injection, resumedRegisters);
+  pointAtStub(injection, { rip: injection.target.spare, nr: SYSCALLS.mmap.nr }, [
     injection.address,
     injection.size,
     PROT_READ | PROT_WRITE | PROT_EXEC,
@@ -128,6 +149,7 @@ function startMapping(injection: Injection): void {
     -1,
     0,
   ]);
+  startCaughtCall(leaderOf(injection).tracee);
 }
 
 function finishMapping(injection: Injection): void {
@@ -148,22 +170,27 @@ function finishMapping(injection: Injection): void {
     );
   }
   writeFrames(injection);
+  if (leavesThroughStub(injection)) pokeStub(injection, afterSignalReturn);
   const regs = leaderOf(injection).regs.copy();
   regs
     .set("rip", injection.code + label("stopped"))
     .set("rbp", injection.frames[0] ?? 0)
     .set("orig_rax", -1n);
   tracee.setRegisters(regs);
-  cleanSpareBytes(injection);
 }
 
 function writeFrames(injection: Injection): void {
   const { threads } = injection.target;
   const head = Buffer.alloc(INTERPRETER_ROOM);
   head.set(interpreter.bytes);
-  const frames = threads.map((thread, index) =>
-    signalFrame(injection.frames[index] ?? 0, afterDeath(thread), thread.xstate, thread.mask),
-  );
+  const frames = threads.map((thread, index) => {
+    const at = injection.frames[index] ?? 0;
+    const regs = afterSignalReturn(thread.regs);
+    if (!leavesThroughStub(injection)) return signalFrame(at, regs, thread.xstate, thread.mask);
+    // The stub sets the mask, and what the frame has in the registers that the stub changes.
+    regs.set("rip", injection.target.spare + STUB_UNDO);
+    return signalFrame(at, regs, thread.xstate, SIGSET_FULL);
+  });
   const bytes = Buffer.concat([head, ...frames]);
   writeMemory(
     leaderOf(injection).tracee.leader,
@@ -173,16 +200,21 @@ function writeFrames(injection: Injection): void {
 }
 
 /** rt_sigreturn drops the kernel's restart block, so an interrupted sleep is made again. */
-function afterDeath(thread: StoppedThread): Registers {
-  return repeatedRegisters(thread.regs);
+const afterSignalReturn: StubEnd = repeatedRegisters;
+
+/** A lone thread takes the area away after the engine's death; with others in it that cannot be. */
+function leavesThroughStub({ target }: Injection): boolean {
+  return target.threads.length === 1;
 }
 
 function startUnmapping(injection: Injection): void {
   const [leader, ...others] = injection.target.threads;
   for (const thread of others) restoreThread(thread);
   if (leader === undefined) return;
-  pokeMemory(leader.tracee.leader, injection.target.spare, stubBytes(leader));
-  callThroughStub(injection, SYSCALLS.munmap.nr, [injection.address, injection.size]);
+  // The stub loads the arguments itself. The order matters: only now it is not reached by signal-return any more.
+  pointAtStub(injection, { rip: injection.target.spare + STUB_UNDO, nr: 0 }, []);
+  pokeStub(injection, resumedRegisters);
+  startCaughtCall(leader.tracee);
 }
 
 function finishUnmapping(injection: Injection): void {
@@ -197,21 +229,29 @@ function restoreThread({ tracee, regs, mask }: StoppedThread): void {
   tracee.setRegisters(resumedRegisters(regs));
 }
 
-function callThroughStub(injection: Injection, nr: number, args: readonly number[]): void {
+function pointAtStub(
+  injection: Injection,
+  { rip, nr }: { readonly rip: number; readonly nr: number },
+  args: readonly number[],
+): void {
   const { tracee, regs } = leaderOf(injection);
-  const call = regs.copy().set("rip", injection.target.spare).set("rax", nr).set("orig_rax", -1n);
+  const call = regs.copy().set("rip", rip).set("rax", nr).set("orig_rax", -1n);
   (["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const).forEach((name, index) =>
     call.set(name, args[index] ?? 0),
   );
   tracee.setRegisters(call);
   tracee.setSignalMask(SIGSET_FULL);
-  startCaughtCall(tracee);
 }
 
-function stubBytes({ regs, mask }: StoppedThread): Buffer {
-  const back = resumedRegisters(regs);
-  return assemble(
+/** With which registers the stub sends the leader back: those of a task that kept its restart block, or lost it. */
+type StubEnd = typeof resumedRegisters | typeof repeatedRegisters;
+
+function pokeStub(injection: Injection, end: StubEnd): void {
+  const { tracee, regs, mask } = leaderOf(injection);
+  const back = end(regs);
+  const { bytes } = assemble(
     stub({
+      area: injection,
       rax: back.get("rax"),
       rcx: back.get("rcx"),
       rdx: back.get("rdx"),
@@ -224,7 +264,8 @@ function stubBytes({ regs, mask }: StoppedThread): Buffer {
       rip: back.get("rip"),
       mask,
     }),
-  ).bytes;
+  );
+  pokeMemory(tracee.leader, injection.target.spare, bytes);
 }
 
 function cleanSpareBytes(injection: Injection): void {

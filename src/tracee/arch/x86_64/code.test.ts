@@ -9,12 +9,15 @@ import {
   INTERPRETER,
   LOCAL_INTERPRETER,
   seedEntry,
+  isStub,
   stub,
   STUB_SIZE,
+  STUB_UNDO,
   type Instruction,
 } from "./code.ts";
 
 const BACK = {
+  area: { address: 0x1004_0000, size: 0x3000 },
   rax: 0x1111_2222_3333_4444n,
   rcx: 0xffff_ffff_ffff_ffffn,
   rdx: 0x8000_0000_0000_0000n,
@@ -31,10 +34,12 @@ const BACK = {
 const NAMED: Readonly<Record<string, readonly (readonly [string, string])[]>> = {
   "the seed's entry": [["ENGINE", "0x12d687"]],
   "the stub": [
-    ["[rip+mask]", "[rip+0x72]"],
+    ["[rip+mask]", "[rip+0x75]"],
     ...(["rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"] as const).map(
       (name) => [`movabs ${name}`, `movabs ${name},0x${BACK[name].toString(16)}`] as const,
     ),
+    ["movabs AREA", "movabs rdi,0x10040000"],
+    ["movabs SIZE", "movabs rsi,0x3000"],
   ],
 };
 const PIECES: readonly (readonly [string, readonly Instruction[]])[] = [
@@ -77,6 +82,14 @@ test("the stub has the size it says, its mask where the lea points, its address 
   expect(lea + 7 + bytes.readInt32LE(lea + 3)).toBe(labels["mask"]);
   const jump = bytes.lastIndexOf(Buffer.from([0xff, 0x25, 0, 0, 0, 0]));
   expect(jump + 6).toBe(labels["back"]);
+  expect(labels["undo"]).toBe(STUB_UNDO);
+});
+
+test("a stub is known again, whatever its constants; other code is not", () => {
+  const { bytes } = assemble(stub(BACK));
+  expect(isStub(bytes)).toBe(true);
+  expect(isStub(Buffer.alloc(STUB_SIZE))).toBe(false);
+  expect(isStub(bytes.subarray(1))).toBe(false);
 });
 
 test("the interpreter fits into the room that injections leave for it, and stops before its signal-return", () => {

@@ -2,7 +2,7 @@
 // disassembles every line with objdump and compares it with the text beside the bytes.
 //
 // 1. The interpreter runs a table of system calls (see ../../program.ts for the table's layout).
-// 2. The stub makes one system call from a spare corner of an executable page and puts the task right by itself.
+// 2. The stub makes and removes the work area from a spare corner of an executable page and puts the task right by itself.
 // 3. The seed's entry: the first instructions of the process that restored tasks descend from.
 
 import { SYSCALLS } from "../../../sys/syscalls.x86_64.ts";
@@ -154,8 +154,10 @@ export const CPUID: readonly Instruction[] = [
   { bytes: [0xc3], text: "ret" },
 ];
 
-/** What the stub loads before it jumps back: the registers that its two system calls change, and where to go. */
+/** What the stub takes away, and what it loads before it jumps back: the registers that its calls change. */
 export interface StubReturn {
+  /** The work area: removed by the stub on its way back. */
+  readonly area: { readonly address: number; readonly size: number };
   readonly rax: bigint;
   readonly rcx: bigint;
   readonly rdx: bigint;
@@ -171,17 +173,30 @@ export interface StubReturn {
 }
 
 /**
- * The stub: makes the system call that the tracer loaded into the registers, sets the signal mask, loads the task's own
- * registers from constants in the code and jumps back. It needs no memory but its own bytes, so a task whose tracer
- * dies right after pointing it here goes on as if nothing had happened.
+ * The stub. From its start it makes the system call that the tracer loaded into the registers (the mmap of the work area),
+ * and takes the area away again; from `undo` it does only that. Then it sets the signal mask, loads the task's own registers
+ * from constants in the code and jumps back. The tracer catches the task behind the one call that it wants; a task whose
+ * tracer dies goes on through the rest as if nothing had happened. The stub needs no memory but its own bytes, and changes
+ * no flags.
  */
 export function stub(back: StubReturn): readonly Instruction[] {
   return [
     { bytes: [0x0f, 0x05], text: "syscall" },
-    { label: "after", bytes: [0xb8, ...imm32(SYSCALLS.rt_sigprocmask.nr)], text: "mov eax,0xe" },
+    // After a failed mmap this is no address, and the munmap fails, too.
+    { bytes: [0x48, 0x89, 0xc7], text: "mov rdi,rax" },
+    { bytes: [0xeb, 0], text: "jmp unmap", target: "unmap" },
+    {
+      label: "undo",
+      bytes: [0x48, 0xbf, ...imm64(BigInt(back.area.address))],
+      text: "movabs AREA",
+    },
+    { label: "unmap", bytes: [0x48, 0xbe, ...imm64(BigInt(back.area.size))], text: "movabs SIZE" },
+    { bytes: [0xb8, ...imm32(SYSCALLS.munmap.nr)], text: "mov eax,0xb" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0xb8, ...imm32(SYSCALLS.rt_sigprocmask.nr)], text: "mov eax,0xe" },
     { bytes: [0xbf, ...imm32(SIG_SETMASK)], text: "mov edi,0x2" },
     { bytes: [0x48, 0x8d, 0x35, ...imm32(STUB_MASK_DISTANCE)], text: "lea rsi,[rip+mask]" },
-    { bytes: [0x31, 0xd2], text: "xor edx,edx" },
+    { bytes: [0xba, ...imm32(0)], text: "mov edx,0x0" },
     { bytes: [0x41, 0xba, ...imm32(SIGSET_SIZE)], text: "mov r10d,0x8" },
     { bytes: [0x0f, 0x05], text: "syscall" },
     { bytes: [0x48, 0xb8, ...imm64(back.rax)], text: "movabs rax" },
@@ -200,9 +215,29 @@ export function stub(back: StubReturn): readonly Instruction[] {
 }
 
 /** From the end of the stub's lea to its mask: two instructions, a syscall, nine movabs, the jump, one word. */
-const STUB_MASK_DISTANCE = 2 + 6 + 2 + 9 * 10 + 6 + 8;
+const STUB_MASK_DISTANCE = 5 + 6 + 2 + 9 * 10 + 6 + 8;
 /** Size in bytes of the stub. */
-export const STUB_SIZE = 2 + 5 + 5 + 7 + STUB_MASK_DISTANCE + 8;
+export const STUB_SIZE = 2 + 3 + 2 + 10 + 10 + 5 + 2 + 5 + 5 + 7 + STUB_MASK_DISTANCE + 8;
+/** Where in the stub the task only takes the area away. */
+export const STUB_UNDO = 2 + 3 + 2;
+
+/** Whether bytes start with a stub, whatever its constants: an engine that died has left it. */
+export function isStub(bytes: Uint8Array): boolean {
+  let at = 0;
+  return stub(NO_RETURN).every(({ bytes: own, text }) => {
+    const fixed = text.startsWith("(") ? 0 : text.startsWith("movabs") ? 2 : own.length;
+    const from = at;
+    at += own.length;
+    const jump = text.startsWith("jmp unmap") ? 1 : fixed; // the distance is filled in later
+    return own.slice(0, jump).every((byte, index) => bytes[from + index] === byte);
+  });
+}
+
+const NO_RETURN: StubReturn = {
+  area: { address: 0, size: 0 },
+  ...{ rax: 0n, rcx: 0n, rdx: 0n, rsi: 0n, rdi: 0n, r8: 0n, r9: 0n, r10: 0n, r11: 0n },
+  ...{ rip: 0n, mask: 0n },
+};
 
 /**
  * The seed's entry: dies with the engine (PR_SET_PDEATHSIG; and at once if the engine was gone before that), then waits

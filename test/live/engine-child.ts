@@ -1,0 +1,30 @@
+// The engine in a process of its own, for trials in which it is killed. It stops itself when everything is loaded, right
+// before the work begins; the trial lets it go on and knows from there how far it has come.
+
+import { checkpoint, type CheckpointOptions } from "../../src/engine/checkpoint.ts";
+import { restore, type RestoreOptions } from "../../src/engine/restore.ts";
+import { RepriseError } from "../../src/errors.ts";
+
+/** What the child is told by its one argument, as JSON. */
+export type EngineOrder =
+  | ({ readonly action: "dump" } & CheckpointOptions)
+  | ({ readonly action: "restore" } & RestoreOptions);
+
+/** How the child ends when an error comes; 0 is success. */
+export const ENGINE_FAILED = 3;
+
+void main(JSON.parse(process.argv[2] ?? "") as EngineOrder);
+
+async function main(order: EngineOrder): Promise<void> {
+  process.kill(process.pid, "SIGSTOP");
+  try {
+    if (order.action === "dump") await checkpoint(order);
+    else await restore(order);
+    process.exit(0);
+  } catch (error) {
+    process.stderr.write(
+      `${error instanceof RepriseError ? `${error.code}: ${error.message}` : String(error)}\n`,
+    );
+    process.exit(ENGINE_FAILED);
+  }
+}

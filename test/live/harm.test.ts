@@ -1,0 +1,117 @@
+// Nobody is harmed: the engine is killed right before every one of the calls by which it acts upon the program, and at random
+// instants besides; the program goes on each time as if nothing had happened. REPRISE_HARM_KILLS sets how many instants
+// at least, REPRISE_HARM_SEED which.
+
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
+import { readStatIfAlive } from "../../src/proc/stat.ts";
+import { readTasksIfAlive } from "../../src/proc/tasks.ts";
+import { again } from "./cycle.ts";
+import { bundleEngine, randomOf, runEngine, type EngineEnd, type Moment } from "./engine-death.ts";
+import { killProgram, makeDir, removeDir, startProgram, type RunningProgram } from "./programs.ts";
+
+const KILLS = Number(process.env.REPRISE_HARM_KILLS ?? 330);
+const SEED = Number(process.env.REPRISE_HARM_SEED ?? 1);
+const SUBJECTS = [
+  { name: "selfcheck", args: [], share: 0.4 },
+  { name: "threads", args: [], share: 0.3 },
+  { name: "many_tasks", args: ["4"], share: 0.3 },
+] as const;
+
+let bundle: string;
+beforeAll(async () => {
+  bundle = await bundleEngine();
+});
+afterAll(() => rmSync(bundle, { force: true }));
+
+test.each(SUBJECTS)(
+  "$name goes on whenever the engine is killed during a dump",
+  { timeout: 60_000 + KILLS * 1000 },
+  async ({ name, args, share }) => {
+    const program = await start(name, args);
+    const random = randomOf(SEED);
+    const whole = await dumpUntil(program);
+    expect(whole.exitCode).toBe(0);
+    const mappings = countMappings(program.pid);
+    const kills = Math.ceil(KILLS * share);
+    let died = 0;
+    for (let kill = 0; kill < kills; kill++) {
+      const moment = momentOf(kill, { kills, whole, random });
+      const end = await dumpUntil(program, moment);
+      if (end.killed) died++;
+      const where = `${name}, seed ${SEED}, kill ${kill} ${JSON.stringify(moment)}`;
+      expect(await lives(program), where).toMatch(/^ok /);
+      // Only the leader of a process with one thread can take the work area along when it goes on by itself.
+      if (name === "selfcheck") expect(countMappings(program.pid), where).toBe(mappings);
+    }
+    expect(died).toBeGreaterThan(kills * 0.8);
+    // What the dead engines left is in nobody's way: the program can still be saved and brought back.
+    const restored = await again(program);
+    expect(await restored.ask()).toMatch(/^ok /);
+    expect(await restored.finish()).toBe("pass");
+  },
+);
+
+interface Plan {
+  readonly kills: number;
+  readonly whole: EngineEnd;
+  readonly random: ReturnType<typeof randomOf>;
+}
+
+/** Every call once (or as many as there are kills for, spread evenly), the rest at any time. */
+function momentOf(kill: number, { kills, whole, random }: Plan): Moment {
+  const swept = Math.min(whole.calls, Math.floor(kills * 0.7));
+  if (kill < swept) {
+    const beforeCall = 1 + Math.floor((kill * whole.calls) / swept);
+    return { beforeCall, waitMs: random.below(2) === 0 ? 0 : random.unit() * 2 };
+  }
+  return { afterMs: random.unit() * whole.ms };
+}
+
+async function dumpUntil(program: RunningProgram, moment?: Moment): Promise<EngineEnd> {
+  const imagesDir = mkdtempSync(join(program.dir, "images-"));
+  try {
+    const order = { action: "dump", pid: program.pid, imagesDir, leave: "running" } as const;
+    return await runEngine(order, moment);
+  } finally {
+    rmSync(imagesDir, { recursive: true });
+  }
+}
+
+/** Asks the program to check itself; whoever was merely stopped is told to go on, as a shell would. */
+async function lives(program: RunningProgram): Promise<string> {
+  let answered = false;
+  const answer = program.ask().finally(() => (answered = true));
+  const wake = async (): Promise<void> => {
+    for (; !answered; await sleep(1)) {
+      for (const pid of treeOf(program.pid)) if (isStopped(pid)) process.kill(pid, "SIGCONT");
+    }
+  };
+  const [text] = await Promise.all([answer, wake()]);
+  return text;
+}
+
+function isStopped(pid: number): boolean {
+  return (readTasksIfAlive(pid) ?? []).some((tid) => readStatIfAlive(tid)?.state === "T");
+}
+
+function treeOf(root: number): number[] {
+  const tasks = readdirSync("/proc").filter((name) => /^\d+$/.test(name));
+  const children = tasks.filter((name) => readStatIfAlive(Number(name))?.ppid === root).map(Number);
+  return [root, ...children.flatMap(treeOf)];
+}
+
+function countMappings(pid: number): number {
+  return readFileSync(`/proc/${pid}/maps`, "latin1").split("\n").length;
+}
+
+async function start(name: string, args: readonly string[]): Promise<RunningProgram> {
+  const dir = makeDir(name);
+  onTestFinished(() => removeDir(dir));
+  const program = await startProgram(name, args, { dir });
+  onTestFinished(() => killProgram(program));
+  await program.waitReady();
+  return program;
+}
