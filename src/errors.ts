@@ -20,6 +20,7 @@ export const ERROR_CODES = [
   "KERNEL_FEATURE",
   "NAME_TAKEN",
   "NO_SUCH_NAME",
+  "BUSY",
   "INTERNAL",
 ] as const;
 

@@ -93,7 +93,7 @@ function addLifeCommands(root: Command): void {
     .option("-f, --force", "end it first if it runs")
     .action(async (names: string[], options: { force?: boolean }) => {
       const { remove } = await import("./commands/rm.ts");
-      remove(names, options);
+      await remove(names, options);
     });
 }
 

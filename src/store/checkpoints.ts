@@ -47,9 +47,15 @@ export function beginCheckpoint(meta: Omit<CheckpointMeta, "number">): StoredChe
   return { ...full, imagesDir, bytes: 0 };
 }
 
-export function removeCheckpoint(checkpoint: CheckpointMeta): void {
+export function removeCheckpoint(checkpoint: Pick<CheckpointMeta, "task" | "number">): void {
   const directory = checkpointDirectory(checkpoint.task, checkpoint.number);
   rmSync(directory, { recursive: true, force: true });
+}
+
+/** Removes what checkpoints that were killed have left; the task's lock is held. */
+export function removeUnfinished(task: string): void {
+  for (const number of checkpointNumbers(task))
+    if (!isWhole(task, number)) removeCheckpoint({ task, number });
 }
 
 /** The whole checkpoints of a task, oldest first. */

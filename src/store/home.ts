@@ -1,6 +1,8 @@
 // Where named tasks and their checkpoints live:
 //
 //   $REPRISE_HOME or /var/lib/reprise
+//     lock                            taken while a name is given away
+//     tasks/NAME/lock                 taken by the one command that works on the task
 //     tasks/NAME/state.json           what the task is, and its pid
 //     tasks/NAME/log                  its standard output and error
 //     tasks/NAME/checkpoints/N/       meta.json, and images/ in CRIU's format
@@ -21,6 +23,11 @@ export function homeDirectory(): string {
   return given === undefined || given === "" ? DEFAULT_HOME : resolve(given);
 }
 
+/** The lock of all names. */
+export function namesLockPath(): string {
+  return join(homeDirectory(), "lock");
+}
+
 export function tasksDirectory(): string {
   return join(homeDirectory(), "tasks");
 }
@@ -39,6 +46,11 @@ export function taskDirectory(name: string): string {
   return join(tasksDirectory(), name);
 }
 
+/** Makes the directory of all tasks, if it is not there. */
+export function createTasksDirectory(): void {
+  mkdirSync(tasksDirectory(), { recursive: true, mode: PRIVATE });
+}
+
 /**
  * Makes the directory of a new task; making it is what takes the name.
  *
@@ -46,7 +58,7 @@ export function taskDirectory(name: string): string {
  */
 export function createTaskDirectory(name: string): string {
   const directory = taskDirectory(name);
-  mkdirSync(tasksDirectory(), { recursive: true, mode: PRIVATE });
+  createTasksDirectory();
   if (existsSync(directory)) throw nameTaken(name);
   try {
     mkdirSync(directory, { mode: PRIVATE });

@@ -7,13 +7,23 @@ import type { CheckpointResult } from "../engine/checkpoint.ts";
 import type { ProgressListener } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
-import { beginCheckpoint, removeCheckpoint, type StoredCheckpoint } from "./checkpoints.ts";
+import { readFdNumbers } from "../proc/fd.ts";
+import { F_SETFD, FD_CLOEXEC } from "../sys/abi/fcntl.ts";
+import { trySyscall } from "../sys/ffi.ts";
+import {
+  beginCheckpoint,
+  removeCheckpoint,
+  removeUnfinished,
+  type StoredCheckpoint,
+} from "./checkpoints.ts";
 import { relocateImages } from "./relocate.ts";
 import {
   createTask,
   isAlive,
+  lockTask,
   logPath,
   readTask,
+  removeTask,
   startTimeOf,
   writeTask,
   type Placement,
@@ -45,7 +55,9 @@ export async function checkpointTask(
   name: string,
   options: { readonly leaveRunning: boolean; readonly onEvent?: ProgressListener },
 ): Promise<{ readonly checkpoint: StoredCheckpoint; readonly result: CheckpointResult }> {
+  using _lock = await lockTask(name);
   const record = aliveTask(name);
+  removeUnfinished(name);
   const { command, pid, placement } = record;
   const createdAt = new Date().toISOString();
   const checkpoint = beginCheckpoint({ task: name, command, pid, placement, createdAt });
@@ -74,6 +86,7 @@ export async function restoreTask(
   checkpoint: StoredCheckpoint,
   options: { readonly newPidNamespace: boolean; readonly onEvent?: ProgressListener },
 ): Promise<TaskRecord> {
+  using _lock = await lockTask(checkpoint.task);
   const record = readTask(checkpoint.task);
   if (isAlive(record)) {
     throw new RepriseError("BAD_ARGUMENT", `${record.name} is running (pid ${record.pid})`, {
@@ -112,11 +125,7 @@ export async function cloneCheckpoint(
     const createdAt = new Date().toISOString();
     const placement = "pid-namespace";
     const own = beginCheckpoint({ task: name, command, pid: checkpoint.pid, placement, createdAt });
-    relocateImages({
-      from: checkpoint.imagesDir,
-      to: own.imagesDir,
-      paths: new Map([[logPath(checkpoint.task), logPath(name)]]),
-    });
+    await takeImages(checkpoint, own);
     const pid = await restoreImages(own.imagesDir, { ...options, placement });
     return {
       name,
@@ -130,8 +139,19 @@ export async function cloneCheckpoint(
   });
 }
 
+/** Nobody may remove the first task's images meanwhile. */
+async function takeImages(from: StoredCheckpoint, to: StoredCheckpoint): Promise<void> {
+  using _lock = await lockTask(from.task);
+  relocateImages({
+    from: from.imagesDir,
+    to: to.imagesDir,
+    paths: new Map([[logPath(from.task), logPath(to.task)]]),
+  });
+}
+
 /** What a checkpoint would save, in lines for people; nothing stays of it. */
 export async function explainCheckpoint(name: string): Promise<readonly string[]> {
+  using _lock = await lockTask(name);
   const { command, pid, placement } = aliveTask(name);
   const createdAt = new Date().toISOString();
   const scratch = beginCheckpoint({ task: name, command, pid, placement, createdAt });
@@ -156,17 +176,44 @@ export async function explainRestore(
   return plan ?? [];
 }
 
+/**
+ * Forgets a task with its log and its checkpoints; with `force` it is ended first.
+ *
+ * @throws RepriseError NO_SUCH_NAME; BAD_ARGUMENT when it runs and may not be ended.
+ */
+export async function forgetTask(
+  name: string,
+  options: { readonly force: boolean },
+): Promise<void> {
+  using _lock = await lockTask(name);
+  const record = readTask(name);
+  if (isAlive(record) && !options.force) {
+    throw new RepriseError("BAD_ARGUMENT", `${name} is running (pid ${record.pid})`, {
+      pid: record.pid,
+      hint: `To end and remove it: reprise rm --force ${name}`,
+    });
+  }
+  killTask(record);
+  removeTask(name);
+}
+
 /** Ends a task and everything that it has started. Nothing happens when it has ended already. */
 export function killTask(record: TaskRecord): void {
   if (!isAlive(record)) return;
+  // Stopped first, so that nobody makes new ones while they are counted.
   const tree = [record.pid];
-  for (const pid of tree) tree.push(...(readChildrenIfAlive(pid) ?? []));
   for (const pid of tree) {
-    try {
-      process.kill(pid, "SIGKILL");
-    } catch {
-      // Ended between the look and the signal.
-    }
+    signal(pid, "SIGSTOP");
+    tree.push(...(readChildrenIfAlive(pid) ?? []));
+  }
+  for (const pid of tree) signal(pid, "SIGKILL");
+}
+
+function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch {
+    // Ended between the look and the signal.
   }
 }
 
@@ -206,6 +253,7 @@ function openLog(path: string): number {
 async function startCommand(command: readonly string[], log: string): Promise<number> {
   const [program = "", ...args] = command;
   const output = openLog(log);
+  closeOnExec();
   try {
     const child = spawn(program, args, {
       detached: true,
@@ -225,6 +273,13 @@ async function startCommand(command: readonly string[], log: string): Promise<nu
     });
   } finally {
     closeSync(output);
+  }
+}
+
+/** A named task has nothing of its caller's open: whatever that is, it could not be saved or brought back. */
+function closeOnExec(): void {
+  for (const fd of readFdNumbers(process.pid)) {
+    if (fd > 2) trySyscall("fcntl", fd, F_SETFD, FD_CLOEXEC);
   }
 }
 

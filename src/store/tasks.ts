@@ -5,7 +5,14 @@ import { existsSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSyn
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
-import { createTaskDirectory, taskDirectory, tasksDirectory } from "./home.ts";
+import {
+  createTaskDirectory,
+  createTasksDirectory,
+  namesLockPath,
+  taskDirectory,
+  tasksDirectory,
+} from "./home.ts";
+import { takeLock, type Lock } from "./lock.ts";
 
 /** Where a task runs: among the host's processes, or in a pid namespace of its own. */
 export type Placement = "host" | "pid-namespace";
@@ -42,7 +49,8 @@ export async function createTask(
   name: string,
   start: () => TaskRecord | Promise<TaskRecord>,
 ): Promise<TaskRecord> {
-  const directory = createTaskDirectory(name);
+  const { directory, lock } = await takeName(name);
+  using _lock = lock;
   try {
     const record = await start();
     writeTask(record);
@@ -50,6 +58,41 @@ export async function createTask(
   } catch (error) {
     rmSync(directory, { recursive: true, force: true });
     throw error;
+  }
+}
+
+/**
+ * The one right to change a task: its record, its checkpoints, its processes.
+ *
+ * @throws RepriseError BUSY when another command keeps it; NO_SUCH_NAME
+ */
+export async function lockTask(name: string): Promise<Lock> {
+  const lock = existsSync(statePath(name))
+    ? await takeLock(lockPath(name), { what: name })
+    : undefined;
+  // It may have been removed by who had the lock before.
+  if (lock !== undefined && existsSync(statePath(name))) return lock;
+  lock?.[Symbol.dispose]();
+  throw noSuchTask(name);
+}
+
+/** Makes the directory of a task and takes its lock, before anybody else can. */
+async function takeName(name: string): Promise<{ directory: string; lock: Lock | undefined }> {
+  createTasksDirectory();
+  using _names = await takeLock(namesLockPath(), { what: "the list of names" });
+  await removeAbandoned(name);
+  const directory = createTaskDirectory(name);
+  return { directory, lock: await takeLock(lockPath(name), { what: name }) };
+}
+
+/** A directory without a record that nobody has locked: its maker was killed. */
+async function removeAbandoned(name: string): Promise<void> {
+  if (!existsSync(taskDirectory(name)) || existsSync(statePath(name))) return;
+  try {
+    using _lock = await takeLock(lockPath(name), { what: name, patienceMs: 0 });
+    removeTask(name);
+  } catch (error) {
+    if (!(error instanceof RepriseError && error.code === "BUSY")) throw error;
   }
 }
 
@@ -63,11 +106,7 @@ export function writeTask(record: TaskRecord): void {
 /** @throws RepriseError NO_SUCH_NAME */
 export function readTask(name: string): TaskRecord {
   const path = statePath(name);
-  if (!existsSync(path)) {
-    throw new RepriseError("NO_SUCH_NAME", `there is no task ${name}`, {
-      hint: "reprise ps lists the names.",
-    });
-  }
+  if (!existsSync(path)) throw noSuchTask(name);
   return JSON.parse(readFileSync(path, "utf8")) as TaskRecord;
 }
 
@@ -111,6 +150,16 @@ export function startTimeOf(pid: number): number {
     });
   }
   return stat.starttime;
+}
+
+function noSuchTask(name: string): RepriseError {
+  return new RepriseError("NO_SUCH_NAME", `there is no task ${name}`, {
+    hint: "reprise ps lists the names.",
+  });
+}
+
+function lockPath(name: string): string {
+  return join(taskDirectory(name), "lock");
 }
 
 function statePath(name: string): string {

@@ -1,20 +1,13 @@
 // reprise rm: forgets tasks.
 
-import { RepriseError } from "../../errors.ts";
-import { killTask } from "../../store/lifecycle.ts";
-import { isAlive, readTask, removeTask } from "../../store/tasks.ts";
+import { forgetTask } from "../../store/lifecycle.ts";
 
-export function remove(names: readonly string[], options: { force?: boolean }): void {
+export async function remove(
+  names: readonly string[],
+  options: { force?: boolean },
+): Promise<void> {
   for (const name of names) {
-    const task = readTask(name);
-    if (isAlive(task) && options.force !== true) {
-      throw new RepriseError("BAD_ARGUMENT", `${name} is running (pid ${task.pid})`, {
-        pid: task.pid,
-        hint: `To end and remove it: reprise rm --force ${name}`,
-      });
-    }
-    killTask(task);
-    removeTask(name);
+    await forgetTask(name, { force: options.force === true });
     process.stdout.write(`${name} removed\n`);
   }
 }
