@@ -47,6 +47,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     shellJob: flags.has("shell-job"),
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
+    removeLinks: true,
     skipRwxCheck: flags.has("skip-file-rwx-check"),
     fileValidation: values["file-validation"] === "filesize" ? "filesize" : "buildid",
   };

@@ -2,10 +2,12 @@
 // tree, fill every task in parallel, make the threads, and let all go together. Until that moment every task dies with the
 // engine, and every error leaves nothing behind.
 
+import { unlinkSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
 import { ImageSetReader } from "../images/image-set.ts";
+import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { waitForFreePids } from "./free-pids.ts";
@@ -32,6 +34,8 @@ export interface RestoreOptions {
   readonly dryRun?: boolean;
   /** Do not compare permission bits of files. @default false */
   readonly skipRwxCheck?: boolean;
+  /** Remove the hard links that the dump left for deleted names (link_remap.N), as CRIU does: the set is spent then. @default false */
+  readonly removeLinks?: boolean;
   /** How files are compared with those that were saved. @default "buildid" */
   readonly fileValidation?: "filesize" | "buildid";
   /** Take file locks again. @default true */
@@ -92,6 +96,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     const root = growth.outerPid(plan.tree.root.pid);
     options.hooks?.script?.("post-restore", root);
     options.hooks?.script?.("pre-resume", root);
+    if (options.removeLinks === true) linkRemapPaths(set).forEach(removeLink);
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
     const stats = statsOf(plan, counters, { forking, total: since() });
     writeRestoreStats(options.workDir ?? options.imagesDir, stats);
@@ -114,6 +119,14 @@ function readImages(dir: string): LoadedSet {
   const reader = new ImageSetReader(dir);
   reader.verify();
   return loadImageSet(reader);
+}
+
+function removeLink(path: string): void {
+  try {
+    unlinkSync(path);
+  } catch (error) {
+    log.warn(`cannot remove ${path}, which the dump left: ${String(error)}`);
+  }
 }
 
 /** Kills whatever was made. Should the engine die before, the kernel does it (PTRACE_O_EXITKILL). */
