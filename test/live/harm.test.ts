@@ -4,7 +4,6 @@
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
 import { readStatIfAlive } from "../../src/proc/stat.ts";
 import { readTasksIfAlive } from "../../src/proc/tasks.ts";
@@ -82,15 +81,14 @@ async function dumpUntil(program: RunningProgram, moment?: Moment): Promise<Engi
 
 /** Asks the program to check itself; whoever was merely stopped is told to go on, as a shell would. */
 async function lives(program: RunningProgram): Promise<string> {
-  let answered = false;
-  const answer = program.ask().finally(() => (answered = true));
-  const wake = async (): Promise<void> => {
-    for (; !answered; await sleep(1)) {
-      for (const pid of treeOf(program.pid)) if (isStopped(pid)) process.kill(pid, "SIGCONT");
-    }
-  };
-  const [text] = await Promise.all([answer, wake()]);
-  return text;
+  const waker = setInterval(() => {
+    for (const pid of treeOf(program.pid)) if (isStopped(pid)) process.kill(pid, "SIGCONT");
+  }, 1);
+  try {
+    return await program.ask();
+  } finally {
+    clearInterval(waker);
+  }
 }
 
 function isStopped(pid: number): boolean {

@@ -235,8 +235,17 @@ export function isStub(bytes: Uint8Array): boolean {
 
 const NO_RETURN: StubReturn = {
   area: { address: 0, size: 0 },
-  ...{ rax: 0n, rcx: 0n, rdx: 0n, rsi: 0n, rdi: 0n, r8: 0n, r9: 0n, r10: 0n, r11: 0n },
-  ...{ rip: 0n, mask: 0n },
+  rax: 0n,
+  rcx: 0n,
+  rdx: 0n,
+  rsi: 0n,
+  rdi: 0n,
+  r8: 0n,
+  r9: 0n,
+  r10: 0n,
+  r11: 0n,
+  rip: 0n,
+  mask: 0n,
 };
 
 /**
