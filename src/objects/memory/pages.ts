@@ -93,7 +93,9 @@ function regions(fd: number, want: { anyOf: number; not: number }): MemoryRange[
       const from = readU64(regionBuffer, i * PAGE_REGION_SIZE);
       found.push({ address: from, length: readU64(regionBuffer, i * PAGE_REGION_SIZE + 8) - from });
     }
-    start = readU64(arg, PM_WALK_END);
+    // Room was left: the whole range was seen. (walk_end may be old then, from a flush of the kernel's own buffer.)
+    if (count < REGIONS) break;
+    start = Math.max(readU64(arg, PM_WALK_END), rangeEnd(found.at(-1)));
   }
   return found;
 }

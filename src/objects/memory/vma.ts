@@ -70,7 +70,13 @@ export function collectVmas(
 /** Whether an area's own pages can be in the images (shared ones belong to their file). */
 export function hasPrivatePages(entry: VmaEntry): boolean {
   const kind = VMA_ANON_PRIVATE | VMA_FILE_PRIVATE;
-  return (entry.status & kind) !== 0 && (entry.status & (VMA_VSYSCALL | VMA_VVAR)) === 0;
+  if (isDroppable(entry) || (entry.status & (VMA_VSYSCALL | VMA_VVAR)) !== 0) return false;
+  return (entry.status & kind) !== 0;
+}
+
+/** Memory that the kernel may empty at any time (MAP_DROPPABLE): its content is not saved. */
+function isDroppable({ flags }: VmaEntry): boolean {
+  return (flags & (mm.MAP_SHARED | mm.MAP_PRIVATE | mm.MAP_DROPPABLE)) === mm.MAP_DROPPABLE;
 }
 
 /** The entry for a range of MADV_GUARD_INSTALL pages: it stands after all others. */
@@ -92,7 +98,8 @@ function vmaEntry(task: FrozenTask, area: SmapsVma, fileIds: MappedFileIds): Vma
     fd: -1,
     ...extras(area),
   };
-  const anonymous = mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | flagBits(area);
+  const sharing = area.vmFlags.includes("dp") ? mm.MAP_DROPPABLE : mm.MAP_PRIVATE;
+  const anonymous = sharing | mm.MAP_ANONYMOUS | flagBits(area);
   switch (area.path) {
     case "[vsyscall]":
       return {
@@ -239,7 +246,12 @@ export function isMapped(entry: VmaEntry): boolean {
 export function mapVma(program: Program, entry: VmaEntry, file: Argument | undefined): void {
   const fillable = hasPrivatePages(entry) ? mm.PROT_READ | mm.PROT_WRITE : 0;
   const keep =
-    mm.MAP_SHARED | mm.MAP_PRIVATE | mm.MAP_ANONYMOUS | mm.MAP_GROWSDOWN | mm.MAP_NORESERVE;
+    mm.MAP_SHARED |
+    mm.MAP_PRIVATE |
+    mm.MAP_DROPPABLE |
+    mm.MAP_ANONYMOUS |
+    mm.MAP_GROWSDOWN |
+    mm.MAP_NORESERVE;
   program.call(
     "mmap",
     [
