@@ -1,0 +1,126 @@
+// What the kernel tells of sockets by NETLINK_SOCK_DIAG, of all in the engine's network namespace. See sock_diag(7),
+// net/unix/diag.c, net/ipv4/inet_diag.c.
+
+import * as nl from "../sys/abi/netlink.ts";
+import { AF_INET6, AF_UNIX } from "../sys/abi/socket.ts";
+import { attributes, netlinkDump } from "../sys/netlink.ts";
+
+export interface UnixSocket {
+  readonly inode: number;
+  /** SOCK_… */
+  readonly type: number;
+  /** TCP_ESTABLISHED, TCP_CLOSE, TCP_LISTEN; a datagram socket that others are connected to is ESTABLISHED too. */
+  readonly state: number;
+  /** As the kernel has it: a path with its zero, an abstract name with the zero before it, empty when not bound. */
+  readonly name: Buffer;
+  /** Of a socket bound to a path: the file's inode, and its device in the kernel's own encoding. */
+  readonly file: { readonly inode: number; readonly device: number } | undefined;
+  /** Inode of the peer; 0 when it is closed or not accepted yet, undefined when there is none. */
+  readonly peer: number | undefined;
+  /** Of a listener: inodes of those who wait to be accepted, first come first; 0 for one that is closed again. */
+  readonly waiting: readonly number[];
+  /** Bytes to be read; of a datagram socket, in the first one; of a listener, how many wait. */
+  readonly receiveQueue: number;
+  /** Bytes sent and not read yet, with the kernel's overhead; of a listener, the backlog. */
+  readonly sendQueue: number;
+  /** Bits: 1 no more reading, 2 no more writing. */
+  readonly shutdown: number;
+}
+
+/** All unix sockets. @throws RepriseError SYSCALL */
+export function readUnixSockets(): UnixSocket[] {
+  const body = Buffer.alloc(nl.UNIX_DIAG_REQ_SIZE);
+  body.writeUInt8(AF_UNIX, 0);
+  body.writeUInt32LE(0xffff_ffff, 4);
+  const shown =
+    nl.UDIAG_SHOW_NAME |
+    nl.UDIAG_SHOW_VFS |
+    nl.UDIAG_SHOW_PEER |
+    nl.UDIAG_SHOW_ICONS |
+    nl.UDIAG_SHOW_RQLEN;
+  body.writeUInt32LE(shown, 12);
+  return ask(body).map(parseUnix);
+}
+
+export interface InetSocket {
+  readonly family: number;
+  /** TCP_… */
+  readonly state: number;
+  readonly inode: number;
+  readonly sourcePort: number;
+  readonly destinationPort: number;
+  /** 4 or 16 bytes of each, in network order. */
+  readonly source: Buffer;
+  readonly destination: Buffer;
+  /** Index of the device that it is bound to; 0 for none. */
+  readonly device: number;
+  /** Bytes to be read; of a listener, how many wait to be accepted. */
+  readonly receiveQueue: number;
+  /** Bytes not acknowledged; of a listener, the backlog. */
+  readonly sendQueue: number;
+  readonly uid: number;
+  readonly shutdown: number;
+  readonly v6only: boolean;
+}
+
+/**
+ * All sockets of a family (AF_INET, AF_INET6) and protocol (IPPROTO_…) in any state.
+ * @throws RepriseError SYSCALL; ENOENT when the kernel has no diagnosis for this protocol.
+ */
+export function readInetSockets(family: number, protocol: number): InetSocket[] {
+  const body = Buffer.alloc(nl.INET_DIAG_REQ_SIZE);
+  body.writeUInt8(family, 0);
+  body.writeUInt8(protocol, 1);
+  body.writeUInt32LE(0xffff_ffff, 4);
+  return ask(body).map(parseInet);
+}
+
+function ask(body: Buffer): Buffer[] {
+  return netlinkDump({ protocol: nl.NETLINK_SOCK_DIAG, type: nl.SOCK_DIAG_BY_FAMILY, body });
+}
+
+function parseUnix(body: Buffer): UnixSocket {
+  const found = attributes(body, nl.UNIX_DIAG_MSG_SIZE);
+  const file = found.get(nl.UNIX_DIAG_VFS);
+  const queues = found.get(nl.UNIX_DIAG_RQLEN);
+  const waiting = found.get(nl.UNIX_DIAG_ICONS) ?? Buffer.alloc(0);
+  return {
+    inode: body.readUInt32LE(4),
+    type: body.readUInt8(1),
+    state: body.readUInt8(2),
+    name: found.get(nl.UNIX_DIAG_NAME) ?? Buffer.alloc(0),
+    file:
+      file === undefined
+        ? undefined
+        : { inode: file.readUInt32LE(0), device: file.readUInt32LE(4) },
+    peer: found.get(nl.UNIX_DIAG_PEER)?.readUInt32LE(0),
+    waiting: Array.from({ length: waiting.length / 4 }, (_, index) =>
+      waiting.readUInt32LE(index * 4),
+    ),
+    receiveQueue: queues?.readUInt32LE(0) ?? 0,
+    sendQueue: queues?.readUInt32LE(4) ?? 0,
+    shutdown: found.get(nl.UNIX_DIAG_SHUTDOWN)?.readUInt8(0) ?? 0,
+  };
+}
+
+/** Offsets in struct inet_diag_msg: the addresses (struct inet_diag_sockid) begin at 4. */
+function parseInet(body: Buffer): InetSocket {
+  const family = body.readUInt8(0);
+  const size = family === AF_INET6 ? 16 : 4;
+  const found = attributes(body, nl.INET_DIAG_MSG_SIZE);
+  return {
+    family,
+    state: body.readUInt8(1),
+    sourcePort: body.readUInt16BE(4),
+    destinationPort: body.readUInt16BE(6),
+    source: Buffer.from(body.subarray(8, 8 + size)),
+    destination: Buffer.from(body.subarray(24, 24 + size)),
+    device: body.readUInt32LE(40),
+    receiveQueue: body.readUInt32LE(56),
+    sendQueue: body.readUInt32LE(60),
+    uid: body.readUInt32LE(64),
+    inode: body.readUInt32LE(68),
+    shutdown: found.get(nl.INET_DIAG_SHUTDOWN)?.readUInt8(0) ?? 0,
+    v6only: (found.get(nl.INET_DIAG_SKV6ONLY)?.readUInt8(0) ?? 0) !== 0,
+  };
+}

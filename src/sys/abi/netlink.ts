@@ -1,0 +1,36 @@
+// Netlink and socket diagnosis: include/uapi/linux/{netlink,sock_diag,unix_diag,inet_diag}.h.
+
+export const NETLINK_ROUTE = 0;
+export const NETLINK_SOCK_DIAG = 4;
+
+export const NLMSG_NOOP = 1;
+export const NLMSG_ERROR = 2;
+export const NLMSG_DONE = 3;
+export const NLM_F_REQUEST = 0x1;
+export const NLM_F_ACK = 0x4;
+export const NLM_F_DUMP_INTR = 0x10;
+export const NLM_F_DUMP = 0x300;
+export const NLA_TYPE_MASK = 0x3fff;
+
+export const SOCK_DIAG_BY_FAMILY = 20;
+
+/** struct unix_diag_req, struct unix_diag_msg. */
+export const UNIX_DIAG_REQ_SIZE = 24;
+export const UNIX_DIAG_MSG_SIZE = 16;
+export const UDIAG_SHOW_NAME = 0x1;
+export const UDIAG_SHOW_VFS = 0x2;
+export const UDIAG_SHOW_PEER = 0x4;
+export const UDIAG_SHOW_ICONS = 0x8;
+export const UDIAG_SHOW_RQLEN = 0x10;
+export const UNIX_DIAG_NAME = 0;
+export const UNIX_DIAG_VFS = 1;
+export const UNIX_DIAG_PEER = 2;
+export const UNIX_DIAG_ICONS = 3;
+export const UNIX_DIAG_RQLEN = 4;
+export const UNIX_DIAG_SHUTDOWN = 6;
+
+/** struct inet_diag_req_v2, struct inet_diag_msg. */
+export const INET_DIAG_REQ_SIZE = 56;
+export const INET_DIAG_MSG_SIZE = 72;
+export const INET_DIAG_SHUTDOWN = 8;
+export const INET_DIAG_SKV6ONLY = 11;
