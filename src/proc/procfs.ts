@@ -105,7 +105,8 @@ function explain(what: Attempt, cause: unknown): unknown {
   const { pid } = what;
   const message = `cannot ${what.verb} ${procPath(pid, what.name)}: ${what.call}: ${errno}`;
   const details = { pid, syscall: what.call, errno, cause };
-  if (errno === "ESRCH" || (errno === "ENOENT" && isGone(what))) {
+  // Every process has a stat: without it this one went, even if its number is another's already.
+  if (errno === "ESRCH" || (errno === "ENOENT" && (what.name === "stat" || isGone(what)))) {
     return new RepriseError("NO_SUCH_PROCESS", message, {
       ...details,
       hint: `Process ${pid} is not there (any more). Check the pid, and that it is one of this pid namespace.`,
