@@ -3,6 +3,7 @@
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { checkpoint, type CheckpointOptions } from "../../src/engine/checkpoint.ts";
+import type { DumpStats, RestoreStats } from "../../src/engine/progress.ts";
 import { restore, type RestoreOptions } from "../../src/engine/restore.ts";
 import { attachProgram, startProgram, type RunningProgram } from "./programs.ts";
 
@@ -11,6 +12,13 @@ export interface CycleOptions {
   readonly env?: Readonly<Record<string, string>>;
   readonly checkpoint?: Partial<CheckpointOptions>;
   readonly restore?: Partial<RestoreOptions>;
+  /** Called after each cycle. */
+  readonly onStats?: (stats: CycleStats) => void;
+}
+
+export interface CycleStats {
+  readonly dump: DumpStats;
+  readonly restore: RestoreStats;
 }
 
 /** Starts a program of test/programs in `dir`, saves and ends it, brings it back, and gives the restored one. */
@@ -33,7 +41,8 @@ export async function again(
   options: CycleOptions = {},
 ): Promise<RunningProgram> {
   const imagesDir = mkdtempSync(join(program.dir, "images-"));
-  await checkpoint({ pid: program.pid, imagesDir, ...options.checkpoint });
-  const { pid } = await restore({ imagesDir, ...options.restore });
+  const saved = await checkpoint({ pid: program.pid, imagesDir, ...options.checkpoint });
+  const { pid, stats } = await restore({ imagesDir, ...options.restore });
+  options.onStats?.({ dump: saved.stats, restore: stats });
   return attachProgram(program.name, pid, program.dir);
 }

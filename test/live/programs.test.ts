@@ -12,6 +12,7 @@ import {
   verdictOf,
   type RunningProgram,
 } from "./programs.ts";
+import { ROOMS } from "./rooms.ts";
 
 const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   umask_cwd_root: [["chroot"]],
@@ -25,7 +26,7 @@ test("there are programs", () => {
   expect(programNames().length).toBeGreaterThan(40);
 });
 
-for (const name of programNames()) {
+for (const name of programNames().filter((program) => !isDemo(program))) {
   for (const args of [[], ...(VARIANTS[name] ?? [])]) {
     test([name, ...args].join(" "), async () => {
       const program = await start(name, args);
@@ -57,4 +58,15 @@ async function start(
   const program = await startProgram(name, args, { dir, env });
   onTestFinished(() => killProgram(program));
   return program;
+}
+
+test("every program is in a room of the live suites", () => {
+  const subjects = Object.values(ROOMS).flatMap((room) => room.map(({ name }) => name));
+  expect(programNames().filter((name) => !subjects.includes(name) && !isDemo(name))).toEqual([]);
+  expect(subjects.filter((name) => !programNames().includes(name))).toEqual([]);
+});
+
+/** Programs that are started like tests but do not check themselves. */
+function isDemo(name: string): boolean {
+  return name === "looper";
 }

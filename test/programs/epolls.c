@@ -55,7 +55,12 @@ static void expect_entries(void) {
     int i = (int)(data - data_of(0));
     EXPECT(i >= 0 && i < MANY && fd == events[i], "entry of %d has the data %lx", fd, data);
     uint32_t expected = wanted[i] | EPOLLERR | EPOLLHUP;
-    if (i == SPENT) expected &= EPOLLET | EPOLLONESHOT | EPOLLWAKEUP | EPOLLEXCLUSIVE;
+    // Only waiting makes an entry "spent" to the kernel. One that is added anew without events gets EPOLLERR and EPOLLHUP,
+    // as all do (EPOLL_CTL_ADD), so these two bits come back, with CRIU too.
+    if (i == SPENT) {
+      expected &= EPOLLET | EPOLLONESHOT | EPOLLWAKEUP | EPOLLEXCLUSIVE;
+      mask &= ~(uint32_t)(EPOLLERR | EPOLLHUP);
+    }
     EXPECT(mask == expected, "entry %d has the events %x, wanted %x", i, mask, expected);
   }
   EXPECT_EQ(entries, MANY);

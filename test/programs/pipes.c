@@ -1,10 +1,12 @@
 // Pipes: data inside, size, O_NONBLOCK on one end, an end that is closed everywhere (end of file, EPIPE),
-// packets (O_DIRECT), and pipes whose ends are in two processes.
+// and pipes whose ends are in two processes. Run with "packets" one of them is in packet mode (O_DIRECT), whose
+// borders the kernel shows to nobody: a dump refuses it.
 #include "test.h"
 
 enum { DATA, NO_WRITER, NO_READER, PACKETS, TO_CHILD, FROM_CHILD, MANY };
 static int pipes[MANY][2];
 static int twin;
+static bool packets;
 static pid_t child;
 static char big[100000];
 
@@ -43,8 +45,8 @@ static void check(void) {
   expect_text(NO_WRITER, "last words");
   EXPECT(read(pipes[NO_WRITER][0], now, 1) == 0, "no end of file");
   EXPECT(write(pipes[NO_READER][1], "x", 1) == -1 && errno == EPIPE, "no EPIPE: %m");
-  expect_text(PACKETS, "one");
-  expect_text(PACKETS, "two");
+  expect_text(PACKETS, packets ? "one" : "onetwo");
+  if (packets) expect_text(PACKETS, "two");
   put(PACKETS, "one");
   put(PACKETS, "two");
   ask_child(child);
@@ -63,11 +65,12 @@ static void lose_byte(void) {
   MUST(read(pipes[DATA][0], &byte, 1));
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   begin();
+  packets = argc > 1 && strcmp(argv[1], "packets") == 0;
   signal(SIGPIPE, SIG_IGN);
   fill(big, sizeof big, 12);
-  for (int i = 0; i < MANY; i++) MUST(pipe2(pipes[i], i == PACKETS ? O_DIRECT : 0));
+  for (int i = 0; i < MANY; i++) MUST(pipe2(pipes[i], i == PACKETS && packets ? O_DIRECT : 0));
   // Closed before the child is made, so that it does not hold them.
   put(NO_WRITER, "last words");
   close(pipes[NO_WRITER][1]);

@@ -1,0 +1,84 @@
+// The test programs by the room of the engine that they are about, with what each needs to be saved. A test holds that
+// every program of test/programs is in one room.
+
+import type { CheckpointOptions } from "../../src/engine/checkpoint.ts";
+import type { RestoreOptions } from "../../src/engine/restore.ts";
+
+export interface Subject {
+  readonly name: string;
+  readonly args?: readonly string[];
+  readonly checkpoint?: Partial<CheckpointOptions>;
+  readonly restore?: Partial<RestoreOptions>;
+  /** Why a clone cannot run beside the first one: they would write into the same files. */
+  readonly alone?: string;
+}
+
+export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
+  memory: [
+    { name: "anon_memory" },
+    { name: "big_heap" },
+    { name: "cmdline_env_auxv" },
+    { name: "cow_fork" },
+    { name: "file_maps", alone: "a shared mapping of a file" },
+    { name: "heap_brk" },
+    { name: "madvise_flags" },
+    { name: "memfd_maps" },
+    { name: "mlock_flags" },
+    { name: "personality_oom" },
+    { name: "shared_memory" },
+    { name: "stack_grows" },
+  ],
+  threads: [
+    { name: "threads" },
+    { name: "threads", args: ["40"] },
+    { name: "tls_tid" },
+    { name: "regs" },
+    { name: "sched" },
+    { name: "selfcheck", alone: "its heartbeats are in a file" },
+    { name: "counter", alone: "it counts the lines of its output" },
+  ],
+  signals: [
+    { name: "sigactions" },
+    { name: "sigaltstack" },
+    { name: "sigpending" },
+    { name: "signalfds" },
+  ],
+  timers: [{ name: "itimers" }, { name: "posix_timers" }, { name: "timerfds" }],
+  creds: [{ name: "creds" }, { name: "limits" }, { name: "prctls" }],
+  tree: [
+    { name: "many_tasks" },
+    { name: "orphans" },
+    { name: "sessions" },
+    { name: "shared_fdtable" },
+    { name: "stopped_child" },
+    { name: "zombies" },
+  ],
+  files: [
+    { name: "cloexec" },
+    { name: "deleted_files" },
+    { name: "devices" },
+    { name: "directories" },
+    { name: "epolls" },
+    { name: "eventfds" },
+    { name: "fifos", alone: "the data would be in the same FIFO twice" },
+    {
+      name: "hardlink_only",
+      checkpoint: { linkRemap: true },
+      restore: { removeLinks: true },
+      alone: "it counts the names of a file, and the set keeps one for the next restore",
+    },
+    { name: "many_fds" },
+    { name: "pipes" },
+    { name: "regular_files", alone: "both append to the same files" },
+    { name: "umask_cwd_root" },
+    { name: "umask_cwd_root", args: ["chroot"] },
+    { name: "unix_pairs" },
+  ],
+  restart: [
+    { name: "futex_restart" },
+    { name: "nanosleep_restart" },
+    { name: "poll_restart" },
+    { name: "read_restart" },
+    { name: "wait_restart" },
+  ],
+};
