@@ -9,6 +9,10 @@ const USAGE_ERROR = 2;
 void main();
 
 async function main(): Promise<void> {
+  // Who reads our output may have seen enough: `reprise ps | head -1`.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+  });
   try {
     await program().parseAsync();
   } catch (error) {
