@@ -100,6 +100,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     if (leave !== "killed") {
       // The state is captured: let the tasks go on before the disk has caught up.
       images.commit(inventoryEntry(collected));
+      collected.files.end("alive");
       releaseTree(tree, { leaveStopped: leave === "stopped" });
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       options.onEvent?.({ kind: "resumed", ms: since() });
@@ -111,6 +112,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.onEvent?.({ kind: "committed", ms: since() });
       runPostDump(options, tree);
       killTree(tree);
+      collected.files.end("dead");
       options.onEvent?.({ kind: "killed", ms: since() });
     }
     collected.files.close();

@@ -19,5 +19,6 @@ export function inventoryEntry(collected: CollectedTree): MessageInput<Inventory
     root_cg_set: OWN_CGROUP_SET,
     lsmtype: 0,
     plugins_entry: { plugins: [] },
+    ...collected.files.inventory,
   };
 }

@@ -1,13 +1,15 @@
 // Opening the files of the whole tree: one program in the root task makes every open file description once. All descriptors
 // lie above those of the tasks; the other tasks inherit them when they are forked, and take what is theirs by dup3.
 
+import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
-import type { FilesRestore } from "../objects/files/file-kind.ts";
+import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
 import { F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
 import { PROT_WRITE } from "../sys/abi/mman.ts";
+import { syscall } from "../sys/ffi.ts";
 import { Program, type Argument, type Ref } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
@@ -22,6 +24,12 @@ export interface OpenedFiles {
   mappedFd(vma: VmaEntry): number;
   /** Adds the calls that need a task's descriptors in their final places. */
   settle(program: Program, entry: FileEntry, fd: number): void;
+  /** Runs what rooms do just before the tasks are let go. */
+  release(): void;
+  /** Takes back what rooms did outside of the tasks; does nothing after `close`. */
+  giveUp(): void;
+  /** Closes the engine's copies of the tasks' files. */
+  close(): void;
 }
 
 /** Opens everything in the root task. */
@@ -40,6 +48,8 @@ class Opener implements FilesRestore {
   readonly #opened = new Map<number, Argument>();
   readonly #mapped = new Map<string, Argument>();
   readonly #later: ((program: Program) => void)[] = [];
+  readonly #inEngine: ((copies: EngineCopies) => void)[] = [];
+  readonly #ends: { readonly release: () => void; readonly failed?: () => void }[] = [];
   #nextReserved: number;
 
   constructor(plan: RestorePlan, imagesFd: number) {
@@ -65,7 +75,22 @@ class Opener implements FilesRestore {
     };
     const fds = new Map([...this.#opened].map(([id, argument]) => [id, number(argument, id)]));
     const mapped = new Map([...this.#mapped].map(([key, argument]) => [key, number(argument, -1)]));
+    const copies = new Copies(root.tid, (id) => fds.get(id) ?? number(undefined, id));
+    const giveUp = (): void => this.#ends.splice(0).forEach(({ failed }) => failed?.());
+    try {
+      for (const step of this.#inEngine) step(copies);
+    } catch (error) {
+      giveUp();
+      copies.close();
+      throw error;
+    }
     return {
+      release: () => this.#ends.forEach((end) => end.release()),
+      giveUp,
+      close: () => {
+        this.#ends.length = 0;
+        copies.close();
+      },
       fd: (id) => fds.get(id) ?? number(undefined, id),
       mappedFd: (vma) => mapped.get(mappingKey(vma)) ?? number(undefined, vma.shmid),
       settle: (program, entry, fd) => kindOfType(entry.type).settle?.(program, entry, fd, this),
@@ -119,6 +144,47 @@ class Opener implements FilesRestore {
 
   reserve(): number {
     return this.#nextReserved++;
+  }
+
+  inEngine(step: (copies: EngineCopies) => void): void {
+    this.#inEngine.push(step);
+  }
+
+  atEnd(steps: { readonly release: () => void; readonly failed?: () => void }): void {
+    this.#ends.push(steps);
+  }
+}
+
+/** Copies of the root task's descriptors (pidfd_getfd), each made once. */
+class Copies implements EngineCopies {
+  readonly #pid: number;
+  readonly #numberOf: (id: number) => number;
+  readonly #made = new Map<number, number>();
+  #pidfd: number | undefined;
+
+  constructor(pid: number, numberOf: (id: number) => number) {
+    this.#pid = pid;
+    this.#numberOf = numberOf;
+  }
+
+  file(id: number): number {
+    return this.reserved(this.#numberOf(id));
+  }
+
+  reserved(fd: number): number {
+    const known = this.#made.get(fd);
+    if (known !== undefined) return known;
+    this.#pidfd ??= syscall("pidfd_open", this.#pid, 0);
+    const copy = syscall("pidfd_getfd", this.#pidfd, fd, 0);
+    this.#made.set(fd, copy);
+    return copy;
+  }
+
+  close(): void {
+    for (const fd of this.#made.values()) closeSync(fd);
+    this.#made.clear();
+    if (this.#pidfd !== undefined) closeSync(this.#pidfd);
+    this.#pidfd = undefined;
   }
 }
 

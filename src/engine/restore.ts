@@ -11,7 +11,7 @@ import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { waitForFreePids } from "./free-pids.ts";
-import { openFiles } from "./open-files.ts";
+import { openFiles, type OpenedFiles } from "./open-files.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
 import type { EngineHooks, ProgressListener, RestoreStats } from "./progress.ts";
 import { fillTasks, fillThreads } from "./fill.ts";
@@ -84,9 +84,10 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   if (!plan.newPidNamespace) await waitForFreePids(plan);
 
   let growth: Growth | undefined;
+  let files: OpenedFiles | undefined;
   try {
     growth = startRoot(plan, counters);
-    const files = openFiles(plan, growth);
+    files = openFiles(plan, growth);
     growTree(plan, growth, files);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
@@ -97,6 +98,8 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     options.hooks?.script?.("post-restore", root);
     options.hooks?.script?.("pre-resume", root);
     if (options.removeLinks === true) linkRemapPaths(set).forEach(removeLink);
+    files.release();
+    files.close();
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
     const stats = statsOf(plan, counters, { forking, total: since() });
     writeRestoreStats(options.workDir ?? options.imagesDir, stats);
@@ -111,6 +114,8 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     return { pid: root, stats, wait: () => waitForExit(child) };
   } catch (error) {
     tearDown(growth);
+    files?.giveUp();
+    files?.close();
     throw error;
   }
 }

@@ -161,6 +161,7 @@ export const ENOPROTOOPT = 92;
 export const EOPNOTSUPP = 95;
 export const EADDRINUSE = 98;
 export const ENOTCONN = 107;
+export const EINPROGRESS = 115;
 export const ERESTARTSYS = 512;
 export const ERESTARTNOINTR = 513;
 export const ERESTARTNOHAND = 514;

@@ -25,7 +25,7 @@ afterEach(() => {
 function copyOf(kind: FileKind, fd: number): { readonly info: FdInfo; readonly fd: number } {
   using dump = new DumpFixture();
   const file = openFileOf(process.pid, fd);
-  expect(kind.recognise(file)).toBe(true);
+  expect(kind.recognise(file, dump)).toBe(true);
   const copy = keep(restoreHere(kind, [kind.write(file, 7, dump)])[0] ?? -1);
   return { info: readFdInfo({ pid: process.pid, fd: copy }), fd: copy };
 }

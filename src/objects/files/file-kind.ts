@@ -3,10 +3,11 @@
 
 import type { FdInfo } from "../../proc/fdinfo.ts";
 import type { FileStat } from "../../proc/links.ts";
-import type { FileEntry } from "../../images/schema/messages.generated.ts";
+import type { FileEntry, InventoryEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import type { NetworkLockMethod } from "../sockets/network-lock.ts";
 import type { FrozenTask } from "../task/task.ts";
 
 /** One open file description, seen through one descriptor of one task that holds it. */
@@ -34,11 +35,41 @@ export interface FilesDump {
   later(step: () => void): void;
   /** Defers a step to the failure of the dump: takes back what was done outside of the images. */
   onAbort(step: () => void): void;
+  /**
+   * Defers a step to the end of the dump, whatever it is: before the tasks go on, or when they have been killed and the engine's
+   * copies of their files are the last ones.
+   */
+  atEnd(step: (tasks: "alive" | "dead") => void): void;
+  /** Adds fields to inventory.img. */
+  note(fields: InventoryNotes): void;
   /** The inner pid of a pid in the engine's namespace, when it belongs to the tree. */
   innerPid(pid: number): number | undefined;
 }
 
+/** What rooms may tell in inventory.img. */
+export type InventoryNotes = Partial<
+  Pick<InventoryEntry, "tcp_close" | "network_lock_method" | "dump_criu_run_id">
+>;
+
+/** What is done with TCP connections. */
+export interface TcpDumpOptions {
+  /** Save connections. */
+  readonly established: boolean;
+  /** Save connections as closed sockets. */
+  readonly close: boolean;
+  /** Let connections that no one has accepted yet go. */
+  readonly skipInFlight: boolean;
+  /** How packets are kept away. @default nftables where nft is installed, else iptables */
+  readonly networkLock?: NetworkLockMethod;
+}
+
+export interface TcpRestoreOptions {
+  readonly established: boolean;
+  readonly close: boolean;
+}
+
 export interface FilesDumpOptions {
+  readonly tcp?: TcpDumpOptions;
   readonly linkRemap: boolean;
   /** Bytes up to which the content of a deleted file is put into the images. */
   readonly ghostLimit: number;
@@ -57,9 +88,22 @@ export interface FilesRestore {
   later(step: (program: Program) => void): void;
   /** A descriptor number that no task uses, for a pair's second end or for a helper; closed by the engine at the end. */
   reserve(): number;
+  /** Adds a step that the engine runs itself when the opening program has run. */
+  inEngine(step: (copies: EngineCopies) => void): void;
+  /** Adds steps for the end of the restore: just before the tasks are let go, or when it has failed. */
+  atEnd(steps: { readonly release: () => void; readonly failed?: () => void }): void;
+}
+
+/** The engine's own copies of descriptors of the opening program; closed at the end of the restore. */
+export interface EngineCopies {
+  /** Of an entry's file. */
+  file(id: number): number;
+  /** Of a reserved number. */
+  reserved(fd: number): number;
 }
 
 export interface FilesRestoreOptions {
+  readonly tcp?: TcpRestoreOptions;
   readonly shellJob: boolean;
   readonly skipRwxCheck: boolean;
   readonly fileValidation: "filesize" | "buildid";
@@ -72,7 +116,7 @@ export interface FileKind {
   /** fd_types of the images. */
   readonly type: number;
   /** Is this description of our kind? Asked in the order of the registry. */
-  recognise(file: OpenFile): boolean;
+  recognise(file: OpenFile, dump: FilesDump): boolean;
   /**
    * Writes the description: its entry for files.img under `id`, and its own images through `dump`.
    * Throws RepriseError UNSUPPORTED naming pid, fd and object for what cannot be saved.

@@ -82,6 +82,14 @@ export class DumpFixture implements FilesDump, Disposable {
     // Nothing outside of the images is touched here.
   }
 
+  atEnd(): void {
+    // No room of this fixture keeps anything to the end.
+  }
+
+  note(): void {
+    // There is no inventory.
+  }
+
   innerPid(pid: number): number | undefined {
     return this.#pids.get(pid);
   }

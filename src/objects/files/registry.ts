@@ -7,7 +7,7 @@ import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
 import { fifoKind } from "./fifo.ts";
-import type { FileKind, OpenFile } from "./file-kind.ts";
+import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { inotifyKind } from "./inotify.ts";
 import { memfdKind } from "./memfd.ts";
 import { needsOwner, settleOwner } from "./owner.ts";
@@ -39,8 +39,8 @@ const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind])
  * The room of an open file.
  * @throws RepriseError UNSUPPORTED naming pid, fd and what the file is.
  */
-export function kindOf(file: OpenFile): FileKind {
-  const kind = KINDS.find((candidate) => candidate.recognise(file));
+export function kindOf(file: OpenFile, dump: FilesDump): FileKind {
+  const kind = KINDS.find((candidate) => candidate.recognise(file, dump));
   if (kind === undefined) throw unsupported(file);
   return kind;
 }

@@ -12,7 +12,7 @@ import { O_DIRECTORY } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { runHere } from "../../tracee/local.ts";
 import { Program, type Argument } from "../../tracee/program.ts";
-import type { FilesDumpOptions, FilesRestore } from "./file-kind.ts";
+import type { EngineCopies, FilesDumpOptions, FilesRestore } from "./file-kind.ts";
 import { openFileOf } from "./live-file.fixture.ts";
 import { checkFiles, kindOfType } from "./registry.ts";
 import { FileTable } from "./table.ts";
@@ -37,6 +37,8 @@ export class FilesOfSet implements Disposable {
     checkFiles(wanted, this.set, CHECKS);
     const imagesFd = syscall("openat", -100, Buffer.from(`${this.dir}\0`), O_DIRECTORY, 0);
     const later: ((program: Program) => void)[] = [];
+    const inEngine: ((copies: EngineCopies) => void)[] = [];
+    const releases: (() => void)[] = [];
     let reserved = FIRST_RESERVED;
     const program = new Program();
     const made = new Map<number, Argument>();
@@ -53,6 +55,8 @@ export class FilesOfSet implements Disposable {
       },
       later: (step) => void later.push(step),
       reserve: () => reserved++,
+      inEngine: (step) => void inEngine.push(step),
+      atEnd: ({ release }) => void releases.push(release),
     };
     for (const id of this.ids) restore.open(id);
     for (let step = later.shift(); step !== undefined; step = later.shift()) step(program);
@@ -63,6 +67,9 @@ export class FilesOfSet implements Disposable {
         return typeof fd === "object" && fd.kind === "ref" ? result.value(fd) : Number(fd);
       });
       this.#opened.push(...numbers);
+      const file = (id: number): number => numbers[this.ids.indexOf(id)] ?? -1;
+      for (const step of inEngine) step({ file, reserved: (fd) => fd });
+      for (const step of releases) step();
       this.#settle(numbers, restore);
       return numbers;
     } finally {

@@ -12,7 +12,7 @@ import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { kcmp } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
-import type { FilesDump, FilesDumpOptions, OpenFile } from "./file-kind.ts";
+import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
 import { kindOf } from "./registry.ts";
 
 interface Known {
@@ -33,6 +33,8 @@ export class FileTable implements FilesDump {
   readonly #paths = new Map<string, number>();
   readonly #later: (() => void)[] = [];
   readonly #aborts: (() => void)[] = [];
+  readonly #ends: ((tasks: "alive" | "dead") => void)[] = [];
+  #inventory: InventoryNotes = {};
   readonly #borrowed: number[] = [];
   readonly #pidfds = new Map<number, number>();
   #nextId = 1;
@@ -103,6 +105,24 @@ export class FileTable implements FilesDump {
     this.#aborts.push(step);
   }
 
+  atEnd(step: (tasks: "alive" | "dead") => void): void {
+    this.#ends.push(step);
+  }
+
+  note(fields: InventoryNotes): void {
+    this.#inventory = { ...this.#inventory, ...fields };
+  }
+
+  /** What the rooms tell in inventory.img. */
+  get inventory(): InventoryNotes {
+    return this.#inventory;
+  }
+
+  /** Runs the steps of the end: before the tasks go on, or after they have been killed. */
+  end(tasks: "alive" | "dead"): void {
+    for (const step of this.#ends.splice(0)) step(tasks);
+  }
+
   innerPid(pid: number): number | undefined {
     return this.options.innerPid(pid);
   }
@@ -119,6 +139,7 @@ export class FileTable implements FilesDump {
 
   /** Takes back what rooms did outside of the images (hard links for --link-remap). */
   abort(): void {
+    this.end("alive");
     for (const step of this.#aborts.splice(0)) step();
   }
 
@@ -137,7 +158,7 @@ export class FileTable implements FilesDump {
 
   #write(file: OpenFile): { readonly id: number; readonly type: number } {
     const id = this.#nextId++;
-    const kind = kindOf(file);
+    const kind = kindOf(file, this);
     this.#entries.push(kind.write(file, id, this));
     return { id, type: kind.type };
   }

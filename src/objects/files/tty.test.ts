@@ -71,7 +71,7 @@ function dumpOf(fds: readonly number[], pid = process.pid, shellJob = false) {
   using dump = new DumpFixture({ shellJob }, new Map([[pid, pid]]));
   const entries = fds.map((fd, id) => {
     const file = openFileOf(pid, fd);
-    expect(ttyKind.recognise(file)).toBe(true);
+    expect(ttyKind.recognise(file, dump)).toBe(true);
     return ttyKind.write(file, id + 1, dump);
   });
   dump.finish();
@@ -330,7 +330,7 @@ describe("a console", () => {
       target: "/dev/tty3",
       stat: { ...file.stat, rdevMajor: 4, rdevMinor: 3 },
     };
-    expect(ttyKind.recognise(console)).toBe(true);
+    expect(ttyKind.recognise(console, dump)).toBe(true);
     expect(() => ttyKind.write(console, 1, dump)).toThrow("(/dev/tty3): it is a virtual console");
   });
 });

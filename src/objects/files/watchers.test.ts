@@ -85,7 +85,7 @@ describe("epoll", () => {
     using dump = new DumpFixture();
     const entries = [outer, inner].map((fd, id) => {
       const file = openFileOf(process.pid, fd);
-      expect(epollKind.recognise(file)).toBe(true);
+      expect(epollKind.recognise(file, dump)).toBe(true);
       return epollKind.write(file, id + 1, dump);
     });
     expect(entries[0]?.epfd?.tfd.map(({ tfd }) => tfd)).toEqual([inner]);
@@ -171,7 +171,7 @@ describe("inotify", () => {
     setLogSink((_, text) => warnings.push(text));
     using dump = new DumpFixture();
     const file = openFileOf(process.pid, fd);
-    expect(inotifyKind.recognise(file)).toBe(true);
+    expect(inotifyKind.recognise(file, dump)).toBe(true);
     const entry = inotifyKind.write(file, 3, dump);
     expect(entry.ify?.wd.map(({ f_handle: { path } }) => path)).toEqual([
       join(top, "a"),
@@ -255,7 +255,7 @@ describe("pidfd", () => {
     const fd = keep(syscall("pidfd_open", pid, O_NONBLOCK));
     using dump = new DumpFixture({}, new Map([[pid, pid]]));
     const file = openFileOf(process.pid, fd);
-    expect(pidfdKind.recognise(file)).toBe(true);
+    expect(pidfdKind.recognise(file, dump)).toBe(true);
     const entry = pidfdKind.write(file, 4, dump);
     expect(entry.pidfd).toMatchObject({ nspid: pid, flags: O_NONBLOCK });
     const [copy = -1] = restoreHere(pidfdKind, [entry], { at: 200 }).map(keep);
