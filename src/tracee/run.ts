@@ -82,6 +82,15 @@ function waitForProgram(job: Job): Error | undefined {
   }
 }
 
+/** How many entries of a job's program have been run, for who has to clean up after a failure; 0 when its thread is gone. */
+export function entriesRun({ tracee, program, base }: Job): number {
+  try {
+    return (tracee.registers().getNumber("r12") - program.layout(base).table) / ENTRY_SIZE;
+  } catch {
+    return 0;
+  }
+}
+
 function fetchResults({ job, image }: Started): ProgramResult {
   const { tracee, program } = job;
   const bytes = Buffer.alloc(image.downloadSize);

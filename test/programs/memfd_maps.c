@@ -2,8 +2,8 @@
 // private one with pages of its own), and a memfd that only a map still holds.
 #include "test.h"
 
-static int file, sealed;
-static char *shared, *private, *held;
+static int file, sealed, future;
+static char *mapped_before, *shared, *private, *held;
 
 static void check(void) {
   struct stat status;
@@ -22,6 +22,10 @@ static void check(void) {
   EXPECT(write(sealed, "x", 1) == -1 && errno == EPERM, "the sealed file can be written");
   EXPECT(pread(sealed, page, PAGE, 0) == 6 && memcmp(page, "sealed", 6) == 0, "sealed content");
   EXPECT_EQ(fcntl(file, F_GET_SEALS), 0);
+  EXPECT_EQ(fcntl(future, F_GET_SEALS), F_SEAL_FUTURE_WRITE);
+  EXPECT(pwrite(future, "x", 1, 0) == -1 && errno == EPERM, "what is sealed for the future can be written");
+  mapped_before[1]++;
+  EXPECT(pread(future, page, 2, 0) == 2 && page[1] == mapped_before[1], "the map from before the seal is apart");
   EXPECT_EQ(fcntl(file, F_GETFD), FD_CLOEXEC);
   snprintf(link, sizeof link, "/proc/self/fd/%d", file);
   ssize_t length = readlink(link, page, sizeof page - 1);
@@ -47,6 +51,10 @@ int main(void) {
   sealed = MUST(memfd_create("second", MFD_ALLOW_SEALING));
   MUST(write(sealed, "sealed", 6));
   MUST(fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE));
+  future = MUST(memfd_create("future", MFD_ALLOW_SEALING));
+  MUST(ftruncate(future, PAGE));
+  mapped_before = (char *)MUST(mmap(NULL, PAGE, writable, MAP_SHARED, future, 0));
+  MUST(fcntl(future, F_ADD_SEALS, F_SEAL_FUTURE_WRITE));
   int closed = MUST(memfd_create("third", 0));
   MUST(ftruncate(closed, 2 * PAGE));
   held = (char *)MUST(mmap(NULL, 2 * PAGE, writable, MAP_SHARED, closed, 0));

@@ -2,9 +2,10 @@
 // image, opened, and its name removed when all files are open. A file that a dump gave a hard link is linked back to its
 // old name for as long as it takes to open it. The opening program runs as root, before there are other tasks.
 
-import { lstatSync } from "node:fs";
+import { lstatSync, rmdirSync, unlinkSync } from "node:fs";
 import { dirname } from "node:path";
 import { assert, RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
 import { remapOf } from "../../images/check-files.ts";
 import { loadGhost, type LoadedSet } from "../../images/check-set.ts";
 import type { ImageEntry, PayloadPart } from "../../images/image-file.ts";
@@ -14,6 +15,7 @@ import {
   type GhostFileEntry,
   type RegFileEntry,
 } from "../../images/schema/messages.generated.ts";
+import { errnoOf } from "../../proc/procfs.ts";
 import {
   AT_FDCWD,
   AT_REMOVEDIR,
@@ -37,6 +39,8 @@ import { pathArgument, pathBytes } from "./path.ts";
 export interface TemporaryName {
   readonly path: string;
   readonly isDirectory: boolean;
+  /** Index in the program of the call that makes it. */
+  readonly madeBy: number;
 }
 
 /** What this room keeps while one opening program is built. */
@@ -84,11 +88,30 @@ export function pathForOpening(
   }
 }
 
-/** Names that the program has made so far and removes at its end: to be removed also when it fails. */
+/** Names that the program makes and removes at its end. */
 export function temporaryNames(restore: FilesRestore): readonly TemporaryName[] {
   const names = [...(states.get(restore)?.names.values() ?? [])];
   // What stands in a directory goes before it.
   return names.toSorted((a, b) => b.path.length - a.path.length);
+}
+
+/**
+ * Removes the names that a program had made when it failed at entry `failedAt`. Never one that it came too late to make:
+ * that may be somebody else's.
+ */
+export function removeTemporaryNames(restore: FilesRestore, failedAt: number): void {
+  for (const { path, isDirectory, madeBy } of temporaryNames(restore)) {
+    if (madeBy >= failedAt) continue;
+    try {
+      if (isDirectory) rmdirSync(pathBytes(path));
+      else unlinkSync(pathBytes(path));
+    } catch (error) {
+      if (errnoOf(error) !== "ENOENT")
+        log.warn(
+          `cannot remove ${path}, made for a moment to restore a deleted file: ${String(error)}`,
+        );
+    }
+  }
 }
 
 /** Hard links that the dump left (link_remap.N): no longer needed once the set is not to be restored again. */
@@ -143,8 +166,10 @@ function makeGhost(program: Program, { entry, id }: Wanted, restore: FilesRestor
   const isMade = isDirectory && names.has(entry.name);
   const path = isMade ? entry.name : freeName(entry.name, `.cr.${id.toString(16)}.ghost`, names);
   ghosts.set(id, path);
-  names.set(path, { path, isDirectory });
-  if (!isMade) createGhost(program, ghost, { path, id, imagesFd: restore.imagesFd });
+  if (!isMade) {
+    names.set(path, { path, isDirectory, madeBy: program.length });
+    createGhost(program, ghost, { path, id, imagesFd: restore.imagesFd });
+  }
   setAttributes(program, ghost.value, path);
   return path;
 }
@@ -157,7 +182,7 @@ function makeParents(program: Program, name: string, restore: FilesRestore): voi
     missing.unshift(at);
   }
   for (const path of missing) {
-    names.set(path, { path, isDirectory: true });
+    names.set(path, { path, isDirectory: true, madeBy: program.length });
     program.call("mkdirat", [AT_FDCWD, pathArgument(program, path), 0o700], {
       label: `make the directory of deleted file ${name} for a moment`,
     });
@@ -282,7 +307,7 @@ function linkBack(program: Program, { entry, id }: Wanted, restore: FilesRestore
   makeParents(program, entry.name, restore);
   const path = freeName(entry.name, ".cr_link", names);
   links.set(key, path);
-  names.set(path, { path, isDirectory: false });
+  names.set(path, { path, isDirectory: false, madeBy: program.length });
   program.call(
     "linkat",
     [AT_FDCWD, pathArgument(program, link), AT_FDCWD, pathArgument(program, path), 0],
