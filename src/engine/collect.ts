@@ -4,6 +4,7 @@ import { RepriseError } from "../errors.ts";
 import { LockTable } from "../objects/files/locks.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
+import { SeccompTable } from "../objects/task/seccomp.ts";
 import { collectVmas, type DumpedVma } from "../objects/memory/vma.ts";
 import { foreignMount } from "../objects/namespaces/proc-mount.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
@@ -43,6 +44,7 @@ export interface CollectedTree {
   readonly live: readonly CollectedTask[];
   readonly files: FileTable;
   readonly fileLocks: readonly FileLockEntry[];
+  readonly seccomp: SeccompTable;
   readonly rootIds: TaskKobjIdsEntry;
   /** Lines for people. */
   describe(): string[];
@@ -64,13 +66,15 @@ export function collectTree(
   try {
     const ids = new ObjectIds();
     const locks = new LockTable({ isAllowed: options.fileLocks });
+    const seccomp = new SeccompTable();
     const alive = tree.tasks.filter(({ state }) => state !== "zombie");
     checkTree(tree, options);
-    const live = alive.map((task) => collectTask(task, { files, ids, locks }));
+    const live = alive.map((task) => collectTask(task, { files, ids, locks, seccomp }));
     return {
       live,
       files,
       fileLocks: locks.entries(),
+      seccomp,
       rootIds: ids.own,
       describe: () => describeTree(tree, live),
     };
@@ -86,11 +90,12 @@ interface Tables {
   readonly files: FileTable;
   readonly ids: ObjectIds;
   readonly locks: LockTable;
+  readonly seccomp: SeccompTable;
 }
 
 function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
-  const { files, ids } = tables;
-  refuseSeccomp(task);
+  const { files, ids, seccomp } = tables;
+  seccomp.add(task);
   const shared = ids.of(task);
   const vmas = collectVmas(task, readSmaps(task.pid), mappedFileIds(task, files));
   const exeId = files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY));
@@ -180,18 +185,6 @@ function isMemfd(area: SmapsVma): boolean {
     area.path.startsWith("/memfd:") ||
     area.path === "/dev/zero (deleted)" ||
     area.path.startsWith("[anon_shmem:")
-  );
-}
-
-function refuseSeccomp(task: FrozenTask): void {
-  if ((task.status.seccomp ?? 0) === 0) return;
-  throw new RepriseError(
-    "UNSUPPORTED",
-    `cannot dump pid ${task.pid} (${task.stat.comm}): it runs under seccomp`,
-    {
-      pid: task.pid,
-      hint: "Seccomp filters cannot be saved yet. Start the program without them to save it.",
-    },
   );
 }
 

@@ -1,7 +1,7 @@
 // Filling the tasks: memory, descriptors, threads, and everything that belongs to a process or thread. One program a task,
 // then one a thread, all tasks at the same time; each task reads its own pages from the images.
 
-import type { FsEntry, RlimitEntry } from "../images/schema/messages.generated.ts";
+import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messages.generated.ts";
 import {
   finishVma,
   installGuard,
@@ -14,6 +14,7 @@ import { restoreMm } from "../objects/memory/mm.ts";
 import { readPages } from "../objects/memory/pages.ts";
 import { restoreVdso, savedVdso } from "../objects/memory/vdso.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
+import { sealAfterMapping } from "../objects/files/memfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
@@ -45,7 +46,7 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
 }
 
 /** What every thread has for itself. The leader's comes with what the whole process has, and last. */
-export function fillThreads(plan: RestorePlan, growth: Growth): void {
+export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   const followers = [...plan.tasks.values()].flatMap((task) =>
     task.threads.slice(1).map((thread) => ({ task, thread })),
   );
@@ -53,7 +54,11 @@ export function fillThreads(plan: RestorePlan, growth: Growth): void {
   runNoted(
     followers.map(({ task, thread }, index) => {
       const program = new Program();
-      const notes = restoreThread(program, thread.core, { pid: task.pid, tid: thread.tid });
+      const notes = restoreThread(program, thread.core, {
+        pid: task.pid,
+        tid: thread.tid,
+        filters: seccompFilters(plan),
+      });
       const tracee = growth.tracees.get(thread.tid) as Tracee;
       // Threads share their memory: each has its own part of the work area.
       return {
@@ -67,6 +72,10 @@ export function fillThreads(plan: RestorePlan, growth: Growth): void {
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
       for (const vma of task.mm.vmas) sealVma(program, vma);
+      // All tasks have mapped their memory: nothing needs these objects unsealed any more.
+      if (task.pid === plan.tree.root.pid) {
+        for (const entry of plan.files) sealAfterMapping(program, entry, files.fd(entry.id), plan);
+      }
       if (ownsTable(plan, task)) {
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
@@ -79,6 +88,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth): void {
         umask: task.fs.umask ?? 0o22,
         limits,
         pid: task.pid,
+        filters: seccompFilters(plan),
         parentLeaves,
       });
       return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
@@ -98,6 +108,10 @@ function addLocks(program: Program, plan: RestorePlan, task: TaskPlan): void {
     isAllowed: plan.options.fileLocks,
     file: (fd) => plan.set.files.get(task.fdinfo.find((entry) => entry.fd === fd)?.id ?? -1),
   });
+}
+
+function seccompFilters({ set }: RestorePlan): readonly SeccompFilter[] {
+  return set.seccomp?.seccomp_filters ?? [];
 }
 
 interface NotedJob {

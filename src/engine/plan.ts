@@ -19,6 +19,7 @@ import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
 import type { PageSource } from "../objects/memory/pages.ts";
 import { checkVdso, savedVdso, vdsoRun } from "../objects/memory/vdso.ts";
 import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
@@ -201,8 +202,10 @@ function checkTask(set: LoadedSet, task: TaskPlan): void {
       pid: task.pid,
     });
   };
-  if (task.threads.some(({ core }) => (core.thread_core?.seccomp_mode ?? 0) !== 0))
-    refuse("it ran under seccomp, which cannot be restored yet");
+  const filtered = task.threads.some(({ core }) => (core.thread_core?.seccomp_mode ?? 0) !== 0);
+  // A tracer under seccomp cannot suspend it in others, so the restore would stumble over the task's own filters.
+  if (filtered && (readStatus(process.pid).seccomp ?? 0) !== 0)
+    refuse("it ran under seccomp, and so does this restore");
   if (task.mm.aios.length > 0) refuse("it has AIO rings, which cannot be restored yet");
   const own = set.inventory.root_ids;
   for (const name of ["net", "ipc", "uts", "mnt", "user"] as const) {

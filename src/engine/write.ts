@@ -10,6 +10,7 @@ import { mmEntry } from "../objects/memory/mm.ts";
 import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName } from "../images/names.ts";
+import type { SeccompTable } from "../objects/task/seccomp.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { syscall } from "../sys/ffi.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
@@ -34,14 +35,16 @@ export function writeTree(
   const begun = performance.now();
   const scans = collected.live.map((task) => writeMemory(task, images));
   const written = performance.now();
-  for (const task of collected.live) writeTask(task, scans, inside, images);
+  for (const task of collected.live) {
+    writeTask(task, { scans, inside, seccomp: collected.seccomp }, images);
+  }
   for (const task of tree.tasks) {
     if (task.state === "zombie") images.write("core", task.innerPid, [zombieCore(task)]);
   }
   writePstree(tree, images);
   collected.files.finish();
   if (collected.fileLocks.length > 0) images.write("filelocks", 0, collected.fileLocks);
-  images.write("seccomp", 0, [{}]);
+  images.write("seccomp", 0, [collected.seccomp.entry()]);
   writeClocks(images);
   const pagesWritten = scans.reduce((sum, { scan }) => sum + scan.pages, 0);
   const shared = pagesOnDisk(images.dir) - pagesWritten;
@@ -99,12 +102,14 @@ function writeMemory(task: CollectedTask, images: ImageSetWriter): TaskScan {
   return { task, scan };
 }
 
-function writeTask(
-  collected: CollectedTask,
-  scans: readonly TaskScan[],
-  inside: InsideView,
-  images: ImageSetWriter,
-): void {
+interface TaskParts {
+  readonly scans: readonly TaskScan[];
+  readonly inside: InsideView;
+  readonly seccomp: SeccompTable;
+}
+
+function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSetWriter): void {
+  const { scans, inside } = around;
   const { task, ids, exeId, cwdId, rootId, fds } = collected;
   const state = inside.process(task);
   const guards = scans.find((scan) => scan.task === collected)?.scan.guards ?? [];
@@ -119,12 +124,17 @@ function writeTask(
         process: state,
         thread: inside.thread(leader.tid),
         cgroupSet: OWN_CGROUP_SET,
+        seccomp: around.seccomp.thread(leader.tid),
       }),
     ]);
   }
   for (const thread of others) {
     images.write("core", thread.innerTid, [
-      followerCore(task, thread, { thread: inside.thread(thread.tid), cgroupSet: OWN_CGROUP_SET }),
+      followerCore(task, thread, {
+        thread: inside.thread(thread.tid),
+        cgroupSet: OWN_CGROUP_SET,
+        seccomp: around.seccomp.thread(thread.tid),
+      }),
     ]);
   }
   images.write("ids", task.innerPid, [ids]);

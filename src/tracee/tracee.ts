@@ -20,6 +20,15 @@ export interface TraceCounters {
   remoteCalls: number;
 }
 
+/** A seccomp filter: its sock_filter instructions, and SECCOMP_FILTER_FLAG_LOG or 0. */
+export interface SeccompProgram {
+  readonly instructions: Uint8Array;
+  readonly flags: number;
+}
+
+/** struct sock_filter. */
+const SOCK_FILTER_SIZE = 8;
+
 /** A thread under ptrace. `leader` is its process; ids are of the engine's pid namespace. */
 export class Tracee {
   readonly tid: number;
@@ -199,6 +208,19 @@ export class Tracee {
       signature: conf.readUInt32LE(12),
       flags: conf.readUInt32LE(16),
     };
+  }
+
+  /** A seccomp filter of the thread, 0 being its oldest; undefined when there are no more, or the kernel does not tell. */
+  seccompFilter(index: number): SeccompProgram | undefined {
+    const { tid } = this;
+    const length = trySyscall("ptrace", pt.PTRACE_SECCOMP_GET_FILTER, tid, index, 0);
+    if (length < 0) return undefined;
+    const instructions = Buffer.alloc(length * SOCK_FILTER_SIZE);
+    this.#ptrace("read a seccomp filter", pt.PTRACE_SECCOMP_GET_FILTER, index, instructions);
+    const metadata = Buffer.alloc(16);
+    metadata.writeBigUInt64LE(BigInt(index), 0);
+    const told = trySyscall("ptrace", pt.PTRACE_SECCOMP_GET_METADATA, tid, 16, metadata);
+    return { instructions, flags: told < 0 ? 0 : metadata.readUInt32LE(8) };
   }
 
   /** Whether Syscall User Dispatch is on: it would send our calls to the program's own handler. */

@@ -9,8 +9,10 @@ import {
   type MmEntry,
   type RlimitEntry,
   type SaEntry,
+  type SeccompFilter,
   type SignalQueueEntry,
   type TaskTimersEntry,
+  type ThreadCoreEntry,
   type ThreadSasEntry,
 } from "../../images/schema/messages.generated.ts";
 import { readThreadStatus } from "../../proc/status.ts";
@@ -31,6 +33,7 @@ import {
   restorePending,
   restoreSignalActions,
 } from "./signals.ts";
+import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
 import { collectRobustList, restoreRegistrations } from "./thread-registrations.ts";
 import { armTimers, createTimers, firedTimers, probeTimers } from "./timers.ts";
@@ -82,14 +85,15 @@ export interface LeaderParts {
   readonly process: ProcessState;
   readonly thread: ThreadState;
   readonly cgroupSet: number;
+  readonly seccomp: Pick<ThreadCoreEntry, "seccomp_mode" | "seccomp_filter">;
 }
 
 /** The core image of a live task: its process and its leading thread. */
 export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: LeaderParts): CoreEntry {
-  const { process, thread, cgroupSet } = parts;
+  const { process, thread, cgroupSet, seccomp } = parts;
   const { childSubreaper, membarriers } = process.attributes;
   return {
-    ...threadPart(task, leader, { thread, cgroupSet }),
+    ...threadPart(task, leader, { thread, cgroupSet, seccomp }),
     tc: {
       task_state: task.state === "stopped" ? TASK_STOPPED : TASK_ALIVE,
       exit_code: 0,
@@ -137,7 +141,7 @@ export function zombieCore(task: FrozenTask): CoreEntry {
 function threadPart(
   task: FrozenTask,
   thread: FrozenThread,
-  { thread: state, cgroupSet }: Omit<LeaderParts, "process">,
+  { thread: state, cgroupSet, seccomp }: Omit<LeaderParts, "process">,
 ): CoreEntry {
   const { stopped, tid } = thread;
   const isLeader = tid === task.pid;
@@ -154,6 +158,7 @@ function threadPart(
         : { pdeath_sig: state.attributes.parentDeathSignal }),
       signals_p: collectPending(stopped.tracee, "thread"),
       creds: state.creds,
+      ...seccomp,
       comm: isLeader ? task.stat.comm : attributes.collectThreadAttributes(task.pid, tid).comm,
       ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
       cg_set: cgroupSet,
@@ -177,6 +182,7 @@ export interface ProcessSurroundings {
   /** Limits that the task has from the seed. */
   readonly limits: readonly RlimitEntry[];
   readonly pid: number;
+  readonly filters: readonly SeccompFilter[];
   /** Its parent will be gone in a moment, which must not count as the parent's death. */
   readonly parentLeaves: boolean;
 }
@@ -204,7 +210,7 @@ export function restoreProcess(
   const thread = restoreThread(
     program,
     core,
-    { pid, tid: pid, fired, parentLeaves: around.parentLeaves },
+    { pid, tid: pid, filters: around.filters, fired, parentLeaves: around.parentLeaves },
     () => {
       limited = restoreLimits(program, tc.rlimits?.rlimits ?? [], { current: limits });
     },
@@ -222,6 +228,8 @@ export function restoreProcess(
 export interface ThreadIds {
   readonly pid: number;
   readonly tid: number;
+  /** Those of seccomp.img. */
+  readonly filters: readonly SeccompFilter[];
   readonly fired?: ReadonlySet<number>;
   readonly parentLeaves?: boolean;
 }
@@ -249,6 +257,7 @@ export function restoreThread(
   if (part.sas !== undefined) restoreAlternateStack(program, part.sas);
   const scheduled = restoreScheduling(program, part);
   beforeCreds();
+  restoreSeccomp(program, part, ids);
   const checkCreds =
     part.creds === undefined ? (): void => undefined : restoreCreds(program, part.creds);
   attributes.restoreThreadAttributes(program, {
