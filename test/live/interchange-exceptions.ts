@@ -1,0 +1,108 @@
+// What CRIU 4.2 cannot save or give back, so that a program that looks for it fails where CRIU was one of the two engines.
+// Nearly all were seen with CRIU on both sides, too. The same table for people: docs/interchange.md.
+
+export type Direction = "restored by CRIU" | "dumped by CRIU";
+
+export interface InterchangeException {
+  readonly why: string;
+  /** What the program says then. */
+  readonly says: RegExp;
+}
+
+type Exceptions = Readonly<
+  Record<string, Partial<Readonly<Record<Direction, InterchangeException>>>>
+>;
+
+/** Exceptions by program and direction. */
+export const interchangeExceptions: Exceptions = {
+  creds: {
+    "dumped by CRIU": {
+      why: "CRIU needs CAP_SYS_RESOURCE to read the limits of another user's process; Reprise lets the process tell them",
+      says: /"pass"|Can't get rlimit/,
+    },
+  },
+  directories: {
+    "restored by CRIU": {
+      why: "CRIU drops O_DIRECTORY from an O_PATH descriptor",
+      says: /the flags of the directory are 10000000/,
+    },
+  },
+  eventfds: {
+    "restored by CRIU": {
+      why: "CRIU makes an eventfd with a counter of 32 bits",
+      says: /take\(plain\) is/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save EFD_SEMAPHORE",
+      says: /take\(semaphore\) is 3, wanted 1/,
+    },
+  },
+  file_locks: {
+    "restored by CRIU": {
+      why: "CRIU starts the breaking of a lease anew, and its signal is sent again",
+      says: /a signal for the broken lease came again/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save a lock that a child holds on a file that it inherited",
+      says: /from_outside\(at_90\) is 0/,
+    },
+  },
+  futex_restart: {
+    "dumped by CRIU": {
+      why: "CRIU ends an interrupted FUTEX_WAIT with a time limit by EINTR",
+      says: /FUTEX_WAIT ended with -1 Interrupted/,
+    },
+  },
+  mlock_flags: {
+    "restored by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
+    "dumped by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
+  },
+  nanosleep_restart: {
+    "dumped by CRIU": {
+      why: "CRIU ends an interrupted nanosleep by EINTR",
+      says: /ended with Interrupted system call/,
+    },
+  },
+  personality_oom: {
+    "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
+    "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },
+  },
+  poll_restart: {
+    "dumped by CRIU": {
+      why: "CRIU ends an interrupted poll by EINTR",
+      says: /poll .*Interrupted system call/,
+    },
+  },
+  posix_timers: {
+    "restored by CRIU": {
+      why: "CRIU does not restore the overrun count of a timer",
+      says: /it overran 0 times only/,
+    },
+  },
+  prctls: {
+    "restored by CRIU": { why: "CRIU does not restore the timer slack", says: /TIMERSLACK/ },
+    "dumped by CRIU": { why: "CRIU does not save the timer slack", says: /TIMERSLACK/ },
+  },
+  sched: {
+    "restored by CRIU": { why: "CRIU does not restore the I/O priority", says: /I\/O priority 0/ },
+    "dumped by CRIU": { why: "CRIU does not save the I/O priority", says: /I\/O priority 0/ },
+  },
+  sessions: {
+    "restored by CRIU": {
+      why: "CRIU makes an orphan a child of pid 1, not of the subreaper",
+      says: /the orphan of a session has the parent 1/,
+    },
+  },
+  timerfds: {
+    "dumped by CRIU": {
+      why: "CRIU saves a timer that went off and was not read as disarmed",
+      says: /timer 0: 0 ms are left/,
+    },
+  },
+  zombies: {
+    "restored by CRIU": {
+      why: "CRIU keeps seven bits of a zombie's exit code",
+      says: /si_status is 127, wanted 255/,
+    },
+  },
+};
