@@ -4,7 +4,7 @@ import { checkpoint, type CheckpointOptions } from "../engine/checkpoint.ts";
 import type { DumpStats } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
-import { ghostLimit, numberValue, type CriuOptions } from "./options.ts";
+import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
 import type { Directories } from "./paths.ts";
 import { scriptRunner } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
@@ -49,6 +49,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     shellJob: options.flags.has("shell-job"),
     fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
+    extUnixSk: externalUnixSockets(options),
     ...(limit === undefined ? {} : { ghostLimit: limit }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
   };

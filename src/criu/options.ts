@@ -207,6 +207,21 @@ export function ghostLimit(options: CriuOptions): number | undefined {
   return Number(match[1]) * 1024 ** ["", "K", "M", "G"].indexOf(match[2] ?? "");
 }
 
+/** Reads `--ext-unix-sk[=INODE,...]` and `--external unix[INODE]`: all named ones, these, or none. */
+export function externalUnixSockets(options: CriuOptions): boolean | readonly number[] {
+  const text = options.values["ext-unix-sk"];
+  const named = (options.lists.external ?? []).flatMap((one) => {
+    const inode = /^unix\[(\d+)\]$/.exec(one)?.[1];
+    return inode === undefined ? [] : [Number(inode)];
+  });
+  const listed = (text ?? "")
+    .split(",")
+    .filter((word) => word !== "")
+    .map((word) => parseNumber("ext-unix-sk", word, 1));
+  if (named.length + listed.length > 0) return [...listed, ...named];
+  return text !== undefined;
+}
+
 function longOptions(): Map<string, LongOption> {
   const table = new Map<string, LongOption>();
   for (const name of [...NEGATABLE_FLAGS, ...PLAIN_FLAGS]) table.set(name, flag(name, true));
@@ -318,6 +333,7 @@ function checkValues(options: CriuOptions): void {
   numberValue(options, "ps-socket", 0);
   for (const fd of options.lists.close ?? []) parseNumber("close", fd, 0);
   ghostLimit(options);
+  externalUnixSockets(options);
   oneOf(options, "file-validation", ["filesize", "buildid"]);
   oneOf(options, "pre-dump-mode", ["splice", "read"]);
   oneOf(options, "network-lock", ["iptables", "nftables", "skip", "none"]);

@@ -7,7 +7,7 @@ import { restore, type RestoreOptions } from "../engine/restore.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { errnoOf } from "../proc/procfs.ts";
-import type { CriuOptions } from "./options.ts";
+import { externalUnixSockets, type CriuOptions } from "./options.ts";
 import type { Directories } from "./paths.ts";
 import { scriptRunner } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
@@ -45,6 +45,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
   const { flags, values } = options;
   return {
     shellJob: flags.has("shell-job"),
+    extUnixSk: externalUnixSockets(options) !== false,
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,

@@ -32,6 +32,11 @@ export interface CheckpointOptions {
   readonly fileLocks?: boolean;
   /** Bytes up to which a deleted file's content is saved. @default 1 MiB */
   readonly ghostLimit?: number;
+  /**
+   * Datagram sockets may be connected to named sockets outside of the tree; with a list of inodes, those sockets to whatever
+   * they are. @default false
+   */
+  readonly extUnixSk?: boolean | readonly number[];
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
   /** cgroup directory to freeze the tree with while it is stopped. */
@@ -78,6 +83,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       linkRemap: options.linkRemap ?? false,
       fileLocks: options.fileLocks ?? false,
       ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
+      extUnixSk: options.extUnixSk ?? false,
     });
     const inside = lookInside(tree, collected);
     work = inside.injections;

@@ -36,6 +36,8 @@ export interface RestoreOptions {
   readonly skipRwxCheck?: boolean;
   /** Remove the hard links that the dump left for deleted names (link_remap.N), as CRIU does: the set is spent then. @default false */
   readonly removeLinks?: boolean;
+  /** Connect datagram sockets to sockets outside of the tree again. @default false */
+  readonly extUnixSk?: boolean;
   /** How files are compared with those that were saved. @default "buildid" */
   readonly fileValidation?: "filesize" | "buildid";
   /** Take file locks again. @default true */
@@ -67,6 +69,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     shellJob: options.shellJob ?? false,
     skipRwxCheck: options.skipRwxCheck ?? false,
     fileValidation: options.fileValidation ?? "buildid",
+    extUnixSk: options.extUnixSk ?? false,
     fileLocks: options.fileLocks ?? true,
     ...(options.newPidNamespace === undefined ? {} : { newPidNamespace: options.newPidNamespace }),
   });

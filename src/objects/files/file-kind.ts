@@ -31,6 +31,13 @@ export interface FilesDump {
   addEntry(make: (id: number) => FileEntry): number;
   /** The engine's own copy of the description (pidfd_getfd), open until the end of the dump. */
   borrow(file: OpenFile): number;
+  /**
+   * The id of a file in flight in a socket's queue, of which the engine holds the descriptor `fd`, in the namespaces of `near`.
+   * The descriptor belongs to the dump from now on. Only in a step of `afterTasks`.
+   */
+  describeInFlight(fd: number, near: FrozenTask): number;
+  /** Defers a step until the descriptors of all tasks have been seen; it may find further files. */
+  afterTasks(step: () => void): void;
   /** Defers a step to the end of collecting, when every description has been seen (pipe data, epoll targets). */
   later(step: () => void): void;
   /** Defers a step to the failure of the dump: takes back what was done outside of the images. */
@@ -69,6 +76,12 @@ export interface TcpRestoreOptions {
 }
 
 export interface FilesDumpOptions {
+  /**
+   * Datagram sockets may be connected to sockets outside of the tree that have a name; with a list, the sockets with these inodes
+   * may be connected to whatever they are.
+   * @default false
+   */
+  readonly extUnixSk?: boolean | readonly number[];
   readonly tcp?: TcpDumpOptions;
   readonly linkRemap: boolean;
   /** Bytes up to which the content of a deleted file is put into the images. */
@@ -103,6 +116,8 @@ export interface EngineCopies {
 }
 
 export interface FilesRestoreOptions {
+  /** Connect datagram sockets to sockets outside of the tree again. @default false */
+  readonly extUnixSk?: boolean;
   readonly tcp?: TcpRestoreOptions;
   readonly shellJob: boolean;
   readonly skipRwxCheck: boolean;

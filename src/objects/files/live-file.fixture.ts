@@ -74,6 +74,14 @@ export class DumpFixture implements FilesDump, Disposable {
     return copy;
   }
 
+  describeInFlight(): number {
+    throw new Error("no file is in flight here");
+  }
+
+  afterTasks(step: () => void): void {
+    this.#later.push(step);
+  }
+
   later(step: () => void): void {
     this.#later.push(step);
   }

@@ -17,6 +17,7 @@ import { regularKind } from "./regular.ts";
 import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
 import { ttyKind } from "./tty.ts";
+import { unixKind } from "../sockets/unix.ts";
 import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
 const KINDS: readonly FileKind[] = [
@@ -31,6 +32,7 @@ const KINDS: readonly FileKind[] = [
   pidfdKind,
   inotifyKind,
   ttyKind,
+  unixKind,
 ].map(withOwner);
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));

@@ -149,6 +149,7 @@ function loadFiles(reader: ImageSetReader, tasks: readonly number[]): LoadedSet 
     remaps: reader.read("remap-fpath"),
     pipesData: reader.readWithPayload("pipes-data"),
     fifoData: reader.readWithPayload("fifo-data"),
+    skQueues: reader.readWithPayload("sk-queues"),
   };
   return files as unknown as LoadedSet;
 }

@@ -6,7 +6,7 @@ import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { RepriseError } from "../../errors.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
-import type { FileStat } from "../../proc/links.ts";
+import { readFdStat, type FileStat } from "../../proc/links.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -25,18 +25,24 @@ export interface FileTableOptions extends FilesDumpOptions {
   innerPid(pid: number): number | undefined;
 }
 
+/** Links of files that are restored through the descriptors of a task. */
+const NEEDS_A_TASK: ReadonlySet<string> = new Set(["anon_inode:[eventpoll]", "anon_inode:[pidfd]"]);
+
 export class FileTable implements FilesDump {
   readonly images: ImageSetWriter;
   readonly options: FileTableOptions;
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, Known[]>();
   readonly #paths = new Map<string, number>();
+  readonly #afterTasks: (() => void)[] = [];
   readonly #later: (() => void)[] = [];
   readonly #aborts: (() => void)[] = [];
   readonly #ends: ((tasks: "alive" | "dead") => void)[] = [];
   #inventory: InventoryNotes = {};
   readonly #borrowed: number[] = [];
   readonly #pidfds = new Map<number, number>();
+  /** The engine in the place of a task, for files in flight. */
+  readonly #inFlight = new Map<FrozenTask, FrozenTask>();
   #nextId = 1;
 
   constructor(images: ImageSetWriter, options: FileTableOptions) {
@@ -46,12 +52,11 @@ export class FileTable implements FilesDump {
 
   /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */
   describe(file: OpenFile): { readonly id: number; readonly type: number } {
-    const key = looks(file);
-    const alike = this.#descriptions.get(key) ?? [];
-    const same = alike.find((known) => isSame(known.file, file));
+    const same = this.#find(file);
     if (same !== undefined) return same;
     const known = { file, ...this.#write(file) };
-    this.#descriptions.set(key, [...alike, known]);
+    const key = looks(file);
+    this.#descriptions.set(key, [...(this.#descriptions.get(key) ?? []), known]);
     return known;
   }
 
@@ -97,6 +102,25 @@ export class FileTable implements FilesDump {
     return fd;
   }
 
+  describeInFlight(fd: number, near: FrozenTask): number {
+    this.#borrowed.push(fd);
+    const task = this.#inFlight.get(near) ?? { ...near, pid: process.pid };
+    this.#inFlight.set(near, task);
+    const file = lookAtFd(task, fd, readFdStat(process.pid, fd));
+    if (this.#find(file) === undefined && NEEDS_A_TASK.has(file.target)) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${near.pid}: a file in flight in a socket (${file.target}) is held by no task`,
+        { pid: near.pid, hint: "Let the receiver take it before the dump." },
+      );
+    }
+    return this.describe(file).id;
+  }
+
+  afterTasks(step: () => void): void {
+    this.#afterTasks.push(step);
+  }
+
   later(step: () => void): void {
     this.#later.push(step);
   }
@@ -129,6 +153,8 @@ export class FileTable implements FilesDump {
 
   /** Runs the deferred steps and writes files.img. */
   finish(): void {
+    for (let step = this.#afterTasks.shift(); step !== undefined; step = this.#afterTasks.shift())
+      step();
     for (let step = this.#later.shift(); step !== undefined; step = this.#later.shift()) step();
     this.images.write(
       "files",
@@ -154,6 +180,10 @@ export class FileTable implements FilesDump {
     const fd = openSync(file.procPath, "r");
     this.#borrowed.push(fd);
     return fd;
+  }
+
+  #find(file: OpenFile): Known | undefined {
+    return this.#descriptions.get(looks(file))?.find((known) => isSame(known.file, file));
   }
 
   #write(file: OpenFile): { readonly id: number; readonly type: number } {

@@ -1,0 +1,336 @@
+// What lies unread in unix sockets, with the open files in flight in it: looked at without taking it out (MSG_PEEK with a
+// moving SO_PEEK_OFF), and put back by whoever may send. See unix(7), net/unix/af_unix.c; format.md section 4, sk-queues.
+//
+// A peek takes a stream's data up to the end of a message that carries descriptors, with what lies before that message. An
+// empty datagram shows once to a moving peek: the kernel marks it, and later peeks pass over it.
+
+import { RepriseError } from "../../errors.ts";
+import type { ImageEntry } from "../../images/image-file.ts";
+import type { SkPacketEntry } from "../../images/schema/messages.generated.ts";
+import { O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import * as so from "../../sys/abi/socket.ts";
+import { EAGAIN, errnoName } from "../../sys/errno.ts";
+import { trySyscall } from "../../sys/ffi.ts";
+import {
+  encodeControl,
+  getNumber,
+  receiveMessage,
+  setNumber,
+  type ControlMessage,
+  type ReceivedMessage,
+} from "../../sys/socket.ts";
+import type { Argument, Pointer, Program } from "../../tracee/program.ts";
+import type { FilesRestore, OpenFile } from "../files/file-kind.ts";
+import { liftSendLimit } from "./socket-options.ts";
+
+/** One message of a queue, or a stretch of a stream. */
+export interface Packet {
+  readonly data: Buffer;
+  /** The engine's descriptors of open files that came with it; the caller closes them. */
+  readonly rights: readonly number[];
+}
+
+/** Bytes at first; a longer message is read again. */
+const FIRST_READ = 256 * 1024;
+/** The most of a stream in one packet: a restore needs memory for one. */
+const STREAM_PART = 256 * 1024;
+
+/**
+ * Shows what waits in a socket, in order. `fd` is the engine's copy of `file`.
+ * @throws RepriseError UNSUPPORTED for urgent data, credentials and other control messages; SYSCALL
+ */
+export function peekQueue(
+  file: OpenFile,
+  fd: number,
+  socket: { readonly type: number; readonly shutdown: number },
+): Packet[] {
+  refuseUrgent(file, fd);
+  const offset = getNumber(fd, so.SOL_SOCKET, so.SO_PEEK_OFF);
+  // The end of a sequence of packets looks like an empty packet: only a real one has credentials.
+  const tell = socket.type === so.SOCK_SEQPACKET && (socket.shutdown & 1) !== 0;
+  const asked = tell && getNumber(fd, so.SOL_SOCKET, so.SO_PASSCRED) === 0;
+  const seen: Seen = { type: socket.type, mayEnd: tell, ignoreCredentials: asked };
+  if (asked) setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PASSCRED, value: 1 });
+  const packets: Packet[] = [];
+  try {
+    setPeekOffset(fd, 0);
+    const reader = new Reader(file, fd, seen);
+    for (let packet = reader.next(); packet !== undefined; packet = reader.next()) {
+      packets.push(packet);
+    }
+    return packets;
+  } catch (error) {
+    for (const { rights } of packets) closeAll(rights);
+    throw error;
+  } finally {
+    setPeekOffset(fd, offset);
+    if (asked) setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PASSCRED, value: 0 });
+  }
+}
+
+interface Seen {
+  readonly type: number;
+  /** An empty packet without credentials is the end. */
+  readonly mayEnd: boolean;
+  /** The process itself did not ask for credentials. */
+  readonly ignoreCredentials: boolean;
+}
+
+class Reader {
+  readonly #file: OpenFile;
+  readonly #fd: number;
+  readonly #seen: Seen;
+  /** Bytes shown so far. */
+  #at = 0;
+
+  constructor(file: OpenFile, fd: number, seen: Seen) {
+    this.#file = file;
+    this.#fd = fd;
+    this.#seen = seen;
+  }
+
+  next(): Packet | undefined {
+    const isStream = this.#seen.type === so.SOCK_STREAM;
+    const buffer = Buffer.allocUnsafe(isStream ? STREAM_PART : FIRST_READ);
+    let message = this.#peek(buffer);
+    if (message === undefined || (isStream && message.length === 0)) return undefined;
+    if (message.length === 0 && this.#seen.mayEnd && !hasCredentials(message)) return undefined;
+    if (message.length > buffer.length) {
+      closeAll(rightsOf(message.control));
+      setPeekOffset(this.#fd, this.#at);
+      message = this.#peek(Buffer.allocUnsafe(message.length)) ?? message;
+    }
+    let rights = this.#control(message);
+    let { data } = message;
+    if (isStream && rights.length > 0) {
+      const before = this.#firstWithRights(data.length);
+      if (before > 0) {
+        // Two packets: what lies before the message with descriptors comes by itself.
+        closeAll(rights);
+        rights = [];
+        data = data.subarray(0, before);
+      }
+    }
+    this.#at += data.length;
+    if (isStream) setPeekOffset(this.#fd, this.#at);
+    return { data: Buffer.from(data), rights };
+  }
+
+  #peek(buffer: Buffer): ReceivedMessage | undefined {
+    // For streams MSG_TRUNC would mean something else.
+    const whole = this.#seen.type === so.SOCK_STREAM ? 0 : so.MSG_TRUNC;
+    const message = receiveMessage(this.#fd, buffer, so.MSG_PEEK | so.MSG_DONTWAIT | whole);
+    if (typeof message !== "number") return message;
+    if (message === -EAGAIN) return undefined;
+    throw this.#error("SYSCALL", `recvmsg: ${errnoName(-message)}`);
+  }
+
+  /** Bytes before the message of a stream that carries the descriptors: found by looking at single bytes. */
+  #firstWithRights(length: number): number {
+    const has = (at: number): boolean => {
+      setPeekOffset(this.#fd, this.#at + at);
+      const message = this.#peek(Buffer.allocUnsafe(1));
+      const rights = message === undefined ? [] : rightsOf(message.control);
+      closeAll(rights);
+      return rights.length > 0;
+    };
+    let [without, withRights] = [-1, length - 1];
+    while (withRights - without > 1) {
+      const middle = (without + withRights) >> 1;
+      if (has(middle)) withRights = middle;
+      else without = middle;
+    }
+    return withRights;
+  }
+
+  #control({ control, flags }: ReceivedMessage): number[] {
+    const rights = rightsOf(control);
+    const other = control.find((message) => !this.#isHarmless(message));
+    if (other === undefined && (flags & so.MSG_CTRUNC) === 0) return rights;
+    closeAll(rights);
+    if (other === undefined) {
+      throw this.#error("UNSUPPORTED", "the engine may not open the files in flight in its queue", {
+        hint: "The limit on open files (ulimit -n) of the engine is too low.",
+      });
+    }
+    const isCredentials = other.type === so.SCM_CREDENTIALS;
+    throw this.#error(
+      "UNSUPPORTED",
+      `its queue has a control message (${isCredentials ? "SCM_CREDENTIALS" : `type ${other.type}`})`,
+      { hint: "Only open files (SCM_RIGHTS) are saved with a message. Let the process read it." },
+    );
+  }
+
+  /** Descriptors; a label of the security module, which the kernel makes again; the credentials of nobody. */
+  #isHarmless({ level, type, data }: ControlMessage): boolean {
+    if (level !== so.SOL_SOCKET) return false;
+    if (type === so.SCM_RIGHTS || type === so.SCM_SECURITY || type === SCM_TIMESTAMP) return true;
+    const isNobody = this.#seen.ignoreCredentials || data.readInt32LE(0) === 0;
+    return type === so.SCM_CREDENTIALS && isNobody;
+  }
+
+  #error(code: "SYSCALL" | "UNSUPPORTED", why: string, { hint = "" } = {}): RepriseError {
+    return queueError(this.#file, code, why, hint);
+  }
+}
+
+function hasCredentials({ control }: ReceivedMessage): boolean {
+  return control.some(({ type }) => type === so.SCM_CREDENTIALS);
+}
+
+/** Urgent data has a place of its own in the stream, which the images cannot tell. */
+function refuseUrgent(file: OpenFile, fd: number): void {
+  const flags = so.MSG_OOB | so.MSG_PEEK | so.MSG_DONTWAIT;
+  if (trySyscall("recvfrom", fd, Buffer.alloc(1), 1, flags, 0, 0) <= 0) return;
+  const hint = "Let the process read it before the dump.";
+  throw queueError(file, "UNSUPPORTED", "its queue has urgent data (MSG_OOB)", hint);
+}
+
+function queueError(
+  { task, fd, target }: OpenFile,
+  code: "SYSCALL" | "UNSUPPORTED",
+  why: string,
+  hint: string,
+): RepriseError {
+  return new RepriseError(code, `cannot dump fd ${fd} of pid ${task.pid} (${target}): ${why}`, {
+    pid: task.pid,
+    fd,
+    ...(hint === "" ? {} : { hint }),
+  });
+}
+
+function rightsOf(control: readonly ControlMessage[]): number[] {
+  return control
+    .filter(({ level, type }) => level === so.SOL_SOCKET && type === so.SCM_RIGHTS)
+    .flatMap(({ data }) =>
+      Array.from({ length: data.length / 4 }, (_, index) => data.readInt32LE(index * 4)),
+    );
+}
+
+/** Of SO_TIMESTAMP: the time of sending becomes that of the restore. */
+const SCM_TIMESTAMP = 29;
+
+function setPeekOffset(fd: number, value: number): void {
+  setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PEEK_OFF, value });
+}
+
+function closeAll(fds: readonly number[]): void {
+  for (const fd of fds) trySyscall("close", fd);
+}
+
+/** Saved packets of a restore, put into queues by the opening program. */
+export class QueueFiller {
+  readonly #restore: FilesRestore;
+  readonly #packets = new Map<number, ImageEntry<SkPacketEntry>[]>();
+  /** Numbers for descriptors that are sent; each packet uses them anew. */
+  readonly #carriers: number[] = [];
+  #image: number | undefined;
+  #buffer: Pointer | undefined;
+  readonly #bufferSize: number;
+
+  constructor(restore: FilesRestore) {
+    this.#restore = restore;
+    let largest = 0;
+    for (const packet of restore.set.skQueues) {
+      const { id_for, length } = packet.value;
+      this.#packets.set(id_for, [...(this.#packets.get(id_for) ?? []), packet]);
+      largest = Math.max(largest, length);
+    }
+    this.#bufferSize = largest;
+  }
+
+  /** Whether anything waits in a socket. */
+  has(fileId: number): boolean {
+    return this.#packets.has(fileId);
+  }
+
+  /** Files in flight in a socket's queue. */
+  rights(fileId: number): number[] {
+    return (this.#packets.get(fileId) ?? []).flatMap(({ value }) =>
+      value.scm.flatMap((scm) => scm.rights),
+    );
+  }
+
+  /** Adds the calls that send everything that waits in a socket from `sender`. */
+  fill(
+    program: Program,
+    fileId: number,
+    { sender, what }: { readonly sender: number; readonly what: string },
+  ): void {
+    const packets = this.#packets.get(fileId) ?? [];
+    if (packets.length === 0) return;
+    liftSendLimit(program, { fd: sender, what: `the sender to ${what}` });
+    for (const { value, payload } of packets) {
+      const [part] = payload;
+      const length = part?.length ?? 0;
+      const data = this.#load(program, part?.offset ?? 0, length);
+      const rights = value.scm.flatMap((scm) => scm.rights);
+      const label = `put a message of ${length} bytes into the queue of ${what}`;
+      const hint = "The queue may be longer than net.unix.max_dgram_qlen allows here.";
+      const flags = so.MSG_DONTWAIT | so.MSG_NOSIGNAL;
+      const options = { label, hint, expect: length };
+      if (rights.length === 0) {
+        program.call("sendto", [sender, data, length, flags, 0, 0], options);
+      } else {
+        const header = this.#header(program, { data, length, rights });
+        program.call("sendmsg", [sender, header, flags], options);
+        for (const carrier of this.#carriers.slice(0, rights.length)) {
+          program.call("close", [carrier]);
+        }
+      }
+    }
+  }
+
+  /** Reads a packet's bytes from the image into the program's memory. */
+  #load(program: Program, offset: number, length: number): Pointer {
+    this.#buffer ??= program.output(Math.max(this.#bufferSize, 1));
+    if (length === 0) return this.#buffer;
+    this.#image ??= this.#openImage(program);
+    program.call("pread64", [this.#image, this.#buffer, length, offset], {
+      label: "read a message from sk-queues.img",
+      expect: length,
+    });
+    return this.#buffer;
+  }
+
+  #openImage(program: Program): number {
+    const name = program.string("sk-queues.img");
+    const args = [this.#restore.imagesFd, name, O_RDONLY | O_CLOEXEC, 0];
+    const opened = program.call("openat", args, { label: "open sk-queues.img" });
+    return this.#place(program, opened, this.#restore.reserve());
+  }
+
+  #place(program: Program, opened: Argument, number: number): number {
+    program.call("dup3", [opened, number, O_CLOEXEC], { label: "keep a descriptor for a message" });
+    program.call("close", [opened]);
+    return number;
+  }
+
+  /** struct msghdr with SCM_RIGHTS. */
+  #header(
+    program: Program,
+    message: {
+      readonly data: Pointer;
+      readonly length: number;
+      readonly rights: readonly number[];
+    },
+  ): Pointer {
+    const { data, length, rights } = message;
+    const numbers = Buffer.alloc(rights.length * 4);
+    rights.forEach((id, index) => {
+      const carrier = (this.#carriers[index] ??= this.#restore.reserve());
+      program.call("dup3", [this.#restore.open(id), carrier, O_CLOEXEC], {
+        label: `take file ${id} for a message`,
+      });
+      numbers.writeInt32LE(carrier, index * 4);
+    });
+    const control = encodeControl({ level: so.SOL_SOCKET, type: so.SCM_RIGHTS, data: numbers });
+    const vector = Buffer.alloc(16);
+    vector.writeUInt32LE(length, 8);
+    const header = Buffer.alloc(56);
+    header.writeUInt32LE(1, 24);
+    header.writeUInt32LE(control.length, 40);
+    const pointers = { 16: program.structure(vector, { 0: data }), 32: program.data(control) };
+    return program.structure(header, pointers);
+  }
+}

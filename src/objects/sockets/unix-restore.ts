@@ -1,0 +1,417 @@
+// Unix sockets at restore: all are made in the root task by one program. Each lies at a reserved number, so that it can be
+// connected and filled when all of them are there. In this order: sockets with their names; accepted connections, by
+// connecting and accepting; queues that only a helper can fill; connections of datagram sockets; clients that wait to be
+// accepted; the other queues; and last the options, which may make all this impossible.
+
+import type { Stats } from "node:fs";
+import { assert, RepriseError } from "../../errors.ts";
+import type { FileEntry, UnixSkEntry } from "../../images/schema/messages.generated.ts";
+import { readUnixSockets } from "../../proc/sock-diag.ts";
+import { deviceMajor, deviceMinor } from "../../proc/links.ts";
+import { F_DUPFD, F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
+import * as so from "../../sys/abi/socket.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FilesRestore } from "../files/file-kind.ts";
+import { restoreOwner } from "../files/owner.ts";
+import { restoreOptions, restoreReuse } from "./socket-options.ts";
+import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
+import { QueueFiller } from "./unix-queue.ts";
+
+/** uflags of a socket outside of the tree. */
+const USK_EXTERN = 1;
+
+/** Adds the calls that make a socket, and those that it is connected to. */
+export function openUnix(program: Program, file: FileEntry, restore: FilesRestore): Argument {
+  const { id, usk } = file;
+  assert(usk !== undefined, `file ${id} is no unix socket`);
+  let sockets = known.get(restore);
+  if (sockets === undefined) {
+    const fresh = new UnixSockets(restore);
+    known.set(restore, (sockets = fresh));
+    restore.later((last) => fresh.finish(last));
+  }
+  const { fd } = sockets.make(program, usk);
+  return program.call("fcntl", [fd, F_DUPFD, 0], { label: `take ${what(usk)}` });
+}
+
+const known = new WeakMap<FilesRestore, UnixSockets>();
+
+/** A socket of the program. */
+interface Made {
+  readonly entry: UnixSkEntry;
+  /** Reserved numbers: the socket itself, */
+  readonly fd: number;
+  /** its file, when its name does not lead there, */
+  readonly file?: number | undefined;
+  /** and who sends what waits in it, when no other socket can. Closed in the end. */
+  readonly helper?: number | undefined;
+}
+
+class UnixSockets {
+  readonly #restore: FilesRestore;
+  readonly #queues: QueueFiller;
+  readonly #names: NameBinder;
+  readonly #entries: ReadonlyMap<number, UnixSkEntry>;
+  readonly #made = new Map<number, Made>();
+  readonly #connected = new Set<number>();
+
+  constructor(restore: FilesRestore) {
+    this.#restore = restore;
+    this.#queues = new QueueFiller(restore);
+    this.#names = new NameBinder(restore, usedFiles());
+    const entries = [...restore.set.files.values()].flatMap(({ usk }) => usk ?? []);
+    this.#entries = new Map(entries.map((entry) => [entry.ino, entry]));
+  }
+
+  make(program: Program, entry: UnixSkEntry): Made {
+    const made = this.#made.get(entry.ino);
+    if (made !== undefined) return made;
+    if (entry.type === so.SOCK_DGRAM) this.#makeDatagram(program, entry);
+    else if (entry.state === so.TCP_ESTABLISHED) this.#makeConnection(program, entry);
+    else this.#makeAlone(program, entry);
+    return this.#get(entry);
+  }
+
+  /** When all files that the tasks hold are open. */
+  finish(program: Program): void {
+    this.#openRights();
+    const all = [...this.#made.values()];
+    const datagrams = all.filter(({ entry }) => entry.type === so.SOCK_DGRAM);
+    for (const made of datagrams) {
+      if (made.helper !== undefined) this.#fill(program, made, made.helper);
+    }
+    for (const made of datagrams) this.#connectDatagram(program, made);
+    for (const client of all.filter((made) => this.#waits(made)).toSorted(byPlace)) {
+      const listener = this.#get(this.#peer(client.entry));
+      this.#connect(program, client, listener);
+    }
+    for (const made of all) {
+      const sender = made.entry.type === so.SOCK_DGRAM ? this.#sender(made.entry) : undefined;
+      if (sender !== undefined) this.#fill(program, made, this.make(program, sender).fd);
+      if (made.entry.type !== so.SOCK_DGRAM) this.#fillStream(program, made);
+    }
+    for (const { helper } of all) if (helper !== undefined) program.call("close", [helper]);
+    for (const made of all) this.#finishOne(program, made);
+  }
+
+  /** Opening a file in flight may make further sockets, with files in flight in them. */
+  #openRights(): void {
+    const opened = new Set<number>();
+    for (const { entry } of this.#made.values()) {
+      for (const id of this.#queues.rights(entry.id)) {
+        if (!opened.has(id)) this.#restore.open(id);
+        opened.add(id);
+      }
+    }
+  }
+
+  // Streams and sequences of packets
+
+  /** A listener, or a socket that is not connected. */
+  #makeAlone(program: Program, entry: UnixSkEntry): void {
+    const fd = this.#socket(program, entry);
+    const file = this.#bind(program, entry, fd);
+    this.#made.set(entry.ino, { entry, fd, file });
+    if (entry.state !== so.TCP_LISTEN) return;
+    program.call("listen", [fd, Math.max(entry.backlog, MANY)], {
+      label: `make ${what(entry)} listen`,
+    });
+  }
+
+  #makeConnection(program: Program, entry: UnixSkEntry): void {
+    const peer = entry.peer === 0 ? undefined : this.#peer(entry);
+    if (peer !== undefined && (peer.uflags & USK_EXTERN) !== 0) {
+      throw refusal(entry, "its connection leads out of the saved tree", {
+        hint: "Connections cannot be cut in two.",
+      });
+    }
+    if (peer?.state === so.TCP_LISTEN) {
+      const fd = this.#socket(program, entry);
+      this.#made.set(entry.ino, { entry, fd, file: this.#bind(program, entry, fd) });
+      return;
+    }
+    if (peer !== undefined && peer.peer !== entry.ino) {
+      throw refusal(entry, `its peer, socket ${peer.ino}, is connected to another one`);
+    }
+    const accepted = this.#accepted(entry, peer);
+    const client = accepted === entry ? peer : entry;
+    const listener = accepted === undefined ? undefined : this.#listenerOf(accepted);
+    const fds =
+      accepted === undefined || listener === undefined
+        ? this.#pair(program, entry)
+        : this.#accept(program, { accepted, client, listener: this.make(program, listener) });
+    const [own, other] = accepted === undefined || client === entry ? fds : fds.toReversed();
+    this.#made.set(entry.ino, {
+      entry,
+      fd: own as number,
+      helper: peer === undefined ? other : undefined,
+    });
+    if (peer !== undefined) this.#made.set(peer.ino, { entry: peer, fd: other as number });
+  }
+
+  /** The end of a connection that was accepted: it has its listener's name. */
+  #accepted(entry: UnixSkEntry, peer: UnixSkEntry | undefined): UnixSkEntry | undefined {
+    return [entry, peer].find((one) => one !== undefined && this.#listenerOf(one) !== undefined);
+  }
+
+  #listenerOf({ name, name_dir, type, ino }: UnixSkEntry): UnixSkEntry | undefined {
+    if (name.length === 0) return undefined;
+    return [...this.#entries.values()].find(
+      (one) =>
+        one.ino !== ino &&
+        one.state === so.TCP_LISTEN &&
+        (one.uflags & USK_EXTERN) === 0 &&
+        one.type === type &&
+        one.name_dir === name_dir &&
+        Buffer.from(one.name).equals(name),
+    );
+  }
+
+  /** A connection as it came to be, so that both ends have their names. @returns client, accepted */
+  #accept(
+    program: Program,
+    ends: {
+      readonly accepted: UnixSkEntry;
+      readonly client: UnixSkEntry | undefined;
+      readonly listener: Made;
+    },
+  ): [number, number] {
+    const { accepted, listener } = ends;
+    const client = this.#socket(program, ends.client ?? accepted);
+    if (ends.client !== undefined) this.#bind(program, ends.client, client);
+    this.#connectTo(program, { fd: client, entry: ends.client ?? accepted, to: listener });
+    const taken = program.call("accept4", [listener.fd, 0, 0, so.SOCK_CLOEXEC], {
+      label: `accept ${what(accepted)}`,
+    });
+    return [client, this.#keep(program, taken)];
+  }
+
+  #waits({ entry }: Made): boolean {
+    if (entry.type === so.SOCK_DGRAM || entry.state !== so.TCP_ESTABLISHED) return false;
+    return entry.peer !== 0 && this.#peer(entry).state === so.TCP_LISTEN;
+  }
+
+  #fillStream(program: Program, made: Made): void {
+    if (!this.#queues.has(made.entry.id)) return;
+    const sender = made.helper ?? this.#get(this.#peer(made.entry)).fd;
+    this.#fill(program, made, sender);
+  }
+
+  // Datagrams
+
+  #makeDatagram(program: Program, entry: UnixSkEntry): void {
+    const peer = entry.peer === 0 ? undefined : this.#entries.get(entry.peer);
+    if (peer !== undefined && this.#isPair(entry, peer)) {
+      const [own, other] = this.#pair(program, entry);
+      const file = this.#bind(program, entry, own);
+      this.#made.set(entry.ino, { entry, fd: own, file });
+      if (peer === entry) return;
+      const peerFile = this.#bind(program, peer, other);
+      this.#made.set(peer.ino, { entry: peer, fd: other, file: peerFile });
+      this.#connected.add(entry.ino).add(peer.ino);
+      return;
+    }
+    if (peer !== undefined && peer.name.length === 0 && peer !== entry) {
+      // Nobody can be connected to a socket without a name but who was born with it.
+      this.#makeDatagram(program, peer);
+      if (this.#made.has(entry.ino)) return;
+    }
+    const follower =
+      entry.name.length > 0
+        ? undefined
+        : this.#others(entry).find((one) => !this.#made.has(one.ino));
+    const needsHelper = this.#queues.has(entry.id) && this.#sender(entry) === undefined;
+    if (follower === undefined && !needsHelper) {
+      const fd = this.#socket(program, entry);
+      this.#made.set(entry.ino, { entry, fd, file: this.#bind(program, entry, fd) });
+      return;
+    }
+    const [own, other] = this.#pair(program, entry);
+    const nobody = addressOfName(new Uint8Array(0)).fill(so.AF_UNSPEC);
+    program.call("connect", [own, program.data(nobody), nobody.length], {
+      label: `take ${what(entry)} away from its sender`,
+    });
+    const file = this.#bind(program, entry, own);
+    const helper = follower === undefined ? other : undefined;
+    this.#made.set(entry.ino, { entry, fd: own, file, helper });
+    if (follower === undefined) return;
+    this.#made.set(follower.ino, {
+      entry: follower,
+      fd: other,
+      file: this.#bind(program, follower, other),
+    });
+    this.#connected.add(follower.ino);
+  }
+
+  /** Connected to each other, and nobody else to one of them. */
+  #isPair(entry: UnixSkEntry, peer: UnixSkEntry): boolean {
+    if (peer.peer !== entry.ino || peer === entry) return false;
+    const others = [...this.#others(entry), ...this.#others(peer)];
+    return others.every((one) => one === entry || one === peer);
+  }
+
+  /** Who is connected to a socket. */
+  #others({ ino }: UnixSkEntry): UnixSkEntry[] {
+    return [...this.#entries.values()].filter((one) => one.peer === ino && one.ino !== ino);
+  }
+
+  /** A socket that can send into another one: its peer, itself, or a socket that is connected to it. */
+  #sender(entry: UnixSkEntry): UnixSkEntry | undefined {
+    if (entry.peer !== 0) {
+      const peer = this.#entries.get(entry.peer);
+      return peer?.peer === entry.ino ? peer : undefined;
+    }
+    return this.#others(entry)[0];
+  }
+
+  /** Before a socket is connected, those that are connected to it must be: afterwards it listens to its peer alone. */
+  #connectDatagram(program: Program, made: Made): void {
+    const { entry } = made;
+    if (entry.peer === 0 || this.#connected.has(entry.ino)) return;
+    this.#connected.add(entry.ino);
+    for (const one of this.#others(entry)) {
+      if (one.ino !== entry.peer) this.#connectDatagram(program, this.make(program, one));
+    }
+    this.#connect(program, made, this.#target(program, entry));
+  }
+
+  #target(program: Program, entry: UnixSkEntry): Made {
+    const peer = this.#peer(entry);
+    if ((peer.uflags & USK_EXTERN) === 0) return this.make(program, peer);
+    if (this.#restore.options.extUnixSk !== true) {
+      throw refusal(entry, `it was connected to a socket outside (${showName(peer.name)})`, {
+        hint: "Use --ext-unix-sk, if that socket is there.",
+      });
+    }
+    return { entry: peer, fd: -1 };
+  }
+
+  // What all have in common
+
+  #finishOne(program: Program, { entry, fd }: Made): void {
+    const socket = { fd, what: what(entry) };
+    restoreReuse(program, entry.opts, socket);
+    restoreOptions(program, entry.opts, socket);
+    restoreOwner(program, entry.fown, fd);
+    if (entry.state === so.TCP_LISTEN) {
+      program.call("listen", [fd, entry.backlog], { label: `set the backlog of ${what(entry)}` });
+    }
+    const shutdown = entry.shutdown ?? 0;
+    if (shutdown !== 0) {
+      program.call("shutdown", [fd, shutdown - 1], { label: `shut ${what(entry)} down` });
+    }
+    program.call("fcntl", [fd, F_SETFL, entry.flags & O_NONBLOCK], {
+      label: `set the flags of ${what(entry)}`,
+    });
+  }
+
+  #fill(program: Program, { entry }: Made, sender: number): void {
+    this.#queues.fill(program, entry.id, { sender, what: what(entry) });
+  }
+
+  #connect(program: Program, from: Made, to: Made): void {
+    this.#connectTo(program, { fd: from.fd, entry: from.entry, to });
+  }
+
+  #connectTo(
+    program: Program,
+    { fd, entry, to }: { readonly fd: number; readonly entry: UnixSkEntry; readonly to: Made },
+  ): void {
+    if (to.entry.name.length === 0) {
+      throw refusal(entry, `its peer, socket ${to.entry.ino}, has no name to connect to`);
+    }
+    const byFile = isPath(to.entry) && to.file !== undefined;
+    const name = byFile ? Buffer.from(`/proc/self/fd/${to.file}\0`) : to.entry.name;
+    const address = addressOfName(name);
+    program.call("connect", [fd, program.data(address), address.length], {
+      label: `connect ${what(entry)} to ${showName(to.entry.name)}`,
+      hint: "Nobody may be bound to that name.",
+    });
+  }
+
+  #bind(program: Program, entry: UnixSkEntry, fd: number): number | undefined {
+    if (entry.name.length === 0) return undefined;
+    return this.#names.bind(program, { fd, entry, what: what(entry) });
+  }
+
+  #socket(program: Program, entry: UnixSkEntry): number {
+    const fd = program.call("socket", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0], {
+      label: `make ${what(entry)}`,
+    });
+    return this.#keep(program, fd);
+  }
+
+  #pair(program: Program, entry: UnixSkEntry): [number, number] {
+    const ends = program.output(8);
+    program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
+      label: `make ${what(entry)} and its peer`,
+    });
+    const end = (index: number): Argument => ({
+      kind: "load",
+      from: { ...ends, offset: ends.offset + index * 4 },
+      width: 4,
+    });
+    return [this.#keep(program, end(0)), this.#keep(program, end(1))];
+  }
+
+  #keep(program: Program, fd: Argument): number {
+    const number = this.#restore.reserve();
+    program.call("dup3", [fd, number, O_CLOEXEC], { label: "keep a socket" });
+    program.call("close", [fd]);
+    return number;
+  }
+
+  #peer(entry: UnixSkEntry): UnixSkEntry {
+    const peer = this.#entries.get(entry.peer);
+    if (peer === undefined) {
+      throw new RepriseError(
+        "BAD_IMAGE",
+        `cannot restore ${what(entry)}: files.img has no socket ${entry.peer}, its peer`,
+      );
+    }
+    return peer;
+  }
+
+  #get(entry: UnixSkEntry): Made {
+    const made = this.#made.get(entry.ino);
+    assert(made !== undefined, `${what(entry)} was not made`);
+    return made;
+  }
+}
+
+/** A listener takes so many while its backlog is not set. */
+const MANY = 128;
+
+/** First come first: the place in the queue, and without one, the age. */
+function byPlace(a: Made, b: Made): number {
+  return a.entry.backlog - b.entry.backlog || a.entry.ino - b.entry.ino;
+}
+
+function what({ ino, id }: UnixSkEntry): string {
+  return `unix socket ${ino} (file ${id})`;
+}
+
+function refusal(
+  entry: UnixSkEntry,
+  why: string,
+  more: { readonly hint?: string } = {},
+): RepriseError {
+  return new RepriseError("UNSUPPORTED", `cannot restore ${what(entry)}: ${why}`, more);
+}
+
+/** Tells of a socket file whether somebody is bound to it. */
+function usedFiles(): (stat: Stats) => boolean {
+  let used: ReadonlySet<string> | undefined;
+  return ({ dev, ino }) => {
+    used ??= new Set(
+      readUnixSockets().flatMap(({ file, state, peer }) =>
+        // An accepted connection has its listener's file too, and may outlive it.
+        file === undefined || (state === so.TCP_ESTABLISHED && peer !== undefined)
+          ? []
+          : [`${file.device}:${file.inode}`],
+      ),
+    );
+    const device = deviceMajor(BigInt(dev)) * 2 ** 20 + deviceMinor(BigInt(dev));
+    return used.has(`${device}:${ino % 2 ** 32}`);
+  };
+}

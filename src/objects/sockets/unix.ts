@@ -1,0 +1,246 @@
+// Unix sockets at dump: what NETLINK_SOCK_DIAG tells of each, options, name, and what waits in its queue. See unix(7),
+// net/unix/; format.md section 11, UNIXSK. How they are made again: unix-restore.ts.
+//
+// What is not kept: the credentials that the other side sees (SO_PEERCRED: after a restore those of the root task, which makes
+// all sockets, as root); SO_PEEK_OFF; the addresses of unconnected senders of datagrams in a queue.
+
+import { RepriseError } from "../../errors.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type UnixSkEntry,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { readUnixSockets, type UnixSocket } from "../../proc/sock-diag.ts";
+import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
+import * as so from "../../sys/abi/socket.ts";
+import { socketFamily } from "../../sys/socket.ts";
+import type { FileKind, FilesDump, OpenFile } from "../files/file-kind.ts";
+import { NO_OWNER, readOwner } from "../files/owner.ts";
+import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
+import { collectName, showName } from "./unix-name.ts";
+import { peekQueue } from "./unix-queue.ts";
+import { openUnix } from "./unix-restore.ts";
+
+export const unixKind: FileKind = {
+  name: "unix socket",
+  type: FdTypes.UNIXSK,
+  recognise: (file, dump) =>
+    (file.stat.mode & S_IFMT) === S_IFSOCK &&
+    file.target.startsWith("socket:[") &&
+    socketFamily(dump.borrow(file)) === so.AF_UNIX,
+  write: writeUnix,
+  open: openUnix,
+};
+
+/** uflags: a socket outside of the tree that one of it is connected to. */
+export const USK_EXTERN = 1;
+
+interface Seen {
+  readonly file: OpenFile;
+  readonly fd: number;
+  readonly socket: UnixSocket;
+  readonly entry: UnixSkEntry;
+}
+
+/** The unix sockets of one dump. */
+interface Sockets {
+  /** All of this network namespace by inode. */
+  readonly all: ReadonlyMap<number, UnixSocket>;
+  /** Listener by the inode of a client that it has not accepted yet. */
+  readonly waitsAt: ReadonlyMap<number, UnixSocket>;
+  /** Those of the tree, by inode. */
+  readonly seen: Map<number, Seen>;
+}
+
+function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const sockets = socketsOf(dump);
+  const fd = dump.borrow(file);
+  const socket = sockets.all.get(Number(file.stat.inode));
+  if (socket === undefined) {
+    throw refusal(file, "the kernel does not list this socket (NETLINK_SOCK_DIAG)", {
+      hint: "Sockets of another network namespace cannot be saved yet.",
+    });
+  }
+  const peer = findPeer(file, socket, sockets);
+  const entry: UnixSkEntry = {
+    id,
+    ino: socket.inode,
+    type: socket.type,
+    state: socket.state,
+    flags: file.info.flags & ~O_CLOEXEC,
+    uflags: 0,
+    backlog: peer.place ?? socket.sendQueue,
+    peer: peer.inode,
+    fown: readOwner(file, dump),
+    opts: collectOptions(file, fd, { family: so.AF_UNIX }),
+    ...collectName(file, fd, socket.name),
+    ...(socket.shutdown === 0 ? {} : { shutdown: socket.shutdown }),
+  };
+  const seen = { file, fd, socket, entry };
+  sockets.seen.set(socket.inode, seen);
+  if (hasQueue(socket)) dump.afterTasks(() => writeQueue(seen, dump));
+  return { type: FdTypes.UNIXSK, id, usk: entry };
+}
+
+const known = new WeakMap<FilesDump, Sockets>();
+
+function socketsOf(dump: FilesDump): Sockets {
+  let sockets = known.get(dump);
+  if (sockets === undefined) {
+    const all = readUnixSockets();
+    const waits = all.flatMap((at) => at.waiting.map((inode) => [inode, at] as const));
+    const fresh = {
+      all: new Map(all.map((socket) => [socket.inode, socket])),
+      waitsAt: new Map(waits.filter(([inode]) => inode !== 0)),
+      seen: new Map<number, Seen>(),
+    };
+    known.set(dump, (sockets = fresh));
+    dump.later(() => checkPeers(fresh, dump));
+  }
+  return sockets;
+}
+
+interface Peer {
+  readonly inode: number;
+  /** Of a client that waits to be accepted: how many wait before it. Restores connect in this order. */
+  readonly place?: number;
+}
+
+/** The peer as the images know it: the listener, for a client that is not accepted yet. */
+function findPeer(file: OpenFile, socket: UnixSocket, { waitsAt }: Sockets): Peer {
+  const inode = socket.peer ?? 0;
+  if (inode !== 0 || socket.type === so.SOCK_DGRAM || socket.state !== so.TCP_ESTABLISHED) {
+    return { inode };
+  }
+  const listener = waitsAt.get(socket.inode);
+  if (listener === undefined) {
+    // Closed by the peer.
+    if (socket.shutdown === BOTH) return { inode: 0 };
+    throw refusal(file, "a connection whose other end cannot be found", {
+      hint: "It may just be closing: try again.",
+    });
+  }
+  if (socket.sendQueue !== 0) {
+    throw refusal(file, "it has sent data into a connection that is not accepted yet", {
+      hint: "What it sent cannot be seen from outside. Let the server accept it before the dump.",
+    });
+  }
+  return { inode: listener.inode, place: listener.waiting.indexOf(socket.inode) };
+}
+
+const BOTH = 3;
+
+function hasQueue({ type, state }: UnixSocket): boolean {
+  return type === so.SOCK_DGRAM || state === so.TCP_ESTABLISHED;
+}
+
+interface QueueImage {
+  add(packet: {
+    readonly id_for: number;
+    readonly length: number;
+    readonly scm: readonly { readonly type: number; readonly rights: readonly number[] }[];
+  }): void;
+  payload(bytes: Uint8Array): void;
+}
+
+const images = new WeakMap<FilesDump, QueueImage>();
+
+function writeQueue({ file, fd, socket, entry }: Seen, dump: FilesDump): void {
+  for (const { data, rights } of peekQueue(file, fd, socket)) {
+    const ids = rights.map((right) => dump.describeInFlight(right, file.task));
+    const scm = ids.length === 0 ? [] : [{ type: so.SCM_RIGHTS, rights: ids }];
+    const image = queueImage(dump);
+    image.add({ id_for: entry.id, length: data.length, scm });
+    image.payload(data);
+  }
+}
+
+/** One image for the queues of all sockets, made when the first packet is found. */
+function queueImage(dump: FilesDump): QueueImage {
+  let image = images.get(dump);
+  if (image === undefined) {
+    const opened = dump.images.open("sk-queues");
+    images.set(dump, (image = opened));
+    dump.later(() => opened.close());
+  }
+  return image;
+}
+
+/** When all sockets of the tree are known: who is connected to the outside. */
+function checkPeers({ all, seen }: Sockets, dump: FilesDump): void {
+  const outside = new Set<number>();
+  for (const one of seen.values()) {
+    if (one.socket.state === so.TCP_LISTEN) checkWaiting(one, seen);
+    const { peer } = one.entry;
+    if (peer === 0 || seen.has(peer)) continue;
+    checkOutside(one, all.get(peer), dump);
+    if (!outside.has(peer)) addOutside(peer, all.get(peer), dump);
+    outside.add(peer);
+  }
+}
+
+function checkWaiting({ file, socket }: Seen, seen: ReadonlyMap<number, Seen>): void {
+  if (socket.waiting.includes(0)) {
+    throw refusal(file, "a connection that waits to be accepted is closed at the other end", {
+      hint: "What was sent in it cannot be seen from outside. Let the server accept it before the dump.",
+    });
+  }
+  const strangers = socket.waiting.filter((inode) => !seen.has(inode)).length;
+  if (strangers === 0) return;
+  log.warn(
+    `${where(file)}: ${strangers} connections from outside of the tree wait to be accepted: they are not restored`,
+  );
+}
+
+/** A peer outside of the tree is found again by its name, and only if the caller says that it will be there. */
+function checkOutside({ file, socket }: Seen, peer: UnixSocket | undefined, dump: FilesDump): void {
+  const { extUnixSk = false } = dump.options;
+  if (Array.isArray(extUnixSk) && extUnixSk.includes(socket.inode)) return;
+  if (socket.type !== so.SOCK_DGRAM) {
+    throw refusal(file, `half of a stream connection: its peer is outside of the tree`, {
+      hint: "Connections cannot be cut in two. Dump the other process too, or close the connection first.",
+    });
+  }
+  const name = showName(peer?.name ?? new Uint8Array(0));
+  if (extUnixSk === false) {
+    throw refusal(file, `it is connected to a socket outside of the tree (${name})`, {
+      hint: "Use --ext-unix-sk at dump and restore, if that socket will be there.",
+    });
+  }
+  if ((peer?.name.length ?? 0) === 0) {
+    throw refusal(file, "it is connected to a socket outside of the tree that has no name", {
+      hint: "Only a socket with a name can be found again.",
+    });
+  }
+}
+
+/** The entry of an outer socket has its name alone. */
+function addOutside(ino: number, peer: UnixSocket | undefined, dump: FilesDump): void {
+  const make = (id: number): UnixSkEntry => ({
+    id,
+    ino,
+    type: so.SOCK_DGRAM,
+    state: so.TCP_LISTEN,
+    flags: 0,
+    uflags: USK_EXTERN,
+    backlog: 0,
+    peer: 0,
+    fown: NO_OWNER,
+    opts: NO_OPTIONS,
+    name: peer?.name ?? new Uint8Array(0),
+  });
+  dump.addEntry((id) => ({ type: FdTypes.UNIXSK, id, usk: make(id) }));
+}
+
+function where({ task, fd, target }: OpenFile): string {
+  return `fd ${fd} of pid ${task.pid} (${target})`;
+}
+
+function refusal(file: OpenFile, why: string, more: { readonly hint: string }): RepriseError {
+  return new RepriseError("UNSUPPORTED", `cannot dump ${where(file)}: ${why}`, {
+    pid: file.task.pid,
+    fd: file.fd,
+    ...more,
+  });
+}
