@@ -68,7 +68,7 @@ function locateTargets(file: OpenFile, dump: FilesDump): EventpollTfdEntry[] {
     file.fd >= 0
       ? { pid: file.task.pid, fd: file.fd }
       : { pid: process.pid, fd: dump.borrow(file) };
-  const search: Search = { pid: file.task.pid, owner, numbers: undefined };
+  const search: Search = { pid: (file.near ?? file.task).pid, owner, numbers: undefined };
   return numberTargets(file.info.epoll).map(({ target, offset }) => {
     const tfd = currentNumber(search, target, offset);
     if (tfd === undefined) throw lostTarget(file, target);

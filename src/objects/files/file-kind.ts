@@ -13,6 +13,8 @@ import type { FrozenTask } from "../task/task.ts";
 /** One open file description, seen through one descriptor of one task that holds it. */
 export interface OpenFile {
   readonly task: FrozenTask;
+  /** Of a file in flight in a socket, whose `task` is the engine: a task that can receive it. */
+  readonly near?: FrozenTask;
   /** A descriptor number of `task`; -1 for a file without one (mapped, executed, current directory). */
   readonly fd: number;
   /** /proc path of the link itself: /proc/PID/fd/N, /proc/PID/map_files/…, /proc/PID/cwd. */

@@ -25,9 +25,6 @@ export interface FileTableOptions extends FilesDumpOptions {
   innerPid(pid: number): number | undefined;
 }
 
-/** Links of files that are restored through the descriptors of a task. */
-const NEEDS_A_TASK: ReadonlySet<string> = new Set(["anon_inode:[eventpoll]", "anon_inode:[pidfd]"]);
-
 export class FileTable implements FilesDump {
   readonly images: ImageSetWriter;
   readonly options: FileTableOptions;
@@ -106,11 +103,11 @@ export class FileTable implements FilesDump {
     this.#borrowed.push(fd);
     const task = this.#inFlight.get(near) ?? { ...near, pid: process.pid };
     this.#inFlight.set(near, task);
-    const file = lookAtFd(task, fd, readFdStat(process.pid, fd));
-    if (this.#find(file) === undefined && NEEDS_A_TASK.has(file.target)) {
+    const file = { ...lookAtFd(task, fd, readFdStat(process.pid, fd)), near };
+    if (this.#find(file) === undefined && file.target === "anon_inode:[pidfd]") {
       throw new RepriseError(
         "UNSUPPORTED",
-        `cannot dump pid ${near.pid}: a file in flight in a socket (${file.target}) is held by no task`,
+        `cannot dump pid ${near.pid}: a pidfd in flight in a socket is held by no task`,
         { pid: near.pid, hint: "Let the receiver take it before the dump." },
       );
     }

@@ -11,6 +11,7 @@ import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { F_DUPFD, F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { epollKind } from "../files/epoll.ts";
 import type { FilesRestore } from "../files/file-kind.ts";
 import { restoreOwner } from "../files/owner.ts";
 import { restoreOptions, restoreReuse } from "./socket-options.ts";
@@ -34,6 +35,21 @@ export function openUnix(program: Program, file: FileEntry, restore: FilesRestor
   return program.call("fcntl", [fd, F_DUPFD, 0], { label: `take ${what(usk)}` });
 }
 
+/**
+ * Adds the calls that only a task with all its descriptors can make for the files in flight in a socket: an epoll watches
+ * descriptors of the task that is going to receive it.
+ */
+export function settleInFlight(
+  program: Program,
+  { id }: FileEntry,
+  _fd: number,
+  restore: FilesRestore,
+): void {
+  for (const { entry, fd } of known.get(restore)?.epollsInFlight(id) ?? []) {
+    epollKind.settle?.(program, entry, fd, restore);
+  }
+}
+
 const known = new WeakMap<FilesRestore, UnixSockets>();
 
 /** A socket of the program. */
@@ -54,6 +70,8 @@ class UnixSockets {
   readonly #entries: ReadonlyMap<number, UnixSkEntry>;
   readonly #made = new Map<number, Made>();
   readonly #connected = new Set<number>();
+  /** Epolls that no task holds, by the socket in whose queue they are. */
+  readonly #epolls = new Map<number, { readonly entry: FileEntry; readonly fd: number }[]>();
 
   constructor(restore: FilesRestore) {
     this.#restore = restore;
@@ -74,7 +92,7 @@ class UnixSockets {
 
   /** When all files that the tasks hold are open. */
   finish(program: Program): void {
-    this.#openRights();
+    this.#openRights(program);
     const all = [...this.#made.values()];
     const datagrams = all.filter(({ entry }) => entry.type === so.SOCK_DGRAM);
     for (const made of datagrams) {
@@ -94,13 +112,32 @@ class UnixSockets {
     for (const made of all) this.#finishOne(program, made);
   }
 
+  /** Epolls that are in flight to a socket, and that no task has. */
+  epollsInFlight(fileId: number): readonly { readonly entry: FileEntry; readonly fd: number }[] {
+    return this.#epolls.get(fileId) ?? [];
+  }
+
+  #isHeld(id: number): boolean {
+    return [...this.#restore.set.tasks.values()].some(
+      ({ live }) => live?.fdinfo.some((descriptor) => descriptor.id === id) === true,
+    );
+  }
+
   /** Opening a file in flight may make further sockets, with files in flight in them. */
-  #openRights(): void {
+  #openRights(program: Program): void {
     const opened = new Set<number>();
     for (const { entry } of this.#made.values()) {
       for (const id of this.#queues.rights(entry.id)) {
-        if (!opened.has(id)) this.#restore.open(id);
+        if (opened.has(id)) continue;
         opened.add(id);
+        const fd = this.#restore.open(id);
+        const file = this.#restore.set.files.get(id);
+        if (file?.epfd !== undefined && !this.#isHeld(id)) {
+          const number = this.#restore.reserve();
+          program.call("dup3", [fd, number, O_CLOEXEC], { label: `keep epoll ${id}` });
+          const others = this.#epolls.get(entry.id) ?? [];
+          this.#epolls.set(entry.id, [...others, { entry: file, fd: number }]);
+        }
       }
     }
   }

@@ -20,7 +20,7 @@ import { NO_OWNER, readOwner } from "../files/owner.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
 import { peekQueue } from "./unix-queue.ts";
-import { openUnix } from "./unix-restore.ts";
+import { openUnix, settleInFlight } from "./unix-restore.ts";
 
 export const unixKind: FileKind = {
   name: "unix socket",
@@ -31,6 +31,7 @@ export const unixKind: FileKind = {
     socketFamily(dump.borrow(file)) === so.AF_UNIX,
   write: writeUnix,
   open: openUnix,
+  settle: settleInFlight,
 };
 
 /** uflags: a socket outside of the tree that one of it is connected to. */
