@@ -14,6 +14,7 @@ import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
+import { asRepriseError } from "./system-error.ts";
 import { writeTree } from "./write.ts";
 
 export interface CheckpointOptions {
@@ -65,7 +66,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   options.hooks?.script?.("pre-dump", options.pid);
-  const images = new ImageSetWriter(options.imagesDir, { sync: "none" });
+  const images = makeDirectory(options);
   let tree: FrozenTree | undefined;
   let work: readonly Injection[] = [];
   let collected: CollectedTree | undefined;
@@ -116,7 +117,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       syncDirectory(options.imagesDir);
       options.onEvent?.({ kind: "committed", ms: since() });
-      runPostDump(options, tree);
+      // When this throws the tasks go on.
+      options.hooks?.script?.("post-dump", options.pid);
       killTree(tree);
       collected.files.end("dead");
       options.onEvent?.({ kind: "killed", ms: since() });
@@ -126,17 +128,15 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     return { stats };
   } catch (error) {
     undo({ images, collected, work, tree });
-    throw error;
+    throw asRepriseError(error, `dump pid ${options.pid}`);
   }
 }
 
-/** A failing post-dump script means that the tasks go on. */
-function runPostDump(options: CheckpointOptions, tree: FrozenTree): void {
+function makeDirectory({ imagesDir, pid }: CheckpointOptions): ImageSetWriter {
   try {
-    options.hooks?.script?.("post-dump", options.pid);
+    return new ImageSetWriter(imagesDir, { sync: "none" });
   } catch (error) {
-    releaseTree(tree, { leaveStopped: false });
-    throw error;
+    throw asRepriseError(error, `dump pid ${pid}`);
   }
 }
 

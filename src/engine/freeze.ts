@@ -48,7 +48,10 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
   }
 }
 
-/** Detaches every thread, with what must happen at that moment: stop signals kept, held signals sent on. */
+/**
+ * Detaches every thread, with what must happen at that moment: stop signals kept, held signals sent on. Doing it twice is
+ * harmless.
+ */
 export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: boolean }): void {
   for (const task of tree.tasks) {
     if (task.state === "zombie") continue;
@@ -57,8 +60,9 @@ export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: 
     for (const { stopped } of task.threads) stopped.tracee.detach();
     // Our own SIGSTOP took a blocked and pending SIGCONT off the queue (kernel/signal.c: prepare_signal).
     if (continued) sendSignal(task.pid, SIGCONT);
+    for (const { stopped } of task.threads) stopped.tracee.continuePending = false;
     for (const { stopped } of task.threads) {
-      for (const signal of stopped.tracee.heldSignals) {
+      for (const signal of stopped.tracee.heldSignals.splice(0)) {
         trySyscall("tgkill", task.pid, stopped.tracee.tid, signal);
       }
     }

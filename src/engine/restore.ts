@@ -18,6 +18,7 @@ import { fillTasks, fillThreads } from "./fill.ts";
 import { growTree, settleTree, startRoot, type Growth } from "./grow.ts";
 import { release } from "./release.ts";
 import { writeRestoreStats } from "./stats.ts";
+import { asRepriseError } from "./system-error.ts";
 import { waitForExit } from "./wait-exit.ts";
 
 export interface RestoreOptions {
@@ -96,7 +97,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     options.onEvent?.({ kind: "tree", ms: since() });
     fillTasks(plan, growth, files);
     settleTree(plan, growth);
-    fillThreads(plan, growth);
+    fillThreads(plan, growth, files);
     const root = growth.outerPid(plan.tree.root.pid);
     options.hooks?.script?.("post-restore", root);
     options.hooks?.script?.("pre-resume", root);
@@ -119,7 +120,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     tearDown(growth);
     files?.giveUp();
     files?.close();
-    throw error;
+    throw asRepriseError(error, "restore the tree");
   }
 }
 

@@ -1,0 +1,33 @@
+// One object that cannot be saved, by the argument: a dump must refuse it, and this process must go on with the object in order.
+#include "test.h"
+#include <linux/aio_abi.h>
+#include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
+#include <sys/fanotify.h>
+#include <sys/ioctl.h>
+
+static const char *object;
+static int fd = -1;
+static aio_context_t aio;
+static volatile char selector; // 0: system calls go through
+
+static void check(void) {
+  if (strcmp(object, "aio") == 0) EXPECT(syscall(SYS_io_getevents, aio, 0, 0, NULL, NULL) == 0, "%m");
+  if (fd >= 0) EXPECT(fcntl(fd, F_GETFD) >= 0, "the descriptor is gone: %m");
+  EXPECT(selector == 0, "the selector changed");
+}
+
+int main(int argc, char **argv) {
+  begin();
+  object = argc > 1 ? argv[1] : "";
+  if (strcmp(object, "aio") == 0) MUST(syscall(SYS_io_setup, 4, &aio));
+  if (strcmp(object, "io_uring") == 0) {
+    struct io_uring_params params = {0};
+    fd = MUST(syscall(SYS_io_uring_setup, 4, &params));
+  }
+  if (strcmp(object, "userfaultfd") == 0) fd = MUST(syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
+  if (strcmp(object, "fanotify") == 0) fd = MUST(fanotify_init(FAN_CLASS_NOTIF, O_RDONLY));
+  // PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON
+  if (strcmp(object, "dispatch") == 0) MUST(prctl(59, 1, 0, 0, &selector));
+  serve(check);
+}
