@@ -5,13 +5,14 @@ import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
 import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
+import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
 import { F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
 import { PROT_WRITE } from "../sys/abi/mman.ts";
 import { syscall } from "../sys/ffi.ts";
-import { Program, type Argument, type Ref } from "../tracee/program.ts";
-import { runPrograms } from "../tracee/run.ts";
+import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/program.ts";
+import { entriesRun, runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import { firstPoolFd, job, type Growth } from "./grow.ts";
 import { mapsFile, type RestorePlan } from "./plan.ts";
@@ -67,7 +68,7 @@ class Opener implements FilesRestore {
       for (const vma of mm.vmas) if (mapsFile(vma)) this.#openMapped(vma);
     }
     for (const step of this.#later) step(this.#program);
-    const [result] = runPrograms([job(this.#plan, root, this.#program)]);
+    const result = this.#runIn(root);
     const number = (argument: Argument | undefined, id: number): number => {
       if (argument === undefined)
         throw new RepriseError("INTERNAL", `internal error: file ${id} was not opened`);
@@ -95,6 +96,16 @@ class Opener implements FilesRestore {
       mappedFd: (vma) => mapped.get(mappingKey(vma)) ?? number(undefined, vma.shmid),
       settle: (program, entry, fd) => kindOfType(entry.type).settle?.(program, entry, fd, this),
     };
+  }
+
+  #runIn(root: Tracee): ProgramResult | undefined {
+    const opening = job(this.#plan, root, this.#program);
+    try {
+      return runPrograms([opening])[0];
+    } catch (error) {
+      removeTemporaryNames(this, entriesRun(opening));
+      throw error;
+    }
   }
 
   open(id: number): Argument {
