@@ -37,12 +37,12 @@ const EXECUTABLES: readonly Executable[] = [
   {
     name: "criu",
     entry: "src/criu/main.ts",
-    // No such pid and no images: both end early, with all of their modules loaded.
+    // A real dump and restore, so that V8 has compiled what a user waits for.
     warmUp: [
       ["--version"],
       ["check"],
-      ["dump", "-v0", "-D", SCRATCH, "-t", "999999999"],
-      ["restore", "-v0", "-D", SCRATCH],
+      ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"],
+      ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"],
     ],
   },
   { name: "reprise", entry: "src/cli/main.ts", warmUp: [["--version"], ["ps"]] },

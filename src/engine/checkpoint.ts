@@ -172,6 +172,6 @@ function killTree(tree: FrozenTree): void {
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
   for (const task of tree.tasks) {
     // As their tracer we are told of their end first; their parents reap them.
-    for (const { tid } of [...task.threads].reverse()) waitFor(tid);
+    for (const { tid } of task.threads.toReversed()) waitFor(tid);
   }
 }

@@ -237,7 +237,7 @@ test("what a tree has become by any history comes back, or is refused", () => {
 function expectRepeated(tasks: readonly TreeTask[], options: { shellJob: boolean }): void {
   const wanted = sorted(tasks);
   expect(sorted(playPlan(planTree(tasks, options), (nodes) => nodes))).toEqual(wanted);
-  expect(sorted(playPlan(planTree(tasks, options), (nodes) => nodes.reverse()))).toEqual(wanted);
+  expect(sorted(playPlan(planTree(tasks, options), (nodes) => nodes.toReversed()))).toEqual(wanted);
 }
 
 function sorted(tasks: readonly TreeTask[]): TreeTask[] {

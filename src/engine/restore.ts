@@ -141,7 +141,7 @@ function removeLink(path: string): void {
 /** Kills whatever was made. Should the engine die before, the kernel does it (PTRACE_O_EXITKILL). */
 function tearDown(growth: Growth | undefined): void {
   if (growth === undefined) return;
-  for (const pid of growth.madePids().reverse()) {
+  for (const pid of growth.madePids().toReversed()) {
     try {
       endProcess(pid);
     } catch (error) {

@@ -96,7 +96,7 @@ export function spawnProgram(path: string, argv: readonly string[]): number {
   return pid[0] as number;
 }
 
-const nativeFunction = koffi.proto("intptr_t reprise_native(intptr_t a, intptr_t b, intptr_t c)");
+const nativeFunction = koffi.proto("intptr_t", ["intptr_t", "intptr_t", "intptr_t"]);
 
 /** Calls machine code in this process that takes three words and returns one: see tracee/local.ts. */
 export function callNative(code: number, a: number, b: number, c: number): number {

@@ -2,7 +2,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { RepriseError } from "../errors.ts";
+import type { RepriseError } from "../errors.ts";
 import { AT_FDCWD, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { ENTRY_ARGUMENTS, ENTRY_SIZE } from "./arch/x86_64/code.ts";
 import { cpuid, runHere } from "./local.ts";

@@ -41,7 +41,10 @@ export class NetworkLock {
 
   /** A lock for a dump: nftables if nothing else is asked for and nft(8) is there, else iptables. */
   static forDump(method: NetworkLockMethod | undefined): NetworkLock {
-    return new NetworkLock(method ?? (works("nft", "list", "tables") ? "nftables" : "iptables"), randomUUID());
+    return new NetworkLock(
+      method ?? (works("nft", "list", "tables") ? "nftables" : "iptables"),
+      randomUUID(),
+    );
   }
 
   /** The lock that the dump of an image set left behind, or would have. */
@@ -127,10 +130,17 @@ export class NetworkLock {
   #commands(what: "add" | "remove"): readonly (readonly string[])[] {
     if (this.method === "nftables") {
       const table = `inet ${this.#table}`;
-      return [["nft", what === "add" ? nftScript(table, this.#connections) : `delete table ${table}`]];
+      return [
+        ["nft", what === "add" ? nftScript(table, this.#connections) : `delete table ${table}`],
+      ];
     }
     const action = what === "add" ? "-I" : "-D";
-    return iptablesRules(this.#connections).map(({ program, rule }) => [program, "-w", action, ...rule]);
+    return iptablesRules(this.#connections).map(({ program, rule }) => [
+      program,
+      "-w",
+      action,
+      ...rule,
+    ]);
   }
 }
 
@@ -146,7 +156,10 @@ function nftScript(table: string, connections: readonly Connection[]): string {
       `add chain ${table} ${hook} { type filter hook ${hook} priority 0; }`,
       `add rule ${table} ${hook} meta mark ${LOCK_MARK} accept`,
     );
-    for (const [family, ip] of [[4, "ip"], [6, "ip6"]] as const) {
+    for (const [family, ip] of [
+      [4, "ip"],
+      [6, "ip6"],
+    ] as const) {
       const packet = `${ip} saddr . tcp sport . ${ip} daddr . tcp dport`;
       lines.push(`add rule ${table} ${hook} ${packet} @conns${family} drop`);
     }
@@ -157,11 +170,15 @@ function nftScript(table: string, connections: readonly Connection[]): string {
     const set = `conns${local.family === "ipv4" ? 4 : 6}`;
     const known = elements.get(set) ?? new Set();
     elements.set(set, known);
-    for (const [from, to] of [[remote, local], [local, remote]] as const) {
+    for (const [from, to] of [
+      [remote, local],
+      [local, remote],
+    ] as const) {
       known.add(`${from.address} . ${from.port} . ${to.address} . ${to.port}`);
     }
   }
-  for (const [set, known] of elements) lines.push(`add element ${table} ${set} { ${[...known].join(", ")} }`);
+  for (const [set, known] of elements)
+    lines.push(`add element ${table} ${set} { ${[...known].join(", ")} }`);
   return lines.join("\n");
 }
 
@@ -172,9 +189,24 @@ function iptablesRules(
     const { local, remote } = onTheWire(connection);
     const program = local.family === "ipv4" ? "iptables" : "ip6tables";
     const rule = (chain: string, from: Endpoint, to: Endpoint): readonly string[] => [
-      ...[chain, "--protocol", "tcp", "-m", "mark", "!", "--mark", `0x${LOCK_MARK.toString(16)}`],
-      ...["--source", from.address, "--sport", String(from.port)],
-      ...["--destination", to.address, "--dport", String(to.port), "-j", "DROP"],
+      chain,
+      "--protocol",
+      "tcp",
+      "-m",
+      "mark",
+      "!",
+      "--mark",
+      `0x${LOCK_MARK.toString(16)}`,
+      "--source",
+      from.address,
+      "--sport",
+      String(from.port),
+      "--destination",
+      to.address,
+      "--dport",
+      String(to.port),
+      "-j",
+      "DROP",
     ];
     return [
       { program, rule: rule("INPUT", remote, local) },
@@ -204,7 +236,10 @@ function startGuard(commands: readonly (readonly string[])[]): number {
   const [reader, writer] = [ends.readInt32LE(0), ends.readInt32LE(4)];
   try {
     const script = `read -r word; test "$word" = ${GUARD_DISMISSED} || { ${undo}; }`;
-    const guard = spawn("/bin/sh", ["-c", script], { stdio: [reader, "ignore", "ignore"], detached: true });
+    const guard = spawn("/bin/sh", ["-c", script], {
+      stdio: [reader, "ignore", "ignore"],
+      detached: true,
+    });
     guard.on("error", () => {});
     guard.unref();
   } finally {
@@ -226,7 +261,10 @@ function run(program: string, args: readonly string[]): void {
   try {
     execFileSync(program, args, { stdio: ["ignore", "ignore", "pipe"] });
   } catch (error) {
-    const said = String((error as { stderr?: unknown }).stderr ?? error).trim().split("\n")[0] ?? "";
+    const said =
+      String((error as { stderr?: unknown }).stderr ?? error)
+        .trim()
+        .split("\n")[0] ?? "";
     throw new RepriseError("SYSCALL", `cannot lock the network: ${program}: ${said}`, {
       hint: "Choose another method with --network-lock: nftables, iptables, or skip if packets are kept away otherwise.",
       cause: error,

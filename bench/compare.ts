@@ -1,0 +1,134 @@
+// Side by side with CRIU: frozen time, whole dump command and whole restore command, one row a workload. Medians of several
+// runs in turn (ours, CRIU's, ours, …), since machines are noisy and only ratios within one run mean something.
+//
+//   npm run bench                                   all rows, ours alone
+//   REPRISE_REAL_CRIU=/path/to/criu npm run bench   with CRIU beside
+//   npm run bench -- --rows counter,heap --runs 7
+
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { decode } from "../src/images/codec.ts";
+import { readChildren } from "../src/proc/children.ts";
+import { readTasks } from "../src/proc/tasks.ts";
+import { readPidUsage } from "../src/proc/pid-usage.ts";
+import { attachProgram, killProgram, startProgram } from "../test/live/programs.ts";
+
+interface Workload {
+  readonly program: string;
+  readonly args: readonly string[];
+}
+
+const WORKLOADS: Readonly<Record<string, Workload>> = {
+  counter: { program: "counter", args: [] },
+  tasks: { program: "many_tasks", args: ["200"] },
+  threads: { program: "threads", args: ["500"] },
+  descriptors: { program: "many_fds", args: ["4000"] },
+  heap: { program: "big_heap", args: ["1024"] },
+};
+
+/** Milliseconds of one cycle. */
+interface Times {
+  readonly frozen: number;
+  readonly dump: number;
+  readonly restore: number;
+}
+
+const OURS = fileURLToPath(new URL("../bin/criu", import.meta.url));
+/** Magic words and length before the message in stats-dump. */
+const STATS_HEAD = 12;
+
+const { values } = parseArgs({
+  options: { rows: { type: "string" }, runs: { type: "string", default: "5" } },
+});
+const engines = [
+  { name: "reprise", criu: OURS },
+  ...(process.env["REPRISE_REAL_CRIU"] === undefined
+    ? []
+    : [{ name: "criu", criu: process.env["REPRISE_REAL_CRIU"] }]),
+];
+for (const row of values.rows?.split(",") ?? Object.keys(WORKLOADS)) {
+  const workload = WORKLOADS[row];
+  if (workload === undefined)
+    throw new Error(`no row ${row}: ${Object.keys(WORKLOADS).join(", ")}`);
+  await benchRow(row, workload, Number(values.runs));
+}
+
+async function benchRow(row: string, workload: Workload, runs: number): Promise<void> {
+  const times = new Map<string, Times[]>(engines.map(({ name }) => [name, []]));
+  for (let run = 0; run <= runs; run += 1) {
+    for (const { name, criu } of engines) {
+      const cycle = await benchCycle(workload, criu);
+      if (run > 0) times.get(name)?.push(cycle); // the first warms caches up
+    }
+  }
+  for (const [name, list] of times) {
+    const show = (key: keyof Times): string => median(list.map((one) => one[key])).toFixed(1);
+    console.log(
+      `${row.padEnd(12)} ${name.padEnd(8)} frozen ${show("frozen").padStart(8)}  dump ${show("dump").padStart(8)}  restore ${show("restore").padStart(8)}  ms, median of ${list.length}`,
+    );
+  }
+}
+
+async function benchCycle(workload: Workload, criu: string): Promise<Times> {
+  const dir = mkdtempSync(join(tmpdir(), "reprise-bench-"));
+  const images = join(dir, "images");
+  mkdirSync(images);
+  const program = await startProgram(workload.program, workload.args, { dir });
+  try {
+    await program.waitReady(60_000);
+    const numbers = numbersOf(program.pid);
+    const dump = timed(criu, ["dump", "-t", `${program.pid}`, "-D", images, "-o", "dump.log"]);
+    await freed(numbers);
+    const restore = timed(criu, ["restore", "-d", "-D", images, "-o", "restore.log"]);
+    await attachProgram(program.name, program.pid, dir).ask(60_000);
+    return { frozen: frozenTime(images), dump, restore };
+  } finally {
+    await killProgram(program);
+    rmSync(dir, { recursive: true });
+  }
+}
+
+function timed(command: string, args: readonly string[]): number {
+  const begun = performance.now();
+  const { status } = spawnSync(command, args, { stdio: "ignore" });
+  const ms = performance.now() - begun;
+  if (status !== 0)
+    throw new Error(`${command} ${args.join(" ")}: exit code ${status}\n${readLog(args)}`);
+  return ms;
+}
+
+/** All numbers of a tree: processes and threads. */
+function numbersOf(pid: number): number[] {
+  return [...readTasks(pid), ...readChildren(pid).flatMap(numbersOf)];
+}
+
+/** Waits until init has reaped the dead: their numbers are taken until then. */
+async function freed(numbers: readonly number[]): Promise<void> {
+  while (readPidUsage(numbers).size > 0) await sleep(20);
+}
+
+function frozenTime(images: string): number {
+  const stats = decode(
+    "stats_entry",
+    readFileSync(join(images, "stats-dump")).subarray(STATS_HEAD),
+  );
+  return (stats.dump?.frozen_time ?? 0) / 1000;
+}
+
+function median(numbers: readonly number[]): number {
+  const sorted = [...numbers].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)] ?? 0;
+}
+
+/** The errors in a command's log. */
+function readLog(args: readonly string[]): string {
+  const dir = args[args.indexOf("-D") + 1] ?? "";
+  const log = args[args.indexOf("-o") + 1] ?? "";
+  const lines = readFileSync(join(dir, log), "utf8").split("\n");
+  return lines.filter((line) => line.includes("Error")).join("\n");
+}
