@@ -192,7 +192,7 @@ describe("a running program", () => {
       membarriers: 0,
     });
     expect(attributes.brk).toBeGreaterThan(0);
-    expect(thread.parentDeathSignal).toBe(SIGWINCH);
+    expect(thread.parentDeathSignal).toBe(0);
     expect(thread.clearTidAddress).toBeGreaterThan(0n);
     expect(collectThreadAttributes(program.pid, program.pid).comm).toBe("a name (x) \n y");
     expect(await program.ask()).toBe("ok 1");
