@@ -100,6 +100,28 @@ export function receiveMessage(fd: number, into: Buffer, flags: number): Receive
   };
 }
 
+/**
+ * recvmsg with room for `into` and one byte more, which cannot be written: of a stream, the kernel then gives the messages that fit
+ * whole into `into`.
+ *
+ * @returns their bytes, or the negative error number: EFAULT when not even the first one fits.
+ */
+export function receiveWholeMessages(fd: number, into: Buffer, flags: number): number {
+  const iov = Buffer.alloc(2 * IOVEC_SIZE);
+  writeU64(iov, 0, into.length === 0 ? UNMAPPED : addressOf(into));
+  writeU64(iov, 8, into.length);
+  writeU64(iov, IOVEC_SIZE, UNMAPPED);
+  writeU64(iov, IOVEC_SIZE + 8, 1);
+  const header = Buffer.alloc(MSGHDR_SIZE);
+  writeU64(header, MSG_IOV, addressOf(iov));
+  writeU64(header, MSG_IOVLEN, 2);
+  return trySyscall("recvmsg", fd, header, flags);
+}
+
+const IOVEC_SIZE = 16;
+/** In the first page, where nothing is ever mapped. */
+const UNMAPPED = 1;
+
 /** sendmsg; `control` as encodeControl makes it. @returns bytes sent, or the negative error number. */
 export function sendMessage(
   fd: number,
@@ -125,7 +147,7 @@ export function encodeControl({ level, type, data }: ControlMessage): Buffer {
 }
 
 function messageHeader(data: Buffer): { header: Buffer; iov: Buffer } {
-  const iov = Buffer.alloc(16);
+  const iov = Buffer.alloc(IOVEC_SIZE);
   writeU64(iov, 0, data.length === 0 ? 0 : addressOf(data));
   writeU64(iov, 8, data.length);
   const header = Buffer.alloc(MSGHDR_SIZE);

@@ -45,7 +45,8 @@ test.each(SUBJECTS)(
       // Only the leader of a process with one thread can take the work area along when it goes on by itself.
       if (name === "selfcheck") expect(countMappings(program.pid), where).toBe(mappings);
     }
-    expect(died).toBeGreaterThan(kills * 0.8);
+    // Of the random instants some lie behind the end of a dump that was quicker than the first one.
+    expect(died).toBeGreaterThan(kills * 0.6);
     // What the dead engines left is in nobody's way: the program can still be saved and brought back.
     const restored = await again(program);
     expect(await restored.ask()).toMatch(/^ok /);

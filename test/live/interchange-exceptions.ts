@@ -99,6 +99,42 @@ export const interchangeExceptions: Exceptions = {
       says: /timer 0: 0 ms are left/,
     },
   },
+  unix_dgram: {
+    "restored by CRIU": {
+      why: "CRIU cannot connect to a datagram socket without a name that has let its peer go",
+      says: /Can't connect|Peer \d+ unresolved/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU cannot save a socket whose peer has let it go and has no name",
+      says: /with unreachable peer/,
+    },
+  },
+  unix_listen: {
+    "restored by CRIU": {
+      why: "CRIU does not keep the order of connections that wait to be accepted",
+      says: /wanted a/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save the order of connections that wait to be accepted",
+      says: /wanted a/,
+    },
+  },
+  unix_named: {
+    "restored by CRIU": {
+      why: "CRIU makes accepted connections without the name of their listener",
+      says: /name of accepted socket 0 is/,
+    },
+  },
+  unix_scm: {
+    "restored by CRIU": {
+      why: "CRIU ends with a bug when a socket in flight has files in flight and no task holds it",
+      says: /Empty list on file desc/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU's look at a queue ends at an empty datagram",
+      says: /received -1: , wanted/,
+    },
+  },
   zombies: {
     "restored by CRIU": {
       why: "CRIU keeps seven bits of a zombie's exit code",

@@ -72,8 +72,18 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "regular_files", alone: "both append to the same files" },
     { name: "umask_cwd_root" },
     { name: "umask_cwd_root", args: ["chroot"] },
-    { name: "unix_pairs" },
   ],
+  unix: [
+    { name: "unix_dgram", alone: "its abstract names" },
+    { name: "unix_listen", alone: "its abstract names" },
+    { name: "unix_named", alone: "its names" },
+    { name: "unix_pairs" },
+    { name: "unix_scm", alone: "a file that the program writes anew" },
+  ],
+  locks: [
+    { name: "file_locks", checkpoint: { fileLocks: true }, alone: "locks exclude each other" },
+  ],
+  seccomp: [{ name: "seccomps" }],
   restart: [
     { name: "futex_restart" },
     { name: "nanosleep_restart" },

@@ -703,6 +703,7 @@ export interface InetSkEntry {
   readonly ns_id?: number | undefined;
   readonly shutdown?: number | undefined;
   readonly tcp_opts?: TcpOptsEntry | undefined;
+  readonly reprise?: RepriseInetEntry | undefined;
 }
 
 export interface InheritFd {
@@ -1101,10 +1102,28 @@ export interface RemapFilePathEntry {
   readonly remap_type?: number | undefined;
 }
 
+export interface RepriseDatagram {
+  readonly source: Uint8Array;
+  readonly data: Uint8Array;
+}
+
+export interface RepriseInetEntry {
+  readonly mptcp?: boolean | undefined;
+  readonly options: readonly RepriseSocketOption[];
+  readonly datagrams: readonly RepriseDatagram[];
+  readonly scope_id?: number | undefined;
+}
+
 export interface RepriseMmEntry {
   readonly saved_auxv: readonly bigint[];
   readonly mdwe?: number | undefined;
   readonly def_flags_mlock?: number | undefined;
+}
+
+export interface RepriseSocketOption {
+  readonly level: number;
+  readonly name: number;
+  readonly value: Uint8Array;
 }
 
 export interface RepriseTaskEntry {
@@ -1978,7 +1997,10 @@ export interface Messages {
   readonly pstree_entry: PstreeEntry;
   readonly reg_file_entry: RegFileEntry;
   readonly remap_file_path_entry: RemapFilePathEntry;
+  readonly reprise_datagram: RepriseDatagram;
+  readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_mm_entry: RepriseMmEntry;
+  readonly reprise_socket_option: RepriseSocketOption;
   readonly reprise_task_entry: RepriseTaskEntry;
   readonly reprise_thread_entry: RepriseThreadEntry;
   readonly restore_stats_entry: RestoreStatsEntry;
@@ -2134,7 +2156,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   img_streamer_reply_entry: "1,exists,b!",
   img_streamer_request_entry: "1,filename,t!",
   inet_sk_entry:
-    "1,id,u! 2,ino,u! 3,family,u! 4,type,u! 5,proto,u! 6,state,u! 7,src_port,u! 8,dst_port,u! 9,flags,u! 10,backlog,u! 11,src_addr,u* 12,dst_addr,u* 13,fown,m!,fown_entry 14,opts,m!,sk_opts_entry 15,v6only,b? 16,ip_opts,m?,ip_opts_entry 17,ifname,t? 18,ns_id,u? 19,shutdown,e?,sk_shutdown 20,tcp_opts,m?,tcp_opts_entry",
+    "1,id,u! 2,ino,u! 3,family,u! 4,type,u! 5,proto,u! 6,state,u! 7,src_port,u! 8,dst_port,u! 9,flags,u! 10,backlog,u! 11,src_addr,u* 12,dst_addr,u* 13,fown,m!,fown_entry 14,opts,m!,sk_opts_entry 15,v6only,b? 16,ip_opts,m?,ip_opts_entry 17,ifname,t? 18,ns_id,u? 19,shutdown,e?,sk_shutdown 20,tcp_opts,m?,tcp_opts_entry 30001,reprise,m?,reprise_inet_entry",
   inherit_fd: "1,key,t! 2,fd,i!",
   inotify_file_entry: "1,id,u! 2,flags,u! 4,fown,m!,fown_entry 5,wd,m*,inotify_wd_entry",
   inotify_wd_entry:
@@ -2191,7 +2213,11 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reg_file_entry:
     "1,id,u! 2,flags,u! 3,pos,U! 5,fown,m!,fown_entry 6,name,t! 7,mnt_id,s? 8,size,N? 9,ext,b? 10,mode,u? 11,build_id,u* 12,checksum,u? 13,checksum_config,u? 14,checksum_parameter,u?",
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
+  reprise_datagram: "1,source,y! 2,data,y!",
+  reprise_inet_entry:
+    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u?",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
+  reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:

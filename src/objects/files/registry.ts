@@ -2,7 +2,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
-import type { FileEntry } from "../../images/schema/messages.generated.ts";
+import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
 import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
@@ -54,7 +54,8 @@ export function kindOf(file: OpenFile, dump: FilesDump): FileKind {
 export function kindOfType(type: number): FileKind {
   const kind = BY_TYPE.get(type);
   if (kind === undefined) {
-    throw new RepriseError("UNSUPPORTED", `cannot restore an open file of type ${type}`, {
+    const name = Object.entries(FdTypes).find(([, value]) => value === type)?.[0] ?? "unknown";
+    throw new RepriseError("UNSUPPORTED", `cannot restore an open file of type ${type} (${name})`, {
       hint: "The image set comes from an engine that can save this kind of file; restore it there.",
     });
   }

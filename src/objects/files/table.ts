@@ -13,6 +13,7 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { kcmp } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
+import { peersFirst } from "../sockets/unix-order.ts";
 import { kindOf } from "./registry.ts";
 
 interface Known {
@@ -153,11 +154,7 @@ export class FileTable implements FilesDump {
     for (let step = this.#afterTasks.shift(); step !== undefined; step = this.#afterTasks.shift())
       step();
     for (let step = this.#later.shift(); step !== undefined; step = this.#later.shift()) step();
-    this.images.write(
-      "files",
-      0,
-      this.#entries.toSorted((a, b) => a.id - b.id),
-    );
+    this.images.write("files", 0, peersFirst(this.#entries.toSorted((a, b) => a.id - b.id)));
   }
 
   /** Takes back what rooms did outside of the images (hard links for --link-remap). */

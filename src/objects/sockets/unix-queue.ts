@@ -9,12 +9,13 @@ import type { ImageEntry } from "../../images/image-file.ts";
 import type { SkPacketEntry } from "../../images/schema/messages.generated.ts";
 import { O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { EAGAIN, errnoName } from "../../sys/errno.ts";
+import { EAGAIN, EFAULT, errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import {
   encodeControl,
   getNumber,
   receiveMessage,
+  receiveWholeMessages,
   setNumber,
   type ControlMessage,
   type ReceivedMessage,
@@ -103,7 +104,7 @@ class Reader {
     let rights = this.#control(message);
     let { data } = message;
     if (isStream && rights.length > 0) {
-      const before = this.#firstWithRights(data.length);
+      const before = this.#beforeRights(data.length);
       if (before > 0) {
         // Two packets: what lies before the message with descriptors comes by itself.
         closeAll(rights);
@@ -125,22 +126,17 @@ class Reader {
     throw this.#error("SYSCALL", `recvmsg: ${errnoName(-message)}`);
   }
 
-  /** Bytes before the message of a stream that carries the descriptors: found by looking at single bytes. */
-  #firstWithRights(length: number): number {
-    const has = (at: number): boolean => {
-      setPeekOffset(this.#fd, this.#at + at);
-      const message = this.#peek(Buffer.allocUnsafe(1));
-      const rights = message === undefined ? [] : rightsOf(message.control);
-      closeAll(rights);
-      return rights.length > 0;
-    };
-    let [without, withRights] = [-1, length - 1];
-    while (withRights - without > 1) {
-      const middle = (without + withRights) >> 1;
-      if (has(middle)) withRights = middle;
-      else without = middle;
-    }
-    return withRights;
+  /**
+   * Bytes before the message of a stream that carries the descriptors, at whose end the `length` bytes end. With one byte too
+   * little room for it, the kernel gives what fits whole.
+   */
+  #beforeRights(length: number): number {
+    setPeekOffset(this.#fd, this.#at);
+    const flags = so.MSG_PEEK | so.MSG_DONTWAIT;
+    const fitting = receiveWholeMessages(this.#fd, Buffer.allocUnsafe(length - 1), flags);
+    if (fitting === -EFAULT) return 0;
+    if (fitting < 0) throw this.#error("SYSCALL", `recvmsg: ${errnoName(-fitting)}`);
+    return fitting;
   }
 
   #control({ control, flags }: ReceivedMessage): number[] {
@@ -233,7 +229,9 @@ export class QueueFiller {
     let largest = 0;
     for (const packet of restore.set.skQueues) {
       const { id_for, length } = packet.value;
-      this.#packets.set(id_for, [...(this.#packets.get(id_for) ?? []), packet]);
+      const queue = this.#packets.get(id_for);
+      if (queue === undefined) this.#packets.set(id_for, [packet]);
+      else queue.push(packet);
       largest = Math.max(largest, length);
     }
     this.#bufferSize = largest;

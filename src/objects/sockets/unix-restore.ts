@@ -68,6 +68,9 @@ class UnixSockets {
   readonly #queues: QueueFiller;
   readonly #names: NameBinder;
   readonly #entries: ReadonlyMap<number, UnixSkEntry>;
+  readonly #listeners: readonly UnixSkEntry[];
+  /** Who is connected to a socket, by its inode. */
+  readonly #followers = new Map<number, UnixSkEntry[]>();
   readonly #made = new Map<number, Made>();
   readonly #connected = new Set<number>();
   /** Epolls that no task holds, by the socket in whose queue they are. */
@@ -79,6 +82,15 @@ class UnixSockets {
     this.#names = new NameBinder(restore, usedFiles());
     const entries = [...restore.set.files.values()].flatMap(({ usk }) => usk ?? []);
     this.#entries = new Map(entries.map((entry) => [entry.ino, entry]));
+    this.#listeners = entries.filter(
+      ({ state, uflags }) => state === so.TCP_LISTEN && (uflags & USK_EXTERN) === 0,
+    );
+    for (const entry of entries) {
+      if (entry.peer === 0 || entry.peer === entry.ino) continue;
+      const followers = this.#followers.get(entry.peer);
+      if (followers === undefined) this.#followers.set(entry.peer, [entry]);
+      else followers.push(entry);
+    }
   }
 
   make(program: Program, entry: UnixSkEntry): Made {
@@ -178,12 +190,24 @@ class UnixSockets {
         ? this.#pair(program, entry)
         : this.#accept(program, { accepted, client, listener: this.make(program, listener) });
     const [own, other] = accepted === undefined || client === entry ? fds : fds.toReversed();
+    if (accepted === undefined) {
+      this.#bindChosen(program, entry, own as number);
+      if (peer !== undefined) this.#bindChosen(program, peer, other as number);
+    }
     this.#made.set(entry.ino, {
       entry,
       fd: own as number,
       helper: peer === undefined ? other : undefined,
     });
     if (peer !== undefined) this.#made.set(peer.ino, { entry: peer, fd: other as number });
+  }
+
+  /**
+   * A connected socket that sends with credentials gets a name from the kernel. Any other name of one whose listener is not there
+   * was the listener's: bound to it, the socket would keep it from others.
+   */
+  #bindChosen(program: Program, entry: UnixSkEntry, fd: number): void {
+    if (AUTOBIND.test(Buffer.from(entry.name).toString("latin1"))) this.#bind(program, entry, fd);
   }
 
   /** The end of a connection that was accepted: it has its listener's name. */
@@ -193,11 +217,9 @@ class UnixSockets {
 
   #listenerOf({ name, name_dir, type, ino }: UnixSkEntry): UnixSkEntry | undefined {
     if (name.length === 0) return undefined;
-    return [...this.#entries.values()].find(
+    return this.#listeners.find(
       (one) =>
         one.ino !== ino &&
-        one.state === so.TCP_LISTEN &&
-        (one.uflags & USK_EXTERN) === 0 &&
         one.type === type &&
         one.name_dir === name_dir &&
         Buffer.from(one.name).equals(name),
@@ -289,7 +311,7 @@ class UnixSockets {
 
   /** Who is connected to a socket. */
   #others({ ino }: UnixSkEntry): UnixSkEntry[] {
-    return [...this.#entries.values()].filter((one) => one.peer === ino && one.ino !== ino);
+    return this.#followers.get(ino) ?? [];
   }
 
   /** A socket that can send into another one: its peer, itself, or a socket that is connected to it. */
@@ -416,6 +438,9 @@ class UnixSockets {
   }
 }
 
+/** Names that the kernel gives: five hexadecimal digits (unix(7), autobind). */
+// oxlint-disable-next-line no-control-regex -- the zero makes the name abstract
+const AUTOBIND = /^\0[0-9a-f]{5}$/;
 /** A listener takes so many while its backlog is not set. */
 const MANY = 128;
 

@@ -1,0 +1,292 @@
+// Options of internet sockets: those that CRIU's images have fields for, and all others whose value is not that of a fresh
+// socket, as (level, name, value) in a field of our own. See ip(7), ipv6(7), tcp(7), udp(7); format.md section 11, INETSK.
+
+import { closeSync } from "node:fs";
+import type { MessageInput } from "../../images/codec.ts";
+import type {
+  InetSkEntry,
+  IpOptsEntry,
+  RepriseSocketOption,
+  TcpOptsEntry,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import * as inet from "../../sys/abi/inet.ts";
+import { AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW } from "../../sys/abi/socket.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { trySyscall } from "../../sys/ffi.ts";
+import { getOption } from "../../sys/socket.ts";
+
+/** What a socket is. */
+export interface SocketKind {
+  readonly family: number;
+  readonly type: number;
+  readonly proto: number;
+}
+
+/** The words of struct icmp_filter and icmp6_filter. */
+const ICMP_FILTER_SIZE = 4;
+const ICMP6_FILTER_SIZE = 32;
+
+/** ip_opts of a socket. What a kernel or protocol does not have is absent. */
+export function readIpOptions(fd: number, kind: SocketKind): MessageInput<IpOptsEntry> {
+  const flag = (level: number, name: number): boolean => (read(fd, level, name) ?? 0) !== 0;
+  const six = kind.family === AF_INET6;
+  const freebind = six
+    ? (read(fd, inet.SOL_IPV6, inet.IPV6_FREEBIND) ?? 0) !== 0
+    : flag(inet.SOL_IP, inet.IP_FREEBIND);
+  const pktinfo = six
+    ? flag(inet.SOL_IPV6, inet.IPV6_RECVPKTINFO)
+    : flag(inet.SOL_IP, inet.IP_PKTINFO);
+  const tos = six ? 0 : (read(fd, inet.SOL_IP, inet.IP_TOS) ?? 0);
+  const ttl = six ? 0 : (read(fd, inet.SOL_IP, inet.IP_TTL) ?? 0);
+  return {
+    ...(freebind ? { freebind } : {}),
+    ...(kind.type === SOCK_RAW ? { raw: readRawOptions(fd, kind) } : {}),
+    ...(pktinfo ? { pktinfo } : {}),
+    ...(tos === 0 ? {} : { tos }),
+    ...(ttl === 0 ? {} : { ttl }),
+  };
+}
+
+/** tcp_opts of a socket: what is not 0. */
+export function readTcpOptions(fd: number): TcpOptsEntry {
+  const number = (name: number): number => read(fd, inet.SOL_TCP, name) ?? 0;
+  const keep = {
+    keepcnt: number(inet.TCP_KEEPCNT),
+    keepidle: number(inet.TCP_KEEPIDLE),
+    keepintvl: number(inet.TCP_KEEPINTVL),
+  };
+  return {
+    ...(number(inet.TCP_CORK) === 0 ? {} : { cork: true }),
+    ...(number(inet.TCP_NODELAY) === 0 ? {} : { nodelay: true }),
+    ...Object.fromEntries(Object.entries(keep).filter(([, value]) => value !== 0)),
+  };
+}
+
+/** All other options whose value is not that of a fresh socket of its kind. */
+export function readOtherOptions(fd: number, kind: SocketKind): RepriseSocketOption[] {
+  const { family, type, proto } = kind;
+  const fresh = trySyscall("socket", family, type | SOCK_CLOEXEC, proto);
+  if (fresh < 0) return [];
+  try {
+    return otherOptions(kind).flatMap(({ level, name, size }) => {
+      const value = getOption(fd, { level, name, size });
+      const usual = getOption(fresh, { level, name, size });
+      if (typeof value === "number" || typeof usual === "number") return [];
+      if (value.equals(usual)) return [];
+      return [{ level, name, value: Uint8Array.from(value) }];
+    });
+  } finally {
+    closeSync(fresh);
+  }
+}
+
+/** Sets the options that must be there before the socket gets an address. */
+export function setEarlyOptions(fd: number, entry: InetSkEntry): void {
+  const set = setter(fd, entry);
+  if (entry.v6only === true) set(inet.SOL_IPV6, inet.IPV6_V6ONLY, 1);
+  for (const { level, name, value } of entry.reprise?.options ?? []) {
+    if (isEarly(level, name)) set(level, name, value);
+  }
+  // An IPv6 address that has just been given to an interface cannot be bound yet without it.
+  if (entry.family === AF_INET6 && entry.type !== SOCK_RAW) set(inet.SOL_IP, inet.IP_FREEBIND, 1);
+  else if (entry.ip_opts?.freebind === true) set(inet.SOL_IP, inet.IP_FREEBIND, 1);
+}
+
+/** Sets all other options of internet sockets. One that this kernel does not take is told in the log. */
+export function setOptions(fd: number, entry: InetSkEntry): void {
+  const set = setter(fd, entry);
+  const { ip_opts: ip = {}, tcp_opts: tcp = {} } = entry;
+  if (entry.family === AF_INET6) {
+    if (entry.type !== SOCK_RAW && ip.freebind !== true) set(inet.SOL_IP, inet.IP_FREEBIND, 0);
+    if (ip.pktinfo === true) set(inet.SOL_IPV6, inet.IPV6_RECVPKTINFO, 1);
+  } else {
+    if (ip.pktinfo === true) set(inet.SOL_IP, inet.IP_PKTINFO, 1);
+    if (ip.tos !== undefined) set(inet.SOL_IP, inet.IP_TOS, ip.tos);
+    if (ip.ttl !== undefined) set(inet.SOL_IP, inet.IP_TTL, ip.ttl);
+  }
+  setRawOptions(entry, set);
+  if (entry.proto === inet.IPPROTO_TCP && entry.type !== SOCK_RAW) {
+    const { keepcnt, keepidle, keepintvl, nodelay, cork } = tcp;
+    if (nodelay === true) set(inet.SOL_TCP, inet.TCP_NODELAY, 1);
+    if (cork === true) set(inet.SOL_TCP, inet.TCP_CORK, 1);
+    if (keepcnt !== undefined) set(inet.SOL_TCP, inet.TCP_KEEPCNT, keepcnt);
+    if (keepidle !== undefined) set(inet.SOL_TCP, inet.TCP_KEEPIDLE, keepidle);
+    if (keepintvl !== undefined) set(inet.SOL_TCP, inet.TCP_KEEPINTVL, keepintvl);
+  }
+  for (const { level, name, value } of entry.reprise?.options ?? []) {
+    if (!isEarly(level, name)) set(level, name, value);
+  }
+}
+
+type Set = (level: number, name: number, value: number | Uint8Array) => void;
+
+function setter(fd: number, { id }: InetSkEntry): Set {
+  return (level, name, value) => {
+    const bytes = Buffer.alloc(4);
+    if (typeof value === "number") bytes.writeInt32LE(value | 0);
+    const content = typeof value === "number" ? bytes : value;
+    const result = trySyscall("setsockopt", fd, level, name, content, content.length);
+    if (result < 0) {
+      log.warn(`socket ${id}: option ${level}:${name} is lost: setsockopt: ${errnoName(-result)}`);
+    }
+  };
+}
+
+function read(fd: number, level: number, name: number): number | undefined {
+  const value = getOption(fd, { level, name, size: 4 });
+  if (typeof value === "number") return undefined;
+  // Some options of IP answer with a single byte.
+  return value.length < 4 ? (value[0] ?? 0) : value.readInt32LE(0);
+}
+
+function readRawOptions(
+  fd: number,
+  { family, proto }: SocketKind,
+): NonNullable<IpOptsEntry["raw"]> {
+  const six = family === AF_INET6;
+  const hdrincl =
+    read(fd, six ? inet.SOL_IPV6 : inet.SOL_IP, six ? inet.IPV6_HDRINCL : inet.IP_HDRINCL) ?? 0;
+  const nodefrag = six ? 0 : (read(fd, inet.SOL_IP, inet.IP_NODEFRAG) ?? 0);
+  const filter = icmpFilterOption(family, proto);
+  const words = filter === undefined ? -1 : getOption(fd, filter);
+  return {
+    ...(hdrincl === 0 ? {} : { hdrincl: true }),
+    ...(nodefrag === 0 ? {} : { nodefrag: true }),
+    icmpv_filter:
+      typeof words === "number"
+        ? []
+        : Array.from({ length: words.length / 4 }, (_, at) => words.readUInt32LE(at * 4)),
+  };
+}
+
+function setRawOptions(entry: InetSkEntry, set: Set): void {
+  const { family, proto } = entry;
+  const raw = entry.ip_opts?.raw;
+  if (raw === undefined) return;
+  const six = family === AF_INET6;
+  const filter = icmpFilterOption(family, proto);
+  if (filter !== undefined && raw.icmpv_filter.length > 0) {
+    const words = Buffer.alloc(raw.icmpv_filter.length * 4);
+    raw.icmpv_filter.forEach((word, at) => words.writeUInt32LE(word, at * 4));
+    set(filter.level, filter.name, words);
+  }
+  if (raw.nodefrag === true) set(inet.SOL_IP, inet.IP_NODEFRAG, 1);
+  if (raw.hdrincl === true) {
+    set(six ? inet.SOL_IPV6 : inet.SOL_IP, six ? inet.IPV6_HDRINCL : inet.IP_HDRINCL, 1);
+  }
+}
+
+interface Option {
+  readonly level: number;
+  readonly name: number;
+  readonly size: number;
+}
+
+function icmpFilterOption(family: number, proto: number): Option | undefined {
+  if (family === AF_INET && proto === inet.IPPROTO_ICMP) {
+    return { level: inet.SOL_RAW, name: inet.ICMP_FILTER, size: ICMP_FILTER_SIZE };
+  }
+  if (family === AF_INET6 && proto === inet.IPPROTO_ICMPV6) {
+    return { level: inet.SOL_ICMPV6, name: inet.ICMPV6_FILTER, size: ICMP6_FILTER_SIZE };
+  }
+  return undefined;
+}
+
+const IP_OPTIONS = [
+  inet.IP_RECVOPTS,
+  inet.IP_RETOPTS,
+  inet.IP_MTU_DISCOVER,
+  inet.IP_RECVERR,
+  inet.IP_RECVTTL,
+  inet.IP_RECVTOS,
+  inet.IP_TRANSPARENT,
+  inet.IP_RECVORIGDSTADDR,
+  inet.IP_MINTTL,
+  inet.IP_CHECKSUM,
+  inet.IP_BIND_ADDRESS_NO_PORT,
+  inet.IP_RECVFRAGSIZE,
+  inet.IP_RECVERR_RFC4884,
+  inet.IP_MULTICAST_IF,
+  inet.IP_MULTICAST_TTL,
+  inet.IP_MULTICAST_LOOP,
+  inet.IP_MULTICAST_ALL,
+  inet.IP_UNICAST_IF,
+  inet.IP_LOCAL_PORT_RANGE,
+];
+
+const IPV6_OPTIONS = [
+  inet.IPV6_UNICAST_HOPS,
+  inet.IPV6_MULTICAST_IF,
+  inet.IPV6_MULTICAST_HOPS,
+  inet.IPV6_MULTICAST_LOOP,
+  inet.IPV6_MULTICAST_ALL,
+  inet.IPV6_MTU_DISCOVER,
+  inet.IPV6_RECVERR,
+  inet.IPV6_AUTOFLOWLABEL,
+  inet.IPV6_RECVHOPLIMIT,
+  inet.IPV6_RECVTCLASS,
+  inet.IPV6_TCLASS,
+  inet.IPV6_DONTFRAG,
+  inet.IPV6_RECVORIGDSTADDR,
+  inet.IPV6_TRANSPARENT,
+  inet.IPV6_UNICAST_IF,
+];
+
+const TCP_OPTIONS = [
+  inet.TCP_SYNCNT,
+  inet.TCP_LINGER2,
+  inet.TCP_DEFER_ACCEPT,
+  inet.TCP_THIN_LINEAR_TIMEOUTS,
+  inet.TCP_USER_TIMEOUT,
+  inet.TCP_FASTOPEN,
+  inet.TCP_NOTSENT_LOWAT,
+  inet.TCP_SAVE_SYN,
+  inet.TCP_FASTOPEN_CONNECT,
+  inet.TCP_INQ,
+];
+
+const UDP_OPTIONS = [
+  inet.UDP_ENCAP,
+  inet.UDP_NO_CHECK6_TX,
+  inet.UDP_NO_CHECK6_RX,
+  inet.UDP_SEGMENT,
+  inet.UDP_GRO,
+];
+
+/** TCP_CA_NAME_MAX. */
+const CONGESTION_SIZE = 16;
+
+function otherOptions({ family, type, proto }: SocketKind): Option[] {
+  const ints = (level: number, names: readonly number[]): Option[] =>
+    names.map((name) => ({ level, name, size: 4 }));
+  const plain = type === SOCK_RAW ? 0 : proto;
+  return [
+    ...(type === SOCK_RAW && family === AF_INET6 ? [] : ints(inet.SOL_IP, IP_OPTIONS)),
+    ...(family === AF_INET6
+      ? [
+          ...ints(inet.SOL_IPV6, IPV6_OPTIONS),
+          // IPv6 sockets speak IPv4 too, with these.
+          ...(type === SOCK_RAW ? [] : ints(inet.SOL_IP, [inet.IP_TOS, inet.IP_TTL])),
+        ]
+      : []),
+    ...(plain === inet.IPPROTO_TCP
+      ? [
+          ...ints(inet.SOL_TCP, TCP_OPTIONS),
+          { level: inet.SOL_TCP, name: inet.TCP_CONGESTION, size: CONGESTION_SIZE },
+        ]
+      : []),
+    ...(plain === inet.IPPROTO_UDP ? ints(inet.SOL_UDP, UDP_OPTIONS) : []),
+    ...(plain === inet.IPPROTO_UDPLITE
+      ? ints(inet.SOL_UDPLITE, [inet.UDPLITE_SEND_CSCOV, inet.UDPLITE_RECV_CSCOV])
+      : []),
+  ];
+}
+
+/** Options that decide which addresses a socket may have. */
+function isEarly(level: number, name: number): boolean {
+  if (level === inet.SOL_IP) {
+    return name === inet.IP_TRANSPARENT || name === inet.IP_BIND_ADDRESS_NO_PORT;
+  }
+  return level === inet.SOL_IPV6 && name === inet.IPV6_TRANSPARENT;
+}
