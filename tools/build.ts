@@ -17,9 +17,11 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { SourceMap, type SourceMapPayload } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { encodeBundleLines, type SourceLine } from "../src/criu/bundle-lines.ts";
 
 const ROOT = join(import.meta.dirname, "..");
 const DIST = join(ROOT, "dist");
@@ -82,9 +84,11 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
     platform: "node",
     target: "node20",
     format: "cjs",
+    // So that the loader may read it as Latin-1, which takes no decoding.
+    charset: "ascii",
     external: ["koffi"],
     logLevel: "warning",
-    // Not named in the bundle: the log reads the map, and only to say where an error came from.
+    // Not written: what the log needs of it is, see src/criu/bundle-lines.ts.
     sourcemap: "external",
     sourcesContent: false,
     outfile: join(DIST, `${name}.cjs`),
@@ -102,11 +106,21 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
   const stem = `${name}-${createHash("sha256").update(source).digest("hex").slice(0, 12)}`;
   const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
   replaceFile(`${stem}.cjs`, source);
-  replaceFile(`${stem}.cjs.map`, textOf(".map"));
+  replaceFile(`${stem}.cjs.lines`, encodeBundleLines(sourceLines(source, textOf(".map"))));
   makeCache({ stem, source, warmUp });
   replaceFile(`${name}.cjs`, loaderText(stem));
   checkCache(name);
   for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));
+}
+
+/** Where each line of a bundle comes from. */
+function sourceLines(source: string, map: string): (SourceLine | undefined)[] {
+  const decoded = new SourceMap(JSON.parse(map) as SourceMapPayload);
+  return source.split("\n").map((text, index) => {
+    const entry = decoded.findEntry(index, text.length);
+    if (!("originalSource" in entry) || entry.generatedLine !== index) return undefined;
+    return { source: entry.originalSource, line: entry.originalLine + 1 };
+  });
 }
 
 /** Readers of dist/ never see half a file: another process may start an executable meanwhile. */
@@ -161,7 +175,7 @@ try {
   cache = fs.readFileSync(path.join(__dirname, "${stem}.cache"));
 } catch (_) {}
 var script = new vm.Script(
-  "(function (exports, require, module, __filename, __dirname) { " + fs.readFileSync(file, "utf8") + "\\n})",
+  "(function (exports, require, module, __filename, __dirname) { " + fs.readFileSync(file, "latin1") + "\\n})",
   { filename: file, cachedData: cache },
 );
 if (process.env.REPRISE_TRACE_CACHE) {

@@ -16,7 +16,7 @@ const [bundle, cache, warmUp] = process.argv.slice(2);
 // The wrapper is the loader's (tools/build.ts), letter by letter: V8 compares the length of the source.
 const script = new vm.Script(
   "(function (exports, require, module, __filename, __dirname) { " +
-    fs.readFileSync(bundle, "utf8") +
+    fs.readFileSync(bundle, "latin1") +
     "\n})",
   { filename: bundle },
 );

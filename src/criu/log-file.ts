@@ -2,12 +2,12 @@
 // `(SS.UUUUUU) text`, with `Error (file:line): ` or `Warn  (file:line): ` before the text. To a terminal
 // at the usual levels the time is left out.
 
-import { openSync, readFileSync, writeSync } from "node:fs";
-import { SourceMap } from "node:module";
+import { openSync, writeSync } from "node:fs";
 import { hostname, machine, release, version } from "node:os";
 import { basename } from "node:path";
 import { type RepriseError } from "../errors.ts";
 import { LogLevel, log, setLogSink, type LogLevelValue } from "../log.ts";
+import { bundleLinesOf, findBundleLine } from "./bundle-lines.ts";
 import { CRIU_VERSION, PACKAGE_VERSION } from "../version.ts";
 
 /** Lines carry the time from this level up. */
@@ -18,14 +18,17 @@ interface Target {
   readonly verbosity: number;
 }
 
-let target: Target = { fd: process.stderr.fd, verbosity: LogLevel.WARN };
+/** The number itself: making the stream `process.stderr` takes 2 ms. */
+const STDERR = 2;
+
+let target: Target = { fd: STDERR, verbosity: LogLevel.WARN };
 
 /** Sends the log to a file of its own (created, or emptied), or to standard error. */
 export function openLog(options: {
   readonly file?: string | undefined;
   readonly verbosity: number;
 }): void {
-  const fd = options.file === undefined ? process.stderr.fd : openSync(options.file, "w", 0o600);
+  const fd = options.file === undefined ? STDERR : openSync(options.file, "w", 0o600);
   target = { fd, verbosity: Math.min(options.verbosity, LogLevel.DEBUG) };
   setLogSink(target.verbosity < 1 ? undefined : write, target.verbosity as LogLevelValue);
 }
@@ -80,35 +83,18 @@ const OWN_FRAMES = /^(?:log|errors|criu\/log-file)\.ts:/;
 /** `folder/file.ts:line` of the first frame of a stack that is not of the log itself. */
 function origin(stack: string | undefined): string {
   for (const frame of (stack ?? "").split("\n")) {
-    const match = /\(?((?:file:\/\/)?\/[^():]+):(\d+):(\d+)\)?$/.exec(frame);
+    const match = /\(?((?:file:\/\/)?\/[^():]+):(\d+):\d+\)?$/.exec(frame);
     if (match === null) continue;
-    const place = sourcePlace(match[1] ?? "", Number(match[2]), Number(match[3]));
+    const place = sourcePlace(match[1] ?? "", Number(match[2]));
     if (!OWN_FRAMES.test(place)) return place;
   }
   return "reprise:0";
 }
 
-function sourcePlace(file: string, line: number, column: number): string {
-  const entry = sourceMapOf(file)?.findEntry(line - 1, column - 1);
-  const source = entry !== undefined && "originalSource" in entry ? entry.originalSource : file;
+function sourcePlace(file: string, line: number): string {
+  const entry = file.endsWith(".cjs") ? findBundleLine(bundleLinesOf(file), line) : undefined;
+  const source = entry?.source ?? file;
   const from = source.lastIndexOf("/src/");
   const short = from < 0 ? basename(source) : source.slice(from + "/src/".length);
-  return `${short}:${entry !== undefined && "originalLine" in entry ? entry.originalLine + 1 : line}`;
-}
-
-const sourceMaps = new Map<string, SourceMap | undefined>();
-
-/** The map that lies beside a bundle; read when the first error is logged, and only then. */
-function sourceMapOf(file: string): SourceMap | undefined {
-  if (!file.endsWith(".cjs")) return undefined;
-  if (!sourceMaps.has(file)) {
-    let map: SourceMap | undefined;
-    try {
-      map = new SourceMap(JSON.parse(readFileSync(`${file}.map`, "utf8")) as never);
-    } catch {
-      map = undefined;
-    }
-    sourceMaps.set(file, map);
-  }
-  return sourceMaps.get(file);
+  return `${short}:${entry?.line ?? line}`;
 }

@@ -2,7 +2,6 @@
 // step, the images directory and the root task's pid in their environment. What a failing one means
 // differs by step.
 
-import { spawnSync } from "node:child_process";
 import type { EngineHooks, ScriptAction } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -52,6 +51,8 @@ function run(options: {
     CRTOOLS_IMAGE_DIR: `/proc/${process.pid}/fd/${options.imagesDirFd}`,
   };
   if (options.initPid !== undefined) env["CRTOOLS_INIT_PID"] = String(options.initPid);
+  // Loaded when a script is run, and only then: it takes 2 ms.
+  const { spawnSync } = process.getBuiltinModule("node:child_process");
   const result = spawnSync(options.path, [], { env, stdio: ["ignore", "inherit", "inherit"] });
   if (result.error !== undefined) {
     log.error(`cannot start script ${options.path}: ${result.error.message}`);

@@ -7,8 +7,20 @@ import { RepriseError } from "../errors.ts";
 import { errnoName } from "./errno.ts";
 import { SYSCALLS, type SyscallName } from "./syscalls.x86_64.ts";
 
-// koffi is CommonJS with a native part: required at run time so that bundles leave it alone.
-const koffi = createRequire(import.meta.url)("koffi") as typeof Koffi;
+const koffi = loadKoffi();
+
+/**
+ * koffi is CommonJS with a native part: required at run time so that bundles leave it alone. Its JavaScript looks for the
+ * native part and wraps functions that are not used here, which takes 5 ms; so that part is asked for by its place first.
+ */
+function loadKoffi(): typeof Koffi {
+  const requireHere = createRequire(import.meta.url);
+  try {
+    return requireHere("@koromix/koffi-linux-x64/linux_x64/koffi.node") as typeof Koffi;
+  } catch {
+    return requireHere("koffi") as typeof Koffi; // another libc, or installed in another place
+  }
+}
 
 /** What a system call takes: a number, a raw 64-bit value, or the address of a buffer's bytes. */
 export type SyscallArgument = number | bigint | Uint8Array;
