@@ -12,7 +12,7 @@ import {
 } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { readPages } from "../objects/memory/pages.ts";
-import { restoreVdso, savedVdso } from "../objects/memory/vdso.ts";
+import { restoreVdso } from "../objects/memory/vdso.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
@@ -195,8 +195,7 @@ function addMemory(program: Program, task: TaskPlan, { files, imagesFd }: TaskSu
     );
     program.call("close", [file]);
   }
-  const vdso = savedVdso(task.mm.vmas);
-  if (vdso !== undefined) restoreVdso(program, vdso);
+  if (task.vdso !== undefined) restoreVdso(program, task.vdso);
   for (const vma of mapped) finishVma(program, vma);
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
 }

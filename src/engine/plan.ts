@@ -17,7 +17,7 @@ import type {
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
 import type { PageSource } from "../objects/memory/pages.ts";
-import { checkVdso, savedVdso, vdsoRun } from "../objects/memory/vdso.ts";
+import { planVdso, savedVdso, vdsoRun, type VdsoPlan } from "../objects/memory/vdso.ts";
 import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED } from "../objects/memory/vma.ts";
 import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
@@ -42,6 +42,8 @@ export interface TaskPlan {
   readonly fdinfo: readonly FdinfoEntry[];
   /** Pages by the file that holds them: this set's, or one of its parents'. */
   readonly pages: readonly PageFile[];
+  /** Undefined for a task that has none. */
+  readonly vdso: VdsoPlan | undefined;
 }
 
 /** A pages file, relative to the images directory, and what is read from it. */
@@ -110,7 +112,7 @@ function treeTask(task: LoadedTask): {
 
 function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
   const live = task.live as NonNullable<LoadedTask["live"]>;
-  return {
+  const plan = {
     pid: task.pid,
     core: task.core,
     threads: [...task.threads].map(([tid, core]) => ({ tid, core })),
@@ -125,6 +127,7 @@ function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
       live.pagemap.pagesId,
     ),
   };
+  return { ...plan, vdso: vdsoOf(set, plan) };
 }
 
 /** Follows PE_PARENT runs through the chain of sets. */
@@ -219,20 +222,25 @@ function checkTask(set: LoadedSet, task: TaskPlan): void {
       refuse(`it was in a ${name} namespace of its own, which cannot be restored yet`);
     }
   }
-  const vdso = savedVdso(task.mm.vmas);
-  if (vdso === undefined) return;
-  const live = set.tasks.get(task.pid)?.live;
-  const run = live === undefined ? undefined : vdsoRun(vdso, live.pagemap.runs);
-  const offset = run?.offset;
+}
+
+/** How a task gets its vdso: the code of the saved one is in its pages. */
+function vdsoOf(set: LoadedSet, task: Omit<TaskPlan, "vdso">): VdsoPlan | undefined {
+  const layout = savedVdso(task.mm.vmas);
+  const pagemap = set.tasks.get(task.pid)?.live?.pagemap;
+  if (layout === undefined || pagemap === undefined) return undefined;
+  const run = vdsoRun(layout, pagemap.runs);
+  const start = layout.address + layout.vvarSize;
   const code =
-    run === undefined || offset === undefined || live === undefined
+    run?.offset === undefined
       ? undefined
       : readAt(
-          set.reader.path("pages", live.pagemap.pagesId),
-          offset + vdso.address + vdso.vvarSize - run.vaddr,
-          vdso.vdsoSize,
+          set.reader.path("pages", pagemap.pagesId),
+          run.offset + start - run.vaddr,
+          layout.vdsoSize,
         );
-  checkVdso(task.pid, vdso, code);
+  const instructions = task.threads.map(({ core }) => core.thread_info?.gpregs.ip ?? 0n);
+  return planVdso(task.pid, { layout, code, vmas: task.mm.vmas, instructions });
 }
 
 /** A shared table of descriptors comes from clone: its tasks must make each other. */

@@ -27,6 +27,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "personality_oom" },
     { name: "shared_memory" },
     { name: "stack_grows" },
+    { name: "vdso_clock" },
   ],
   threads: [
     { name: "threads" },

@@ -9,6 +9,8 @@ import { readMaps } from "../../proc/maps.ts";
 import { ARCH_MAP_VDSO_64 } from "../../sys/abi/sched.ts";
 import { readMemory } from "../../sys/memory.ts";
 import type { Program } from "../../tracee/program.ts";
+import { planProxy, restoreProxy, type VdsoProxy } from "./vdso-proxy.ts";
+import { readVdsoSymbols } from "./vdso-symbols.ts";
 import { VMA_VDSO, VMA_VVAR } from "./vma.ts";
 
 /** Where the kernel's areas of a task lie. */
@@ -57,26 +59,56 @@ export function kernelVdsoCode(): Buffer {
   return code;
 }
 
+/** How a saved task gets its vdso. */
+export type VdsoPlan =
+  | { readonly kind: "kernel"; readonly layout: VdsoLayout }
+  | { readonly kind: "proxy"; readonly proxy: VdsoProxy };
+
+export interface SavedTaskVdso {
+  readonly layout: VdsoLayout;
+  /** The saved code; undefined when its pages are not in the images. */
+  readonly code: Buffer | undefined;
+  readonly vmas: readonly VmaEntry[];
+  /** Where the task's threads go on. */
+  readonly instructions: readonly bigint[];
+}
+
 /**
- * Checks that the saved vdso is this kernel's.
+ * The running kernel's vdso takes the saved one's place when its functions lie where they lay, and no thread stands in other
+ * code than it was in; else the saved code stays, with jumps.
  *
- * @throws RepriseError KERNEL_FEATURE
+ * @throws RepriseError KERNEL_FEATURE, BAD_IMAGE
  */
-export function checkVdso(pid: number, saved: VdsoLayout, savedCode: Buffer | undefined): void {
+export function planVdso(pid: number, saved: SavedTaskVdso): VdsoPlan {
+  const { layout, code } = saved;
   const kernel = kernelVdso();
-  const same =
-    kernel !== undefined &&
-    kernel.vvarSize === saved.vvarSize &&
-    kernel.vdsoSize === saved.vdsoSize;
-  if (same && (savedCode === undefined || sameCode(savedCode, kernelVdsoCode()))) return;
-  throw new RepriseError(
-    "KERNEL_FEATURE",
-    `cannot restore pid ${pid}: it was saved on a kernel with another vdso`,
-    {
+  if (kernel === undefined) {
+    throw new RepriseError("KERNEL_FEATURE", `cannot restore pid ${pid}: this kernel has no vdso`, {
       pid,
-      hint: "Restore it on the kernel version on which it was saved.",
-    },
-  );
+      hint: "The kernel was started with vdso=0; start it without.",
+    });
+  }
+  const own = kernelVdsoCode();
+  const sameSize = kernel.vvarSize === layout.vvarSize && kernel.vdsoSize === layout.vdsoSize;
+  const isSame = code === undefined || sameCode(code, own);
+  if (sameSize && (isSame || (sameFunctions(code, own) && !isInside(saved))))
+    return { kind: "kernel", layout };
+  const bytes = code ?? Buffer.alloc(0);
+  const from = { layout, code: bytes, vmas: saved.vmas };
+  return { kind: "proxy", proxy: planProxy(pid, from, { layout: kernel, code: own }) };
+}
+
+function isInside({ layout, instructions }: SavedTaskVdso): boolean {
+  const start = BigInt(layout.address + layout.vvarSize);
+  const end = start + BigInt(layout.vdsoSize);
+  return instructions.some((rip) => start <= rip && rip < end);
+}
+
+function sameFunctions(saved: Buffer, kernel: Buffer): boolean {
+  const ours = readVdsoSymbols(kernel);
+  const theirs = readVdsoSymbols(saved);
+  if (ours === undefined || theirs?.size !== ours.size) return false;
+  return [...theirs].every(([name, offset]) => ours.get(name) === offset);
 }
 
 /** CRIU and this engine may have used the unused end of the last page; only code and data count. */
@@ -91,8 +123,13 @@ function trailingZeros(bytes: Buffer): number {
   return count;
 }
 
-/** Adds the call that maps vvar and vdso where they were. */
-export function restoreVdso(program: Program, layout: VdsoLayout): void {
+/** Adds the calls that map vvar and vdso where they were. */
+export function restoreVdso(program: Program, plan: VdsoPlan): void {
+  if (plan.kind === "proxy") {
+    restoreProxy(program, plan.proxy);
+    return;
+  }
+  const { layout } = plan;
   program.call("arch_prctl", [ARCH_MAP_VDSO_64, layout.address], {
     label: "map the vdso",
     hint: "The kernel needs CONFIG_CHECKPOINT_RESTORE for ARCH_MAP_VDSO_64.",

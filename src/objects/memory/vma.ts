@@ -9,6 +9,7 @@ import { O_RDONLY, O_RDWR } from "../../sys/abi/fcntl.ts";
 import { PR_SET_VMA, PR_SET_VMA_ANON_NAME } from "../../sys/abi/sched.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
+import { findMark, type MarkedVdso } from "./vdso-proxy.ts";
 
 /** vma_entry.status: what kind of area it is. */
 export const VMA_REGULAR = 0x1;
@@ -49,8 +50,11 @@ export function collectVmas(
   fileIds: MappedFileIds,
 ): DumpedVma[] {
   const vmas: DumpedVma[] = [];
+  const marked = findMark(task.pid, areas);
   for (const area of areas) {
-    const entry = vmaEntry(task, area, fileIds);
+    // In the way of a task from another kernel: the vdso that its old one leads to is made anew by each restore.
+    if (marked !== undefined && /^\[v(?:dso|var|var_vclock)\]$/.test(area.path)) continue;
+    const entry = withOldVdso(vmaEntry(task, area, fileIds), marked);
     const before = vmas.at(-1);
     // [vvar] and [vvar_vclock] are one mapping to CRIU.
     if (
@@ -65,6 +69,13 @@ export function collectVmas(
     }
   }
   return vmas;
+}
+
+/** The saved vdso of a task that came from another kernel looks like any other memory. */
+function withOldVdso(entry: VmaEntry, marked: MarkedVdso | undefined): VmaEntry {
+  if (entry.start === marked?.oldVdso) return { ...entry, status: entry.status | VMA_VDSO };
+  if (entry.start === marked?.oldVvar) return { ...entry, status: entry.status | VMA_VVAR };
+  return entry;
 }
 
 /** Whether an area's own pages can be in the images (shared ones belong to their file). */
