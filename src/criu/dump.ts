@@ -2,6 +2,7 @@
 
 import { checkpoint, type CheckpointOptions } from "../engine/checkpoint.ts";
 import type { DumpStats } from "../engine/progress.ts";
+import type { NetworkLockMethod } from "../objects/network/lock.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
@@ -50,9 +51,17 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
     extUnixSk: externalUnixSockets(options),
+    ...networkLock(options),
     ...(limit === undefined ? {} : { ghostLimit: limit }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
   };
+}
+
+/** `none` is CRIU's other word for `skip`; its default is left to the engine, which finds out what the kernel has. */
+function networkLock({ values }: CriuOptions): Pick<CheckpointOptions, "networkLock"> {
+  const method = values["network-lock"];
+  if (method === undefined) return {};
+  return { networkLock: method === "none" ? "skip" : (method as NetworkLockMethod) };
 }
 
 function dumpStatsText(stats: DumpStats): string {

@@ -49,7 +49,6 @@ const WITHOUT_EFFECT: readonly OptionName[] = [
   "freeze-cgroup",
   "cgroup-props",
   "cgroup-props-file",
-  "network-lock",
   "ext-unix-sk",
   "cpu-cap",
   "manage-cgroups",

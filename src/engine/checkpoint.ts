@@ -4,6 +4,8 @@
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
+import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
+import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
@@ -38,6 +40,8 @@ export interface CheckpointOptions {
    * they are. @default false
    */
   readonly extUnixSk?: boolean | readonly number[];
+  /** How packets are kept away from connections. @default "nftables" where the kernel has them, else "iptables" */
+  readonly networkLock?: NetworkLockMethod;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
   /** cgroup directory to freeze the tree with while it is stopped. */
@@ -70,6 +74,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let tree: FrozenTree | undefined;
   let work: readonly Injection[] = [];
   let collected: CollectedTree | undefined;
+  let lock: NetworkLock | undefined;
   try {
     tree = freezeTree(options.pid, { timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS });
     const frozenAt = performance.now();
@@ -79,7 +84,14 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       `froze ${tree.tasks.length} tasks with ${threads} threads in ${since().toFixed(3)} ms`,
     );
 
+    lock = NetworkLock.forDump({
+      method: options.networkLock,
+      namespaces: openOwnNetNamespaces(tree.tasks),
+    });
+    if (lock.ofNamespaces) options.hooks?.script?.("network-lock", options.pid);
+    lock.lockNamespaces();
     collected = collectTree(tree, images, {
+      lock,
       shellJob: options.shellJob ?? false,
       linkRemap: options.linkRemap ?? false,
       fileLocks: options.fileLocks ?? false,
@@ -98,6 +110,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       images.abort();
       collected.files.abort();
       collected.files.close();
+      unlock(lock, options);
       releaseTree(tree, { leaveStopped: false });
       return { stats: memory.stats(tree, { frozenAt, begun }), plan: collected.describe() };
     }
@@ -106,19 +119,21 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     writeDumpStats(options.workDir ?? options.imagesDir, stats);
     if (leave !== "killed") {
       // The state is captured: let the tasks go on before the disk has caught up.
-      images.commit(inventoryEntry(collected));
+      images.commit(inventoryEntry(collected, lock));
       collected.files.end("alive");
+      unlock(lock, options);
       releaseTree(tree, { leaveStopped: leave === "stopped" });
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       options.onEvent?.({ kind: "resumed", ms: since() });
       syncDirectory(options.imagesDir);
     } else {
-      images.commit(inventoryEntry(collected));
+      images.commit(inventoryEntry(collected, lock));
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       syncDirectory(options.imagesDir);
       options.onEvent?.({ kind: "committed", ms: since() });
       // When this throws the tasks go on.
       options.hooks?.script?.("post-dump", options.pid);
+      lock.leave();
       killTree(tree);
       collected.files.end("dead");
       options.onEvent?.({ kind: "killed", ms: since() });
@@ -127,7 +142,13 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     if (leave !== "killed") options.hooks?.script?.("post-dump", options.pid);
     return { stats };
   } catch (error) {
-    undo({ images, collected, work, tree });
+    undo({
+      images,
+      collected,
+      work,
+      tree,
+      unlock: () => lock !== undefined && unlock(lock, options),
+    });
     throw asRepriseError(error, `dump pid ${options.pid}`);
   }
 }
@@ -145,12 +166,14 @@ interface Unfinished {
   readonly collected: CollectedTree | undefined;
   readonly work: readonly Injection[];
   readonly tree: FrozenTree | undefined;
+  readonly unlock: () => void;
 }
 
 /** Takes everything back; each step is tried even when one before it failed. */
-function undo({ images, collected, work, tree }: Unfinished): void {
+function undo({ images, collected, work, tree, unlock: unlockNetwork }: Unfinished): void {
   const steps: (() => void)[] = [
     () => cure(work),
+    unlockNetwork,
     () => tree !== undefined && releaseTree(tree, { leaveStopped: false }),
     () => collected?.files.abort(),
     () => collected?.files.close(),
@@ -165,6 +188,12 @@ function undo({ images, collected, work, tree }: Unfinished): void {
       );
     }
   }
+}
+
+function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
+  const announced = lock.ofNamespaces;
+  lock.unlock();
+  if (announced) hooks?.script?.("network-unlock", pid);
 }
 
 /** Ends all tasks, the root first so that nobody makes new ones for the dead. */

@@ -7,6 +7,7 @@ import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { SeccompTable } from "../objects/task/seccomp.ts";
 import { collectVmas, type DumpedVma } from "../objects/memory/vma.ts";
 import { foreignMount } from "../objects/namespaces/proc-mount.ts";
+import type { NetworkLock } from "../objects/network/lock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type { FileLockEntry, TaskKobjIdsEntry } from "../images/schema/messages.generated.ts";
@@ -53,6 +54,7 @@ export interface CollectedTree {
 export interface CollectOptions extends FilesDumpOptions {
   /** Whether tasks may hold file locks. */
   readonly fileLocks: boolean;
+  readonly lock: NetworkLock;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */

@@ -2,6 +2,7 @@
 
 import type { MessageInput } from "../images/codec.ts";
 import type { InventoryEntry } from "../images/schema/messages.generated.ts";
+import type { NetworkLock } from "../objects/network/lock.ts";
 import type { CollectedTree } from "./collect.ts";
 
 /** Image format 1.1. */
@@ -10,7 +11,10 @@ const IMG_VERSION = 2;
 export const OWN_CGROUP_SET = 1;
 
 /** The inventory of a full dump. */
-export function inventoryEntry(collected: CollectedTree): MessageInput<InventoryEntry> {
+export function inventoryEntry(
+  collected: CollectedTree,
+  lock: NetworkLock,
+): MessageInput<InventoryEntry> {
   return {
     img_version: IMG_VERSION,
     fdinfo_per_id: true,
@@ -20,5 +24,6 @@ export function inventoryEntry(collected: CollectedTree): MessageInput<Inventory
     lsmtype: 0,
     plugins_entry: { plugins: [] },
     ...collected.files.inventory,
+    ...lock.inventory,
   };
 }

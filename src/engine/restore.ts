@@ -8,6 +8,7 @@ import { log } from "../log.ts";
 import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
 import { ImageSetReader } from "../images/image-set.ts";
 import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
+import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { waitForFreePids } from "./free-pids.ts";
@@ -89,8 +90,13 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
 
   let growth: Growth | undefined;
   let files: OpenedFiles | undefined;
+  const lock = NetworkLock.forRestore(set.inventory, {
+    namespaces: [],
+    rootPid: plan.tree.root.pid,
+  });
   try {
     growth = startRoot(plan, counters);
+    lock.takeOver(savedConnections(set.files.values()));
     files = openFiles(plan, growth);
     growTree(plan, growth, files);
     const forking = since();
@@ -102,6 +108,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     options.hooks?.script?.("post-restore", root);
     options.hooks?.script?.("pre-resume", root);
     if (options.removeLinks === true) linkRemapPaths(set).forEach(removeLink);
+    lock.unlock();
     files.release();
     files.close();
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
@@ -120,6 +127,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     tearDown(growth);
     files?.giveUp();
     files?.close();
+    lock.giveUp();
     throw asRepriseError(error, "restore the tree");
   }
 }

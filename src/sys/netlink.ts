@@ -1,10 +1,11 @@
-// Netlink requests to the kernel that answer with a list ("dumps"). See netlink(7), include/uapi/linux/netlink.h.
+// Netlink sockets of the engine: requests that are acknowledged, requests that answer with a list ("dumps"), and batches.
+// A socket stays in the network namespace that its thread was in when it was made. See netlink(7), include/uapi/linux/netlink.h.
 
 import { RepriseError } from "../errors.ts";
 import * as nl from "./abi/netlink.ts";
-import { AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW } from "./abi/socket.ts";
-import { errnoName } from "./errno.ts";
-import { syscall, trySyscall } from "./ffi.ts";
+import { AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW } from "./abi/socket.ts";
+import { EAGAIN, errnoName } from "./errno.ts";
+import { syscall, syscallError, trySyscall } from "./ffi.ts";
 
 /** struct nlmsghdr. */
 const HEADER_SIZE = 16;
@@ -13,12 +14,120 @@ const PART_SIZE = 64 * 1024;
 /** A list that changes while it is read is read again, so often. */
 const ATTEMPTS = 5;
 
-export interface NetlinkRequest {
+export interface NetlinkMessage {
+  /** nlmsg_type. */
+  readonly type: number;
+  /** NLM_F_… besides REQUEST and ACK. */
+  readonly flags?: number;
+  readonly body: Buffer;
+}
+
+export interface NetlinkRequest extends NetlinkMessage {
   /** NETLINK_…: who is asked. */
   readonly protocol: number;
-  /** nlmsg_type of the request. */
-  readonly type: number;
-  readonly body: Buffer;
+}
+
+export class NetlinkSocket {
+  readonly #protocol: number;
+  readonly #fd: number;
+
+  /** A socket in the network namespace of the calling thread. @throws RepriseError SYSCALL */
+  constructor(protocol: number) {
+    this.#protocol = protocol;
+    this.#fd = syscall("socket", AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
+  }
+
+  /** Bodies of the answers to a request for a list. @throws RepriseError SYSCALL */
+  dump(request: NetlinkMessage): Buffer[] {
+    return this.dumpMessages(request).map(({ body }) => body);
+  }
+
+  /** Whole messages of a list. @throws RepriseError SYSCALL */
+  dumpMessages(request: NetlinkMessage): NetlinkMessage[] {
+    for (let attempt = 1; ; attempt++) {
+      this.#send(encodeMessage(request, nl.NLM_F_REQUEST | nl.NLM_F_DUMP));
+      const list = this.#receiveAll(request);
+      if (!list.interrupted || attempt === ATTEMPTS) return list.messages;
+    }
+  }
+
+  /** A request that must succeed; what the kernel answered besides its acknowledgement. @throws RepriseError SYSCALL */
+  request(request: NetlinkMessage): Buffer[] {
+    const answer = this.tryRequest(request);
+    if (typeof answer === "number") throw this.#refused(request, -answer);
+    return answer;
+  }
+
+  /** A request that may fail: the negative error number then. */
+  tryRequest(request: NetlinkMessage): Buffer[] | number {
+    this.#send(encodeMessage(request, nl.NLM_F_REQUEST | nl.NLM_F_ACK));
+    const bodies: Buffer[] = [];
+    for (;;) {
+      for (const { type, body } of this.#receive(0)) {
+        if (type !== nl.NLMSG_ERROR) bodies.push(body);
+        else return body.readInt32LE(0) === 0 ? bodies : body.readInt32LE(0);
+      }
+    }
+  }
+
+  /**
+   * Messages that the kernel carries out together (nf_tables).
+   * @returns the first negative error number, or 0.
+   */
+  tryBatch(messages: readonly NetlinkMessage[]): number {
+    const flags = nl.NLM_F_REQUEST | nl.NLM_F_ACK;
+    this.#send(Buffer.concat(messages.map((message) => encodeMessage(message, flags))));
+    // All answers are there when the call returns.
+    for (let first = 0; ;) {
+      const answers = this.#receive(MSG_DONTWAIT);
+      if (answers.length === 0) return first;
+      for (const { type, body } of answers) {
+        if (type === nl.NLMSG_ERROR && first === 0) first = body.readInt32LE(0);
+      }
+    }
+  }
+
+  close(): void {
+    trySyscall("close", this.#fd);
+  }
+
+  #send(bytes: Buffer): void {
+    syscall("sendto", this.#fd, bytes, bytes.length, 0, 0, 0);
+  }
+
+  #receiveAll(request: NetlinkMessage): {
+    readonly messages: NetlinkMessage[];
+    readonly interrupted: boolean;
+  } {
+    const messages: NetlinkMessage[] = [];
+    for (let interrupted = false; ;) {
+      for (const message of this.#receive(0)) {
+        interrupted ||= ((message.flags ?? 0) & nl.NLM_F_DUMP_INTR) !== 0;
+        if (message.type === nl.NLMSG_DONE) return { messages, interrupted };
+        if (message.type === nl.NLMSG_ERROR) {
+          throw this.#refused(request, -message.body.readInt32LE(0));
+        }
+        if (message.type !== nl.NLMSG_NOOP) messages.push(message);
+      }
+    }
+  }
+
+  /** One part; nothing when there is none yet and `flags` say not to wait. */
+  #receive(flags: number): NetlinkMessage[] {
+    const part = Buffer.alloc(PART_SIZE);
+    const length = trySyscall("recvfrom", this.#fd, part, part.length, flags, 0, 0);
+    if (length === -EAGAIN) return [];
+    if (length < 0) throw syscallError("recvfrom", -length, "read the kernel's answer by netlink");
+    return decodeMessages(part.subarray(0, length));
+  }
+
+  #refused({ type }: NetlinkMessage, errno: number): RepriseError {
+    return new RepriseError(
+      "SYSCALL",
+      `cannot ask the kernel by netlink (protocol ${this.#protocol}, request ${type}): ${errnoName(errno)}`,
+      { syscall: "sendto", errno: errnoName(errno) },
+    );
+  }
 }
 
 /**
@@ -26,16 +135,38 @@ export interface NetlinkRequest {
  * @throws RepriseError SYSCALL
  */
 export function netlinkDump(request: NetlinkRequest): Buffer[] {
-  const fd = syscall("socket", AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, request.protocol);
+  const socket = new NetlinkSocket(request.protocol);
   try {
-    for (let attempt = 1; ; attempt++) {
-      syscall("sendto", fd, encode(request), HEADER_SIZE + request.body.length, 0, 0, 0);
-      const list = receiveAll(fd, request);
-      if (!list.interrupted || attempt === ATTEMPTS) return list.bodies;
-    }
+    return socket.dump(request);
   } finally {
-    trySyscall("close", fd);
+    socket.close();
   }
+}
+
+/** Messages that lie one behind the other, as in an answer or in CRIU's images. */
+export function decodeMessages(bytes: Buffer): NetlinkMessage[] {
+  const messages: NetlinkMessage[] = [];
+  for (let at = 0; at + HEADER_SIZE <= bytes.length;) {
+    const size = bytes.readUInt32LE(at);
+    if (size < HEADER_SIZE || at + size > bytes.length) break;
+    messages.push({
+      type: bytes.readUInt16LE(at + 4),
+      flags: bytes.readUInt16LE(at + 6),
+      body: Buffer.from(bytes.subarray(at + HEADER_SIZE, at + size)),
+    });
+    at += align(size);
+  }
+  return messages;
+}
+
+/** A message with its header, padded so that another may follow. */
+export function encodeMessage({ type, flags = 0, body }: NetlinkMessage, more = 0): Buffer {
+  const bytes = Buffer.alloc(HEADER_SIZE + align(body.length));
+  bytes.writeUInt32LE(HEADER_SIZE + body.length, 0);
+  bytes.writeUInt16LE(type, 4);
+  bytes.writeUInt16LE(flags | more, 6);
+  body.copy(bytes, HEADER_SIZE);
+  return bytes;
 }
 
 /** Attributes behind the fixed part of an answer, by their type. */
@@ -50,42 +181,37 @@ export function attributes(body: Buffer, fixedSize: number): Map<number, Buffer>
   return found;
 }
 
-function encode({ type, body }: NetlinkRequest): Buffer {
-  const header = Buffer.alloc(HEADER_SIZE);
-  header.writeUInt32LE(HEADER_SIZE + body.length, 0);
-  header.writeUInt16LE(type, 4);
-  header.writeUInt16LE(nl.NLM_F_REQUEST | nl.NLM_F_DUMP, 6);
-  return Buffer.concat([header, body]);
+/** What an attribute holds: bytes, text with its zero, or further attributes. */
+export type AttributeValue = Uint8Array | string | readonly Buffer[];
+
+/** One attribute, padded. */
+export function attribute(type: number, value: AttributeValue): Buffer {
+  const nested = Array.isArray(value);
+  const payload = bytesOf(value);
+  const bytes = Buffer.alloc(4 + align(payload.length));
+  bytes.writeUInt16LE(4 + payload.length, 0);
+  bytes.writeUInt16LE(nested ? type | nl.NLA_F_NESTED : type, 2);
+  bytes.set(payload, 4);
+  return bytes;
 }
 
-function receiveAll(
-  fd: number,
-  request: NetlinkRequest,
-): { readonly bodies: Buffer[]; readonly interrupted: boolean } {
-  const bodies: Buffer[] = [];
-  let interrupted = false;
-  const part = Buffer.alloc(PART_SIZE);
-  for (;;) {
-    const length = syscall("recvfrom", fd, part, part.length, 0, 0, 0);
-    for (let at = 0; at + HEADER_SIZE <= length;) {
-      const size = part.readUInt32LE(at);
-      const type = part.readUInt16LE(at + 4);
-      const body = part.subarray(at + HEADER_SIZE, at + size);
-      interrupted ||= (part.readUInt16LE(at + 6) & nl.NLM_F_DUMP_INTR) !== 0;
-      if (type === nl.NLMSG_DONE) return { bodies, interrupted };
-      if (type === nl.NLMSG_ERROR) throw refused(request, -body.readInt32LE(0));
-      if (type !== nl.NLMSG_NOOP) bodies.push(Buffer.from(body));
-      at += align(size);
-    }
-  }
+/** A 32-bit word in this machine's order. */
+export function u32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value >>> 0);
+  return bytes;
 }
 
-function refused({ protocol, type }: NetlinkRequest, errno: number): RepriseError {
-  return new RepriseError(
-    "SYSCALL",
-    `cannot ask the kernel by netlink (protocol ${protocol}, request ${type}): ${errnoName(errno)}`,
-    { syscall: "sendto", errno: errnoName(errno) },
-  );
+/** A 32-bit word in network order, which netfilter uses. */
+export function be32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value >>> 0);
+  return bytes;
+}
+
+function bytesOf(value: AttributeValue): Uint8Array {
+  if (typeof value === "string") return Buffer.from(`${value}\0`);
+  return value instanceof Uint8Array ? value : Buffer.concat(value);
 }
 
 function align(length: number): number {

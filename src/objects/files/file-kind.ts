@@ -7,7 +7,7 @@ import type { FileEntry, InventoryEntry } from "../../images/schema/messages.gen
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
-import type { NetworkLockMethod } from "../sockets/network-lock.ts";
+import type { LockedConnection } from "../network/lock.ts";
 import type { FrozenTask } from "../task/task.ts";
 
 /** One open file description, seen through one descriptor of one task that holds it. */
@@ -49,6 +49,11 @@ export interface FilesDump {
    * copies of their files are the last ones.
    */
   atEnd(step: (tasks: "alive" | "dead") => void): void;
+  /**
+   * Keeps packets away from connections until the end of the dump or, when the tasks end, until the restore.
+   * @throws RepriseError SYSCALL
+   */
+  lockConnections(connections: readonly LockedConnection[]): void;
   /** Adds fields to inventory.img. */
   note(fields: InventoryNotes): void;
   /** The inner pid of a pid in the engine's namespace, when it belongs to the tree. */
@@ -56,9 +61,7 @@ export interface FilesDump {
 }
 
 /** What rooms may tell in inventory.img. */
-export type InventoryNotes = Partial<
-  Pick<InventoryEntry, "tcp_close" | "network_lock_method" | "dump_criu_run_id">
->;
+export type InventoryNotes = Partial<Pick<InventoryEntry, "tcp_close">>;
 
 /** What is done with TCP connections. */
 export interface TcpDumpOptions {
@@ -68,8 +71,6 @@ export interface TcpDumpOptions {
   readonly close: boolean;
   /** Let connections that no one has accepted yet go. */
   readonly skipInFlight: boolean;
-  /** How packets are kept away. @default nftables where nft is installed, else iptables */
-  readonly networkLock?: NetworkLockMethod;
 }
 
 export interface TcpRestoreOptions {

@@ -94,6 +94,10 @@ export class DumpFixture implements FilesDump, Disposable {
     // No room of this fixture keeps anything to the end.
   }
 
+  lockConnections(): void {
+    // No connection is saved here.
+  }
+
   note(): void {
     // There is no inventory.
   }

@@ -15,6 +15,7 @@ import { Program, type Argument } from "../../tracee/program.ts";
 import type { EngineCopies, FilesDumpOptions, FilesRestore } from "./file-kind.ts";
 import { openFileOf } from "./live-file.fixture.ts";
 import { checkFiles, kindOfType } from "./registry.ts";
+import { NetworkLock } from "../network/lock.ts";
 import { FileTable } from "./table.ts";
 
 /** Open files of an image set, to be made in this process. */
@@ -119,6 +120,7 @@ function save(dir: string, fds: readonly number[], options: Partial<FilesDumpOpt
     ghostLimit: 1024 * 1024,
     shellJob: false,
     ...options,
+    lock: NetworkLock.forDump({ method: "skip", namespaces: [] }),
     innerPid: (pid) => (pid === process.pid ? pid : undefined),
   });
   try {

@@ -13,6 +13,7 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { kcmp } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
+import type { LockedConnection, NetworkLock } from "../network/lock.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
 import { kindOf } from "./registry.ts";
 
@@ -23,6 +24,8 @@ interface Known {
 }
 
 export interface FileTableOptions extends FilesDumpOptions {
+  /** Where connections are locked. */
+  readonly lock: NetworkLock;
   innerPid(pid: number): number | undefined;
 }
 
@@ -129,6 +132,10 @@ export class FileTable implements FilesDump {
 
   atEnd(step: (tasks: "alive" | "dead") => void): void {
     this.#ends.push(step);
+  }
+
+  lockConnections(connections: readonly LockedConnection[]): void {
+    this.options.lock.lockConnections(connections);
   }
 
   note(fields: InventoryNotes): void {

@@ -34,3 +34,9 @@ export const INET_DIAG_REQ_SIZE = 56;
 export const INET_DIAG_MSG_SIZE = 72;
 export const INET_DIAG_SHUTDOWN = 8;
 export const INET_DIAG_SKV6ONLY = 11;
+
+export const NETLINK_NETFILTER = 12;
+export const NLM_F_EXCL = 0x200;
+export const NLM_F_CREATE = 0x400;
+export const NLM_F_APPEND = 0x800;
+export const NLA_F_NESTED = 0x8000;

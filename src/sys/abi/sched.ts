@@ -13,6 +13,7 @@ export const CLONE_SYSVSEM = 0x40000;
 export const CLONE_NEWPID = 0x20000000;
 export const CLONE_NEWIPC = 0x08000000;
 export const CLONE_NEWUTS = 0x04000000;
+export const CLONE_NEWNET = 0x40000000;
 export const CLONE_INTO_CGROUP = 0x200000000;
 /** struct clone_args up to and including cgroup (CLONE_ARGS_SIZE_VER2, Linux 5.7). */
 export const CLONE_ARGS_SIZE = 88;
