@@ -45,6 +45,7 @@ export async function dump(options: CriuOptions, directories: Directories): Prom
 export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pid" | "imagesDir"> {
   const limit = ghostLimit(options);
   const timeout = numberValue(options, "timeout", 0);
+  const parentDir = options.values["prev-images-dir"];
   return {
     leave: options.leave,
     shellJob: options.flags.has("shell-job"),
@@ -52,6 +53,8 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     linkRemap: options.flags.has("link-remap"),
     extUnixSk: externalUnixSockets(options),
     ...networkLock(options),
+    ...(options.flags.has("track-mem") ? { trackMemory: true } : {}),
+    ...(parentDir === undefined ? {} : { parentDir }),
     ...(limit === undefined ? {} : { ghostLimit: limit }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
   };
@@ -64,7 +67,8 @@ function networkLock({ values }: CriuOptions): Pick<CheckpointOptions, "networkL
   return { networkLock: method === "none" ? "skip" : (method as NetworkLockMethod) };
 }
 
-function dumpStatsText(stats: DumpStats): string {
+/** CRIU's text of the statistics. */
+export function dumpStatsText(stats: DumpStats): string {
   return [
     "Displaying dump stats:",
     `Freezing time: ${stats.freezing_time} us`,

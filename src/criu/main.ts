@@ -13,15 +13,7 @@ const FAILURE = 1;
 /** What a return of -1 from a C program's main is. */
 const MINUS_ONE = 255;
 
-const KNOWN_ACTIONS = [
-  "pre-dump",
-  "lazy-pages",
-  "page-server",
-  "service",
-  "swrk",
-  "dedup",
-  "cpuinfo",
-] as const;
+const KNOWN_ACTIONS = ["lazy-pages", "page-server", "service", "swrk", "dedup", "cpuinfo"] as const;
 
 void main(process.argv.slice(2));
 
@@ -51,6 +43,7 @@ async function run(args: readonly string[]): Promise<number> {
     case "":
       return usage({ full: false });
     case "dump":
+    case "pre-dump":
     case "restore":
       return runWithImages(action, options);
     case "check": {
@@ -71,7 +64,13 @@ async function run(args: readonly string[]): Promise<number> {
   }
 }
 
-async function runWithImages(action: "dump" | "restore", options: CriuOptions): Promise<number> {
+const FAILED = {
+  dump: "Dumping FAILED.",
+  "pre-dump": "Pre-dumping FAILED.",
+  restore: "Restoring FAILED.",
+} as const;
+
+async function runWithImages(action: keyof typeof FAILED, options: CriuOptions): Promise<number> {
   const { enterDirectories } = await import("./paths.ts");
   const directories = enterDirectories(options);
   openLog({ verbosity: options.verbosity, file: options.values["log-file"] });
@@ -83,12 +82,16 @@ async function runWithImages(action: "dump" | "restore", options: CriuOptions): 
       const { dump } = await import("./dump.ts");
       return await dump(options, directories);
     }
+    if (action === "pre-dump") {
+      const { preDumpAction } = await import("./pre-dump.ts");
+      return await preDumpAction(options, directories);
+    }
     const { restoreAction } = await import("./restore.ts");
     return await restoreAction(options, directories);
   } catch (error) {
     logError(asRepriseError(error));
     const { log } = await import("../log.ts");
-    log.error(action === "dump" ? "Dumping FAILED." : "Restoring FAILED.");
+    log.error(FAILED[action]);
     return FAILURE;
   }
 }

@@ -12,6 +12,7 @@ import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
+import { linkParent, ParentSet } from "./incremental.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
 import { syncDirectory } from "./sync.ts";
@@ -42,6 +43,10 @@ export interface CheckpointOptions {
   readonly extUnixSk?: boolean | readonly number[];
   /** How packets are kept away from connections. @default "nftables" where the kernel has them, else "iptables" */
   readonly networkLock?: NetworkLockMethod;
+  /** The set before, relative to `imagesDir`, of a pre-dump or a dump: pages that it has are not written again. */
+  readonly parentDir?: string;
+  /** This set may become the parent of a later one. @default with `parentDir` */
+  readonly trackMemory?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
   /** cgroup directory to freeze the tree with while it is stopped. */
@@ -103,7 +108,9 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     options.onEvent?.({ kind: "collected", ms: since() });
     cure(work);
     work = [];
-    const memory = writeTree(tree, collected, inside, images);
+    const parent =
+      options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
+    const memory = writeTree(tree, collected, inside, images, parent);
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
 
     if (options.dryRun === true) {
@@ -115,11 +122,13 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       return { stats: memory.stats(tree, { frozenAt, begun }), plan: collected.describe() };
     }
     const leave = options.leave ?? "killed";
+    const tracked = options.trackMemory ?? options.parentDir !== undefined;
+    const inventory = inventoryEntry(collected, { lock, uptime: tracked });
     const stats = memory.stats(tree, { frozenAt, begun });
     writeDumpStats(options.workDir ?? options.imagesDir, stats);
     if (leave !== "killed") {
       // The state is captured: let the tasks go on before the disk has caught up.
-      images.commit(inventoryEntry(collected, lock));
+      images.commit(inventory);
       collected.files.end("alive");
       unlock(lock, options);
       releaseTree(tree, { leaveStopped: leave === "stopped" });
@@ -127,7 +136,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.onEvent?.({ kind: "resumed", ms: since() });
       syncDirectory(options.imagesDir);
     } else {
-      images.commit(inventoryEntry(collected, lock));
+      images.commit(inventory);
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       syncDirectory(options.imagesDir);
       options.onEvent?.({ kind: "committed", ms: since() });
@@ -153,9 +162,11 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   }
 }
 
-function makeDirectory({ imagesDir, pid }: CheckpointOptions): ImageSetWriter {
+function makeDirectory({ imagesDir, parentDir, pid }: CheckpointOptions): ImageSetWriter {
   try {
-    return new ImageSetWriter(imagesDir, { sync: "none" });
+    const images = new ImageSetWriter(imagesDir, { sync: "none" });
+    if (parentDir !== undefined) linkParent(imagesDir, parentDir);
+    return images;
   } catch (error) {
     throw asRepriseError(error, `dump pid ${pid}`);
   }

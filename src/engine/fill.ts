@@ -184,14 +184,14 @@ const THREAD_FLAGS =
 function addMemory(program: Program, task: TaskPlan, { files, imagesFd }: TaskSurroundings): void {
   const mapped = task.mm.vmas.filter(isMapped);
   for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
-  for (const { name, sources } of task.pages) {
+  for (const { name, places } of task.pages) {
     const file = program.call("openat", [imagesFd, program.string(name), O_RDONLY | O_CLOEXEC, 0], {
       label: `open ${name}`,
     });
     readPages(
       program,
       file,
-      sources.filter(({ address }) => !isKernelCode(task, address)),
+      places.filter(({ address }) => !isKernelCode(task, address)),
     );
     program.call("close", [file]);
   }

@@ -4,16 +4,17 @@ import type { MessageInput } from "../images/codec.ts";
 import type { InventoryEntry } from "../images/schema/messages.generated.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
 import type { CollectedTree } from "./collect.ts";
+import { uptimeMicroseconds } from "./incremental.ts";
 
 /** Image format 1.1. */
 const IMG_VERSION = 2;
 /** Number of the cgroup set of the engine itself: tasks with it are not moved at restore. */
 export const OWN_CGROUP_SET = 1;
 
-/** The inventory of a full dump. */
+/** The inventory of a full dump; with the time of the dump if it may be the parent of another. */
 export function inventoryEntry(
   collected: CollectedTree,
-  lock: NetworkLock,
+  { lock, uptime }: { readonly lock: NetworkLock; readonly uptime: boolean },
 ): MessageInput<InventoryEntry> {
   return {
     img_version: IMG_VERSION,
@@ -23,6 +24,7 @@ export function inventoryEntry(
     root_cg_set: OWN_CGROUP_SET,
     lsmtype: 0,
     plugins_entry: { plugins: [] },
+    ...(uptime ? { dump_uptime: uptimeMicroseconds() } : {}),
     ...collected.files.inventory,
     ...lock.inventory,
   };

@@ -3,8 +3,7 @@
 
 import { RepriseError } from "../errors.ts";
 import type { LoadedSet, LoadedTask } from "../images/check-set.ts";
-import { PE_PARENT, PE_PRESENT, type PageRun, type StoredPageRun } from "../images/pagemap.ts";
-import type { ImageSetReader } from "../images/image-set.ts";
+import { placePages, type PlacedPages } from "../images/page-places.ts";
 import type {
   CoreEntry,
   FdinfoEntry,
@@ -16,7 +15,6 @@ import type {
 } from "../images/schema/messages.generated.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
-import type { PageSource } from "../objects/memory/pages.ts";
 import { planVdso, savedVdso, vdsoRun, type VdsoPlan } from "../objects/memory/vdso.ts";
 import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED } from "../objects/memory/vma.ts";
 import { readStatus } from "../proc/status.ts";
@@ -41,15 +39,9 @@ export interface TaskPlan {
   readonly fs: FsEntry;
   readonly fdinfo: readonly FdinfoEntry[];
   /** Pages by the file that holds them: this set's, or one of its parents'. */
-  readonly pages: readonly PageFile[];
+  readonly pages: readonly PlacedPages[];
   /** Undefined for a task that has none. */
   readonly vdso: VdsoPlan | undefined;
-}
-
-/** A pages file, relative to the images directory, and what is read from it. */
-export interface PageFile {
-  readonly name: string;
-  readonly sources: readonly PageSource[];
 }
 
 export interface RestorePlan {
@@ -120,82 +112,9 @@ function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
     mm: live.mm,
     fs: live.fs,
     fdinfo: live.fdinfo,
-    pages: pageFiles(
-      set.reader,
-      { kind: "pagemap", id: task.pid },
-      live.pagemap.runs,
-      live.pagemap.pagesId,
-    ),
+    pages: placePages(set.reader, { kind: "pagemap", id: task.pid, pagemap: live.pagemap }),
   };
   return { ...plan, vdso: vdsoOf(set, plan) };
-}
-
-/** Follows PE_PARENT runs through the chain of sets. */
-export function pageFiles(
-  reader: ImageSetReader,
-  image: { readonly kind: "pagemap" | "pagemap-shmem"; readonly id: number },
-  runs: readonly StoredPageRun[],
-  pagesId: number,
-  prefix = "",
-): PageFile[] {
-  const own: PageSource[] = [];
-  const inherited: PageRun[] = [];
-  for (const run of runs) {
-    if ((run.flags & PE_PRESENT) !== 0 && run.offset !== undefined) {
-      own.push({ address: run.vaddr, length: run.pages * PAGE_SIZE, offset: run.offset });
-    } else if ((run.flags & PE_PARENT) !== 0) inherited.push(run);
-    else if (run.flags !== 0) {
-      throw new RepriseError(
-        "BAD_IMAGE",
-        `cannot restore memory ${run.vaddr.toString(16)}: its pages were left to a lazy-pages server`,
-        {
-          hint: "The dump was made with --lazy-pages; restore it while its server runs (not supported yet).",
-        },
-      );
-    }
-  }
-  const files: PageFile[] =
-    own.length === 0 ? [] : [{ name: `${prefix}pages-${pagesId}.img`, sources: own }];
-  if (inherited.length === 0) return files;
-  const parent = reader.parent();
-  if (parent === undefined)
-    throw new RepriseError(
-      "IMAGE_MISSING",
-      "cannot restore memory: the parent set of an incremental dump is missing",
-    );
-  const map = parent.readPagemap(image.kind, image.id);
-  if (map === undefined)
-    throw new RepriseError(
-      "IMAGE_MISSING",
-      `cannot restore memory: the parent set lacks ${image.kind}-${image.id}.img`,
-    );
-  return [
-    ...files,
-    ...pageFiles(parent, image, cutOut(map.runs, inherited), map.pagesId, `${prefix}parent/`),
-  ];
-}
-
-/** The parts of `runs` that `wanted` asks for. */
-function cutOut(runs: readonly StoredPageRun[], wanted: readonly PageRun[]): StoredPageRun[] {
-  return wanted.flatMap((want) => {
-    const end = want.vaddr + want.pages * PAGE_SIZE;
-    const parts = runs.filter(
-      (run) => run.vaddr < end && run.vaddr + run.pages * PAGE_SIZE > want.vaddr,
-    );
-    const cut = parts.map((run) => {
-      const from = Math.max(run.vaddr, want.vaddr);
-      const to = Math.min(run.vaddr + run.pages * PAGE_SIZE, end);
-      const offset = run.offset === undefined ? undefined : run.offset + from - run.vaddr;
-      return { vaddr: from, pages: (to - from) / PAGE_SIZE, flags: run.flags, offset };
-    });
-    if (cut.reduce((sum, run) => sum + run.pages, 0) !== want.pages) {
-      throw new RepriseError(
-        "BAD_IMAGE",
-        `cannot restore memory ${want.vaddr.toString(16)}: the parent set does not have all of its pages`,
-      );
-    }
-    return cut;
-  });
 }
 
 /** What this version cannot bring back, and a vdso of another kernel. */
@@ -293,7 +212,7 @@ export function mapsFile(vma: VmaEntry): boolean {
 function countPages(task: TaskPlan): number {
   return (
     task.pages.reduce(
-      (sum, file) => sum + file.sources.reduce((bytes, { length }) => bytes + length, 0),
+      (sum, file) => sum + file.places.reduce((bytes, { length }) => bytes + length, 0),
       0,
     ) / PAGE_SIZE
   );
@@ -316,7 +235,7 @@ function chooseWorkArea(tasks: readonly TaskPlan[]): WorkArea {
         task.mm.vmas.length +
           task.fdinfo.length +
           4 * task.threads.length +
-          task.pages.reduce((sum, { sources }) => sum + sources.length, 0),
+          task.pages.reduce((sum, { places }) => sum + places.length, 0),
       ),
     0,
   );

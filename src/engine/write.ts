@@ -5,16 +5,19 @@ import { join } from "node:path";
 import { nextPagesId } from "../objects/files/pages-id.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import { writePages, scanPages, type PageScan } from "../objects/memory/pages.ts";
+import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { guardEntry } from "../objects/memory/vma.ts";
 import { mmEntry } from "../objects/memory/mm.ts";
 import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName } from "../images/names.ts";
+import { PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
 import type { SeccompTable } from "../objects/task/seccomp.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { syscall } from "../sys/ffi.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
+import type { ParentSet } from "./incremental.ts";
 import type { InsideView } from "./look-inside.ts";
 import type { DumpStats } from "./progress.ts";
 import { OWN_CGROUP_SET } from "./inventory.ts";
@@ -31,9 +34,10 @@ export function writeTree(
   collected: CollectedTree,
   inside: InsideView,
   images: ImageSetWriter,
+  parent: ParentSet,
 ): WrittenTree {
   const begun = performance.now();
-  const scans = collected.live.map((task) => writeMemory(task, images));
+  const scans = collected.live.map((task) => writeMemory(task, images, parent));
   const written = performance.now();
   for (const task of collected.live) {
     writeTask(task, { scans, inside, seccomp: collected.seccomp }, images);
@@ -46,7 +50,9 @@ export function writeTree(
   if (collected.fileLocks.length > 0) images.write("filelocks", 0, collected.fileLocks);
   images.write("seccomp", 0, [collected.seccomp.entry()]);
   writeClocks(images);
-  const pagesWritten = scans.reduce((sum, { scan }) => sum + scan.pages, 0);
+  const countRuns = (bit: number): number =>
+    scans.reduce((sum, { runs }) => sum + countPages(runs, bit), 0);
+  const pagesWritten = countRuns(PE_PRESENT);
   const shared = pagesOnDisk(images.dir) - pagesWritten;
   return {
     pagesWritten,
@@ -56,7 +62,7 @@ export function writeTree(
       memdump_time: micro(written - begun),
       memwrite_time: micro(written - begun),
       pages_scanned: scans.reduce((sum, { scan }) => sum + scan.scanned, 0),
-      pages_skipped_parent: 0,
+      pages_skipped_parent: countRuns(PE_PARENT),
       pages_written: pagesWritten,
       pages_lazy: 0,
       shpages_scanned: shared,
@@ -84,22 +90,41 @@ function micro(ms: number): number {
 interface TaskScan {
   readonly task: CollectedTask;
   readonly scan: PageScan;
+  /** What the pagemap says. */
+  readonly runs: readonly PageRun[];
 }
 
-function writeMemory(task: CollectedTask, images: ImageSetWriter): TaskScan {
+function countPages(runs: readonly PageRun[], bit: number): number {
+  return runs.reduce((sum, { flags, pages }) => sum + ((flags & bit) === 0 ? 0 : pages), 0);
+}
+
+function writeMemory(task: CollectedTask, images: ImageSetWriter, parent: ParentSet): TaskScan {
   const pagesId = nextPagesId(images);
   const scan = scanPages(task.task, task.vmas);
+  const runs = markRuns(task, scan, parent);
   const raw = images.openRaw("pages", pagesId);
   try {
-    writePages(task.task, scan.runs, {
-      path: images.path(imageName("pages", pagesId)),
-      fd: raw.fd,
-    });
+    writePages(
+      task.task,
+      runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0),
+      { path: images.path(imageName("pages", pagesId)), fd: raw.fd },
+    );
   } finally {
     raw.close();
   }
-  images.writePagemap("pagemap", task.task.innerPid, { pagesId, runs: scan.runs });
-  return { task, scan };
+  images.writePagemap("pagemap", task.task.innerPid, { pagesId, runs });
+  return { task, scan, runs };
+}
+
+/** Leaves to the parent set what it has. */
+function markRuns(
+  { task: { pid, innerPid }, vmas }: CollectedTask,
+  { runs }: PageScan,
+  parent: ParentSet,
+): readonly PageRun[] {
+  if (!parent.exists) return runs;
+  using memory = new TaskMemory(pid);
+  return parent.mark(runs, { innerPid, vmas, memory });
 }
 
 interface TaskParts {

@@ -2,15 +2,7 @@
 // leaves a trace: calls are made so that they fail after the point that tells, or on objects that are closed
 // at once. Numbers: include/uapi/linux/{prctl,userfaultfd,fs,sockios,seccomp,kcmp,fcntl}.h.
 
-import {
-  accessSync,
-  closeSync,
-  constants,
-  existsSync,
-  openSync,
-  readFileSync,
-  readSync,
-} from "node:fs";
+import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join } from "node:path";
 import {
@@ -67,7 +59,8 @@ export const PROBES = {
   kcmp_epoll: probeKcmpEpoll,
   link_nsid: () => since("4.0"),
   loginuid: () => writable("/proc/self/loginuid"),
-  mem_dirty_track: probeSoftDirty,
+  // Incremental dumps compare pages with those of the set before: no bit of the kernel is needed.
+  mem_dirty_track: () => undefined,
   memfd_hugetlb: () =>
     withFd(() => trySyscall("memfd_create", Buffer.from("probe\0"), MFD_CLOEXEC | MFD_HUGETLB)),
   mnt_id: () => lineIn("/proc/self/fdinfo/2", /^mnt_id:/m),
@@ -141,8 +134,6 @@ const UFFDIO_API = 0xc018_aa3f;
 const UFFD_API = 0xaa;
 /** Events of fork, remap, remove and unmap. */
 const UFFD_EVENTS = (1 << 1) | (1 << 2) | (1 << 3) | (1 << 6);
-const PAGEMAP_SOFT_DIRTY_BYTE = 6;
-const PAGEMAP_SOFT_DIRTY_BIT = 0x80;
 const LOCK_EX = 2;
 const EPOLL_CTL_ADD = 1;
 
@@ -178,21 +169,6 @@ function probeKcmpEpoll(): string | undefined {
           return fails(trySyscall("kcmp", pid, pid, KCMP_EPOLL_TFD, event, slot));
         },
       ),
-  );
-}
-
-/** Bit 55 of a pagemap entry is set for a page just written, if the kernel keeps that bit at all. */
-function probeSoftDirty(): string | undefined {
-  const page = Buffer.alloc(2 * PAGE_SIZE, 1);
-  const entry = Buffer.alloc(8);
-  return withFd(
-    () => openSync("/proc/self/pagemap", "r"),
-    (fd) => {
-      const index = Math.floor((addressOf(page) + PAGE_SIZE) / PAGE_SIZE);
-      readSync(fd, entry, 0, entry.length, index * entry.length);
-      const dirty = ((entry[PAGEMAP_SOFT_DIRTY_BYTE] ?? 0) & PAGEMAP_SOFT_DIRTY_BIT) !== 0;
-      return dirty ? undefined : "the kernel was built without CONFIG_MEM_SOFT_DIRTY";
-    },
   );
 }
 

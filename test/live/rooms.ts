@@ -17,6 +17,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   memory: [
     { name: "anon_memory" },
     { name: "big_heap" },
+    { name: "changing_pages" },
     { name: "cmdline_env_auxv" },
     { name: "cow_fork" },
     { name: "file_maps", alone: "a shared mapping of a file" },

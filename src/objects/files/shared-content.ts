@@ -2,10 +2,9 @@
 // have data, and pages-M with their bytes; format.md section 9. Pages are numbered from the start of the object.
 
 import { readSync } from "node:fs";
-import { RepriseError } from "../../errors.ts";
 import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
-import { imageName } from "../../images/names.ts";
-import { PE_PARENT, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
+import { placePages, type PagePlace } from "../../images/page-places.ts";
+import { PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
 import { O_RDONLY, SEEK_SET } from "../../sys/abi/fcntl.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
@@ -57,7 +56,7 @@ export function writeSharedMemory(
 
 /**
  * Adds the calls that give a shared memory object its size and content; `fd` can write, its position moves.
- * @throws RepriseError BAD_IMAGE, IMAGE_MISSING, UNSUPPORTED
+ * @throws RepriseError BAD_IMAGE, IMAGE_MISSING
  */
 export function fillSharedMemory(
   program: Program,
@@ -69,37 +68,38 @@ export function fillSharedMemory(
   if (size === 0) return;
   const map = loadSharedPagemap(restore.set.reader, shmid);
   if (map === undefined) throw restore.set.reader.missing("pagemap-shmem", shmid);
-  const name = imageName("pages", map.pagesId);
-  const from = program.call("openat", [restore.imagesFd, program.string(name), O_RDONLY, 0], {
-    label: `open ${name}`,
-  });
-  for (const run of map.runs) {
-    if ((run.flags & PE_PARENT) !== 0) throw inParent(shmid);
-    if (run.offset === undefined) continue;
-    program.call("lseek", [from, run.offset, SEEK_SET], { label });
-    program.call("lseek", [fd, run.vaddr, SEEK_SET], { label });
-    // The last page may reach beyond the end.
-    const length = Math.min(run.pages * PAGE_SIZE, size - run.vaddr);
-    for (let rest = length; rest > 0; rest -= MAX_COPY) {
-      const count = Math.min(rest, MAX_COPY);
-      program.call("sendfile", [fd, from, 0, count], { label, expect: count });
-    }
+  const source = { kind: "pagemap-shmem", id: shmid, pagemap: map } as const;
+  for (const { name, places } of placePages(restore.set.reader, source)) {
+    const from = program.call("openat", [restore.imagesFd, program.string(name), O_RDONLY, 0], {
+      label: `open ${name}`,
+    });
+    for (const place of places) copyPlace(program, place, { from, fd, size, label });
+    program.call("close", [from], { label });
   }
-  program.call("close", [from], { label });
+}
+
+interface CopyTarget {
+  readonly from: Argument;
+  readonly fd: Argument;
+  readonly size: number;
+  readonly label: string;
+}
+
+function copyPlace(program: Program, place: PagePlace, { from, fd, size, label }: CopyTarget) {
+  program.call("lseek", [from, place.offset, SEEK_SET], { label });
+  program.call("lseek", [fd, place.address, SEEK_SET], { label });
+  // The last page may reach beyond the end.
+  const length = Math.min(place.length, size - place.address);
+  for (let rest = length; rest > 0; rest -= MAX_COPY) {
+    const count = Math.min(rest, MAX_COPY);
+    program.call("sendfile", [fd, from, 0, count], { label, expect: count });
+  }
 }
 
 const COPY_BYTES = 1024 * 1024;
 const ZERO_PAGE = Buffer.alloc(PAGE_SIZE);
 /** sendfile moves at most 2 GiB less a page in one call. */
 const MAX_COPY = 1 << 30;
-
-function inParent(shmid: number): RepriseError {
-  return new RepriseError(
-    "UNSUPPORTED",
-    `cannot restore shared memory ${shmid}: part of it is in the parent set`,
-    { hint: "Dump without CRIU_TRACK_SHMEM in the environment." },
-  );
-}
 
 /** Whole pages from `at` on; what lies beyond the end of the object is zero. */
 function readPages(fd: number, at: number, length: number): Buffer {

@@ -1,0 +1,37 @@
+// `criu pre-dump`: the memory of a tree that goes on running, as the parent of a later dump.
+
+import { preDump } from "../engine/pre-dump.ts";
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { dumpStatsText } from "./dump.ts";
+import { numberValue, type CriuOptions } from "./options.ts";
+import type { Directories } from "./paths.ts";
+import { scriptRunner } from "./scripts.ts";
+
+const SECOND = 1000;
+
+/** Runs the action. Returns the exit code. */
+export async function preDumpAction(
+  options: CriuOptions,
+  directories: Directories,
+): Promise<number> {
+  const pid = numberValue(options, "tree", 1);
+  if (pid === undefined) {
+    throw new RepriseError("BAD_ARGUMENT", "pid not specified", {
+      hint: "Give the root of the tree: -t PID.",
+    });
+  }
+  const timeout = numberValue(options, "timeout", 0);
+  const parentDir = options.values["prev-images-dir"];
+  const { stats } = await preDump({
+    pid,
+    imagesDir: directories.imagesDir,
+    workDir: directories.workDir,
+    hooks: scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd),
+    ...(parentDir === undefined ? {} : { parentDir }),
+    ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
+  });
+  if (options.flags.has("display-stats")) process.stdout.write(dumpStatsText(stats));
+  log.info("Pre-dumping finished successfully");
+  return 0;
+}
