@@ -5,6 +5,7 @@ import type { DumpStats } from "../engine/progress.ts";
 import type { NetworkLockMethod } from "../objects/network/lock.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { cgroupDumpOptions } from "./cgroups.ts";
 import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
 import type { Directories } from "./paths.ts";
 import { scriptRunner } from "./scripts.ts";
@@ -46,12 +47,15 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
   const limit = ghostLimit(options);
   const timeout = numberValue(options, "timeout", 0);
   const parentDir = options.values["prev-images-dir"];
+  const freezeCgroup = options.values["freeze-cgroup"];
   return {
     leave: options.leave,
     shellJob: options.flags.has("shell-job"),
     fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
     extUnixSk: externalUnixSockets(options),
+    cgroups: cgroupDumpOptions(options),
+    ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
     ...networkLock(options),
     ...(options.flags.has("track-mem") ? { trackMemory: true } : {}),
     ...(parentDir === undefined ? {} : { parentDir }),

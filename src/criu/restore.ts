@@ -6,7 +6,9 @@ import type { EngineHooks, RestoreStats } from "../engine/progress.ts";
 import { restore, type RestoreOptions } from "../engine/restore.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { findPlacement } from "../objects/cgroups/placement.ts";
 import { errnoOf } from "../proc/procfs.ts";
+import { cgroupRestoreOptions } from "./cgroups.ts";
 import { externalUnixSockets, type CriuOptions } from "./options.ts";
 import type { Directories } from "./paths.ts";
 import { scriptRunner } from "./scripts.ts";
@@ -23,10 +25,13 @@ export async function restoreAction(
     log.warn("--network-lock will be ignored in restore command");
   }
   const pidfile = pidfileWriter(options.values.pidfile);
+  const placement = findPlacement(process.ppid);
+  placement?.leave();
   const result = await restore({
     ...engineOptions(options),
     imagesDir: directories.imagesDir,
     workDir: directories.workDir,
+    placement,
     hooks: restoreHooks(options, directories, pidfile),
   });
   pidfile.write(result.pid);
@@ -46,6 +51,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
   return {
     shellJob: flags.has("shell-job"),
     extUnixSk: externalUnixSockets(options) !== false,
+    cgroups: cgroupRestoreOptions(options),
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,

@@ -18,8 +18,6 @@ const REFUSED: readonly OptionName[] = [
   "root",
   "ps-socket",
   "empty-ns",
-  "cgroup-root",
-  "cgroup-yard",
   "lsm-profile",
   "lsm-mount-context",
   "join-ns",
@@ -44,15 +42,10 @@ const WITHOUT_EFFECT: readonly OptionName[] = [
   "enable-external-sharing",
   "enable-external-masters",
   "libdir",
-  "freeze-cgroup",
-  "cgroup-props",
-  "cgroup-props-file",
   "ext-unix-sk",
   "cpu-cap",
-  "manage-cgroups",
   "enable-fs",
   "irmap-scan-path",
-  "cgroup-dump-controller",
 ];
 
 /** @throws RepriseError UNSUPPORTED when an option is given that the engine cannot honour. */

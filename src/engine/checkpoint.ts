@@ -6,6 +6,7 @@ import { log } from "../log.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
+import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
@@ -49,7 +50,9 @@ export interface CheckpointOptions {
   readonly trackMemory?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
-  /** cgroup directory to freeze the tree with while it is stopped. */
+  /** What is saved of cgroups. @default { mode: "soft" } */
+  readonly cgroups?: CgroupDumpOptions;
+  /** cgroup directory that is frozen while the tree is seized. @default the root task's, if it is frozen */
   readonly freezeCgroup?: string;
   /** Look at everything, write nothing that stays, and let the tasks go on; the result has the plan. @default false */
   readonly dryRun?: boolean;
@@ -81,7 +84,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let collected: CollectedTree | undefined;
   let lock: NetworkLock | undefined;
   try {
-    tree = freezeTree(options.pid, { timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS });
+    tree = freezeTree(options.pid, {
+      timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+      freezeCgroup: options.freezeCgroup,
+    });
     const frozenAt = performance.now();
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
@@ -102,6 +108,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       fileLocks: options.fileLocks ?? false,
       ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
       extUnixSk: options.extUnixSk ?? false,
+      cgroups: options.cgroups ?? { mode: "soft" },
     });
     const inside = lookInside(tree, collected);
     work = inside.injections;

@@ -1,6 +1,7 @@
 // Looking at a frozen tree from outside: memory areas, open files, namespaces, and which objects tasks share.
 
 import { RepriseError } from "../errors.ts";
+import { CgroupTable, type CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { LockTable } from "../objects/files/locks.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
@@ -46,6 +47,7 @@ export interface CollectedTree {
   readonly files: FileTable;
   readonly fileLocks: readonly FileLockEntry[];
   readonly seccomp: SeccompTable;
+  readonly cgroups: CgroupTable;
   readonly rootIds: TaskKobjIdsEntry;
   /** Lines for people. */
   describe(): string[];
@@ -55,6 +57,7 @@ export interface CollectOptions extends FilesDumpOptions {
   /** Whether tasks may hold file locks. */
   readonly fileLocks: boolean;
   readonly lock: NetworkLock;
+  readonly cgroups: CgroupDumpOptions;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -69,14 +72,17 @@ export function collectTree(
     const ids = new ObjectIds();
     const locks = new LockTable({ isAllowed: options.fileLocks });
     const seccomp = new SeccompTable();
+    const cgroups = new CgroupTable(options.cgroups);
     const alive = tree.tasks.filter(({ state }) => state !== "zombie");
     checkTree(tree, options);
+    for (const task of alive) cgroups.add(task);
     const live = alive.map((task) => collectTask(task, { files, ids, locks, seccomp }));
     return {
       live,
       files,
       fileLocks: locks.entries(),
       seccomp,
+      cgroups,
       rootIds: ids.own,
       describe: () => describeTree(tree, live),
     };

@@ -3,6 +3,7 @@
 
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
 import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
@@ -23,10 +24,14 @@ export interface FrozenTree {
   /** Parents before children, the root first. */
   readonly tasks: readonly FrozenTask[];
   readonly counters: TraceCounters;
+  /** The cgroup that was frozen meanwhile. */
+  readonly freezer: CgroupFreezer | undefined;
 }
 
 export interface FreezeOptions {
   readonly timeoutMs: number;
+  /** cgroup directory that is frozen while its tasks are seized. */
+  readonly freezeCgroup?: string | undefined;
 }
 
 /** Rounds without an end mean that the tree forks faster than it can be stopped. */
@@ -38,10 +43,14 @@ const MAX_ROUNDS = 1000;
  * @throws RepriseError NO_SUCH_PROCESS, NOT_PERMITTED, FREEZE_TIMEOUT, UNSUPPORTED
  */
 export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
-  const freezer = new Freezer(options.timeoutMs);
+  refuseOwnTree(root);
+  const { freezeCgroup } = options;
+  const cgroup =
+    freezeCgroup === undefined ? CgroupFreezer.ofFrozen(root) : CgroupFreezer.of(freezeCgroup);
+  const freezer = new Freezer(options.timeoutMs, cgroup);
   try {
     freezer.freeze(root);
-    return { tasks: freezer.look(root), counters: freezer.counters };
+    return { tasks: freezer.look(root), counters: freezer.counters, freezer: cgroup };
   } catch (error) {
     freezer.letGo();
     throw error;
@@ -53,6 +62,7 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
  * harmless.
  */
 export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: boolean }): void {
+  tree.freezer?.restore();
   for (const task of tree.tasks) {
     if (task.state === "zombie") continue;
     if (options.leaveStopped && task.state === "alive") sendSignal(task.pid, SIGSTOP);
@@ -73,6 +83,8 @@ interface SeizedTask {
   readonly pid: number;
   readonly parent: number | undefined;
   readonly threads: Map<number, Tracee>;
+  /** Threads that are seized and not interrupted yet. */
+  readonly running: Tracee[];
   stopSignal: number;
   zombie: boolean;
 }
@@ -81,13 +93,16 @@ class Freezer {
   readonly counters: TraceCounters = { stops: 0, remoteCalls: 0 };
   readonly #tasks = new Map<number, SeizedTask>();
   readonly #deadline: number;
+  readonly #cgroup: CgroupFreezer | undefined;
+  #isCgroupFrozen: boolean;
 
-  constructor(timeoutMs: number) {
+  constructor(timeoutMs: number, cgroup: CgroupFreezer | undefined) {
     this.#deadline = performance.now() + timeoutMs;
+    this.#cgroup = cgroup;
+    this.#isCgroupFrozen = cgroup !== undefined;
   }
 
   freeze(root: number): void {
-    refuseOwnTree(root);
     const stat = readStatIfAlive(root);
     if (stat === undefined) {
       throw new RepriseError(
@@ -105,6 +120,12 @@ class Freezer {
       });
     }
     this.#add(root, undefined);
+    if (this.#cgroup !== undefined) {
+      this.#cgroup.freeze();
+      while (this.#seizeNew() && performance.now() < this.#deadline);
+      this.#cgroup.thaw();
+      this.#isCgroupFrozen = false;
+    }
     for (let round = 0; this.#seizeNew(); round++) {
       if (performance.now() > this.#deadline || round > MAX_ROUNDS) {
         throw new RepriseError(
@@ -136,11 +157,19 @@ class Freezer {
   }
 
   #add(pid: number, parent: number | undefined): void {
-    this.#tasks.set(pid, { pid, parent, threads: new Map(), stopSignal: 0, zombie: false });
+    this.#tasks.set(pid, {
+      pid,
+      parent,
+      threads: new Map(),
+      running: [],
+      stopSignal: 0,
+      zombie: false,
+    });
   }
 
   #seizeThreads(task: SeizedTask): boolean {
-    const fresh: Tracee[] = [];
+    // Those that were seized in a frozen cgroup are still to be stopped: they may have made others meanwhile.
+    let found = !this.#isCgroupFrozen && task.running.length > 0;
     for (const tid of readTasksIfAlive(task.pid) ?? []) {
       if (task.threads.has(tid)) continue;
       if (isZombie(tid)) {
@@ -150,15 +179,13 @@ class Freezer {
       const tracee = new Tracee(tid, task.pid, this.counters);
       if (!tracee.seize(PTRACE_O_TRACESYSGOOD)) continue;
       task.threads.set(tid, tracee);
-      tracee.interrupt();
-      fresh.push(tracee);
+      task.running.push(tracee);
+      found = true;
     }
-    for (const tracee of fresh) {
-      const stopSignal = tracee.waitInterrupted();
-      if (stopSignal === undefined) task.threads.delete(tracee.tid);
-      else if (stopSignal !== 0) task.stopSignal = stopSignal;
-    }
-    return fresh.length > 0;
+    // A frozen task (v1) does not reach its stop. And one that waits for its vfork child stops only when that one has called
+    // exec, so a child may be interrupted only after its parent has stopped.
+    if (!this.#isCgroupFrozen) stopThreads(task);
+    return found;
   }
 
   #markZombie(task: SeizedTask): void {
@@ -214,9 +241,23 @@ class Freezer {
   }
 
   letGo(): void {
+    // Only a thread that stands in a stop can be let go.
+    this.#cgroup?.thaw();
+    for (const task of this.#tasks.values()) stopThreads(task);
+    this.#cgroup?.restore();
     for (const task of this.#tasks.values()) {
       for (const tracee of task.threads.values()) tracee.detach();
     }
+  }
+}
+
+/** Interrupts the threads that were seized, all before the first is waited for. */
+function stopThreads(task: SeizedTask): void {
+  for (const tracee of task.running) tracee.interrupt();
+  for (const tracee of task.running.splice(0)) {
+    const stopSignal = tracee.waitInterrupted();
+    if (stopSignal === undefined) task.threads.delete(tracee.tid);
+    else if (stopSignal !== 0) task.stopSignal = stopSignal;
   }
 }
 

@@ -1,5 +1,6 @@
 // inventory.img: what kind of set this is, and the engine's own kernel objects as the point of comparison.
 
+import { OWN_CGROUP_SET } from "../objects/cgroups/dump.ts";
 import type { MessageInput } from "../images/codec.ts";
 import type { InventoryEntry } from "../images/schema/messages.generated.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
@@ -8,8 +9,6 @@ import { uptimeMicroseconds } from "./incremental.ts";
 
 /** Image format 1.1. */
 const IMG_VERSION = 2;
-/** Number of the cgroup set of the engine itself: tasks with it are not moved at restore. */
-export const OWN_CGROUP_SET = 1;
 
 /** The inventory of a full dump; with the time of the dump if it may be the parent of another. */
 export function inventoryEntry(

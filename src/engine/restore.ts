@@ -7,10 +7,13 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
 import { ImageSetReader } from "../images/image-set.ts";
+import type { Placement } from "../objects/cgroups/placement.ts";
+import { CgroupRestore, type CgroupRestoreOptions } from "../objects/cgroups/restore.ts";
 import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
+import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
 import { openFiles, type OpenedFiles } from "./open-files.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
@@ -44,6 +47,10 @@ export interface RestoreOptions {
   readonly fileValidation?: "filesize" | "buildid";
   /** Take file locks again. @default true */
   readonly fileLocks?: boolean;
+  /** Cgroups of the tree. @default { mode: "soft" } */
+  readonly cgroups?: CgroupRestoreOptions;
+  /** Where the caller put the engine, for the tree to be there. */
+  readonly placement?: Placement | undefined;
   readonly hooks?: EngineHooks;
   readonly onEvent?: ProgressListener;
 }
@@ -77,11 +84,16 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   });
   options.onEvent?.({ kind: "planned", tasks: plan.tree.nodes.length, ms: since() });
   const counters: TraceCounters = { stops: 0, remoteCalls: 0 };
+  const cgroups = new CgroupRestore(set, {
+    mode: "soft",
+    ...options.cgroups,
+    placement: options.placement,
+  });
   if (options.dryRun === true) {
     return {
       pid: 0,
       stats: statsOf(plan, counters, { forking: 0, total: 0 }),
-      plan: plan.describe(),
+      plan: [...plan.describe(), ...cgroups.describe()],
       wait: () => Promise.resolve(0),
     };
   }
@@ -95,14 +107,19 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     rootPid: plan.tree.root.pid,
   });
   try {
+    cgroups.prepare();
     growth = startRoot(plan, counters);
+    enterCgroups(plan, growth, cgroups);
     lock.takeOver(savedConnections(set.files.values()));
     files = openFiles(plan, growth);
     growTree(plan, growth, files);
+    spreadTasks(plan, growth, cgroups);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
     fillTasks(plan, growth, files);
     settleTree(plan, growth);
+    spreadThreads(plan, growth, cgroups);
+    cgroups.finish();
     fillThreads(plan, growth, files);
     const root = growth.outerPid(plan.tree.root.pid);
     options.hooks?.script?.("post-restore", root);
@@ -125,6 +142,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     return { pid: root, stats, wait: () => waitForExit(child) };
   } catch (error) {
     tearDown(growth);
+    cgroups.giveUp();
     files?.giveUp();
     files?.close();
     lock.giveUp();

@@ -12,6 +12,7 @@ import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName } from "../images/names.ts";
 import { PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
+import type { CgroupTable } from "../objects/cgroups/dump.ts";
 import type { SeccompTable } from "../objects/task/seccomp.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { syscall } from "../sys/ffi.ts";
@@ -20,7 +21,6 @@ import type { FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
 import type { InsideView } from "./look-inside.ts";
 import type { DumpStats } from "./progress.ts";
-import { OWN_CGROUP_SET } from "./inventory.ts";
 
 /** What was written, for the statistics. */
 export interface WrittenTree {
@@ -40,7 +40,11 @@ export function writeTree(
   const scans = collected.live.map((task) => writeMemory(task, images, parent));
   const written = performance.now();
   for (const task of collected.live) {
-    writeTask(task, { scans, inside, seccomp: collected.seccomp }, images);
+    writeTask(
+      task,
+      { scans, inside, seccomp: collected.seccomp, cgroups: collected.cgroups },
+      images,
+    );
   }
   for (const task of tree.tasks) {
     if (task.state === "zombie") images.write("core", task.innerPid, [zombieCore(task)]);
@@ -49,6 +53,8 @@ export function writeTree(
   collected.files.finish();
   if (collected.fileLocks.length > 0) images.write("filelocks", 0, collected.fileLocks);
   images.write("seccomp", 0, [collected.seccomp.entry()]);
+  const cgroups = collected.cgroups.entry();
+  if (cgroups !== undefined) images.write("cgroup", 0, [cgroups]);
   writeClocks(images);
   const countRuns = (bit: number): number =>
     scans.reduce((sum, { runs }) => sum + countPages(runs, bit), 0);
@@ -131,6 +137,7 @@ interface TaskParts {
   readonly scans: readonly TaskScan[];
   readonly inside: InsideView;
   readonly seccomp: SeccompTable;
+  readonly cgroups: CgroupTable;
 }
 
 function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSetWriter): void {
@@ -148,7 +155,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
       leaderCore(task, leader, {
         process: state,
         thread: inside.thread(leader.tid),
-        cgroupSet: OWN_CGROUP_SET,
+        cgroupSet: around.cgroups.setOf(leader.tid),
         seccomp: around.seccomp.thread(leader.tid),
       }),
     ]);
@@ -157,7 +164,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
     images.write("core", thread.innerTid, [
       followerCore(task, thread, {
         thread: inside.thread(thread.tid),
-        cgroupSet: OWN_CGROUP_SET,
+        cgroupSet: around.cgroups.setOf(thread.tid),
         seccomp: around.seccomp.thread(thread.tid),
       }),
     ]);

@@ -84,7 +84,8 @@ export function probeThread(
 export interface LeaderParts {
   readonly process: ProcessState;
   readonly thread: ThreadState;
-  readonly cgroupSet: number;
+  /** Undefined when cgroups are left alone. */
+  readonly cgroupSet: number | undefined;
   readonly seccomp: Pick<ThreadCoreEntry, "seccomp_mode" | "seccomp_filter">;
 }
 
@@ -102,7 +103,7 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
       comm: task.stat.comm,
       timers: process.timers,
       rlimits: { rlimits: collectLimits(task.pid) },
-      cg_set: cgroupSet,
+      ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
       signals_s: collectPending(leader.stopped.tracee, "process"),
       sigactions: process.sigactions,
       ...(childSubreaper ? { child_subreaper: true } : {}),
@@ -161,7 +162,7 @@ function threadPart(
       ...seccomp,
       comm: isLeader ? task.stat.comm : attributes.collectThreadAttributes(task.pid, tid).comm,
       ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
-      cg_set: cgroupSet,
+      ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
     },
   };
 }

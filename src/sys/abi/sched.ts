@@ -10,6 +10,7 @@ export const CLONE_PARENT = 0x8000;
 export const CLONE_THREAD = 0x10000;
 export const CLONE_NEWNS = 0x20000;
 export const CLONE_SYSVSEM = 0x40000;
+export const CLONE_NEWCGROUP = 0x02000000;
 export const CLONE_NEWPID = 0x20000000;
 export const CLONE_NEWIPC = 0x08000000;
 export const CLONE_NEWUTS = 0x04000000;

@@ -1,0 +1,241 @@
+// Cgroups at dump: which set of cgroups every thread is in (cgroup.img: sets), and the directories with their settings
+// (controllers). Sets that equal the engine's own are not saved: at restore such threads stay where the restorer is.
+
+import { readdirSync, readFileSync, statSync, type Stats } from "node:fs";
+import { join } from "node:path";
+import { RepriseError } from "../../errors.ts";
+import type { MessageInput } from "../../images/codec.ts";
+import type {
+  CgroupDirEntry,
+  CgroupEntry,
+  CgroupPropEntry,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { readCgroups, readThreadCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
+import { errnoOf } from "../../proc/procfs.ts";
+import { readNamespaces } from "../../proc/ns.ts";
+import type { FrozenTask } from "../task/task.ts";
+import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
+import { insideCgroupNamespace } from "./namespace.ts";
+import { isMemberList, propertyNames, type PropertyLists } from "./properties.ts";
+
+/** What is done about cgroups; see criu(8), --manage-cgroups. */
+export type CgroupMode = "ignore" | "none" | "props" | "soft" | "full" | "strict";
+
+export interface CgroupDumpOptions {
+  /** With "ignore" nothing is saved. */
+  readonly mode: CgroupMode;
+  /** Changes to the lists of settings. */
+  readonly properties?: PropertyLists;
+  /** Controllers whose settings are saved. @default all */
+  readonly dumpedControllers?: readonly string[];
+  /** Directory under which the hierarchies are mounted by their names (--cgroup-yard). @default where they are mounted */
+  readonly yard?: string;
+  /** Roots that stand for the recorded ones: only what is below them is walked. */
+  readonly roots?: readonly CgroupRoot[];
+}
+
+/** The cgroup that stands for the root of the tree in one hierarchy, or in all. */
+export interface CgroupRoot {
+  readonly controller?: string | undefined;
+  readonly path: string;
+}
+
+/** Number of the engine's own set: tasks with it are not moved at restore. */
+export const OWN_CGROUP_SET = 1;
+
+/** A cgroup to read, and the paths of the tree's cgroups in its hierarchy. */
+interface Place {
+  readonly directory: string;
+  readonly name: string;
+  readonly path: string;
+  readonly dirName: string;
+  readonly ways: readonly string[];
+}
+
+interface CgroupSet {
+  readonly id: number;
+  readonly members: readonly Member[];
+}
+
+/** The cgroups of a tree. */
+export class CgroupTable {
+  readonly #options: CgroupDumpOptions;
+  readonly #sets = new Map<string, CgroupSet>();
+  readonly #ofThread = new Map<number, number>();
+  /** Length of the path to the root of the tree's cgroup namespace, by hierarchy. */
+  readonly #prefixes = new Map<string, number>();
+  #hierarchies: Hierarchies | undefined;
+
+  constructor(options: CgroupDumpOptions) {
+    this.#options = options;
+    if (options.mode !== "ignore") this.#setOf(readCgroups(process.pid));
+  }
+
+  /** Looks at the threads of a task; the root task comes first. */
+  add(task: FrozenTask): void {
+    if (this.#options.mode === "ignore") return;
+    for (const { tid } of task.threads) {
+      this.#ofThread.set(tid, this.#setOf(readThreadCgroups(task.pid, tid)));
+    }
+    if (task.parent === undefined) this.#findNamespaceRoot(task);
+  }
+
+  /** Number of a thread's set; undefined when cgroups are ignored. */
+  setOf(tid: number): number | undefined {
+    return this.#options.mode === "ignore"
+      ? undefined
+      : (this.#ofThread.get(tid) ?? OWN_CGROUP_SET);
+  }
+
+  /** cgroup.img; undefined when all threads are in the engine's own cgroups. */
+  entry(): MessageInput<CgroupEntry> | undefined {
+    const sets = [...this.#sets.values()].filter(({ id }) => id !== OWN_CGROUP_SET);
+    if (sets.length === 0) return undefined;
+    return {
+      sets: sets.map(({ id, members }) => ({
+        id,
+        ctls: members.map((member) => this.#memberEntry(member)),
+      })),
+      controllers: this.#controllers(sets),
+    };
+  }
+
+  #setOf(members: readonly Member[]): number {
+    const sorted = members.toSorted((a, b) => compare(hierarchyName(a), hierarchyName(b)));
+    const key = sorted.map((member) => `${hierarchyName(member)}:${member.path}`).join("\n");
+    const known = this.#sets.get(key);
+    if (known !== undefined) return known.id;
+    const id = this.#sets.size + 1;
+    this.#sets.set(key, { id, members: sorted });
+    return id;
+  }
+
+  #memberEntry(member: Member): { name: string; path: string; cgns_prefix?: number } {
+    const name = hierarchyName(member);
+    const prefix = this.#prefixes.get(name) ?? 0;
+    return { name, path: member.path, ...(prefix > 0 ? { cgns_prefix: prefix } : {}) };
+  }
+
+  /** In a cgroup namespace of its own the task sees the rest of the path only. */
+  #findNamespaceRoot(root: FrozenTask): void {
+    if (readNamespaces(root.pid).cgroup === readNamespaces(process.pid).cgroup) return;
+    const outside = readCgroups(root.pid);
+    const inside = insideCgroupNamespace(root.pid, () => readCgroups(root.pid));
+    for (const member of outside) {
+      const name = hierarchyName(member);
+      const seen = inside.find((other) => hierarchyName(other) === name)?.path ?? "/";
+      if (seen.startsWith("/..")) {
+        throw new RepriseError(
+          "UNSUPPORTED",
+          `cannot dump pid ${root.pid}: its cgroup ${member.path} is outside of its cgroup namespace`,
+          {
+            pid: root.pid,
+            hint: "Move it below the root of its namespace, or into that of its host.",
+          },
+        );
+      }
+      this.#prefixes.set(name, member.path.length - (seen === "/" ? 0 : seen.length));
+    }
+  }
+
+  #controllers(sets: readonly CgroupSet[]): MessageInput<CgroupEntry>["controllers"] {
+    const names = new Set(sets.flatMap(({ members }) => members.map(hierarchyName)));
+    return [...names].map((name) => {
+      const paths = sets.flatMap(({ members }) =>
+        members.filter((member) => hierarchyName(member) === name).map(({ path }) => path),
+      );
+      const heads = topmost([...paths, ...this.#rootsOf(name)]);
+      const dirs = heads.map((path) => this.#directory(name, path, paths));
+      return { cnames: name.split(","), dirs, is_threaded: name !== "" || dirs.some(isThreaded) };
+    });
+  }
+
+  /** Roots that the caller named, where they are above cgroups of the tree. */
+  #rootsOf(name: string): string[] {
+    return (this.#options.roots ?? [])
+      .filter(({ controller }) => controller === undefined || name.split(",").includes(controller))
+      .map(({ path }) => path);
+  }
+
+  #directory(name: string, path: string, ways: readonly string[]): MessageInput<CgroupDirEntry> {
+    this.#hierarchies ??= new Hierarchies(this.#options.yard);
+    const directory = this.#hierarchies.directory(name, path);
+    return this.#readDirectory({ directory, name, path, dirName: path.slice(1), ways });
+  }
+
+  #readDirectory(place: Place): MessageInput<CgroupDirEntry> {
+    const { directory, name, path, dirName, ways } = place;
+    const children = readdirSync(directory, { withFileTypes: true })
+      .filter((child) => child.isDirectory())
+      .map((child) => ({
+        name: child.name,
+        path: path === "/" ? `/${child.name}` : `${path}/${child.name}`,
+      }))
+      // Below the root of a hierarchy are the cgroups of the whole machine: those of the tree are of interest there.
+      .filter((child) => path !== "/" || ways.some((way) => isWithin(way, child.path)));
+    return {
+      dir_name: dirName,
+      properties: this.#properties(directory, name),
+      dir_perms: permissions(statSync(directory)),
+      children: children.map((child) =>
+        this.#readDirectory({
+          directory: join(directory, child.name),
+          name,
+          path: child.path,
+          dirName: child.name,
+          ways,
+        }),
+      ),
+    };
+  }
+
+  #properties(directory: string, name: string): MessageInput<CgroupPropEntry>[] {
+    const names = propertyNames(name, {
+      changes: this.#options.properties ?? new Map(),
+      ...(this.#options.dumpedControllers === undefined
+        ? {}
+        : { dumpedControllers: this.#options.dumpedControllers }),
+    });
+    return names.flatMap((property) => {
+      const file = join(directory, property);
+      const stat = statSync(file, { throwIfNoEntry: false });
+      if (stat === undefined) return []; // not every kernel, and not the root of a hierarchy, has all
+      const value = isMemberList(property) ? "" : readProperty(file, property);
+      return value === undefined ? [] : [{ name: property, value, perms: permissions(stat) }];
+    });
+  }
+}
+
+function readProperty(file: string, name: string): string | undefined {
+  try {
+    const value = readFileSync(file, "utf8").replace(/\n$/, "");
+    return name === "memory.oom_control"
+      ? (/^oom_kill_disable (\d+)/.exec(value)?.[1] ?? "0")
+      : value;
+  } catch (error) {
+    // Some exist and cannot be read: pids.max of a cgroup that another controller took over, io.weight without a scheduler.
+    log.warn(`cannot read ${file}, it is not saved: ${errnoOf(error) ?? "unknown error"}`);
+    return undefined;
+  }
+}
+
+function permissions({ mode, uid, gid }: Stats): { mode: number; uid: number; gid: number } {
+  return { mode, uid, gid };
+}
+
+function isThreaded({ properties }: MessageInput<CgroupDirEntry>): boolean {
+  return (properties ?? []).some(
+    ({ name, value }) => name === "cgroup.type" && value === "threaded",
+  );
+}
+
+/** The paths that have none of the others above them. */
+function topmost(paths: readonly string[]): string[] {
+  const all = [...new Set(paths)].toSorted(compare);
+  return all.filter((path) => !all.some((other) => other !== path && isWithin(path, other)));
+}
+
+function compare(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}

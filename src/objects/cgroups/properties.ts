@@ -1,0 +1,122 @@
+// The files of a cgroup that are saved: its settings, without counters and state. Kernel documentation:
+// admin-guide/cgroup-v1/*.rst, admin-guide/cgroup-v2.rst.
+
+/** Settings by v1 controller. Order matters: memsw.limit_in_bytes cannot be lower than limit_in_bytes. */
+const V1: Readonly<Record<string, readonly string[]>> = {
+  cpu: [
+    "cpu.shares",
+    "cpu.cfs_period_us",
+    "cpu.cfs_quota_us",
+    "cpu.rt_period_us",
+    "cpu.rt_runtime_us",
+  ],
+  memory: [
+    "memory.limit_in_bytes",
+    "memory.memsw.limit_in_bytes",
+    "memory.swappiness",
+    "memory.soft_limit_in_bytes",
+    "memory.move_charge_at_immigrate",
+    "memory.oom_control",
+    "memory.use_hierarchy",
+    "memory.kmem.limit_in_bytes",
+    "memory.kmem.tcp.limit_in_bytes",
+  ],
+  cpuset: [
+    "cpuset.cpus",
+    "cpuset.mems",
+    "cpuset.memory_migrate",
+    "cpuset.cpu_exclusive",
+    "cpuset.mem_exclusive",
+    "cpuset.mem_hardwall",
+    "cpuset.memory_spread_page",
+    "cpuset.memory_spread_slab",
+    "cpuset.sched_load_balance",
+    "cpuset.sched_relax_domain_level",
+  ],
+  blkio: ["blkio.weight"],
+  net_cls: ["net_cls.classid"],
+  net_prio: ["net_prio.ifpriomap"],
+  pids: ["pids.max"],
+  devices: ["devices.list"],
+};
+
+const V1_ALL = ["cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks"] as const;
+
+/**
+ * Of v2. CRIU knows the cgroup.* ones only and loses the limits; it restores any that stands in an image.
+ * cgroup.subtree_control of a directory comes before the settings of its children, which it brings about.
+ */
+const V2 = [
+  "cgroup.type",
+  "cgroup.subtree_control",
+  "cgroup.max.descendants",
+  "cgroup.max.depth",
+  "cgroup.freeze",
+] as const;
+const V2_LIMITS = [
+  "cpu.max",
+  "cpu.weight",
+  "cpuset.cpus",
+  "cpuset.mems",
+  "memory.min",
+  "memory.low",
+  "memory.high",
+  "memory.max",
+  "memory.swap.max",
+  "memory.oom.group",
+  "pids.max",
+  "io.max",
+  "io.weight",
+] as const;
+
+/** Changes to the built-in lists: what --cgroup-props asks for. */
+export type PropertyLists = ReadonlyMap<
+  string,
+  { readonly strategy: "merge" | "replace"; readonly properties: readonly string[] }
+>;
+
+/** Names of the files to save for a cgroup of a hierarchy. */
+export function propertyNames(
+  hierarchy: string,
+  options: { readonly changes: PropertyLists; readonly dumpedControllers?: readonly string[] },
+): string[] {
+  const own = hierarchy.split(",").flatMap((controller) => {
+    const builtIn = hierarchy === "" ? V2_LIMITS : (V1[controller] ?? []);
+    if (options.dumpedControllers !== undefined && !options.dumpedControllers.includes(controller))
+      return [];
+    const change = options.changes.get(controller);
+    if (change === undefined) return builtIn;
+    return change.strategy === "replace" ? change.properties : [...builtIn, ...change.properties];
+  });
+  return [...new Set([...own, ...(hierarchy === "" ? V2 : V1_ALL)])];
+}
+
+/**
+ * Settings that must be there before a task enters the cgroup: without cpus and mems a v1 cpuset takes no task (ENOSPC), and a
+ * v2 cgroup becomes threaded only while it is empty.
+ */
+const BEFORE_TASKS: ReadonlySet<string> = new Set([
+  "cpuset.cpus",
+  "cpuset.mems",
+  "devices.list",
+  "memory.kmem.limit_in_bytes",
+  "memory.swappiness",
+  "memory.oom_control",
+  "memory.use_hierarchy",
+  "cgroup.type",
+]);
+
+/** Whether a setting is written before tasks enter. */
+export function isBeforeTasks(name: string): boolean {
+  return BEFORE_TASKS.has(name);
+}
+
+/** Lists of members: they are in images for their permissions. */
+export function isMemberList(name: string): boolean {
+  return name === "cgroup.procs" || name === "tasks";
+}
+
+/** Whether the cgroup is frozen: saved as found, which may be the doing of the one who asked for the dump. */
+export function isFreezerState(name: string): boolean {
+  return name === "freezer.state" || name === "cgroup.freeze";
+}

@@ -1,0 +1,332 @@
+// Cgroups at restore. A restored tree lives under the cgroup that the caller named (--cgroup-root), else under the one into which
+// the caller put the restorer, and only when neither says otherwise where it was saved. Directories that are missing are made
+// and get the saved settings; which of those that are there get them too is a question of the mode (criu(8), --manage-cgroups).
+
+import { chmodSync, chownSync, mkdirSync, rmdirSync, statSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { RepriseError } from "../../errors.ts";
+import type { LoadedSet } from "../../images/check-set.ts";
+import type {
+  CgMemberEntry,
+  CgSetEntry,
+  CgroupDirEntry,
+  CgroupPropEntry,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { errnoOf } from "../../proc/procfs.ts";
+import type { CgroupMode, CgroupRoot } from "./dump.ts";
+import { describeHierarchy, Hierarchies, isWithin } from "./hierarchies.ts";
+import type { Placement } from "./placement.ts";
+import { isBeforeTasks, isFreezerState, isMemberList } from "./properties.ts";
+
+export interface CgroupRestoreOptions {
+  readonly mode: CgroupMode;
+  /** Whether the caller asked for the mode in so many words: then the recorded cgroups count more than where the restorer is. */
+  readonly isModeExplicit?: boolean;
+  /** Cgroups that stand for the recorded roots. */
+  readonly roots?: readonly CgroupRoot[];
+  readonly yard?: string;
+}
+
+/** Where the cgroups of a set go, and what is made for them. */
+export class CgroupRestore {
+  readonly #set: LoadedSet;
+  readonly #options: CgroupRestoreOptions;
+  readonly #hierarchies: Hierarchies;
+  /** What the root of the tree in a hierarchy becomes: [recorded path, new path]. */
+  readonly #moves = new Map<string, readonly [string, string]>();
+  /** Directories that were made, in order. */
+  readonly #made: string[] = [];
+  /** Directories that get their settings once tasks are there. */
+  readonly #later: { readonly directory: string; readonly entry: CgroupDirEntry }[] = [];
+
+  constructor(
+    set: LoadedSet,
+    options: CgroupRestoreOptions & { readonly placement: Placement | undefined },
+  ) {
+    this.#set = set;
+    this.#options = options;
+    this.#hierarchies = new Hierarchies(options.yard);
+    for (const { name, path, cgns_prefix } of this.#rootMembers()) {
+      const prefix =
+        (cgns_prefix ?? 0) > 0 ? path.slice(0, cgns_prefix) : this.#recordedRoot(name, path);
+      const wanted = rootFor(name, options);
+      if (wanted !== undefined) this.#moves.set(name, [prefix, wanted]);
+    }
+  }
+
+  /** Whether any task is moved. */
+  get isNeeded(): boolean {
+    return this.#options.mode !== "ignore" && (this.#set.cgroup?.sets.length ?? 0) > 0;
+  }
+
+  /** Makes missing directories. @throws RepriseError; `giveUp` takes back what was made. */
+  prepare(): void {
+    if (!this.isNeeded) return;
+    for (const { cnames, dirs } of this.#set.cgroup?.controllers ?? []) {
+      const name = cnames.join(",");
+      for (const dir of dirs)
+        this.#prepareDirectory(name, this.#moved(name, `/${dir.dir_name}`), dir);
+    }
+  }
+
+  /** Moves the root task, given by its pid here, to the root of its cgroup namespace. Returns false when it has none of its own. */
+  enterNamespaceRoot(pid: number): boolean {
+    if (!this.isNeeded) return false;
+    const members = this.#rootMembers().filter(({ cgns_prefix }) => (cgns_prefix ?? 0) > 0);
+    for (const { name, path, cgns_prefix } of members) {
+      this.#move(pid, {
+        name,
+        path: this.#moved(name, path.slice(0, cgns_prefix)),
+        isThread: false,
+      });
+    }
+    return members.length > 0;
+  }
+
+  /**
+   * Moves a thread into its cgroups, unless it is there as it inherited them.
+   *
+   * @param inherited Number of the set that it was made in.
+   */
+  enter(thread: {
+    readonly id: number;
+    readonly leader: number;
+    readonly set: number | undefined;
+    readonly inherited: number | undefined;
+  }): void {
+    if (!this.isNeeded || thread.set === undefined || thread.set === thread.inherited) return;
+    const set = this.#find(thread.set);
+    for (const { name, path } of set?.ctls ?? []) {
+      this.#move(thread.id, {
+        name,
+        path: this.#moved(name, path),
+        isThread: thread.id !== thread.leader,
+      });
+    }
+  }
+
+  /** Writes the settings that come when all tasks are in their places. */
+  finish(): void {
+    for (const { directory, entry } of this.#later) {
+      for (const property of entry.properties) {
+        if (isBeforeTasks(property.name)) continue;
+        this.#writeProperty(directory, property);
+      }
+    }
+  }
+
+  /** Removes the directories that were made; for a restore that failed. */
+  giveUp(): void {
+    for (const directory of this.#made.splice(0).toReversed()) {
+      try {
+        rmdirSync(directory);
+      } catch (error) {
+        log.warn(
+          `cannot remove cgroup ${directory} of the failed restore: ${errnoOf(error) ?? ""}`,
+        );
+      }
+    }
+  }
+
+  /** What becomes of the tree's cgroups, in lines for people. */
+  describe(): string[] {
+    if (!this.isNeeded) return ["cgroups: those of the restorer"];
+    return this.#rootMembers().flatMap(({ name, path }) => {
+      const moved = this.#moved(name, path);
+      return moved === "/" ? [] : [`cgroup ${moved} (${describeHierarchy(name)})`];
+    });
+  }
+
+  #rootMembers(): readonly CgMemberEntry[] {
+    const root = this.#set.tasks.get(this.#set.rootPid)?.core;
+    const id = root?.thread_core?.cg_set ?? root?.tc?.cg_set;
+    return id === undefined ? [] : (this.#find(id)?.ctls ?? []);
+  }
+
+  /** The cgroup that all of the tree was below, in a hierarchy where the root task was in `path`. */
+  #recordedRoot(name: string, path: string): string {
+    const controller = this.#set.cgroup?.controllers.find(
+      ({ cnames }) => cnames.join(",") === name,
+    );
+    const heads = (controller?.dirs ?? []).map(({ dir_name }) => `/${dir_name}`);
+    const common = heads.reduce(commonPath, heads[0] ?? path);
+    return common !== "/" && isWithin(path, common) ? common : path;
+  }
+
+  #find(id: number): CgSetEntry | undefined {
+    return this.#set.cgroup?.sets.find((set) => set.id === id);
+  }
+
+  #moved(name: string, path: string): string {
+    const move = this.#moves.get(name);
+    if (move === undefined) return path;
+    const [from, to] = move;
+    if (!isWithin(path, from)) {
+      // A head above the root of the tree, such as the common one of strays: its own settings stay with it.
+      return path;
+    }
+    const rest = from === "/" ? path.slice(1) : path.slice(from.length + 1);
+    return rest === "" ? to : join(to, rest);
+  }
+
+  #prepareDirectory(name: string, path: string, entry: CgroupDirEntry): void {
+    const { mode } = this.#options;
+    const directory = this.#hierarchies.directory(name, path);
+    const isThere = statSync(directory, { throwIfNoEntry: false }) !== undefined;
+    if (path === "/") {
+      // The root of a hierarchy is the machine's.
+    } else if (!isThere) {
+      if (mode === "none" || mode === "props") {
+        throw new RepriseError(
+          "UNSUPPORTED",
+          `cannot restore the cgroup ${path} of the ${describeHierarchy(name)}: there is no such cgroup`,
+          { hint: `With --manage-cgroups=${mode} none are made: make it, or use the mode soft.` },
+        );
+      }
+      this.#make(directory);
+      this.#setPermissions(directory, entry.dir_perms);
+      for (const property of entry.properties) {
+        if (isBeforeTasks(property.name)) this.#writeProperty(directory, property);
+      }
+      this.#later.push({ directory, entry });
+    } else if (mode === "strict") {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot restore the cgroup ${path} of the ${describeHierarchy(name)}: it exists`,
+        {
+          hint: "With --manage-cgroups=strict all are made anew: remove it, or use the mode soft.",
+        },
+      );
+    } else if (mode === "full" || mode === "props") {
+      this.#setPermissions(directory, entry.dir_perms);
+      this.#later.push({ directory, entry });
+    }
+    for (const child of entry.children) {
+      this.#prepareDirectory(name, join(path, child.dir_name), child);
+    }
+  }
+
+  #make(directory: string): void {
+    const parent = dirname(directory);
+    if (statSync(parent, { throwIfNoEntry: false }) === undefined) this.#make(parent);
+    attempt(`make the cgroup ${directory}`, "mkdir", () => mkdirSync(directory, 0o755));
+    this.#made.push(directory);
+  }
+
+  #setPermissions(path: string, perms: CgroupDirEntry["dir_perms"]): void {
+    if (perms === undefined) return;
+    attempt(`give ${path} its owner and mode`, "chown", () => {
+      chownSync(path, perms.uid, perms.gid);
+      chmodSync(path, perms.mode & 0o7777);
+    });
+  }
+
+  #writeProperty(directory: string, { name, value, perms }: CgroupPropEntry): void {
+    // Whether the caller had the tree frozen for the dump is nothing to bring back.
+    if (isFreezerState(name)) return;
+    const file = join(directory, name);
+    if (name === "devices.list") {
+      writeSetting(join(directory, "devices.deny"), "a");
+      for (const line of lines(value)) writeSetting(join(directory, "devices.allow"), line);
+      return;
+    }
+    if (perms !== undefined && statSync(file, { throwIfNoEntry: false }) !== undefined)
+      this.#setPermissions(file, perms);
+    if (isMemberList(name) || isDefault(name, value)) return;
+    if (name === "cgroup.subtree_control") {
+      const wanted = value.split(" ").filter((controller) => controller !== "");
+      if (wanted.length > 0)
+        writeSetting(file, wanted.map((controller) => `+${controller}`).join(" "));
+    } else if (name === "net_prio.ifpriomap") {
+      // Interfaces may have gone; a priority of 0 is what each has.
+      for (const line of lines(value)) if (!line.endsWith(" 0")) tryWriteSetting(file, line);
+    } else if (isByLine(name)) {
+      for (const line of lines(value)) writeSetting(file, line);
+    } else if (name === "memory.kmem.limit_in_bytes") {
+      tryWriteSetting(file, value); // newer kernels have the file and refuse every value (EOPNOTSUPP)
+    } else writeSetting(file, value);
+  }
+
+  #move(
+    id: number,
+    to: { readonly name: string; readonly path: string; readonly isThread: boolean },
+  ): void {
+    const directory = this.#hierarchies.directory(to.name, to.path);
+    const list = !to.isThread ? "cgroup.procs" : to.name === "" ? "cgroup.threads" : "tasks";
+    attempt(
+      `move task ${id} into the cgroup ${to.path} of the ${describeHierarchy(to.name)}`,
+      "write",
+      () => writeFileSync(join(directory, list), String(id), { flag: "r+" }),
+    );
+  }
+}
+
+/** The new root of the tree in a hierarchy, if the caller said or showed one. */
+function rootFor(
+  name: string,
+  {
+    roots,
+    placement,
+    isModeExplicit,
+  }: CgroupRestoreOptions & { readonly placement: Placement | undefined },
+): string | undefined {
+  const named = roots?.find(({ controller }) =>
+    controller === undefined ? false : controller === name || name.split(",").includes(controller),
+  );
+  if (named !== undefined) return named.path;
+  const forAll = roots?.find(({ controller }) => controller === undefined);
+  if (forAll !== undefined) return forAll.path;
+  return isModeExplicit === true ? undefined : placement?.path(name);
+}
+
+function commonPath(a: string, b: string): string {
+  let path = a;
+  while (!isWithin(b, path)) path = dirname(path);
+  return path;
+}
+
+/** Values that a new cgroup has anyhow, and that some kernels refuse to be told. */
+function isDefault(name: string, value: string): boolean {
+  if (name === "cgroup.type") return value !== "threaded";
+  if (name === "memory.swappiness") return value === "60";
+  if (name === "memory.oom_control") return value === "0";
+  if (name === "memory.use_hierarchy") return value === "1";
+  return value === "" && name !== "cpuset.cpus" && name !== "cpuset.mems";
+}
+
+function isByLine(name: string): boolean {
+  return name === "io.max" || name === "io.weight";
+}
+
+function lines(value: string): string[] {
+  return value.split("\n").filter((line) => line !== "");
+}
+
+function writeSetting(file: string, value: string): void {
+  attempt(`write "${value}" into ${file}`, "write", () =>
+    writeFileSync(file, value, { flag: "r+" }),
+  );
+}
+
+function tryWriteSetting(file: string, value: string): void {
+  try {
+    writeFileSync(file, value, { flag: "r+" });
+  } catch (error) {
+    log.warn(`cannot write "${value}" into ${file}: ${errnoOf(error) ?? "unknown error"}`);
+  }
+}
+
+function attempt(what: string, call: string, action: () => void): void {
+  try {
+    action();
+  } catch (error) {
+    const errno = errnoOf(error) ?? "unknown error";
+    throw new RepriseError("SYSCALL", `cannot ${what}: ${call}: ${errno}`, {
+      syscall: call,
+      errno,
+      hint: "Leave cgroups alone with --manage-cgroups=ignore, or name another root with --cgroup-root.",
+      cause: error,
+    });
+  }
+}
