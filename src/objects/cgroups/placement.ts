@@ -11,6 +11,8 @@ import { Hierarchies, hierarchyName } from "./hierarchies.ts";
 
 /** Cgroups that a caller chose for what is restored. */
 export interface Placement {
+  /** Hierarchies in which the caller chose one. */
+  readonly hierarchies: readonly string[];
   /** The chosen cgroup in a hierarchy; undefined where the caller left the engine in its own. */
   path(hierarchy: string): string | undefined;
   /** Moves the engine to its caller's cgroups; what cannot be left is told in the log. */
@@ -29,6 +31,7 @@ export function findPlacement(caller: number): Placement | undefined {
   if (chosen.length === 0) return undefined;
   const paths = new Map(chosen.map((entry) => [hierarchyName(entry), entry.path]));
   return {
+    hierarchies: [...paths.keys()],
     path: (hierarchy) => paths.get(hierarchy),
     leave: () => leave(chosen, theirs),
   };

@@ -91,10 +91,7 @@ export function propertyNames(
   return [...new Set([...own, ...(hierarchy === "" ? V2 : V1_ALL)])];
 }
 
-/**
- * Settings that must be there before a task enters the cgroup: without cpus and mems a v1 cpuset takes no task (ENOSPC), and a
- * v2 cgroup becomes threaded only while it is empty.
- */
+/** Settings of v1 that must be there before a task enters: without cpus and mems a cpuset takes none (ENOSPC). */
 const BEFORE_TASKS: ReadonlySet<string> = new Set([
   "cpuset.cpus",
   "cpuset.mems",
@@ -103,12 +100,11 @@ const BEFORE_TASKS: ReadonlySet<string> = new Set([
   "memory.swappiness",
   "memory.oom_control",
   "memory.use_hierarchy",
-  "cgroup.type",
 ]);
 
-/** Whether a setting is written before tasks enter. */
-export function isBeforeTasks(name: string): boolean {
-  return BEFORE_TASKS.has(name);
+/** Whether a setting is written before tasks enter. A v2 cgroup becomes threaded only while it is empty. */
+export function isBeforeTasks(hierarchy: string, name: string): boolean {
+  return hierarchy === "" ? name === "cgroup.type" : BEFORE_TASKS.has(name);
 }
 
 /** Lists of members: they are in images for their permissions. */

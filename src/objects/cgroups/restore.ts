@@ -32,13 +32,19 @@ export interface CgroupRestoreOptions {
 export class CgroupRestore {
   readonly #set: LoadedSet;
   readonly #options: CgroupRestoreOptions;
+  readonly #placement: Placement | undefined;
   readonly #hierarchies: Hierarchies;
   /** What the root of the tree in a hierarchy becomes: [recorded path, new path]. */
   readonly #moves = new Map<string, readonly [string, string]>();
+  readonly #missing = new Set<string>();
   /** Directories that were made, in order. */
   readonly #made: string[] = [];
   /** Directories that get their settings once tasks are there. */
-  readonly #later: { readonly directory: string; readonly entry: CgroupDirEntry }[] = [];
+  readonly #later: {
+    readonly name: string;
+    readonly directory: string;
+    readonly entry: CgroupDirEntry;
+  }[] = [];
 
   constructor(
     set: LoadedSet,
@@ -46,6 +52,7 @@ export class CgroupRestore {
   ) {
     this.#set = set;
     this.#options = options;
+    this.#placement = options.placement;
     this.#hierarchies = new Hierarchies(options.yard);
     for (const { name, path, cgns_prefix } of this.#rootMembers()) {
       const prefix =
@@ -55,24 +62,29 @@ export class CgroupRestore {
     }
   }
 
-  /** Whether any task is moved. */
-  get isNeeded(): boolean {
+  /** Whether the set says anything about cgroups that counts. */
+  get #isSaved(): boolean {
     return this.#options.mode !== "ignore" && (this.#set.cgroup?.sets.length ?? 0) > 0;
   }
 
   /** Makes missing directories. @throws RepriseError; `giveUp` takes back what was made. */
   prepare(): void {
-    if (!this.isNeeded) return;
+    if (!this.#isSaved) return;
     for (const { cnames, dirs } of this.#set.cgroup?.controllers ?? []) {
       const name = cnames.join(",");
+      if (!this.#isReachable(name)) continue;
       for (const dir of dirs)
         this.#prepareDirectory(name, this.#moved(name, `/${dir.dir_name}`), dir);
     }
   }
 
-  /** Moves the root task, given by its pid here, to the root of its cgroup namespace. Returns false when it has none of its own. */
+  /**
+   * Moves the root task, given by its pid here, to the root of its cgroup namespace.
+   *
+   * @returns whether it had a cgroup namespace of its own, which it must make now.
+   */
   enterNamespaceRoot(pid: number): boolean {
-    if (!this.isNeeded) return false;
+    if (!this.#isSaved) return false;
     const members = this.#rootMembers().filter(({ cgns_prefix }) => (cgns_prefix ?? 0) > 0);
     for (const { name, path, cgns_prefix } of members) {
       this.#move(pid, {
@@ -84,20 +96,32 @@ export class CgroupRestore {
     return members.length > 0;
   }
 
+  /** Moves the root task, or the init above it, into its cgroups. Whatever it makes is born there. */
+  enterRoot(pid: number): void {
+    const members = this.#isSaved ? this.#rootMembers() : [];
+    for (const { name, path } of members) {
+      this.#move(pid, { name, path: this.#moved(name, path), isThread: false });
+    }
+    for (const name of this.#placement?.hierarchies ?? []) {
+      if (members.some((member) => member.name === name)) continue;
+      const path = this.#placement?.path(name);
+      if (path !== undefined) this.#move(pid, { name, path, isThread: false });
+    }
+  }
+
   /**
-   * Moves a thread into its cgroups, unless it is there as it inherited them.
+   * Moves a task or thread into its cgroups, unless it was born there.
    *
-   * @param inherited Number of the set that it was made in.
+   * @param thread Its id and its process's here, its set, and the one that it was born in (the root task's, its process's).
    */
   enter(thread: {
     readonly id: number;
     readonly leader: number;
     readonly set: number | undefined;
-    readonly inherited: number | undefined;
+    readonly born: number | undefined;
   }): void {
-    if (!this.isNeeded || thread.set === undefined || thread.set === thread.inherited) return;
-    const set = this.#find(thread.set);
-    for (const { name, path } of set?.ctls ?? []) {
+    if (!this.#isSaved || thread.set === undefined || thread.set === thread.born) return;
+    for (const { name, path } of this.#find(thread.set)?.ctls ?? []) {
       this.#move(thread.id, {
         name,
         path: this.#moved(name, path),
@@ -108,9 +132,9 @@ export class CgroupRestore {
 
   /** Writes the settings that come when all tasks are in their places. */
   finish(): void {
-    for (const { directory, entry } of this.#later) {
+    for (const { name, directory, entry } of this.#later) {
       for (const property of entry.properties) {
-        if (isBeforeTasks(property.name)) continue;
+        if (isBeforeTasks(name, property.name)) continue;
         this.#writeProperty(directory, property);
       }
     }
@@ -131,7 +155,7 @@ export class CgroupRestore {
 
   /** What becomes of the tree's cgroups, in lines for people. */
   describe(): string[] {
-    if (!this.isNeeded) return ["cgroups: those of the restorer"];
+    if (!this.#isSaved) return [];
     return this.#rootMembers().flatMap(({ name, path }) => {
       const moved = this.#moved(name, path);
       return moved === "/" ? [] : [`cgroup ${moved} (${describeHierarchy(name)})`];
@@ -156,6 +180,16 @@ export class CgroupRestore {
 
   #find(id: number): CgSetEntry | undefined {
     return this.#set.cgroup?.sets.find((set) => set.id === id);
+  }
+
+  /** A set of v1 has hierarchies that a machine with v2 lacks, and the other way round; the caller says where tasks go. */
+  #isReachable(name: string): boolean {
+    if (this.#hierarchies.find(name, "/") !== undefined || !this.#moves.has(name)) return true;
+    if (!this.#missing.has(name)) {
+      log.warn(`there is no ${describeHierarchy(name)} here: what was set in it is lost`);
+      this.#missing.add(name);
+    }
+    return false;
   }
 
   #moved(name: string, path: string): string {
@@ -187,9 +221,9 @@ export class CgroupRestore {
       this.#make(directory);
       this.#setPermissions(directory, entry.dir_perms);
       for (const property of entry.properties) {
-        if (isBeforeTasks(property.name)) this.#writeProperty(directory, property);
+        if (isBeforeTasks(name, property.name)) this.#writeProperty(directory, property);
       }
-      this.#later.push({ directory, entry });
+      this.#later.push({ name, directory, entry });
     } else if (mode === "strict") {
       throw new RepriseError(
         "UNSUPPORTED",
@@ -200,7 +234,7 @@ export class CgroupRestore {
       );
     } else if (mode === "full" || mode === "props") {
       this.#setPermissions(directory, entry.dir_perms);
-      this.#later.push({ directory, entry });
+      this.#later.push({ name, directory, entry });
     }
     for (const child of entry.children) {
       this.#prepareDirectory(name, join(path, child.dir_name), child);
@@ -226,13 +260,17 @@ export class CgroupRestore {
     // Whether the caller had the tree frozen for the dump is nothing to bring back.
     if (isFreezerState(name)) return;
     const file = join(directory, name);
+    if (name !== "devices.list" && statSync(file, { throwIfNoEntry: false }) === undefined) {
+      if (!isDefault(name, value))
+        log.warn(`${file} is missing, "${value}" is lost: is its controller on?`);
+      return;
+    }
     if (name === "devices.list") {
       writeSetting(join(directory, "devices.deny"), "a");
       for (const line of lines(value)) writeSetting(join(directory, "devices.allow"), line);
       return;
     }
-    if (perms !== undefined && statSync(file, { throwIfNoEntry: false }) !== undefined)
-      this.#setPermissions(file, perms);
+    this.#setPermissions(file, perms);
     if (isMemberList(name) || isDefault(name, value)) return;
     if (name === "cgroup.subtree_control") {
       const wanted = value.split(" ").filter((controller) => controller !== "");
@@ -252,6 +290,7 @@ export class CgroupRestore {
     id: number,
     to: { readonly name: string; readonly path: string; readonly isThread: boolean },
   ): void {
+    if (!this.#isReachable(to.name)) return;
     const directory = this.#hierarchies.directory(to.name, to.path);
     const list = !to.isThread ? "cgroup.procs" : to.name === "" ? "cgroup.threads" : "tasks";
     attempt(
