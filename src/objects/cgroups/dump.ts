@@ -92,6 +92,14 @@ export class CgroupTable {
   entry(): MessageInput<CgroupEntry> | undefined {
     const sets = [...this.#sets.values()].filter(({ id }) => id !== OWN_CGROUP_SET);
     if (sets.length === 0) return undefined;
+    try {
+      return this.#entryOf(sets);
+    } finally {
+      this.#hierarchies?.close();
+    }
+  }
+
+  #entryOf(sets: readonly CgroupSet[]): MessageInput<CgroupEntry> {
     return {
       sets: sets.map(({ id, members }) => ({
         id,
@@ -159,7 +167,7 @@ export class CgroupTable {
   }
 
   #directory(name: string, path: string, ways: readonly string[]): MessageInput<CgroupDirEntry> {
-    this.#hierarchies ??= new Hierarchies(this.#options.yard);
+    this.#hierarchies ??= new Hierarchies({ yard: this.#options.yard });
     const directory = this.#hierarchies.directory(name, path);
     return this.#readDirectory({ directory, name, path, dirName: path.slice(1), ways });
   }

@@ -53,7 +53,7 @@ export class CgroupRestore {
     this.#set = set;
     this.#options = options;
     this.#placement = options.placement;
-    this.#hierarchies = new Hierarchies(options.yard);
+    this.#hierarchies = new Hierarchies({ yard: options.yard, mayMake: true });
     for (const { name, path, cgns_prefix } of this.#rootMembers()) {
       const prefix =
         (cgns_prefix ?? 0) > 0 ? path.slice(0, cgns_prefix) : this.#recordedRoot(name, path);
@@ -138,6 +138,7 @@ export class CgroupRestore {
         this.#writeProperty(directory, property);
       }
     }
+    this.#hierarchies.close();
   }
 
   /** Removes the directories that were made; for a restore that failed. */
