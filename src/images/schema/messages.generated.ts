@@ -260,6 +260,7 @@ export interface CgMemberEntry {
   readonly name: string;
   readonly path: string;
   readonly cgns_prefix?: number | undefined;
+  readonly own?: boolean | undefined;
 }
 
 export interface CgSetEntry {
@@ -2097,7 +2098,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   bpfmap_file_entry:
     "1,id,u! 2,flags,u! 3,pos,U! 4,fown,m!,fown_entry 5,map_type,u! 6,key_size,u! 7,value_size,u! 8,map_id,u! 9,max_entries,u! 10,map_flags,u! 11,memlock,U! 12,frozen,b! 13,map_name,t! 14,ifindex,u! 15,mnt_id,s? 16,map_extra,U?",
   cg_controller_entry: "1,cnames,t* 2,dirs,m*,cgroup_dir_entry 3,is_threaded,b?",
-  cg_member_entry: "1,name,t! 2,path,t! 3,cgns_prefix,u?",
+  cg_member_entry: "1,name,t! 2,path,t! 3,cgns_prefix,u? 30001,own,b?",
   cg_set_entry: "1,id,u! 2,ctls,m*,cg_member_entry",
   cgroup_dir_entry:
     "1,dir_name,t! 2,children,m*,cgroup_dir_entry 3,properties,m*,cgroup_prop_entry 4,dir_perms,m?,cgroup_perms",

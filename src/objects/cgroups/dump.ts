@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { RepriseError } from "../../errors.ts";
 import type { MessageInput } from "../../images/codec.ts";
 import type {
+  CgMemberEntry,
   CgroupDirEntry,
   CgroupEntry,
   CgroupPropEntry,
@@ -65,11 +66,16 @@ export class CgroupTable {
   readonly #ofThread = new Map<number, number>();
   /** Length of the path to the root of the tree's cgroup namespace, by hierarchy. */
   readonly #prefixes = new Map<string, number>();
+  /** The engine's own cgroups, by hierarchy. */
+  readonly #own = new Map<string, string>();
   #hierarchies: Hierarchies | undefined;
 
   constructor(options: CgroupDumpOptions) {
     this.#options = options;
-    if (options.mode !== "ignore") this.#setOf(readCgroups(process.pid));
+    if (options.mode === "ignore") return;
+    const own = readCgroups(process.pid);
+    this.#setOf(own);
+    for (const member of own) this.#own.set(hierarchyName(member), member.path);
   }
 
   /** Looks at the threads of a task; the root task comes first. */
@@ -119,10 +125,20 @@ export class CgroupTable {
     return id;
   }
 
-  #memberEntry(member: Member): { name: string; path: string; cgns_prefix?: number } {
+  #memberEntry(member: Member): MessageInput<CgMemberEntry> {
     const name = hierarchyName(member);
     const prefix = this.#prefixes.get(name) ?? 0;
-    return { name, path: member.path, ...(prefix > 0 ? { cgns_prefix: prefix } : {}) };
+    return {
+      name,
+      path: member.path,
+      ...(prefix > 0 ? { cgns_prefix: prefix } : {}),
+      ...(this.#isOwn(name, member.path) ? { own: true } : {}),
+    };
+  }
+
+  /** Whether the engine is in a cgroup too: as with whole sets that it shares, tasks then stay where the restorer is. */
+  #isOwn(name: string, path: string): boolean {
+    return this.#own.get(name) === path && !this.#prefixes.has(name);
   }
 
   /** In a cgroup namespace of its own the task sees the rest of the path only. */
@@ -154,7 +170,9 @@ export class CgroupTable {
         members.filter((member) => hierarchyName(member) === name).map(({ path }) => path),
       );
       const heads = topmost([...paths, ...this.#rootsOf(name)]);
-      const dirs = heads.map((path) => this.#directory(name, path, paths));
+      const dirs = paths.every((path) => this.#isOwn(name, path))
+        ? heads.map((path) => ({ dir_name: path.slice(1), properties: [], children: [] }))
+        : heads.map((path) => this.#directory(name, path, paths));
       return { cnames: name.split(","), dirs, is_threaded: name !== "" || dirs.some(isThreaded) };
     });
   }

@@ -72,7 +72,7 @@ export class CgroupRestore {
     if (!this.#isSaved) return;
     for (const { cnames, dirs } of this.#set.cgroup?.controllers ?? []) {
       const name = cnames.join(",");
-      if (!this.#isReachable(name)) continue;
+      if (!this.#isReachable(name) || !this.#isMoved(name)) continue;
       for (const dir of dirs)
         this.#prepareDirectory(name, this.#moved(name, `/${dir.dir_name}`), dir);
     }
@@ -98,7 +98,9 @@ export class CgroupRestore {
 
   /** Moves the root task, or the init above it, into its cgroups. Whatever it makes is born there. */
   enterRoot(pid: number): void {
-    const members = this.#isSaved ? this.#rootMembers() : [];
+    const members = this.#isSaved
+      ? this.#rootMembers().filter((member) => this.#leaves(member))
+      : [];
     for (const { name, path } of members) {
       this.#move(pid, { name, path: this.#moved(name, path), isThread: false });
     }
@@ -121,7 +123,9 @@ export class CgroupRestore {
     readonly born: number | undefined;
   }): void {
     if (!this.#isSaved || thread.set === undefined || thread.set === thread.born) return;
-    for (const { name, path } of this.#find(thread.set)?.ctls ?? []) {
+    for (const member of this.#find(thread.set)?.ctls ?? []) {
+      if (!this.#leaves(member)) continue;
+      const { name, path } = member;
       this.#move(thread.id, {
         name,
         path: this.#moved(name, path),
@@ -181,6 +185,19 @@ export class CgroupRestore {
 
   #find(id: number): CgSetEntry | undefined {
     return this.#set.cgroup?.sets.find((set) => set.id === id);
+  }
+
+  /** Whether a member leaves the restorer's cgroup. */
+  #leaves({ name, own }: CgMemberEntry): boolean {
+    return own !== true || this.#moves.has(name);
+  }
+
+  /** Whether any task left the dumper's own cgroup in a hierarchy, or a root is named for it. */
+  #isMoved(name: string): boolean {
+    const members = (this.#set.cgroup?.sets ?? []).flatMap(({ ctls }) =>
+      ctls.filter((member) => member.name === name),
+    );
+    return this.#moves.has(name) || members.some(({ own }) => own !== true);
   }
 
   /** A set of v1 has hierarchies that a machine with v2 lacks, and the other way round; the caller says where tasks go. */
