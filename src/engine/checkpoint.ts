@@ -9,6 +9,7 @@ import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
+import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
@@ -21,7 +22,7 @@ import { writeDumpStats } from "./stats.ts";
 import { asRepriseError } from "./system-error.ts";
 import { writeTree } from "./write.ts";
 
-export interface CheckpointOptions {
+export interface CheckpointOptions extends NamespacesDumpOptions {
   /** Root of the tree, in the engine's pid namespace. */
   readonly pid: number;
   readonly imagesDir: string;
@@ -109,6 +110,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
       extUnixSk: options.extUnixSk ?? false,
       cgroups: options.cgroups ?? { mode: "soft" },
+      external: options.external ?? [],
+      emptyNet: options.emptyNet ?? false,
     });
     const inside = lookInside(tree, collected);
     work = inside.injections;

@@ -7,7 +7,12 @@ import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { SeccompTable } from "../objects/task/seccomp.ts";
 import { collectVmas, type DumpedVma } from "../objects/memory/vma.ts";
-import { foreignMount } from "../objects/namespaces/proc-mount.ts";
+import {
+  collectNamespaces,
+  type CollectedNamespaces,
+  type NamespaceIds,
+} from "../objects/namespaces/collect.ts";
+import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
@@ -15,7 +20,6 @@ import type { FileLockEntry, TaskKobjIdsEntry } from "../images/schema/messages.
 import { readFdNumbers } from "../proc/fd.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
-import { readNamespaces, type NamespaceInodes } from "../proc/ns.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
@@ -49,11 +53,13 @@ export interface CollectedTree {
   readonly seccomp: SeccompTable;
   readonly cgroups: CgroupTable;
   readonly rootIds: TaskKobjIdsEntry;
+  readonly namespaces: CollectedNamespaces;
+  readonly namespaceOptions: NamespacesDumpOptions;
   /** Lines for people. */
   describe(): string[];
 }
 
-export interface CollectOptions extends FilesDumpOptions {
+export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions {
   /** Whether tasks may hold file locks. */
   readonly fileLocks: boolean;
   readonly lock: NetworkLock;
@@ -69,11 +75,12 @@ export function collectTree(
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const files = new FileTable(images, { ...options, innerPid: (pid) => inner.get(pid) });
   try {
-    const ids = new ObjectIds();
+    const alive = tree.tasks.filter(({ state }) => state !== "zombie");
+    const namespaces = collectNamespaces(alive, { external: options.external ?? [] });
+    const ids = new ObjectIds(namespaces);
     const locks = new LockTable({ isAllowed: options.fileLocks });
     const seccomp = new SeccompTable();
     const cgroups = new CgroupTable(options.cgroups);
-    const alive = tree.tasks.filter(({ state }) => state !== "zombie");
     checkTree(tree, options);
     for (const task of alive) cgroups.add(task);
     const live = alive.map((task) => collectTask(task, { files, ids, locks, seccomp }));
@@ -84,6 +91,8 @@ export function collectTree(
       seccomp,
       cgroups,
       rootIds: ids.own,
+      namespaces,
+      namespaceOptions: options,
       describe: () => describeTree(tree, live),
     };
   } catch (error) {
@@ -214,35 +223,20 @@ function checkTree(tree: FrozenTree, options: FilesDumpOptions): void {
   }
 }
 
-/** Namespace kinds in the order in which CRIU counts them. */
-const NAMESPACES = ["pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup"] as const;
-/** Namespaces of its own that a saved tree may have, besides a mount namespace for its /proc. */
-const OWN_NAMESPACES: readonly string[] = ["pid"];
-
-/** Gives equal numbers to shared objects: address spaces, descriptor tables, namespaces. */
+/** Gives equal numbers to shared objects: address spaces and descriptor tables. */
 class ObjectIds {
   readonly own: TaskKobjIdsEntry;
-  readonly #namespaces = new Map<number, number>();
-  readonly #ownNamespaces = readNamespaces(process.pid);
+  readonly #namespaces: { idsOf(pid: number): NamespaceIds };
   readonly #seen = { vm: [] as FrozenTask[], files: [] as { task: FrozenTask; id: number }[] };
   #next = 2;
 
-  constructor() {
-    this.own = {
-      vm_id: 1,
-      files_id: 1,
-      fs_id: 1,
-      sighand_id: 1,
-      ...this.#namespaceIds(this.#ownNamespaces),
-    };
+  constructor(namespaces: CollectedNamespaces) {
+    this.#namespaces = namespaces;
+    this.own = { vm_id: 1, files_id: 1, fs_id: 1, sighand_id: 1, ...namespaces.own };
   }
-
-  /** All tasks must be in the root's. */
-  #rootPidNamespace: number | undefined;
 
   of(task: FrozenTask): { ids: TaskKobjIdsEntry; filesSeen: boolean } {
     this.#refuseShared(task);
-    const namespaces = this.#namespacesOf(task);
     const sharer = this.#seen.files.find(
       ({ task: other }) => kcmp({ pid: other.pid }, { pid: task.pid }, KCMP_FILES) === 0,
     );
@@ -255,7 +249,7 @@ class ObjectIds {
         files_id: filesId,
         fs_id: own,
         sighand_id: own,
-        ...this.#namespaceIds(namespaces),
+        ...this.#namespaces.idsOf(task.pid),
       },
       filesSeen: sharer !== undefined,
     };
@@ -283,69 +277,6 @@ class ObjectIds {
     }
     this.#seen.vm.push(task);
   }
-
-  /** Refuses namespaces that cannot be saved. A mount namespace in which only /proc differs counts as ours. */
-  #namespacesOf(task: FrozenTask): NamespaceInodes {
-    const namespaces = readNamespaces(task.pid);
-    const own = this.#ownNamespaces;
-    this.#rootPidNamespace ??= namespaces.pid;
-    if (namespaces.pid !== this.#rootPidNamespace) refuseNamespace(task, "pid");
-    const foreign = NAMESPACES.filter(
-      (name) => !OWN_NAMESPACES.includes(name) && namespaces[name] !== own[name],
-    );
-    for (const name of foreign) {
-      if (name !== "mnt" || namespaces.pid === own.pid) refuseNamespace(task, name);
-      const difference = foreignMount(task.pid);
-      if (difference !== undefined) refuseNamespace(task, name, difference);
-    }
-    return { ...namespaces, mnt: own.mnt };
-  }
-
-  #namespaceIds(
-    inodes: NamespaceInodes,
-  ): Omit<TaskKobjIdsEntry, "vm_id" | "files_id" | "fs_id" | "sighand_id"> {
-    const id = (name: (typeof NAMESPACES)[number]): number => {
-      const inode = inodes[name] ?? 0;
-      const known = this.#namespaces.get(inode) ?? this.#namespaces.size + 1;
-      this.#namespaces.set(inode, known);
-      return known;
-    };
-    const [pid, net, ipc, uts, time, mnt, user, cgroup] = NAMESPACES.map(id) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
-    return {
-      pid_ns_id: pid,
-      net_ns_id: net,
-      ipc_ns_id: ipc,
-      uts_ns_id: uts,
-      mnt_ns_id: mnt,
-      user_ns_id: user,
-      cgroup_ns_id: cgroup,
-      time_ns_id: time,
-    };
-  }
-}
-
-function refuseNamespace(
-  task: FrozenTask,
-  name: (typeof NAMESPACES)[number],
-  mount?: string,
-): never {
-  throw new RepriseError(
-    "UNSUPPORTED",
-    `cannot dump pid ${task.pid} (${task.stat.comm}): it lives in a ${name} namespace of its own${mount === undefined ? "" : `, with a mount of its own: ${mount}`}`,
-    {
-      pid: task.pid,
-      hint: "Only a pid namespace for the whole tree, with its own /proc, can be saved yet.",
-    },
-  );
 }
 
 function describeTree(tree: FrozenTree, live: readonly CollectedTask[]): string[] {

@@ -6,7 +6,7 @@ import { CLONE_NEWCGROUP } from "../sys/abi/sched.ts";
 import { Program } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
-import { job, type Growth } from "./grow.ts";
+import { job, type Growth } from "./growth.ts";
 import type { RestorePlan } from "./plan.ts";
 
 /** Moves the root task, and the init above it. */

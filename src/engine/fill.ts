@@ -27,14 +27,16 @@ import { runPrograms, type Job } from "../tracee/run.ts";
 import { Tracee, taskDied } from "../tracee/tracee.ts";
 import { readTasks } from "../proc/tasks.ts";
 import { readThreadStatusIfAlive } from "../proc/status.ts";
-import { addClone, firstPoolFd, job, type Growth } from "./grow.ts";
+import { addClone } from "./grow.ts";
+import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
 
 /** Gives every task its memory, files and threads. */
 export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   const settled = new Set<number>();
-  const around = { files, settled, imagesFd: growth.imagesFd };
+  const around = { files, settled, growth };
   runNoted(
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
@@ -82,7 +84,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         });
         addLocks(program, plan, task);
       }
-      const parentLeaves = task.pid === plan.tree.root.pid && !plan.newPidNamespace;
+      const parentLeaves = task.pid === plan.tree.root.pid && growth.init === undefined;
       const notes = restoreProcess(program, task.core, {
         mm: task.mm,
         umask: task.fs.umask ?? 0o22,
@@ -147,7 +149,7 @@ interface TaskSurroundings {
   readonly files: OpenedFiles;
   /** Ids of files that some task has settled. */
   readonly settled: Set<number>;
-  readonly imagesFd: number;
+  readonly growth: Growth;
 }
 
 function addTask(
@@ -165,6 +167,8 @@ function addTask(
   const notes = restoreProcessEarly(program, task.core);
   addMemory(program, task, around);
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
+  // Entering a mount namespace changes the root and current directory.
+  enterNested(program, plan, around.growth, task.pid);
   addDirectories(program, plan, task.fs, around.files);
   if (ownsTable(plan, task)) addDescriptors(program, plan, task, around);
   for (const { tid } of task.threads.slice(1)) {
@@ -181,13 +185,17 @@ const THREAD_FLAGS =
   sched.CLONE_THREAD |
   sched.CLONE_SYSVSEM;
 
-function addMemory(program: Program, task: TaskPlan, { files, imagesFd }: TaskSurroundings): void {
+function addMemory(program: Program, task: TaskPlan, { files, growth }: TaskSurroundings): void {
   const mapped = task.mm.vmas.filter(isMapped);
   for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
   for (const { name, places } of task.pages) {
-    const file = program.call("openat", [imagesFd, program.string(name), O_RDONLY | O_CLOEXEC, 0], {
-      label: `open ${name}`,
-    });
+    const file = program.call(
+      "openat",
+      [growth.imagesFd, program.string(name), O_RDONLY | O_CLOEXEC, 0],
+      {
+        label: `open ${name}`,
+      },
+    );
     readPages(
       program,
       file,
@@ -255,7 +263,7 @@ function ownsTable(plan: RestorePlan, task: TaskPlan): boolean {
 /** Finds the new threads of a task by their first stops. */
 function adoptThreads(plan: RestorePlan, growth: Growth, task: TaskPlan): void {
   const leader = growth.tracees.get(task.pid) as Tracee;
-  const outer = plan.newPidNamespace ? outerThreadIds(leader.tid) : undefined;
+  const outer = plan.hasInnerPids ? outerThreadIds(leader.tid) : undefined;
   for (const { tid } of task.threads.slice(1)) {
     const tracee = new Tracee(outer?.get(tid) ?? tid, leader.tid, growth.counters);
     if (tracee.waitInterrupted() === undefined)

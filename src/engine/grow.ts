@@ -1,9 +1,8 @@
 // Growing the tree: the seed makes the root, every task makes its children (and siblings), in the sessions and groups of the
 // plan. New processes and threads are traced from their first instant (CLONE_PTRACE), with the options of their creator.
 
-import { readdirSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
-import { log } from "../log.ts";
+import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import * as sched from "../sys/abi/sched.ts";
 import { AT_FDCWD, CLOSE_RANGE_MAX, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
@@ -13,7 +12,7 @@ import { writeU64 } from "../sys/memory.ts";
 import { Program, type Ref } from "../tracee/program.ts";
 import { label, runPrograms } from "../tracee/run.ts";
 import { endProcess, startSeed } from "../tracee/seed.ts";
-import { Tracee, taskDied, type TraceCounters } from "../tracee/tracee.ts";
+import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
 import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
@@ -21,75 +20,56 @@ import {
   controllingTerminals,
   makeControllingTerminal,
 } from "../objects/files/controlling-terminal.ts";
-import { mountFreshProc } from "../objects/namespaces/proc-mount.ts";
+import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
+import {
+  cloneFlags,
+  enterExisting,
+  openExisting,
+  settleFirst,
+  type ExistingNamespaces,
+} from "./namespaces.ts";
+import { firstPoolFd, job, type Growth } from "./growth.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
-
-/** What exists so far of a tree that is being restored. */
-export interface Growth {
-  readonly counters: TraceCounters;
-  readonly seed: Tracee;
-  /** pid 1 of a new pid namespace, if that is not the root task. */
-  readonly init: Tracee | undefined;
-  /** Leaders and threads by their number in the images. */
-  readonly tracees: Map<number, Tracee>;
-  /** Descriptor of the images directory in every task. */
-  readonly imagesFd: number;
-  /** Number in the engine's pid namespace of a pid in the images. */
-  outerPid(pid: number): number;
-  /** Every process made, in the engine's numbers. */
-  madePids(): number[];
-}
-
-/** Room between the descriptors of the tasks and those of the restore. */
-const FD_MARGIN = 16;
-
-/** First number for descriptors of the restore itself. */
-export function firstPoolFd(plan: RestorePlan): number {
-  return plan.firstFreeFd + FD_MARGIN;
-}
 
 /** Starts the seed, has it clean its address space, and makes the root task. */
 export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   // Not close-on-exec: the seed inherits it.
   const path = Buffer.from(`${plan.set.reader.dir}\0`);
   const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+  const existing = openExisting(plan);
   const seed = startSeed(plan.area, counters);
   const made: number[] = [seed.tid];
   const tracees = new Map<number, Tracee>();
   const imagesFd = firstPoolFd(plan);
   let init: Tracee | undefined;
+  let namespaceFds: Map<PlannedNamespace, number>;
   try {
-    prepareSeed(plan, seed, directory, imagesFd);
-    if (plan.newPidNamespace) {
-      init = makeInit(plan, seed);
-      made.push(init.tid);
-    }
+    namespaceFds = prepareSeed(plan, seed, { directory, imagesFd, existing });
     const { root } = plan.tree;
-    if (init !== undefined && root.pid === INIT_PID) {
-      // The saved root is the init of its namespace itself.
-      tracees.set(root.pid, init);
-      init = undefined;
-    } else {
-      const creator = init ?? seed;
+    // The root of a pid namespace of its own is its init, or gets one at its side.
+    const firstPid = plan.namespaces.made("pid") === undefined ? root.pid : INIT_PID;
+    const first = makeFirst(plan, seed, firstPid);
+    made.push(first.tid);
+    settleFirst(plan, first);
+    if (firstPid === root.pid) tracees.set(root.pid, first);
+    else {
+      init = first;
       const program = new Program();
-      addClone(program, {
-        pid: root.pid,
-        flags: init === undefined ? sched.CLONE_PARENT : 0,
-        what: `process ${root.pid}`,
-      });
-      run(plan, creator, program);
-      const tracee = adopt(plan, creator, root.pid, undefined);
+      addClone(program, { pid: root.pid, flags: 0, what: `process ${root.pid}` });
+      run(plan, init, program);
+      const tracee = adoptOne(plan, init, root.pid);
       tracees.set(root.pid, tracee);
       made.push(tracee.tid);
-      if (init !== undefined) settleInit(plan, init);
+      settleInit(plan, init);
     }
   } catch (error) {
     for (const pid of made) endProcess(pid);
     throw error;
   } finally {
     trySyscall("close", directory);
+    existing.close();
   }
   return {
     counters,
@@ -97,6 +77,8 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     init,
     tracees,
     imagesFd,
+    namespaceFds,
+    ends: [],
     outerPid: (pid) => (tracees.get(pid) as Tracee).tid,
     madePids: () => [
       seed.tid,
@@ -116,17 +98,28 @@ export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles):
       jobs.map(({ node, program }) => job(plan, growth.tracees.get(node.pid) as Tracee, program)),
     );
     const next = level.flatMap((node) => [...node.early, ...node.late]);
-    for (const node of level) {
-      const creator = growth.tracees.get(node.pid) as Tracee;
-      for (const child of [...node.early, ...node.late]) {
-        growth.tracees.set(
-          child.pid,
-          adopt(plan, creator, child.pid, child.viaSibling ? child.ppid : undefined),
-        );
-      }
-    }
+    const outer = outerNumbers(plan, growth, next);
+    for (const { pid } of next)
+      growth.tracees.set(pid, adopt(growth.counters, { pid, outer: outer(pid) }));
     level = next;
   }
+}
+
+/** Numbers here of new tasks: each parent's children are looked through once. */
+function outerNumbers(
+  plan: RestorePlan,
+  growth: Growth,
+  nodes: readonly TreeNode[],
+): (pid: number) => number | undefined {
+  if (!plan.hasInnerPids) return (pid) => pid;
+  const parents = new Set(nodes.map(({ ppid }) => ppid));
+  const found = new Map(
+    [...parents].flatMap((ppid) => {
+      const parent = growth.tracees.get(ppid);
+      return parent === undefined ? [] : [...outerChildren(parent.leader)];
+    }),
+  );
+  return (pid) => found.get(pid);
 }
 
 /**
@@ -142,15 +135,6 @@ export function settleTree(plan: RestorePlan, growth: Growth): void {
     else endHelper(plan, growth, node, tracee);
     growth.tracees.delete(node.pid);
   }
-}
-
-/** A job for a task: the program at the start of the common work area. */
-export function job(
-  plan: RestorePlan,
-  tracee: Tracee,
-  program: Program,
-): Parameters<typeof runPrograms>[0][number] {
-  return { tracee, program, code: plan.area.code, base: plan.area.programs, frame: 0 };
 }
 
 /** Adds a clone3 with a wanted pid; the child is traced from the start. */
@@ -188,7 +172,12 @@ const CLONE_SET_TID = 64;
 const CLONE_SET_TID_SIZE = 72;
 
 /** The seed gives up all memory but the work area, takes the images directory along and may open many files. */
-function prepareSeed(plan: RestorePlan, seed: Tracee, directory: number, imagesFd: number): void {
+function prepareSeed(
+  plan: RestorePlan,
+  seed: Tracee,
+  fds: { directory: number; imagesFd: number; existing: ExistingNamespaces },
+): Map<PlannedNamespace, number> {
+  const { directory, imagesFd, existing } = fds;
   const program = new Program();
   const { address, size } = plan.area;
   // Soft up to hard: the restore needs a descriptor for every file of the tree at once.
@@ -203,11 +192,13 @@ function prepareSeed(plan: RestorePlan, seed: Tracee, directory: number, imagesF
     });
     program.call("close", [directory]);
   }
+  const kept = enterExisting(program, plan, existing);
   program.call("munmap", [0, address], { label: "clean the seed's memory" });
   program.call("munmap", [address + size, TASK_SIZE - address - size], {
     label: "clean the seed's memory",
   });
   run(plan, seed, program);
+  return kept;
 }
 
 /** struct rlimit with the hard limit in both words. */
@@ -221,28 +212,22 @@ function ownFileLimit(): Buffer {
 const INIT_PID = 1;
 
 /**
- * pid 1 of a new pid namespace, with a mount namespace for the new /proc. Unless the saved root was pid 1 itself, it reaps
- * orphans and ends with the root task (its code: arch/x86_64/code.ts).
+ * Makes the first task, in the new namespaces: the root, or, in a new pid namespace of which the saved root was not pid 1, an init that
+ * reaps orphans and ends with the root task (its code: arch/x86_64/code.ts).
  */
-function makeInit(plan: RestorePlan, seed: Tracee): Tracee {
+function makeFirst(plan: RestorePlan, seed: Tracee, pid: number): Tracee {
   const program = new Program();
   addClone(program, {
-    pid: INIT_PID,
-    flags: sched.CLONE_NEWPID | sched.CLONE_NEWNS | sched.CLONE_PARENT,
-    what: "the init of a new pid namespace",
+    pid,
+    flags: cloneFlags(plan) + sched.CLONE_PARENT,
+    what: pid === plan.tree.root.pid ? `process ${pid}` : "the init of a new pid namespace",
   });
   run(plan, seed, program);
-  const init = adopt(plan, seed, INIT_PID, undefined);
-  const mounts = new Program();
-  mountFreshProc(mounts);
-  try {
-    run(plan, init, mounts);
-  } catch (error) {
-    // A security module may forbid mounts. The tree then lives with the /proc of outside.
-    if (!(error instanceof RepriseError && error.code === "REMOTE_CALL")) throw error;
-    log.warn(`the restored tree sees the /proc of outside: ${error.message}`);
-  }
-  return init;
+  // A child of the engine itself, by CLONE_PARENT.
+  return adopt(seed.counters, {
+    pid,
+    outer: plan.hasInnerPids ? outerChild(process.pid, pid) : pid,
+  });
 }
 
 /** Once the root is made the init needs nothing of the engine's: no terminal, no directory, no open file. */
@@ -289,42 +274,44 @@ function sharesFiles(plan: RestorePlan, creator: TreeNode, child: TreeNode): boo
   return own !== undefined && own === plan.tasks.get(child.pid)?.ids.files_id;
 }
 
-/**
- * Waits for the first stop of a new process. In a new pid namespace its number here is found among the children.
- */
+/** Waits for the first stop of a child that `creator` has made. */
+function adoptOne(plan: RestorePlan, creator: Tracee, pid: number): Tracee {
+  return adopt(creator.counters, {
+    pid,
+    outer: plan.hasInnerPids ? outerChild(creator.leader, pid) : pid,
+  });
+}
+
 function adopt(
-  plan: RestorePlan,
-  creator: Tracee,
-  pid: number,
-  siblingOf: number | undefined,
+  counters: TraceCounters,
+  { pid, outer }: { pid: number; outer: number | undefined },
 ): Tracee {
-  const outer = plan.newPidNamespace ? findOuter(creator, pid) : pid;
-  const tracee = new Tracee(outer, outer, creator.counters);
-  if (tracee.waitInterrupted() === undefined) {
+  const tracee = outer === undefined ? undefined : new Tracee(outer, outer, counters);
+  if (tracee?.waitInterrupted() === undefined) {
     throw new RepriseError(
       "TASK_DIED",
-      `cannot restore pid ${pid}: it ended as soon as it was made${siblingOf === undefined ? "" : " (by a sibling)"}`,
+      `cannot restore pid ${pid}: it ended as soon as it was made`,
       { pid },
     );
   }
   return tracee;
 }
 
-/** Looks through all processes for the one whose innermost pid is `pid` and whose tracer we are. */
-function findOuter(creator: Tracee, pid: number): number {
-  for (const name of readdirSync("/proc")) {
-    if (!/^[1-9]/.test(name)) continue;
-    const status = readStatusIfAlive(Number(name));
-    if (
-      status !== undefined &&
-      status.tracerPid === process.pid &&
-      status.nsPid.length > 1 &&
-      status.nsPid.at(-1) === pid
-    ) {
-      return Number(name);
-    }
+/** The number here of a child by its number in the innermost pid namespace. */
+function outerChild(parent: number, pid: number): number | undefined {
+  return outerChildren(parent).get(pid);
+}
+
+/** Children of a process that we trace, by their numbers in their own pid namespace. */
+function outerChildren(parent: number): Map<number, number> {
+  const found = new Map<number, number>();
+  for (const child of readChildrenIfAlive(parent) ?? []) {
+    const status = readStatusIfAlive(child);
+    const inner = status?.nsPid.at(-1);
+    if (status?.tracerPid === process.pid && inner !== undefined && status.nsPid.length > 1)
+      found.set(inner, child);
   }
-  throw taskDied(creator, `made pid ${pid}, which is gone`);
+  return found;
 }
 
 function endHelper(plan: RestorePlan, growth: Growth, node: TreeNode, tracee: Tracee): void {

@@ -14,7 +14,7 @@ import { syscall } from "../sys/ffi.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { entriesRun, runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
-import { firstPoolFd, job, type Growth } from "./grow.ts";
+import { firstPoolFd, job, type Growth } from "./growth.ts";
 import { mapsFile, type RestorePlan } from "./plan.ts";
 
 /** Open files of a tree, by their ids. */

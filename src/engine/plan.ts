@@ -17,14 +17,18 @@ import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
 import { planVdso, savedVdso, vdsoRun, type VdsoPlan } from "../objects/memory/vdso.ts";
 import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import {
+  planNamespaces,
+  type NamespacesPlan,
+  type NamespacesPlanOptions,
+} from "../objects/namespaces/plan.ts";
 import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
 import { readAt } from "./read-image.ts";
 
-export interface RestorePlanOptions extends FilesRestoreOptions {
-  readonly newPidNamespace?: boolean;
+export interface RestorePlanOptions extends FilesRestoreOptions, NamespacesPlanOptions {
   /** Take file locks again; without it they are left out, with a warning. */
   readonly fileLocks: boolean;
 }
@@ -54,7 +58,9 @@ export interface RestorePlan {
   readonly area: WorkArea;
   /** First descriptor number above all that the tasks use. */
   readonly firstFreeFd: number;
-  readonly newPidNamespace: boolean;
+  readonly namespaces: NamespacesPlan;
+  /** The tasks' numbers are those of another pid namespace than the engine's. */
+  readonly hasInnerPids: boolean;
   readonly pages: number;
   /** Lines for people: what `--explain` prints. */
   describe(): string[];
@@ -66,12 +72,13 @@ export interface RestorePlan {
  * @throws RepriseError for everything that would make it fail: missing or changed files, another kernel's vdso, …
  */
 export function planRestore(set: LoadedSet, options: RestorePlanOptions): RestorePlan {
+  const namespaces = planNamespaces(set, options);
   const loaded = [...set.tasks.values()];
   const tree = planTree(loaded.map(treeTask), { shellJob: options.shellJob });
   const tasks = new Map(
     loaded.filter((task) => task.live !== undefined).map((task) => [task.pid, planTask(set, task)]),
   );
-  for (const task of tasks.values()) checkTask(set, task);
+  for (const task of tasks.values()) checkTask(task);
   checkSharedTables(tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
   checkRegularFiles(files, set, options);
@@ -85,7 +92,8 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     area: chooseWorkArea([...tasks.values()]),
     firstFreeFd:
       1 + Math.max(2, ...[...tasks.values()].flatMap(({ fdinfo }) => fdinfo.map(({ fd }) => fd))),
-    newPidNamespace: options.newPidNamespace ?? wasInOwnPidNamespace(set),
+    namespaces,
+    hasInnerPids: namespaces.ofRoot("pid") !== undefined,
     pages,
   };
   return { ...plan, describe: () => describePlan(plan) };
@@ -118,7 +126,7 @@ function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
 }
 
 /** What this version cannot bring back, and a vdso of another kernel. */
-function checkTask(set: LoadedSet, task: TaskPlan): void {
+function checkTask(task: TaskPlan): void {
   const refuse = (what: string): never => {
     throw new RepriseError("UNSUPPORTED", `cannot restore pid ${task.pid}: ${what}`, {
       pid: task.pid,
@@ -129,18 +137,6 @@ function checkTask(set: LoadedSet, task: TaskPlan): void {
   if (filtered && (readStatus(process.pid).seccomp ?? 0) !== 0)
     refuse("it ran under seccomp, and so does this restore");
   if (task.mm.aios.length > 0) refuse("it has AIO rings, which cannot be restored yet");
-  const own = set.inventory.root_ids;
-  for (const name of ["net", "ipc", "uts", "mnt", "user"] as const) {
-    const id = task.ids[`${name}_ns_id`];
-    if (
-      own !== undefined &&
-      id !== undefined &&
-      own[`${name}_ns_id`] !== undefined &&
-      id !== own[`${name}_ns_id`]
-    ) {
-      refuse(`it was in a ${name} namespace of its own, which cannot be restored yet`);
-    }
-  }
 }
 
 /** How a task gets its vdso: the code of the saved one is in its pages. */
@@ -255,12 +251,6 @@ function chooseWorkArea(tasks: readonly TaskPlan[]): WorkArea {
     "UNSUPPORTED",
     "cannot restore the tree: no address range is free in all of its tasks",
   );
-}
-
-function wasInOwnPidNamespace(set: LoadedSet): boolean {
-  const root = set.tasks.get(set.rootPid)?.live?.ids.pid_ns_id;
-  const own = set.inventory.root_ids?.pid_ns_id;
-  return root !== undefined && own !== undefined && root !== own;
 }
 
 function describePlan(plan: Omit<RestorePlan, "describe">): string[] {

@@ -7,7 +7,7 @@ import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
-import type { Growth } from "./grow.ts";
+import type { Growth } from "./growth.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 import { endProcess } from "../tracee/seed.ts";
 import { TASK_STOPPED } from "../images/check-task.ts";

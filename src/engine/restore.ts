@@ -11,6 +11,8 @@ import type { Placement } from "../objects/cgroups/placement.ts";
 import { CgroupRestore, type CgroupRestoreOptions } from "../objects/cgroups/restore.ts";
 import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
+import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
+import { identifyClocks } from "../objects/namespaces/time.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
@@ -19,13 +21,15 @@ import { openFiles, type OpenedFiles } from "./open-files.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
 import type { EngineHooks, ProgressListener, RestoreStats } from "./progress.ts";
 import { fillTasks, fillThreads } from "./fill.ts";
-import { growTree, settleTree, startRoot, type Growth } from "./grow.ts";
+import { growTree, settleTree, startRoot } from "./grow.ts";
+import type { Growth } from "./growth.ts";
+import { setupNamespaces } from "./namespaces.ts";
 import { release } from "./release.ts";
 import { writeRestoreStats } from "./stats.ts";
 import { asRepriseError } from "./system-error.ts";
 import { waitForExit } from "./wait-exit.ts";
 
-export interface RestoreOptions {
+export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly imagesDir: string;
   /** Where stats-restore is written. @default imagesDir */
   readonly workDir?: string;
@@ -80,6 +84,12 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     fileValidation: options.fileValidation ?? "buildid",
     extUnixSk: options.extUnixSk ?? false,
     fileLocks: options.fileLocks ?? true,
+    clocks: identifyClocks(),
+    external: options.external ?? [],
+    emptyNet: options.emptyNet ?? false,
+    join: options.join ?? [],
+    inheritFds: options.inheritFds ?? new Map<string, number>(),
+    ...(options.root === undefined ? {} : { root: options.root }),
     ...(options.newPidNamespace === undefined ? {} : { newPidNamespace: options.newPidNamespace }),
   });
   options.onEvent?.({ kind: "planned", tasks: plan.tree.nodes.length, ms: since() });
@@ -98,7 +108,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     };
   }
   options.hooks?.script?.("pre-restore");
-  if (!plan.newPidNamespace) await waitForFreePids(plan);
+  if (!plan.hasInnerPids) await waitForFreePids(plan);
 
   let growth: Growth | undefined;
   let files: OpenedFiles | undefined;
@@ -110,6 +120,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     cgroups.prepare();
     growth = startRoot(plan, counters);
     enterCgroups(plan, growth, cgroups);
+    setupNamespaces(plan, growth, options.hooks);
     lock.takeOver(savedConnections(set.files.values()));
     files = openFiles(plan, growth);
     growTree(plan, growth, files);
@@ -127,6 +138,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     if (options.removeLinks === true) linkRemapPaths(set).forEach(removeLink);
     lock.unlock();
     files.release();
+    growth.ends.splice(0).forEach((end) => end.release());
     files.close();
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
     const stats = statsOf(plan, counters, { forking, total: since() });
@@ -144,6 +156,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     tearDown(growth);
     cgroups.giveUp();
     files?.giveUp();
+    growth?.ends.splice(0).forEach((end) => end.failed?.());
     files?.close();
     lock.giveUp();
     throw asRepriseError(error, "restore the tree");

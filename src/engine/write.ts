@@ -14,8 +14,10 @@ import { imageName } from "../images/names.ts";
 import { PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
 import type { CgroupTable } from "../objects/cgroups/dump.ts";
 import type { SeccompTable } from "../objects/task/seccomp.ts";
+import { NAMESPACE_ROOMS } from "../objects/namespaces/registry.ts";
+import { writeExternal } from "../objects/namespaces/external.ts";
+import { writeOwnClocks } from "../objects/namespaces/time.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
-import { syscall } from "../sys/ffi.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
@@ -37,6 +39,7 @@ export function writeTree(
   parent: ParentSet,
 ): WrittenTree {
   const begun = performance.now();
+  writeNamespaces(tree, collected, images);
   const scans = collected.live.map((task) => writeMemory(task, images, parent));
   const written = performance.now();
   for (const task of collected.live) {
@@ -55,7 +58,6 @@ export function writeTree(
   images.write("seccomp", 0, [collected.seccomp.entry()]);
   const cgroups = collected.cgroups.entry();
   if (cgroups !== undefined) images.write("cgroup", 0, [cgroups]);
-  writeClocks(images);
   const countRuns = (bit: number): number =>
     scans.reduce((sum, { runs }) => sum + countPages(runs, bit), 0);
   const pagesWritten = countRuns(PE_PRESENT);
@@ -81,6 +83,22 @@ export function writeTree(
       pages_shared_by_fork: 0,
     }),
   };
+}
+
+/** What is in the tree's namespaces of its own; and where it shares the engine's clocks, what they say. */
+function writeNamespaces(
+  tree: FrozenTree,
+  { namespaces, namespaceOptions: options }: CollectedTree,
+  images: ImageSetWriter,
+): void {
+  const rootPid = (tree.tasks[0] as FrozenTask).pid;
+  for (const namespace of namespaces.all) {
+    if (namespace.externalKey === undefined) {
+      const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);
+      room?.write(namespace, { images, options, namespaces, rootPid });
+    } else writeExternal(namespace, images);
+  }
+  if (namespaces.ofRoot("time") === undefined) writeOwnClocks(images);
 }
 
 /** All pages of the set, those of shared memory included. */
@@ -197,20 +215,4 @@ function writePstree(tree: FrozenTree, images: ImageSetWriter): void {
         task.threads.length === 0 ? [task.innerPid] : task.threads.map(({ innerTid }) => innerTid),
     })),
   );
-}
-
-const CLOCK_MONOTONIC = 1;
-const CLOCK_BOOTTIME = 7;
-
-/** The clocks at the dump, so that CRIU can make them go on from here (timens-0: the host's time namespace). */
-function writeClocks(images: ImageSetWriter): void {
-  images.write("timens", 0, [
-    { monotonic: readClock(CLOCK_MONOTONIC), boottime: readClock(CLOCK_BOOTTIME) },
-  ]);
-}
-
-function readClock(clock: number): { tv_sec: bigint; tv_nsec: bigint } {
-  const time = Buffer.alloc(16);
-  syscall("clock_gettime", clock, time);
-  return { tv_sec: time.readBigInt64LE(0), tv_nsec: time.readBigInt64LE(8) };
 }

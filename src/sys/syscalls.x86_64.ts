@@ -173,6 +173,7 @@ export const SYSCALLS = {
   setns: { nr: 308, args: "fd hex" },
   unshare: { nr: 272, args: "hex" },
   sethostname: { nr: 170, args: "path int" },
+  setdomainname: { nr: 171, args: "path int" },
   userfaultfd: { nr: 323, args: "hex" },
   membarrier: { nr: 324, args: "int hex int" },
   sync_file_range: { nr: 277, args: "fd off size hex" },

@@ -1446,6 +1446,7 @@ export interface ThreadSasEntry {
 export interface TimensEntry {
   readonly monotonic: Timespec;
   readonly boottime: Timespec;
+  readonly clocks?: string | undefined;
 }
 
 export interface TimerfdEntry {
@@ -1869,6 +1870,7 @@ export interface UserX86XsaveEntry {
 export interface UsernsEntry {
   readonly uid_map: readonly UidGidExtent[];
   readonly gid_map: readonly UidGidExtent[];
+  readonly setgroups_denied?: boolean | undefined;
 }
 
 export interface UtsnsEntry {
@@ -2273,7 +2275,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   thread_info_x86:
     "1,clear_tid_addr,U! 2,gpregs,m!,user_x86_regs_entry 3,fpregs,m!,user_x86_fpregs_entry 4,tls,m*,user_desc_t",
   thread_sas_entry: "1,ss_sp,U! 2,ss_size,U! 3,ss_flags,u!",
-  timens_entry: "1,monotonic,m!,timespec 2,boottime,m!,timespec",
+  timens_entry: "1,monotonic,m!,timespec 2,boottime,m!,timespec 30001,clocks,t?",
   timerfd_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,clockid,u! 5,ticks,U! 6,settime_flags,u! 7,vsec,U! 8,vnsec,U! 9,isec,U! 10,insec,U!",
   timespec: "1,tv_sec,U! 2,tv_nsec,U!",
@@ -2326,7 +2328,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,r15,U! 2,r14,U! 3,r13,U! 4,r12,U! 5,bp,U! 6,bx,U! 7,r11,U! 8,r10,U! 9,r9,U! 10,r8,U! 11,ax,U! 12,cx,U! 13,dx,U! 14,si,U! 15,di,U! 16,orig_ax,U! 17,ip,U! 18,cs,U! 19,flags,U! 20,sp,U! 21,ss,U! 22,fs_base,U! 23,gs_base,U! 24,ds,U! 25,es,U! 26,fs,U! 27,gs,U! 28,mode,e?,user_x86_regs_mode",
   user_x86_xsave_entry:
     "1,xstate_bv,U! 2,ymmh_space,u* 3,bndreg_state,U* 4,bndcsr_state,U* 5,opmask_reg,U* 6,zmm_upper,U* 7,hi16_zmm,U* 8,pkru,u* 9,cet,m?,user_x86_cet_entry",
-  userns_entry: "1,uid_map,m*,uid_gid_extent 2,gid_map,m*,uid_gid_extent",
+  userns_entry: "1,uid_map,m*,uid_gid_extent 2,gid_map,m*,uid_gid_extent 30001,setgroups_denied,b?",
   utsns_entry: "1,nodename,t! 2,domainname,t!",
   vma_entry:
     "1,start,A! 2,end,A! 3,pgoff,N! 4,shmid,N! 5,prot,u! 6,flags,u! 7,status,u! 8,fd,Z! 9,madv,U? 10,fdflags,u? 30001,anon_name,t? 30002,sealed,b? 30003,lock_on_fault,b?",

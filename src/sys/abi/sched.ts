@@ -10,10 +10,13 @@ export const CLONE_PARENT = 0x8000;
 export const CLONE_THREAD = 0x10000;
 export const CLONE_NEWNS = 0x20000;
 export const CLONE_SYSVSEM = 0x40000;
+/** In clone3 and unshare only: clone has a signal number in these bits. */
+export const CLONE_NEWTIME = 0x80;
 export const CLONE_NEWCGROUP = 0x02000000;
-export const CLONE_NEWPID = 0x20000000;
-export const CLONE_NEWIPC = 0x08000000;
 export const CLONE_NEWUTS = 0x04000000;
+export const CLONE_NEWIPC = 0x08000000;
+export const CLONE_NEWUSER = 0x10000000;
+export const CLONE_NEWPID = 0x20000000;
 export const CLONE_NEWNET = 0x40000000;
 export const CLONE_INTO_CGROUP = 0x200000000;
 /** struct clone_args up to and including cgroup (CLONE_ARGS_SIZE_VER2, Linux 5.7). */

@@ -1,0 +1,40 @@
+// What exists so far of a tree that is being restored, and where its programs and descriptors go.
+
+import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
+import type { Program } from "../tracee/program.ts";
+import type { Job } from "../tracee/run.ts";
+import type { Tracee, TraceCounters } from "../tracee/tracee.ts";
+import type { RestorePlan } from "./plan.ts";
+
+/** What exists so far of a tree that is being restored. */
+export interface Growth {
+  readonly counters: TraceCounters;
+  readonly seed: Tracee;
+  /** pid 1 of a new pid namespace, if that is not the root task. */
+  readonly init: Tracee | undefined;
+  /** Leaders and threads by their number in the images. */
+  readonly tracees: Map<number, Tracee>;
+  /** Descriptor of the images directory in every task. */
+  readonly imagesFd: number;
+  /** Descriptors in all tasks of the namespaces that tasks do not share with the root. */
+  readonly namespaceFds: Map<PlannedNamespace, number>;
+  /** What rooms of namespaces want done at the end. */
+  readonly ends: { readonly release: () => void; readonly failed?: () => void }[];
+  /** Number in the engine's pid namespace of a pid in the images. */
+  outerPid(pid: number): number;
+  /** Every process made, in the engine's numbers. */
+  madePids(): number[];
+}
+
+/** Room between the descriptors of the tasks and those of the restore. */
+const FD_MARGIN = 16;
+
+/** First number for descriptors of the restore itself. */
+export function firstPoolFd(plan: RestorePlan): number {
+  return plan.firstFreeFd + FD_MARGIN;
+}
+
+/** A job for a task: the program at the start of the common work area. */
+export function job(plan: RestorePlan, tracee: Tracee, program: Program): Job {
+  return { tracee, program, code: plan.area.code, base: plan.area.programs, frame: 0 };
+}

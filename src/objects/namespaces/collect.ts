@@ -1,0 +1,198 @@
+// Which namespaces the tasks of a frozen tree live in. CRIU's rule: where the root task shares the engine's namespace of a kind,
+// all tasks must, and nothing is saved; where it has another one, that one is saved, and of mount and network namespaces
+// further ones too. Ids count over all kinds from 1, the engine's own first.
+
+import { RepriseError } from "../../errors.ts";
+import type { TaskKobjIdsEntry } from "../../images/schema/messages.generated.ts";
+import { readNamespaces, type NamespaceInodes } from "../../proc/ns.ts";
+import type { FrozenTask } from "../task/task.ts";
+import {
+  externalKey,
+  inodeOfKind,
+  NAMESPACE_KINDS,
+  type KindOfNamespace,
+  type NamespaceKind,
+} from "./kinds.ts";
+import { foreignMount } from "./proc-mount.ts";
+import { hasRoom } from "./registry.ts";
+
+/** The namespace fields of ids-PID.img. */
+export type NamespaceIds = Omit<TaskKobjIdsEntry, "vm_id" | "files_id" | "fs_id" | "sighand_id">;
+
+/** A namespace of the tree that is not the engine's. */
+export interface CollectedNamespace {
+  readonly kind: NamespaceKind;
+  /** The number of its images (utsns-ID.img) and in ids-PID.img. */
+  readonly id: number;
+  readonly inode: number;
+  /** A live task in it, in the engine's pid namespace: /proc/PID/ns/KIND leads to it. */
+  readonly pid: number;
+  /** The root task's, or another task's (mount and network namespaces alone). */
+  readonly role: "root" | "nested";
+  /** The key of `--external KIND[INODE]:KEY`: the restoring side provides it, and nothing in it is saved. */
+  readonly externalKey: string | undefined;
+}
+
+/** The namespaces of a frozen tree. */
+export interface CollectedNamespaces {
+  /** The engine's own, the point of comparison (root_ids of the inventory). */
+  readonly own: NamespaceIds;
+  /** Those that are not the engine's, in the order in which they were found: the root's first. */
+  readonly all: readonly CollectedNamespace[];
+  /** The ids of a live task. */
+  idsOf(pid: number): NamespaceIds;
+  /** A task's namespace of a kind; undefined when it is the engine's. */
+  ofTask(pid: number, kind: NamespaceKind): CollectedNamespace | undefined;
+  /** The root task's namespace of a kind; undefined when it is the engine's. */
+  ofRoot(kind: NamespaceKind): CollectedNamespace | undefined;
+  /** The id of a namespace by its inode, the engine's own included. */
+  idOf(kind: NamespaceKind, inode: number): number | undefined;
+}
+
+export interface CollectNamespacesOptions {
+  /** What `--external` named, word for word. */
+  readonly external: readonly string[];
+}
+
+/**
+ * Looks at the namespaces of all live tasks of a tree, the root first.
+ *
+ * @throws RepriseError UNSUPPORTED for those that cannot be saved.
+ */
+export function collectNamespaces(
+  tasks: readonly FrozenTask[],
+  options: CollectNamespacesOptions,
+): CollectedNamespaces {
+  const table = new NamespaceTable(options);
+  for (const task of tasks) table.add(task);
+  return table;
+}
+
+class NamespaceTable implements CollectedNamespaces {
+  readonly own: NamespaceIds;
+  readonly all: CollectedNamespace[] = [];
+  readonly #external: readonly string[];
+  readonly #ownInodes = readNamespaces(process.pid);
+  /** By kind and inode. */
+  readonly #ids = new Map<string, number>();
+  readonly #tasks = new Map<number, NamespaceInodes>();
+  #root: number | undefined;
+
+  constructor({ external }: CollectNamespacesOptions) {
+    this.#external = external;
+    for (const { kind } of NAMESPACE_KINDS)
+      this.#ids.set(key(kind, inodeOfKind(this.#ownInodes, kind)), this.#ids.size + 1);
+    this.own = this.#idsOf(this.#ownInodes);
+  }
+
+  add(task: FrozenTask): void {
+    const inodes = this.#withoutFreshProc(task, readNamespaces(task.pid));
+    const isRoot = this.#root === undefined;
+    this.#root ??= task.pid;
+    for (const kind of NAMESPACE_KINDS) this.#addOne(task, kind, { inodes, isRoot });
+    this.#tasks.set(task.pid, inodes);
+    if (inodes.time !== inodes.time_for_children)
+      refuse(task, "time", "its children are to live in another one");
+    if (inodes.pid !== inodes.pid_for_children && inodes.pid_for_children !== undefined)
+      refuse(task, "pid", "its children are to live in another one");
+  }
+
+  idsOf(pid: number): NamespaceIds {
+    return this.#idsOf(this.#inodesOf(pid));
+  }
+
+  ofTask(pid: number, kind: NamespaceKind): CollectedNamespace | undefined {
+    const inode = inodeOfKind(this.#inodesOf(pid), kind);
+    return this.all.find((known) => known.kind === kind && known.inode === inode);
+  }
+
+  ofRoot(kind: NamespaceKind): CollectedNamespace | undefined {
+    return this.all.find((known) => known.kind === kind && known.role === "root");
+  }
+
+  idOf(kind: NamespaceKind, inode: number): number | undefined {
+    return this.#ids.get(key(kind, inode));
+  }
+
+  #addOne(
+    task: FrozenTask,
+    { kind, nests }: KindOfNamespace,
+    { inodes, isRoot }: { readonly inodes: NamespaceInodes; readonly isRoot: boolean },
+  ): void {
+    const inode = inodeOfKind(inodes, kind);
+    const own = inodeOfKind(this.#ownInodes, kind);
+    if (!isRoot) {
+      const ofRoot = this.ofRoot(kind)?.inode ?? own;
+      if (inode === ofRoot) return;
+      if (inode === own) refuse(task, kind, "it is the engine's, and not the root task's");
+      if (ofRoot === own || !nests) refuse(task, kind, "it is not the root task's");
+    }
+    if (inode === own || inode === undefined) return;
+    if (this.#ids.has(key(kind, inode))) return;
+    const id = this.#ids.size + 1;
+    this.#ids.set(key(kind, inode), id);
+    const external = externalKey(this.#external, kind, inode);
+    if (external === undefined && !hasRoom(kind))
+      refuse(task, kind, "namespaces of this kind cannot be saved yet");
+    this.all.push({
+      kind,
+      id,
+      inode,
+      pid: task.pid,
+      role: isRoot ? "root" : "nested",
+      externalKey: external,
+    });
+  }
+
+  /**
+   * A tree that was restored into a new pid namespace has a mount namespace in which only /proc differs. It counts as the engine's
+   * as long as nothing else of the tree is its own.
+   */
+  #withoutFreshProc(task: FrozenTask, inodes: NamespaceInodes): NamespaceInodes {
+    const own = this.#ownInodes;
+    if (inodes.mnt === own.mnt || inodes.pid === own.pid) return inodes;
+    const others = NAMESPACE_KINDS.filter(
+      ({ kind }) =>
+        kind !== "mnt" && kind !== "pid" && inodeOfKind(inodes, kind) !== inodeOfKind(own, kind),
+    );
+    if (others.length > 0) return inodes;
+    const difference = foreignMount(task.pid);
+    if (difference === undefined) return { ...inodes, mnt: own.mnt };
+    if (!hasRoom("mnt")) refuse(task, "mnt", `with a mount of its own: ${difference}`);
+    return inodes;
+  }
+
+  #inodesOf(pid: number): NamespaceInodes {
+    const inodes = this.#tasks.get(pid);
+    if (inodes === undefined)
+      throw new RepriseError(
+        "INTERNAL",
+        `internal error: the namespaces of pid ${pid} are unknown`,
+      );
+    return inodes;
+  }
+
+  #idsOf(inodes: NamespaceInodes): NamespaceIds {
+    const entries = NAMESPACE_KINDS.map(({ kind, field }) => [
+      field,
+      this.#ids.get(key(kind, inodeOfKind(inodes, kind))),
+    ]);
+    return Object.fromEntries(entries) as NamespaceIds;
+  }
+}
+
+/** A kind that the kernel does not have has one namespace, without an inode. */
+function key(kind: NamespaceKind, inode: number | undefined): string {
+  return `${kind}:${inode ?? 0}`;
+}
+
+function refuse(task: FrozenTask, kind: NamespaceKind, why: string): never {
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${task.pid} (${task.stat.comm}): it lives in a ${kind} namespace of its own: ${why}`,
+    {
+      pid: task.pid,
+      hint: "A tree may have namespaces of its own as a whole, and further mount and network namespaces; others cannot be saved.",
+    },
+  );
+}

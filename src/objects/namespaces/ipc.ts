@@ -1,0 +1,137 @@
+// IPC namespaces: the limits, which are sysctls of the namespace (see ipc_namespaces(7), proc_sys_kernel(5), mq_overview(7)).
+// ipcns-var-ID.img. System V objects and message queues are rooms of their own.
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import type { IpcVarEntry } from "../../images/schema/messages.generated.ts";
+import { errnoOf } from "../../proc/procfs.ts";
+import { inNamespace } from "./enter.ts";
+import type { NamespaceRoom } from "./room.ts";
+
+export const ipcRoom: NamespaceRoom = {
+  kind: "ipc",
+
+  write({ id, pid }, { images }) {
+    const entry = inNamespace("ipc", { pid }, () => {
+      refuseObjects(pid);
+      return collectLimits();
+    });
+    images.write("ipcns-var", id, [entry]);
+  },
+
+  restore([namespace], { set, rootPid }) {
+    const entry = set.namespaces.ipc.get(namespace?.id ?? 0);
+    if (entry === undefined) {
+      throw new RepriseError(
+        "IMAGE_MISSING",
+        `cannot restore the IPC namespace: ipcns-var-${namespace?.id}.img is missing`,
+      );
+    }
+    inNamespace("ipc", { pid: rootPid }, () => restoreLimits(entry));
+  },
+};
+
+type NumberField = Exclude<keyof IpcVarEntry, "sem_ctls" | "shm_ctlmax" | "shm_ctlall">;
+
+const KERNEL: readonly (readonly [NumberField, string])[] = [
+  ["msg_ctlmax", "kernel/msgmax"],
+  ["msg_ctlmnb", "kernel/msgmnb"],
+  ["msg_ctlmni", "kernel/msgmni"],
+  ["auto_msgmni", "kernel/auto_msgmni"],
+  ["shm_ctlmni", "kernel/shmmni"],
+  ["shm_rmid_forced", "kernel/shm_rmid_forced"],
+];
+
+const MQUEUE: readonly (readonly [NumberField, string])[] = [
+  ["mq_queues_max", "fs/mqueue/queues_max"],
+  ["mq_msg_max", "fs/mqueue/msg_max"],
+  ["mq_msgsize_max", "fs/mqueue/msgsize_max"],
+  ["mq_msg_default", "fs/mqueue/msg_default"],
+  ["mq_msgsize_default", "fs/mqueue/msgsize_default"],
+];
+
+/** -1 (nothing wanted) cannot be written, and is left out. */
+const NEXT_IDS: readonly (readonly [NumberField, string])[] = [
+  ["msg_next_id", "kernel/msg_next_id"],
+  ["sem_next_id", "kernel/sem_next_id"],
+  ["shm_next_id", "kernel/shm_next_id"],
+];
+
+function collectLimits(): IpcVarEntry {
+  const fields = [...KERNEL, ...MQUEUE, ...NEXT_IDS].flatMap(([field, path]) => {
+    const text = readSysctl(path);
+    const value = Number(text);
+    return text === undefined || value < 0 ? [] : [[field, value] as const];
+  });
+  const numbers = Object.fromEntries(fields) as Partial<Record<NumberField, number>>;
+  return {
+    msg_ctlmax: 0,
+    msg_ctlmnb: 0,
+    msg_ctlmni: 0,
+    auto_msgmni: 0,
+    shm_ctlmni: 0,
+    shm_rmid_forced: 0,
+    mq_queues_max: 0,
+    mq_msg_max: 0,
+    mq_msgsize_max: 0,
+    ...numbers,
+    sem_ctls: (readSysctl("kernel/sem") ?? "").split(/\s+/).map(Number),
+    shm_ctlmax: BigInt(readSysctl("kernel/shmmax") ?? 0),
+    shm_ctlall: BigInt(readSysctl("kernel/shmall") ?? 0),
+  };
+}
+
+function restoreLimits(entry: IpcVarEntry): void {
+  writeSysctl("kernel/sem", entry.sem_ctls.join(" "));
+  writeSysctl("kernel/shmmax", entry.shm_ctlmax.toString());
+  writeSysctl("kernel/shmall", entry.shm_ctlall.toString());
+  for (const [field, path] of [...KERNEL, ...MQUEUE, ...NEXT_IDS]) {
+    const value = entry[field];
+    // 0 is what stands for a sysctl that the kernel of the dump did not have.
+    if (value === undefined || (value === 0 && path.startsWith("fs/mqueue/"))) continue;
+    writeSysctl(path, String(value));
+  }
+}
+
+function readSysctl(path: string): string | undefined {
+  try {
+    return readFileSync(`/proc/sys/${path}`, "utf8").trim();
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+/** What is right already is not written: some of them only take their own value, as auto_msgmni does. */
+function writeSysctl(path: string, value: string): void {
+  const now = readSysctl(path);
+  if (now === undefined) {
+    log.warn(`this kernel has no ${path}: it is not set to ${value}`);
+    return;
+  }
+  if (now.split(/\s+/).join(" ") === value) return;
+  try {
+    writeFileSync(`/proc/sys/${path}`, value);
+  } catch (error) {
+    throw new RepriseError(
+      "SYSCALL",
+      `cannot set ${path} of the IPC namespace to ${value}: write: ${errnoOf(error) ?? "unknown error"}`,
+      { syscall: "write", hint: "A read-only /proc/sys may be in the way.", cause: error },
+    );
+  }
+}
+
+/** /proc/sysvipc shows the objects of the reader's namespace, one a line under a heading. */
+function refuseObjects(pid: number): void {
+  for (const kind of ["shm", "sem", "msg"]) {
+    const lines = readFileSync(`/proc/sysvipc/${kind}`, "utf8").trim().split("\n").length - 1;
+    if (lines > 0) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${pid}: its IPC namespace has ${lines} System V objects (${kind}), which cannot be saved yet`,
+        { pid, hint: "ipcs shows them, ipcrm removes them." },
+      );
+    }
+  }
+}

@@ -1,0 +1,89 @@
+// What every kind of namespace has in common: how its room is asked at dump and at restore. registry.ts lists the rooms; a kind
+// without a room is refused.
+
+import type { ImageSetWriter } from "../../images/image-set.ts";
+import type { LoadedSet } from "../../images/check-set.ts";
+import type { Program, ProgramResult, Ref } from "../../tracee/program.ts";
+import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
+import type { NamespaceKind } from "./kinds.ts";
+import type { NamespacesPlan, PlannedNamespace } from "./plan.ts";
+
+/** What a room may use while it saves namespaces. */
+export interface NamespacesDump {
+  readonly images: ImageSetWriter;
+  readonly options: NamespacesDumpOptions;
+  readonly namespaces: CollectedNamespaces;
+  /** The root task in the engine's pid namespace. */
+  readonly rootPid: number;
+}
+
+export interface NamespacesDumpOptions {
+  /** What `--external` named, word for word; each room reads what is its own. @default [] */
+  readonly external?: readonly string[];
+  /** `--empty-ns net`: what is in network namespaces is not saved. @default false */
+  readonly emptyNet?: boolean;
+}
+
+/** What a room may use while namespaces are made again. */
+export interface NamespacesRestore {
+  readonly set: LoadedSet;
+  readonly options: NamespacesRestoreOptions;
+  readonly plan: NamespacesPlan;
+  /** The root task in the engine's pid namespace: /proc/PID/ns/KIND, /proc/PID/root. */
+  readonly rootPid: number;
+  /**
+   * Runs a program in the root task, which is alone at that time, in all the new namespaces, and root of its user namespace. One
+   * stop a call: put what can be put into one program.
+   */
+  run(program: Program): ProgramResult;
+  /**
+   * Adds a call to a program for the root task that moves a descriptor out of the way of those of the tasks. All tasks inherit it; it
+   * is closed at the end of the restore.
+   */
+  keep(program: Program, fd: Ref | number, label: string): Ref;
+  /** Tells where the descriptor of a namespace of the tree is in all tasks, once `keep` has put it there. */
+  setDescriptor(namespace: PlannedNamespace, fd: number): void;
+  /** A descriptor of the engine's for `--inherit-fd fd[N]:KEY`; undefined when there is none of this key. */
+  inherited(key: string): number | undefined;
+  /** Adds steps for the end of the restore: just before the tasks are let go, or when it has failed. */
+  atEnd(steps: { readonly release: () => void; readonly failed?: () => void }): void;
+}
+
+export interface NamespacesRestoreOptions {
+  /** What `--external` named, word for word. @default [] */
+  readonly external?: readonly string[];
+  /** `--empty-ns net`: network namespaces are made, but left empty for the scripts. @default false */
+  readonly emptyNet?: boolean;
+  /** `--root`: the directory that becomes the root of the tree's mount namespace. */
+  readonly root?: string;
+  /** `--join-ns KIND:FILE`: existing namespaces that the tree is put into. @default [] */
+  readonly join?: readonly JoinedNamespace[];
+  /** `--inherit-fd fd[N]:KEY`: descriptors of the engine's by their keys. */
+  readonly inheritFds?: ReadonlyMap<string, number>;
+}
+
+/** A namespace that exists already and that the root task enters. */
+export interface JoinedNamespace {
+  readonly kind: NamespaceKind;
+  /** /proc/PID/ns/KIND or a file on which a namespace is mounted. */
+  readonly path: string;
+  /** Ids to take in a user namespace. @default 0 */
+  readonly uid?: number;
+  readonly gid?: number;
+}
+
+/** A kind of namespace: its room's functions. */
+export interface NamespaceRoom {
+  readonly kind: NamespaceKind;
+  /**
+   * Saves a namespace that is not the engine's and not external; called once for each, while the tree is stopped and before memory
+   * is written.
+   */
+  write(namespace: CollectedNamespace, dump: NamespacesDump): void;
+  /**
+   * Fills the namespaces of this kind: the root's, which was made with the root task, and all further ones, which are the room's to
+   * make (and to tell with `setDescriptor`). Called between the scripts "setup-namespaces" and "post-setup-namespaces", in the order
+   * of the registry, for kinds of which the tree has a namespace that is `new`, and not for external and joined ones.
+   */
+  restore(namespaces: readonly PlannedNamespace[], restore: NamespacesRestore): void;
+}

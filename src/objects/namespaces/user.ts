@@ -1,0 +1,112 @@
+// User namespaces, see user_namespaces(7): maps of user and group ids. userns-ID.img. Ids in all images are those inside of the
+// root task's namespace. At restore the engine, which is outside, writes the maps of the first task, which then becomes the root of its
+// namespace; what it makes from then on belongs to the namespace.
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import type { LoadedSet } from "../../images/check-set.ts";
+import type { UidGidExtent, UsernsEntry } from "../../images/schema/messages.generated.ts";
+import { errnoOf } from "../../proc/procfs.ts";
+import { PR_SET_DUMPABLE } from "../../sys/abi/sched.ts";
+import type { Program } from "../../tracee/program.ts";
+import type { NamespaceRoom } from "./room.ts";
+
+export const userRoom: NamespaceRoom = {
+  kind: "user",
+
+  write({ id, pid }, { images }) {
+    images.write("userns", id, [collectMaps(pid)]);
+  },
+
+  // The maps are needed long before the other rooms' turn: see writeMaps.
+  restore: () => undefined,
+};
+
+/** The maps of a process's user namespace, in ids of the engine's own. */
+export function collectMaps(pid: number): UsernsEntry {
+  const denied = readFileSync(`/proc/${pid}/setgroups`, "utf8").trim() === "deny";
+  return {
+    uid_map: parseMap(readFileSync(`/proc/${pid}/uid_map`, "utf8")),
+    gid_map: parseMap(readFileSync(`/proc/${pid}/gid_map`, "utf8")),
+    ...(denied ? { setgroups_denied: true } : {}),
+  };
+}
+
+/** Parses /proc/PID/uid_map: first id inside, first id outside, how many. */
+export function parseMap(text: string): UidGidExtent[] {
+  return text
+    .trim()
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => {
+      const [first = 0, lower_first = 0, count = 0] = line.trim().split(/\s+/).map(Number);
+      return { first, lower_first, count };
+    });
+}
+
+/** The id inside of a namespace for one outside; undefined when it is not mapped. */
+export function idInside(map: readonly UidGidExtent[], outside: number): number | undefined {
+  const extent = map.find(
+    ({ lower_first, count }) => lower_first <= outside && outside < lower_first + count,
+  );
+  return extent === undefined ? undefined : extent.first + outside - extent.lower_first;
+}
+
+/** The maps of the set's user namespace. @throws RepriseError IMAGE_MISSING */
+export function savedMaps(set: LoadedSet, id: number): UsernsEntry {
+  const maps = set.namespaces.user.get(id);
+  if (maps === undefined) {
+    throw new RepriseError(
+      "IMAGE_MISSING",
+      `cannot restore the user namespace: userns-${id}.img is missing`,
+    );
+  }
+  return maps;
+}
+
+/** Writes the maps of a process that is the first in a new user namespace. Each can be written once, in one piece. */
+export function writeMaps(pid: number, maps: UsernsEntry): void {
+  // Only before the map of groups, and for ever.
+  if (maps.setgroups_denied === true) writeOne(pid, "setgroups", "deny");
+  writeOne(pid, "uid_map", mapText(maps.uid_map));
+  writeOne(pid, "gid_map", mapText(maps.gid_map));
+}
+
+/**
+ * Makes the first task the root of its new namespace. It is made dumpable again, as its files in /proc would otherwise
+ * belong to the root of outside.
+ */
+export function becomeRoot(program: Program, maps: UsernsEntry): void {
+  const uid = lowestId(maps.uid_map);
+  const gid = lowestId(maps.gid_map);
+  // Forbidden where the namespace denies it; there are no groups then that could be dropped.
+  program.call("setgroups", [0, 0], { label: "drop the groups", mayFail: true });
+  program.call("setresgid", [gid, gid, gid], { label: "become root of the user namespace" });
+  program.call("setresuid", [uid, uid, uid], { label: "become root of the user namespace" });
+  program.call("prctl", [PR_SET_DUMPABLE, 1, 0, 0, 0], { label: "be dumpable" });
+}
+
+/** 0 wherever it is mapped. */
+function lowestId(map: readonly UidGidExtent[]): number {
+  return Math.min(...map.map(({ first }) => first));
+}
+
+function mapText(map: readonly UidGidExtent[]): string {
+  return map.map(({ first, lower_first, count }) => `${first} ${lower_first} ${count}\n`).join("");
+}
+
+function writeOne(pid: number, name: "uid_map" | "gid_map" | "setgroups", text: string): void {
+  try {
+    writeFileSync(`/proc/${pid}/${name}`, text);
+  } catch (error) {
+    throw new RepriseError(
+      "SYSCALL",
+      `cannot restore the user namespace: write ${name}: ${errnoOf(error) ?? "unknown error"}`,
+      {
+        syscall: "write",
+        hint: "The ids of the map must be mapped here too, and the restore needs CAP_SETUID and CAP_SETGID.",
+        cause: error,
+      },
+    );
+  }
+}
