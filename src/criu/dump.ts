@@ -58,6 +58,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
     ...networkLock(options),
     ...(options.flags.has("track-mem") ? { trackMemory: true } : {}),
+    ...(options.flags.has("auto-dedup") ? { autoDedup: true } : {}),
     ...(parentDir === undefined ? {} : { parentDir }),
     ...(limit === undefined ? {} : { ghostLimit: limit }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),

@@ -44,6 +44,7 @@ async function run(args: readonly string[]): Promise<number> {
       return usage({ full: false });
     case "dump":
     case "pre-dump":
+    case "dedup":
     case "restore":
       return runWithImages(action, options);
     case "check": {
@@ -67,6 +68,7 @@ async function run(args: readonly string[]): Promise<number> {
 const FAILED = {
   dump: "Dumping FAILED.",
   "pre-dump": "Pre-dumping FAILED.",
+  dedup: "Deduplicating FAILED.",
   restore: "Restoring FAILED.",
 } as const;
 
@@ -85,6 +87,10 @@ async function runWithImages(action: keyof typeof FAILED, options: CriuOptions):
     if (action === "pre-dump") {
       const { preDumpAction } = await import("./pre-dump.ts");
       return await preDumpAction(options, directories);
+    }
+    if (action === "dedup") {
+      const { dedupAction } = await import("./dedup.ts");
+      return dedupAction(directories);
     }
     const { restoreAction } = await import("./restore.ts");
     return await restoreAction(options, directories);

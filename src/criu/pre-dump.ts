@@ -28,6 +28,7 @@ export async function preDumpAction(
     imagesDir: directories.imagesDir,
     workDir: directories.workDir,
     hooks: scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd),
+    ...(options.flags.has("auto-dedup") ? { autoDedup: true } : {}),
     ...(parentDir === undefined ? {} : { parentDir }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
   });

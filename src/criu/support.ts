@@ -11,7 +11,6 @@ const REFUSED: readonly OptionName[] = [
   "restore-sibling",
   "lazy-pages",
   "page-server",
-  "auto-dedup",
   "stream",
   "tls",
   "mntns-compat-mode",

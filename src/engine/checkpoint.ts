@@ -12,6 +12,7 @@ import { sendSignal, waitFor } from "../sys/process.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
+import { dedup } from "./dedup.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
@@ -47,6 +48,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly networkLock?: NetworkLockMethod;
   /** The set before, relative to `imagesDir`, of a pre-dump or a dump: pages that it has are not written again. */
   readonly parentDir?: string;
+  /** Punch what this set has itself out of the sets before it, which then are worth nothing alone. @default false */
+  readonly autoDedup?: boolean;
   /** This set may become the parent of a later one. @default with `parentDir` */
   readonly trackMemory?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
@@ -158,6 +161,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.onEvent?.({ kind: "killed", ms: since() });
     }
     collected.files.close();
+    if (options.autoDedup === true && parent.exists) giveBack(options.imagesDir);
     if (leave !== "killed") options.hooks?.script?.("post-dump", options.pid);
     return { stats };
   } catch (error) {
@@ -179,6 +183,15 @@ function makeDirectory({ imagesDir, parentDir, pid }: CheckpointOptions): ImageS
     return images;
   } catch (error) {
     throw asRepriseError(error, `dump pid ${pid}`);
+  }
+}
+
+/** After the commit: a dump that fails must leave the older sets whole. */
+function giveBack(imagesDir: string): void {
+  try {
+    log.info(`gave back ${dedup(imagesDir)} bytes of the older sets`);
+  } catch (error) {
+    log.warn(`the older sets keep their pages: ${String(error)}`);
   }
 }
 

@@ -6,14 +6,13 @@ import { join, resolve } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { ImageSetReader } from "../images/image-set.ts";
 import type { PageRun } from "../images/pagemap.ts";
+import { PARENT_LINK } from "../images/pagemap-set.ts";
 import { log } from "../log.ts";
 import { ParentPages } from "../objects/memory/parent-pages.ts";
 import type { TaskMemory } from "../objects/memory/task-memory.ts";
 import { VMA_AIORING, VMA_VDSO, type DumpedVma } from "../objects/memory/vma.ts";
 import { readUptime } from "../proc/self.ts";
 import { asRepriseError } from "./system-error.ts";
-
-const PARENT_LINK = "parent";
 
 /**
  * Makes the link to the set before.

@@ -14,6 +14,7 @@ import { collectVmas, VMA_AIORING, type DumpedVma } from "../objects/memory/vma.
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { MAP_HUGETLB } from "../sys/abi/mman.ts";
+import { dedup } from "./dedup.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import { linkParent, ParentSet, uptimeMicroseconds } from "./incremental.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
@@ -29,6 +30,8 @@ export interface PreDumpOptions {
   readonly workDir?: string;
   /** The set before, relative to `imagesDir`: pages that it has are not written again. */
   readonly parentDir?: string;
+  /** Punch what this set has itself out of the sets before it, which then are worth nothing alone. @default false */
+  readonly autoDedup?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
   readonly hooks?: EngineHooks;
@@ -84,6 +87,7 @@ export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
     writeDumpStats(options.workDir ?? options.imagesDir, stats);
     syncDirectory(options.imagesDir);
     options.onEvent?.({ kind: "committed", ms: since() });
+    if (options.autoDedup === true && parent.exists) dedup(options.imagesDir);
     options.hooks?.script?.("post-dump", options.pid);
     return { stats };
   } catch (error) {

@@ -13,6 +13,7 @@ import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
+import { punchPlaces } from "../objects/memory/dedup.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
@@ -45,6 +46,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly skipRwxCheck?: boolean;
   /** Remove the hard links that the dump left for deleted names (link_remap.N), as CRIU does: the set is spent then. @default false */
   readonly removeLinks?: boolean;
+  /** Give back the disk space of the pages that were read: the set is spent then. @default false */
+  readonly autoDedup?: boolean;
   /** Connect datagram sockets to sockets outside of the tree again. @default false */
   readonly extUnixSk?: boolean;
   /** How files are compared with those that were saved. @default "buildid" */
@@ -142,6 +145,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     files.close();
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
     const stats = statsOf(plan, counters, { forking, total: since() });
+    if (options.autoDedup === true) giveBack(plan, options.imagesDir);
     writeRestoreStats(options.workDir ?? options.imagesDir, stats);
     options.onEvent?.({ kind: "restored", pid: root, ms: since() });
     try {
@@ -167,6 +171,14 @@ function readImages(dir: string): LoadedSet {
   const reader = new ImageSetReader(dir);
   reader.verify();
   return loadImageSet(reader);
+}
+
+function giveBack(plan: RestorePlan, imagesDir: string): void {
+  try {
+    for (const task of plan.tasks.values()) punchPlaces(imagesDir, task.pages);
+  } catch (error) {
+    log.warn(`the set keeps its pages: ${String(error)}`); // the tree runs
+  }
 }
 
 function removeLink(path: string): void {

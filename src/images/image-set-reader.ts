@@ -9,6 +9,7 @@ import type { ListKind } from "./image-set-writer.ts";
 import { loadManifest, verifyManifest, type Manifest } from "./manifest.ts";
 import { imageName, kindSpec, type ImageKind, type MessageOf } from "./names.ts";
 import { readPagemap, type Pagemap, type PagemapKind } from "./pagemap.ts";
+import { PARENT_LINK, type PagemapSet } from "./pagemap-set.ts";
 import type { InventoryEntry, Messages } from "./schema/messages.generated.ts";
 
 /** Sets in an incremental chain: a limit against links in a circle. */
@@ -16,7 +17,6 @@ export const MAX_CHAIN = 1000;
 
 /** img_version of a set that only a later dump of the chain makes whole. */
 const PRE_DUMP_VERSION = 0;
-const PARENT_LINK = "parent";
 
 /** Kinds that may come from elsewhere than the dump: a page server, a restore, a scan. */
 const UNLISTED_KINDS: ReadonlySet<ImageKind> = new Set([
@@ -28,7 +28,7 @@ const UNLISTED_KINDS: ReadonlySet<ImageKind> = new Set([
   "irmap-cache",
 ]);
 
-export class ImageSetReader {
+export class ImageSetReader implements PagemapSet {
   readonly dir: string;
   readonly inventory: InventoryEntry;
   readonly #manifest: Manifest | undefined;

@@ -2,7 +2,16 @@
 // have no trailer and no checksum, so a file that was cut off between two entries, or that is from
 // another dump into the same directory, reads as a good one. CRIU ignores the file; sets that CRIU
 // made have none.
-import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { crc32 } from "./crc32.ts";
 import { RepriseError } from "../errors.ts";
@@ -68,6 +77,24 @@ export function loadManifest(dir: string): Manifest | undefined {
     throw badManifest((error as Error).message);
   }
   return checkManifest(parsed);
+}
+
+/**
+ * Takes checksums out of a set's manifest, for files whose content is given back (--auto-dedup). The sizes stay.
+ * System errors are thrown as they are.
+ */
+export function forgetChecksums(dir: string, names: ReadonlySet<string>): void {
+  const manifest = loadManifest(dir);
+  if (manifest === undefined || ![...names].some((name) => name in manifest.files)) return;
+  const files = new Map(
+    Object.entries(manifest.files).map(([name, file]) => [
+      name,
+      names.has(name) ? { size: file.size } : file,
+    ]),
+  );
+  const path = join(dir, MANIFEST_NAME);
+  writeFileSync(`${path}.new`, renderManifest(files), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
 }
 
 function checkManifest(parsed: unknown): Manifest {

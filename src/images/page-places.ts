@@ -2,7 +2,6 @@
 // whose pagemap of the same name says the rest, and so on: format.md section 9.1.
 
 import { RepriseError } from "../errors.ts";
-import type { ImageSetReader } from "./image-set-reader.ts";
 import { imageName } from "./names.ts";
 import {
   PAGE_SIZE,
@@ -14,6 +13,7 @@ import {
   type PageRun,
   type StoredPageRun,
 } from "./pagemap.ts";
+import { PARENT_LINK, type PagemapSet } from "./pagemap-set.ts";
 
 /** A stretch of memory and where its bytes are in a pages file. */
 export interface PagePlace {
@@ -50,17 +50,17 @@ export type LeftRuns = (run: PageRun) => void;
  * @throws RepriseError IMAGE_MISSING, BAD_IMAGE
  */
 export function placePages(
-  reader: ImageSetReader,
+  top: PagemapSet,
   { kind, id, pagemap }: PagemapSource,
   left: LeftRuns = refuseLeft,
 ): PlacedPages[] {
   const placed: PlacedPages[] = [];
-  let set = reader;
+  let set = top;
   let { pagesId } = pagemap;
   let runs: readonly StoredPageRun[] = pagemap.runs;
   for (let depth = 0; ; depth++) {
     const { places, inherited } = sortRuns(runs, left);
-    const name = `${"parent/".repeat(depth)}${imageName("pages", pagesId)}`;
+    const name = `${`${PARENT_LINK}/`.repeat(depth)}${imageName("pages", pagesId)}`;
     if (places.length > 0) placed.push({ name, depth, places });
     if (inherited.length === 0) return placed;
     const parent = set.parent();

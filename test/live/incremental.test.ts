@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { dedup } from "../../src/engine/dedup.ts";
 import { preDump } from "../../src/engine/pre-dump.ts";
 import type { DumpStats } from "../../src/engine/progress.ts";
 import { restore, type RestoreOptions } from "../../src/engine/restore.ts";
@@ -37,6 +38,11 @@ async function expectToComeBack(
   const restored = endWithTest(attachProgram(program.name, pid, program.dir));
   expect(await restored.ask()).toBe("ok 1");
   expect(await restored.finish()).toBe("pass");
+}
+
+function bytesOnDisk(imagesDir: string): number {
+  const files = readdirSync(imagesDir).filter((name) => name.startsWith("pages-"));
+  return files.reduce((sum, name) => sum + statSync(join(imagesDir, name)).blocks * 512, 0);
 }
 
 function expectExact(stats: DumpStats, imagesDir: string): void {
@@ -81,6 +87,31 @@ test("a chain of dumps of a program that is left running; each of them can be re
   for (const imagesDir of dirs)
     await expectToComeBack(program, imagesDir, { newPidNamespace: true });
 });
+
+test.each(["by itself", "afterwards"])(
+  "pages that a newer set has are given back by the older ones: %s",
+  async (when) => {
+    const autoDedup = when === "by itself";
+    const program = await start("changing_pages");
+    const { pid } = program;
+    const [first = "", second = "", third = ""] = chainOf(program, 3);
+    await preDump({ pid, imagesDir: first });
+    await sleep(BETWEEN_MS);
+    const before = bytesOnDisk(first);
+    await preDump({ pid, imagesDir: second, autoDedup, ...parentOf(1) });
+    await sleep(BETWEEN_MS);
+    await checkpoint({ pid, imagesDir: third, autoDedup, ...parentOf(2) });
+    const given = autoDedup ? [] : [dedup(second), dedup(third)];
+    for (const bytes of given) expect(bytes).toBeGreaterThan(0);
+    expect(bytesOnDisk(first)).toBeLessThan(before);
+    if (autoDedup) {
+      const whole = bytesOnDisk(third);
+      await expectToComeBack(program, third, { autoDedup });
+      expect(bytesOnDisk(third)).toBeLessThan(whole);
+      await expect(restore({ imagesDir: third })).rejects.toThrow();
+    } else await expectToComeBack(program, third);
+  },
+);
 
 test("a pre-dump stops no thread more than once, and leaves a stopped task stopped", async () => {
   const program = await start("threads", ["20"]);

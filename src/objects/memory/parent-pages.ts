@@ -4,9 +4,9 @@
 
 import { closeSync, openSync, readSync } from "node:fs";
 import { join } from "node:path";
-import type { ImageSetReader } from "../../images/image-set.ts";
 import { placePages, type PagePlace } from "../../images/page-places.ts";
 import { PE_PARENT, type PagemapKind, type PageRun } from "../../images/pagemap.ts";
+import type { PagemapSet } from "../../images/pagemap-set.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
 import { bytesOf, portions, type TaskMemory } from "./task-memory.ts";
@@ -30,7 +30,7 @@ export class ParentPages implements Disposable {
    * @throws RepriseError BAD_IMAGE, IMAGE_MISSING for a broken chain; system errors of open(2)
    */
   static open(
-    parent: ImageSetReader,
+    parent: PagemapSet,
     { kind, id }: { readonly kind: PagemapKind; readonly id: number },
   ): ParentPages | undefined {
     const pagemap = parent.readPagemap(kind, id);
