@@ -16,6 +16,7 @@ import { dedup } from "./dedup.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
+import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
 import { syncDirectory } from "./sync.ts";
@@ -88,6 +89,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let collected: CollectedTree | undefined;
   let lock: NetworkLock | undefined;
   try {
+    prepareImages(options.pid, images);
+    const freezing = performance.now();
     tree = freezeTree(options.pid, {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,
@@ -96,7 +99,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
     log.info(
-      `froze ${tree.tasks.length} tasks with ${threads} threads in ${since().toFixed(3)} ms`,
+      `froze ${tree.tasks.length} tasks with ${threads} threads in ${(frozenAt - freezing).toFixed(3)} ms`,
     );
 
     lock = NetworkLock.forDump({
@@ -123,7 +126,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     work = [];
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
-    const memory = writeTree(tree, collected, inside, images, parent);
+    const memory = await writeTree(tree, collected, inside, images, parent);
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
 
     if (options.dryRun === true) {
@@ -132,12 +135,15 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       collected.files.close();
       unlock(lock, options);
       releaseTree(tree, { leaveStopped: false });
-      return { stats: memory.stats(tree, { frozenAt, begun }), plan: collected.describe() };
+      return {
+        stats: memory.stats(tree, { frozenAt, begun: freezing }),
+        plan: collected.describe(),
+      };
     }
     const leave = options.leave ?? "killed";
     const tracked = options.trackMemory ?? options.parentDir !== undefined;
     const inventory = inventoryEntry(collected, { lock, uptime: tracked });
-    const stats = memory.stats(tree, { frozenAt, begun });
+    const stats = memory.stats(tree, { frozenAt, begun: freezing });
     writeDumpStats(options.workDir ?? options.imagesDir, stats);
     if (leave !== "killed") {
       // The state is captured: let the tasks go on before the disk has caught up.
@@ -147,6 +153,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       releaseTree(tree, { leaveStopped: leave === "stopped" });
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       options.onEvent?.({ kind: "resumed", ms: since() });
+      images.tidy();
       syncDirectory(options.imagesDir);
     } else {
       images.commit(inventory);
@@ -157,6 +164,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.hooks?.script?.("post-dump", options.pid);
       lock.leave();
       killTree(tree);
+      images.tidy();
       collected.files.end("dead");
       options.onEvent?.({ kind: "killed", ms: since() });
     }

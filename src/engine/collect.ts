@@ -23,7 +23,7 @@ import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
-import { kcmp } from "../sys/process.ts";
+import { KernelOrder } from "../sys/process.ts";
 import type { FrozenTree } from "./freeze.ts";
 
 /** A descriptor of a task: number, the id of its open file, close-on-exec. */
@@ -227,7 +227,13 @@ function checkTree(tree: FrozenTree, options: FilesDumpOptions): void {
 class ObjectIds {
   readonly own: TaskKobjIdsEntry;
   readonly #namespaces: { idsOf(pid: number): NamespaceIds };
-  readonly #seen = { vm: [] as FrozenTask[], files: [] as { task: FrozenTask; id: number }[] };
+  /** Objects that each task must have for itself. */
+  readonly #unshared = [
+    ["memory", new KernelOrder<FrozenTask>(KCMP_VM)],
+    ["current directory and umask", new KernelOrder<FrozenTask>(KCMP_FS)],
+    ["signal handlers", new KernelOrder<FrozenTask>(KCMP_SIGHAND)],
+  ] as const;
+  readonly #tables = new KernelOrder<{ readonly pid: number; readonly id: number }>(KCMP_FILES);
   #next = 2;
 
   constructor(namespaces: CollectedNamespaces) {
@@ -237,12 +243,9 @@ class ObjectIds {
 
   of(task: FrozenTask): { ids: TaskKobjIdsEntry; filesSeen: boolean } {
     this.#refuseShared(task);
-    const sharer = this.#seen.files.find(
-      ({ task: other }) => kcmp({ pid: other.pid }, { pid: task.pid }, KCMP_FILES) === 0,
-    );
     const own = this.#next++;
+    const sharer = this.#tables.findOrAdd({ pid: task.pid, id: own });
     const filesId = sharer?.id ?? own;
-    if (sharer === undefined) this.#seen.files.push({ task, id: filesId });
     return {
       ids: {
         vm_id: own,
@@ -256,26 +259,18 @@ class ObjectIds {
   }
 
   #refuseShared(task: FrozenTask): void {
-    for (const other of this.#seen.vm) {
-      const shared = (
-        [
-          ["memory", KCMP_VM],
-          ["current directory and umask", KCMP_FS],
-          ["signal handlers", KCMP_SIGHAND],
-        ] as const
-      ).find(([, type]) => kcmp({ pid: other.pid }, { pid: task.pid }, type) === 0);
-      if (shared !== undefined) {
-        throw new RepriseError(
-          "UNSUPPORTED",
-          `cannot dump pid ${task.pid}: it shares its ${shared[0]} with pid ${other.pid}`,
-          {
-            pid: task.pid,
-            hint: "Processes made by vfork or clone with CLONE_VM, CLONE_FS or CLONE_SIGHAND cannot be saved; a vfork lasts only until exec, so try again.",
-          },
-        );
-      }
+    for (const [what, seen] of this.#unshared) {
+      const other = seen.findOrAdd(task);
+      if (other === undefined) continue;
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${task.pid}: it shares its ${what} with pid ${other.pid}`,
+        {
+          pid: task.pid,
+          hint: "Processes made by vfork or clone with CLONE_VM, CLONE_FS or CLONE_SIGHAND cannot be saved; a vfork lasts only until exec, so try again.",
+        },
+      );
     }
-    this.#seen.vm.push(task);
   }
 }
 

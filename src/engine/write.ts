@@ -9,7 +9,9 @@ import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { guardEntry } from "../objects/memory/vma.ts";
 import { mmEntry } from "../objects/memory/mm.ts";
 import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
+import { crc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
+import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
 import { imageName } from "../images/names.ts";
 import { PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
 import type { CgroupTable } from "../objects/cgroups/dump.ts";
@@ -31,16 +33,17 @@ export interface WrittenTree {
 }
 
 /** Writes everything but the inventory. */
-export function writeTree(
+export async function writeTree(
   tree: FrozenTree,
   collected: CollectedTree,
   inside: InsideView,
   images: ImageSetWriter,
   parent: ParentSet,
-): WrittenTree {
+): Promise<WrittenTree> {
   const begun = performance.now();
   writeNamespaces(tree, collected, images);
-  const scans = collected.live.map((task) => writeMemory(task, images, parent));
+  const scans: TaskScan[] = [];
+  for (const task of collected.live) scans.push(await writeMemory(task, images, parent));
   const written = performance.now();
   for (const task of collected.live) {
     writeTask(
@@ -122,17 +125,25 @@ function countPages(runs: readonly PageRun[], bit: number): number {
   return runs.reduce((sum, { flags, pages }) => sum + ((flags & bit) === 0 ? 0 : pages), 0);
 }
 
-function writeMemory(task: CollectedTask, images: ImageSetWriter, parent: ParentSet): TaskScan {
+async function writeMemory(
+  task: CollectedTask,
+  images: ImageSetWriter,
+  parent: ParentSet,
+): Promise<TaskScan> {
   const pagesId = nextPagesId(images);
   const scan = scanPages(task.task, task.vmas);
   const runs = markRuns(task, scan, parent);
   const raw = images.openRaw("pages", pagesId);
+  const present = runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0);
+  const isChecked = countPages(present, PE_PRESENT) * PAGE_SIZE <= MAX_CHECKED_PAGES;
+  let crc = 0;
   try {
-    writePages(
-      task.task,
-      runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0),
-      { path: images.path(imageName("pages", pagesId)), fd: raw.fd },
-    );
+    const size = await writePages(task.task, present, {
+      path: images.path(imageName("pages", pagesId)),
+      fd: raw.fd,
+      ...(isChecked ? { passing: (bytes) => (crc = crc32(bytes, crc)) } : {}),
+    });
+    raw.description = isChecked ? { size, crc32: crc } : { size };
   } finally {
     raw.close();
   }

@@ -45,6 +45,8 @@ export class ImageSetWriter {
   readonly #sync: "files" | "none";
   readonly #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
+  /** Files that exist and are empty. */
+  readonly #prepared = new Set<string>();
 
   /** Makes the directory, and takes an older set's inventory away. System errors are thrown as they are. */
   constructor(dir: string, options: WriterOptions = {}) {
@@ -53,6 +55,19 @@ export class ImageSetWriter {
     mkdirSync(dir, { recursive: true, mode: DIRECTORY_MODE });
     for (const name of [imageName("inventory"), MANIFEST_NAME])
       rmSync(this.path(name), { force: true });
+  }
+
+  /**
+   * Creates files that will be written later, so that this is not done while tasks stand still: on ext4, making a file next to
+   * ones that were deleted in the last minutes takes more than half a millisecond (the kernel looks for an inode that nobody
+   * could miss). What is not written in the end is removed by `tidy` and `abort`.
+   */
+  prepare(names: Iterable<string>): void {
+    for (const name of names) {
+      if (this.#prepared.has(name)) continue;
+      closeSync(createFile(this.path(name)));
+      this.#prepared.add(name);
+    }
   }
 
   /** Writes a whole image. `id` is 0 for kinds without a number. */
@@ -96,12 +111,19 @@ export class ImageSetWriter {
     this.#written.clear();
   }
 
+  /** Removes files that were prepared and not written. After `commit`, when nobody waits any more. */
+  tidy(): void {
+    for (const name of this.#prepared) rmSync(this.path(name), { force: true });
+    this.#prepared.clear();
+  }
+
   /** Removes what was written; for a dump that failed. After `commit` it does nothing. */
   abort(): void {
     for (const image of this.#open) image.discard();
     this.#open.clear();
     for (const name of this.#written.keys()) rmSync(this.path(name), { force: true });
     this.#written.clear();
+    this.tidy();
   }
 
   /** Path of a file of the set. */
@@ -110,10 +132,10 @@ export class ImageSetWriter {
   }
 
   #create(name: string): ImageWriter {
-    // A new inode: an older file of this name may be mapped or read by a running restore.
-    rmSync(this.path(name), { force: true });
-    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
-    const fd = openSync(this.path(name), flags, FILE_MODE);
+    const path = this.path(name);
+    const fd = this.#prepared.delete(name)
+      ? openSync(path, constants.O_RDWR | constants.O_NOFOLLOW)
+      : createFile(path);
     this.#written.set(name, undefined);
     const image = new ImageWriter(fd, (description) => {
       this.#open.delete(image);
@@ -197,9 +219,11 @@ export class EntryWriter<K extends ListKind> {
   }
 }
 
-/** A raw image; what is in it is not known until it is closed. */
+/** A raw image; what is in it is read back at commit, unless whoever wrote it tells. */
 export class RawImage implements Disposable {
   readonly fd: number;
+  /** Size and checksum of what was written, where the writer knows them. */
+  description: ManifestFile | undefined;
   readonly #image: ImageWriter;
 
   constructor(image: ImageWriter) {
@@ -212,7 +236,7 @@ export class RawImage implements Disposable {
   }
 
   close(): void {
-    this.#image.close();
+    this.#image.close(this.description);
   }
 
   [Symbol.dispose](): void {
@@ -250,11 +274,12 @@ export class ImageWriter {
     return this.#fd;
   }
 
-  close(): void {
+  /** `description` is of an image that was lent. */
+  close(description?: ManifestFile): void {
     if (this.#closed) return;
     this.#flush();
     this.discard();
-    this.#onClose(this.#lent ? undefined : { size: this.#size, crc32: this.#crc });
+    this.#onClose(this.#lent ? description : { size: this.#size, crc32: this.#crc });
   }
 
   discard(): void {
@@ -271,6 +296,18 @@ export class ImageWriter {
     this.#size += bytes.length;
     this.#crc = crc32(bytes, this.#crc);
     writeAll(this.#fd, bytes);
+  }
+}
+
+/** A new inode: an older file of this name may be mapped or read by a running restore. */
+function createFile(path: string): number {
+  const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
+  try {
+    return openSync(path, flags, FILE_MODE);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    rmSync(path);
+    return openSync(path, flags, FILE_MODE);
   }
 }
 

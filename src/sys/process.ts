@@ -53,3 +53,32 @@ export function kcmp(
 ): number {
   return syscall("kcmp", left.pid, right.pid, type, left.fd ?? 0, right.fd ?? 0);
 }
+
+/** Finds, among objects that tasks have (tables of descriptors, memory), those that are the same: see `kcmp`. */
+export class KernelOrder<T extends { readonly pid: number }> {
+  readonly #type: number;
+  /** In the kernel's order, so that a few comparisons find the place of another. */
+  readonly #sorted: T[] = [];
+
+  constructor(type: number) {
+    this.#type = type;
+  }
+
+  /** The one that has the same object; when there is none, `item` is kept for those that come later. */
+  findOrAdd(item: T): T | undefined {
+    let low = 0;
+    let high = this.#sorted.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      const other = this.#sorted[middle] as T;
+      const order = kcmp({ pid: item.pid }, { pid: other.pid }, this.#type);
+      if (order === 0) return other;
+      if (order === KCMP_LESS) high = middle;
+      else low = middle + 1;
+    }
+    this.#sorted.splice(low, 0, item);
+    return undefined;
+  }
+}
+
+const KCMP_LESS = 1;

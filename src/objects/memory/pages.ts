@@ -1,14 +1,14 @@
 // The content of private memory: which pages a task has of its own (PAGEMAP_SCAN, Linux 6.7; /proc/PID/pagemap before), how
 // they get into pages-N.img, and how a restored task reads them back.
 
-import { closeSync, constants, openSync } from "node:fs";
+import { closeSync, constants, openSync, write } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { PE_LAZY, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
 import { readMaps } from "../../proc/maps.ts";
 import * as mm from "../../sys/abi/mman.ts";
-import { EINVAL, errnoName } from "../../sys/errno.ts";
-import { addressOf, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
+import { EINVAL, ENOSPC, errnoName } from "../../sys/errno.ts";
+import { addressOf, memoryAt, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { IOV_MAX, iovecs, readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
@@ -181,34 +181,143 @@ function pageFlags(vma: VmaEntry): number {
 
 /** Bytes copied at a time between the task and the file. */
 const WINDOW = 4 * 1024 * 1024;
+/** Windows that may be on their way to the disk while the next one is filled. */
+const WINDOWS = 4;
 /** From this size on pages bypass the page cache: several times faster than a buffered write. */
 const DIRECT_FROM = 1024 * 1024;
 
-let windowAddress: number | undefined;
+let windowsAt: number | undefined;
+
+/** Where pages are written to. */
+export interface PagesTarget {
+  readonly path: string;
+  readonly fd: number;
+  /** Takes the bytes of small files on their way, so that nobody has to read them back. */
+  readonly passing?: (bytes: Uint8Array) => void;
+}
 
 /**
- * Copies pages of a stopped task into its pages file, in order.
+ * Copies pages of a stopped task into its pages file, in order. With much memory the disk writes one window while the next is
+ * being filled.
  *
+ * @returns the number of bytes written.
  * @throws RepriseError SYSCALL (a full disk, say)
  */
-export function writePages(
+export async function writePages(
   task: FrozenTask,
   runs: readonly PageRun[],
-  file: { readonly path: string; readonly fd: number },
-): void {
+  target: PagesTarget,
+): Promise<number> {
   const total = runs.reduce((sum, run) => sum + run.pages * mm.PAGE_SIZE, 0);
-  const direct = total >= DIRECT_FROM ? openDirect(file.path) : undefined;
+  const direct = total >= DIRECT_FROM ? openDirect(target.path) : undefined;
+  const writer = new WindowWriter(target, { direct, total });
   try {
-    let offset = 0;
     for (const batch of batches(runs)) {
       const length = batch.reduce((sum, range) => sum + range.length, 0);
-      copyOut(task, batch, length);
-      writeWindow({ fd: file.fd, direct, path: file.path }, length, offset);
-      offset += length;
+      const window = writer.free() ?? (await writer.nextFree());
+      copyOut(task, batch, { address: window, length });
+      target.passing?.(memoryAt(window, length));
+      writer.write(window, length);
     }
   } finally {
+    // Nothing of ours may be under way any more when the task goes on, or the file is removed.
+    await writer.finish();
     if (direct !== undefined) closeSync(direct);
   }
+  return total;
+}
+
+/** Hands out windows to fill, and writes them one behind the other. */
+class WindowWriter {
+  readonly #target: PagesTarget;
+  readonly #direct: number | undefined;
+  readonly #free: number[];
+  /** Writes under way, which end with their window. */
+  readonly #underWay = new Map<number, Promise<number>>();
+  readonly #isSideBySide: boolean;
+  #offset = 0;
+
+  constructor(target: PagesTarget, file: { direct: number | undefined; total: number }) {
+    this.#target = target;
+    this.#direct = file.direct;
+    this.#isSideBySide = file.direct !== undefined && file.total > WINDOW;
+    if (this.#isSideBySide) reserve(target, file.total);
+    const first = (windowsAt ??= syscall(
+      "mmap",
+      0,
+      WINDOW * WINDOWS,
+      mm.PROT_READ | mm.PROT_WRITE,
+      mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
+      -1,
+      0,
+    ));
+    const count = this.#isSideBySide ? WINDOWS : 1;
+    this.#free = Array.from({ length: count }, (_, index) => first + index * WINDOW);
+  }
+
+  /** A window that nobody reads, if there is one at the moment. */
+  free(): number | undefined {
+    return this.#free.pop();
+  }
+
+  /** Waits for a window. */
+  async nextFree(): Promise<number> {
+    const window = await Promise.race(this.#underWay.values());
+    this.#underWay.delete(window);
+    return window;
+  }
+
+  /** Writes a filled window behind what was written before. */
+  write(window: number, length: number): void {
+    const offset = this.#offset;
+    this.#offset += length;
+    const direct = this.#direct;
+    if (!this.#isSideBySide || direct === undefined) {
+      this.#writeNow(window, { length, offset, direct });
+      this.#free.push(window);
+      return;
+    }
+    const written = new Promise<number>((resolve, reject) => {
+      write(direct, memoryAt(window, length), 0, length, offset, (error, count) => {
+        try {
+          // What a direct write left over may not be aligned, and what it refused may be for a reason of its own.
+          if (error !== null || count < length) this.#writeNow(window, { length, offset });
+          resolve(window);
+        } catch (failure) {
+          reject(failure);
+        }
+      });
+    });
+    this.#underWay.set(window, written);
+  }
+
+  /** Waits for all that is under way. */
+  async finish(): Promise<void> {
+    const ended = await Promise.allSettled(this.#underWay.values());
+    this.#underWay.clear();
+    const failed = ended.find(({ status }) => status === "rejected");
+    if (failed?.status === "rejected") throw failed.reason;
+  }
+
+  #writeNow(
+    window: number,
+    { length, offset, direct }: { length: number; offset: number; direct?: number | undefined },
+  ): void {
+    const { fd, path } = this.#target;
+    let to = direct ?? fd;
+    for (let done = 0; done < length;) {
+      const written = trySyscall("pwrite64", to, window + done, length - done, offset + done);
+      if (written <= 0 && (to === fd || written !== -EINVAL)) throw diskError(path, -written);
+      done += Math.max(0, written);
+      to = fd;
+    }
+  }
+}
+
+/** Takes room for the whole file at once: writes into it can then go on side by side, and a full disk is seen at once. */
+function reserve({ fd, path }: PagesTarget, length: number): void {
+  const result = trySyscall("fallocate", fd, 0, 0, length);
+  if (result === -ENOSPC) throw diskError(path, ENOSPC);
 }
 
 /** Splits runs into portions that fit the window. */
@@ -234,23 +343,14 @@ function* batches(runs: readonly PageRun[]): Generator<MemoryRange[]> {
   if (batch.length > 0) yield batch;
 }
 
-function copyOut(task: FrozenTask, batch: readonly MemoryRange[], length: number): void {
-  windowAddress ??= syscall(
-    "mmap",
-    0,
-    WINDOW,
-    mm.PROT_READ | mm.PROT_WRITE,
-    mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
-    -1,
-    0,
-  );
-  const local = iovecs([{ address: windowAddress, length }]);
+function copyOut(task: FrozenTask, batch: readonly MemoryRange[], window: MemoryRange): void {
+  const local = iovecs([window]);
   const moved = trySyscall("process_vm_readv", task.pid, local, 1, iovecs(batch), batch.length, 0);
-  if (moved === length) return;
+  if (moved === window.length) return;
   // Memory without read permission: /proc/PID/mem reads past the protection, as debuggers do.
   const fd = openSync(`/proc/${task.pid}/mem`, "r");
   try {
-    let at = windowAddress;
+    let at = window.address;
     for (const range of batch) {
       const got = trySyscall("pread64", fd, at, range.length, range.address);
       if (got !== range.length) {
@@ -264,24 +364,6 @@ function copyOut(task: FrozenTask, batch: readonly MemoryRange[], length: number
     }
   } finally {
     closeSync(fd);
-  }
-}
-
-function writeWindow(
-  file: { fd: number; direct: number | undefined; path: string },
-  length: number,
-  offset: number,
-): void {
-  const from = windowAddress ?? 0;
-  if (file.direct !== undefined) {
-    const written = trySyscall("pwrite64", file.direct, from, length, offset);
-    if (written === length) return;
-    if (written !== -EINVAL && written < 0) throw diskError(file.path, -written);
-  }
-  for (let done = 0; done < length;) {
-    const written = trySyscall("pwrite64", file.fd, from + done, length - done, offset + done);
-    if (written <= 0) throw diskError(file.path, -written);
-    done += written;
   }
 }
 

@@ -1,0 +1,41 @@
+// What can be done before the tree is frozen, so that it stands still for less time: a look at the running tree tells which
+// images will be written, and they are made now. The tree may change until it is frozen: a guess that is wrong costs a little
+// time and nothing else.
+
+import type { ImageSetWriter } from "../images/image-set.ts";
+import { imageName, type ImageKind } from "../images/names.ts";
+import { readChildrenIfAlive } from "../proc/children.ts";
+import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
+import { readTasksIfAlive } from "../proc/tasks.ts";
+
+/** Images of a tree whatever is in it. */
+const ALWAYS = ["pstree", "files", "seccomp", "timens"] as const satisfies readonly ImageKind[];
+/** Images of each task that has its number. */
+const OF_A_TASK = ["core", "ids", "mm", "fs", "pagemap"] as const satisfies readonly ImageKind[];
+/** Number of the first table of descriptors: see ObjectIds in collect.ts. */
+const FIRST_FILES_ID = 2;
+
+/** Makes the images that a dump of the tree of `root` will probably write. */
+export function prepareImages(root: number, images: ImageSetWriter): void {
+  images.prepare(ALWAYS.map((kind) => imageName(kind)));
+  const depth = (readStatusIfAlive(root)?.nsPid.length ?? 1) - 1;
+  const seen = new Set([root]);
+  let tasks = 0;
+  // The set grows while it is walked.
+  for (const pid of seen) {
+    const inner = readStatusIfAlive(pid)?.nsPid[depth];
+    if (inner === undefined) continue; // gone meanwhile
+    images.prepare(OF_A_TASK.map((kind) => imageName(kind, inner)));
+    images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
+    tasks += 1;
+    images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
+    for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
+  }
+}
+
+/** The threads of a process but its leader, by their numbers in the images. */
+function followers(pid: number, depth: number): number[] {
+  const tids = (readTasksIfAlive(pid) ?? []).filter((tid) => tid !== pid);
+  if (depth === 0) return tids;
+  return tids.flatMap((tid) => readThreadStatusIfAlive(pid, tid)?.nsPid[depth] ?? []);
+}
