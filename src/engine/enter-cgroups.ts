@@ -12,13 +12,15 @@ import type { RestorePlan } from "./plan.ts";
 /** Moves the root task, and the init above it. */
 export function enterCgroups(plan: RestorePlan, growth: Growth, cgroups: CgroupRestore): void {
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
-  if (cgroups.enterNamespaceRoot(root.tid)) {
+  const isAtNamespaceRoot = cgroups.enterNamespaceRoot(root.tid);
+  if (!isAtNamespaceRoot) cgroups.enterRoot(root.tid);
+  if (plan.namespaces.made("cgroup") !== undefined) {
     // The cgroups of this moment become the root of the namespace (cgroup_namespaces(7)).
     const program = new Program();
     program.call("unshare", [CLONE_NEWCGROUP], { label: "make a cgroup namespace" });
     runPrograms([job(plan, root, program)]);
   }
-  cgroups.enterRoot(root.tid);
+  if (isAtNamespaceRoot) cgroups.enterRoot(root.tid);
   if (growth.init !== undefined) cgroups.enterRoot(growth.init.tid);
 }
 

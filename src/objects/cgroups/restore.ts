@@ -81,7 +81,7 @@ export class CgroupRestore {
   /**
    * Moves the root task, given by its pid here, to the root of its cgroup namespace.
    *
-   * @returns whether it had a cgroup namespace of its own, which it must make now.
+   * @returns whether it is there now; `enterRoot` comes after the namespace is made then, and else before.
    */
   enterNamespaceRoot(pid: number): boolean {
     if (!this.#isSaved) return false;
