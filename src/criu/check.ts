@@ -5,31 +5,35 @@ import { RepriseError } from "../errors.ts";
 import { isFeatureName, probeAll, probeFeature, type ProbeResult } from "../kernel/features.ts";
 import { log } from "../log.ts";
 import type { CriuOptions } from "./options.ts";
+import { printOut } from "./output.ts";
 
 /** Runs the action. Returns the exit code: 1 also when only optional features that were asked for are missing. */
 export function check(options: CriuOptions): number {
   const feature = options.values.feature;
   if (feature !== undefined) return checkFeature(feature);
   const { flags } = options;
-  const wanted = ["basic" as const];
-  const basic = failures(probeAll(wanted));
-  if (basic.length > 0) {
-    process.stdout.write("Does not look good.\n");
+  if (!isGoodEnough()) {
+    printOut("Does not look good.\n");
     return 1;
   }
   const extra = flags.has("all") || flags.has("extra") ? failures(probeAll(["extra"])) : [];
   const experimental =
     flags.has("all") || flags.has("experimental") ? failures(probeAll(["experimental"])) : [];
   if (extra.length + experimental.length > 0) {
-    process.stdout.write(
+    printOut(
       "Looks good but some kernel features are missing\n" +
         "which, depending on your process tree, may cause\n" +
         "dump or restore failure.\n",
     );
     return 1;
   }
-  process.stdout.write("Looks good.\n");
+  printOut("Looks good.\n");
   return 0;
+}
+
+/** Whether the kernel has what every dump and restore needs; what it lacks is logged. */
+export function isGoodEnough(): boolean {
+  return failures(probeAll(["basic"])).length === 0;
 }
 
 function checkFeature(name: string): number {
@@ -43,7 +47,7 @@ function checkFeature(name: string): number {
     log.warn(`${name} is not supported: ${result.reason}`);
     return 1;
   }
-  process.stdout.write(`${name} is supported\n`);
+  printOut(`${name} is supported\n`);
   return 0;
 }
 

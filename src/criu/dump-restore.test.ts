@@ -29,9 +29,9 @@ describe("scriptRunner()", () => {
   it("runs every script with the step, the images and the pid in its environment", () => {
     const line = '"$CRTOOLS_SCRIPT_ACTION $CRTOOLS_IMAGE_DIR ${CRTOOLS_INIT_PID-none} $#"';
     const path = script(`echo ${line} >>out`);
-    const runner = scriptRunner([path, path], IMAGES_FD);
-    runner.script("pre-restore");
-    runner.script("post-restore", 42);
+    const runner = scriptRunner({ scripts: [path, path], imagesDirFd: IMAGES_FD });
+    runner.script?.("pre-restore");
+    runner.script?.("post-restore", 42);
     const images = `/proc/${process.pid}/fd/${IMAGES_FD}`;
     const lines = [`pre-restore ${images} none 0`, `post-restore ${images} 42 0`];
     expect(readFileSync(join(directory, "out"), "utf8").trimEnd().split("\n")).toEqual([
@@ -45,9 +45,9 @@ describe("scriptRunner()", () => {
   it.each(["pre-dump", "pre-restore", "post-restore", "setup-namespaces", "network-lock"] as const)(
     "fails the operation when a script fails at %s",
     (action) => {
-      expect(() => scriptRunner([script("exit 3")], IMAGES_FD).script(action)).toThrow(
-        `failed at ${action}: exit 3`,
-      );
+      expect(() =>
+        scriptRunner({ scripts: [script("exit 3")], imagesDirFd: IMAGES_FD }).script?.(action),
+      ).toThrow(`failed at ${action}: exit 3`);
     },
   );
 
@@ -56,22 +56,24 @@ describe("scriptRunner()", () => {
     (action) => {
       const logged: string[] = [];
       setLogSink((_level, text) => void logged.push(text));
-      scriptRunner([script("exit 3")], IMAGES_FD).script(action);
+      scriptRunner({ scripts: [script("exit 3")], imagesDirFd: IMAGES_FD }).script?.(action);
       expect(logged.join()).toContain(`failed at ${action}: exit 3`);
     },
   );
 
   it("keeps the exit code of a post-dump script that failed", () => {
-    const runner = scriptRunner([script("exit 5")], IMAGES_FD);
+    const runner = scriptRunner({ scripts: [script("exit 5")], imagesDirFd: IMAGES_FD });
     expect(runner.postDumpStatus()).toBeUndefined();
-    expect(() => runner.script("post-dump")).toThrow(RepriseError);
+    expect(() => runner.script?.("post-dump")).toThrow(RepriseError);
     expect(runner.postDumpStatus()).toBe(5);
   });
 
   it("fails for a script that is not there", () => {
     const missing = join(directory, "missing");
     expect(existsSync(missing)).toBe(false);
-    expect(() => scriptRunner([missing], IMAGES_FD).script("pre-dump")).toThrow("exit 127");
+    expect(() =>
+      scriptRunner({ scripts: [missing], imagesDirFd: IMAGES_FD }).script?.("pre-dump"),
+    ).toThrow("exit 127");
   });
 });
 

@@ -6,22 +6,37 @@ import type { NetworkLockMethod } from "../objects/network/lock.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { cgroupDumpOptions } from "./cgroups.ts";
-import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
+import {
+  externalResources,
+  externalUnixSockets,
+  ghostLimit,
+  numberValue,
+  type CriuOptions,
+} from "./options.ts";
 import type { Directories } from "./paths.ts";
-import { scriptRunner } from "./scripts.ts";
+import { printOut } from "./output.ts";
+import { scriptRunner, type Client } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
 
 const SECOND = 1000;
 
 /** Runs the action. Returns the exit code; errors are thrown, but for a failing post-dump script. */
-export async function dump(options: CriuOptions, directories: Directories): Promise<number> {
+export async function dump(
+  options: CriuOptions,
+  directories: Directories,
+  client?: Client,
+): Promise<number> {
   const pid = numberValue(options, "tree", 1);
   if (pid === undefined) {
     throw new RepriseError("BAD_ARGUMENT", "pid not specified", {
       hint: "Give the root of the tree: -t PID.",
     });
   }
-  const runner = scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd);
+  const runner = scriptRunner({
+    scripts: options.lists["action-script"] ?? [],
+    imagesDirFd: directories.imagesDirFd,
+    client,
+  });
   try {
     const { stats } = await checkpoint({
       ...engineOptions(options),
@@ -30,7 +45,7 @@ export async function dump(options: CriuOptions, directories: Directories): Prom
       workDir: directories.workDir,
       hooks: runner,
     });
-    if (options.flags.has("display-stats")) process.stdout.write(dumpStatsText(stats));
+    if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
   } catch (error) {
     const status = runner.postDumpStatus();
     if (status === undefined) throw error;
@@ -56,6 +71,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     extUnixSk: externalUnixSockets(options),
     cgroups: cgroupDumpOptions(options),
     ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
+    external: externalResources(options),
     ...networkLock(options),
     ...(options.flags.has("track-mem") ? { trackMemory: true } : {}),
     ...(options.flags.has("auto-dedup") ? { autoDedup: true } : {}),

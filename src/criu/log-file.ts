@@ -2,7 +2,7 @@
 // `(SS.UUUUUU) text`, with `Error (file:line): ` or `Warn  (file:line): ` before the text. To a terminal
 // at the usual levels the time is left out.
 
-import { openSync, writeSync } from "node:fs";
+import { constants, openSync, writeSync } from "node:fs";
 import { hostname, machine, release, version } from "node:os";
 import { basename } from "node:path";
 import { type RepriseError } from "../errors.ts";
@@ -23,12 +23,15 @@ const STDERR = 2;
 
 let target: Target = { fd: STDERR, verbosity: LogLevel.WARN };
 
+/** A file that a runtime has made (and labelled) stays the same one; appending, several processes can write it. */
+const LOG_FLAGS = constants.O_CREAT | constants.O_TRUNC | constants.O_APPEND | constants.O_WRONLY;
+
 /** Sends the log to a file of its own (created, or emptied), or to standard error. */
 export function openLog(options: {
   readonly file?: string | undefined;
   readonly verbosity: number;
 }): void {
-  const fd = options.file === undefined ? STDERR : openSync(options.file, "w", 0o600);
+  const fd = options.file === undefined ? STDERR : openSync(options.file, LOG_FLAGS, 0o600);
   target = { fd, verbosity: Math.min(options.verbosity, LogLevel.DEBUG) };
   setLogSink(target.verbosity < 1 ? undefined : write, target.verbosity as LogLevelValue);
 }

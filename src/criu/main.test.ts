@@ -42,7 +42,7 @@ describe("criu", () => {
     [["bogus"], 1, "unknown command: bogus"],
     [["--bogus"], 1, "unrecognized option '--bogus'"],
     [["dump", "-t", "1", "extra"], 1, "excessive parameter for command dump: extra"],
-    [["swrk", "3"], 1, "the action swrk is not supported yet"],
+    [["swrk", "99"], 255, "cannot read a request: read: EBADF"],
     [["show"], 255, "the action show is gone"],
     [["dump", "--exec-cmd"], 1, "--exec-cmd is available for the restore action only"],
     [["restore", "--exec-cmd"], 1, "--exec-cmd requires a command"],

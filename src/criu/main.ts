@@ -2,18 +2,20 @@
 // the engine's. What an action does not need is not loaded: a runtime starts this program several times for
 // one checkpoint.
 
-import { closeSync } from "node:fs";
+import { closeSync, writeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { CRIU_VERSION } from "../version.ts";
 import { configArguments } from "./config-file.ts";
+import { asRepriseError } from "./failure.ts";
 import { logError, logHeader, openLog } from "./log-file.ts";
+import { printOut } from "./output.ts";
 import { parseOptions, type CriuOptions } from "./options.ts";
 
 const FAILURE = 1;
 /** What a return of -1 from a C program's main is. */
 const MINUS_ONE = 255;
 
-const KNOWN_ACTIONS = ["lazy-pages", "page-server", "service", "swrk", "dedup", "cpuinfo"] as const;
+const KNOWN_ACTIONS = ["lazy-pages", "page-server", "service", "dedup", "cpuinfo"] as const;
 
 void main(process.argv.slice(2));
 
@@ -33,9 +35,10 @@ async function run(args: readonly string[]): Promise<number> {
   const options = parseOptions([...configArguments(args, process.env), args]);
   if (options.flags.has("help")) return usage({ full: true });
   if (options.flags.has("version")) {
-    process.stdout.write(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor}\n`);
+    printOut(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor}\n`);
     return 0;
   }
+  if (options.words[0] === "swrk") return swrk(options);
   checkWords(options);
   for (const fd of options.lists.close ?? []) closeQuietly(Number(fd));
   const [action = ""] = options.words;
@@ -64,6 +67,24 @@ async function run(args: readonly string[]): Promise<number> {
       throw unknownAction(action);
   }
 }
+
+/** Clients start this with a socket that they made. The number may be any. */
+async function swrk({ words }: CriuOptions): Promise<number> {
+  const [, fd = "", ...rest] = words;
+  if (!/^\d+$/.test(fd) || rest.length > 0) {
+    writeSync(STDERR, "Usage: criu swrk <fd>\n");
+    return FAILURE;
+  }
+  const { serve } = await import("./swrk.ts");
+  try {
+    return await serve(Number(fd), "swrk");
+  } catch (error) {
+    logError(asRepriseError(error));
+    return MINUS_ONE;
+  }
+}
+
+const STDERR = 2;
 
 const FAILED = {
   dump: "Dumping FAILED.",
@@ -110,9 +131,7 @@ function wantsHelp(args: readonly string[]): boolean {
 
 async function usage(how: { readonly full: boolean }): Promise<number> {
   const { USAGE, OPTIONS_HELP } = await import("./usage.ts");
-  process.stdout.write(
-    how.full ? `${USAGE}\n${OPTIONS_HELP}` : `${USAGE}\nTry -h|--help for more info\n`,
-  );
+  printOut(how.full ? `${USAGE}\n${OPTIONS_HELP}` : `${USAGE}\nTry -h|--help for more info\n`);
   return how.full ? 0 : FAILURE;
 }
 
@@ -129,7 +148,7 @@ function checkWords(options: CriuOptions): void {
       hint: "Put it behind --: criu restore --exec-cmd -- COMMAND.",
     });
   }
-  const takesWords = hasCommand || action === "cpuinfo" || action === "swrk";
+  const takesWords = hasCommand || action === "cpuinfo";
   if (!takesWords && rest.length > 0) {
     const plural = rest.length > 1 ? "s" : "";
     throw new RepriseError(
@@ -156,15 +175,4 @@ function closeQuietly(fd: number): void {
   } catch {
     // Not open: then it need not be closed.
   }
-}
-
-function asRepriseError(error: unknown): RepriseError {
-  if (error instanceof RepriseError) return error;
-  const message = error instanceof Error ? error.message : String(error);
-  const wrapped = new RepriseError("INTERNAL", `internal error: ${message}`, {
-    hint: "This is a bug in Reprise. Please report it with the log (-v4).",
-    cause: error,
-  });
-  if (error instanceof Error && error.stack !== undefined) wrapped.stack = error.stack;
-  return wrapped;
 }

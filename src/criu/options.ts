@@ -32,6 +32,8 @@ export const NEGATABLE_FLAGS = [
   "unprivileged",
   "ghost-fiemap",
   "allow-uprobes",
+  // Not CRIU's, which knows it by RPC alone.
+  "orphan-pts-master",
 ] as const;
 
 const PLAIN_FLAGS = [
@@ -220,6 +222,22 @@ export function externalUnixSockets(options: CriuOptions): boolean | readonly nu
     .map((word) => parseNumber("ext-unix-sk", word, 1));
   if (named.length + listed.length > 0) return [...listed, ...named];
   return text !== undefined;
+}
+
+/** `--external` and what its older forms stand for, each as `--external` has it. */
+export function externalResources({ lists }: CriuOptions): string[] {
+  const mounts = (lists["ext-mount-map"] ?? []).map((one) => {
+    if (one === "auto") return "mnt[]";
+    const colon = one.indexOf(":");
+    if (colon < 0) throw badArgument("ext-mount-map", one, "KEY:VALUE, or auto");
+    return `mnt[${one.slice(0, colon)}]:${one.slice(colon + 1)}`;
+  });
+  const veths = (lists["veth-pair"] ?? []).map((one) => {
+    const equals = one.indexOf("=");
+    if (equals < 0) throw badArgument("veth-pair", one, "INSIDE=OUTSIDE");
+    return `veth[${one.slice(0, equals)}]:${one.slice(equals + 1)}`;
+  });
+  return [...(lists.external ?? []), ...mounts, ...veths];
 }
 
 function longOptions(): Map<string, LongOption> {

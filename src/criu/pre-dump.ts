@@ -5,6 +5,7 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { dumpStatsText } from "./dump.ts";
 import { numberValue, type CriuOptions } from "./options.ts";
+import { printOut } from "./output.ts";
 import type { Directories } from "./paths.ts";
 import { scriptRunner } from "./scripts.ts";
 
@@ -27,12 +28,15 @@ export async function preDumpAction(
     pid,
     imagesDir: directories.imagesDir,
     workDir: directories.workDir,
-    hooks: scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd),
     ...(options.flags.has("auto-dedup") ? { autoDedup: true } : {}),
+    hooks: scriptRunner({
+      scripts: options.lists["action-script"] ?? [],
+      imagesDirFd: directories.imagesDirFd,
+    }),
     ...(parentDir === undefined ? {} : { parentDir }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
   });
-  if (options.flags.has("display-stats")) process.stdout.write(dumpStatsText(stats));
+  if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
   log.info("Pre-dumping finished successfully");
   return 0;
 }

@@ -3,7 +3,7 @@
 
 import { closeSync, openSync, writeSync } from "node:fs";
 import type { EngineHooks, RestoreStats } from "../engine/progress.ts";
-import { restore, type RestoreOptions } from "../engine/restore.ts";
+import { restore, type RestoreOptions, type RestoreResult } from "../engine/restore.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { findPlacement } from "../objects/cgroups/placement.ts";
@@ -11,7 +11,8 @@ import { errnoOf } from "../proc/procfs.ts";
 import { cgroupRestoreOptions } from "./cgroups.ts";
 import { externalUnixSockets, type CriuOptions } from "./options.ts";
 import type { Directories } from "./paths.ts";
-import { scriptRunner } from "./scripts.ts";
+import { printOut } from "./output.ts";
+import { scriptRunner, type Client } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
 
 /** Runs the action. Returns the exit code. */
@@ -24,6 +25,21 @@ export async function restoreAction(
   if (options.values["network-lock"] !== undefined) {
     log.warn("--network-lock will be ignored in restore command");
   }
+  const result = await restoreTree(options, directories);
+  if (command.length > 0) {
+    const { becomeProgram } = await import("./exec.ts");
+    becomeProgram(command);
+  }
+  if (!options.flags.has("restore-detached")) await result.wait();
+  return 0;
+}
+
+/** The restore itself, for the command line and for RPC clients. */
+export async function restoreTree(
+  options: CriuOptions,
+  directories: Directories,
+  client?: Client,
+): Promise<RestoreResult> {
   const pidfile = pidfileWriter(options.values.pidfile);
   const placement = findPlacement(process.ppid);
   placement?.leave();
@@ -32,17 +48,12 @@ export async function restoreAction(
     imagesDir: directories.imagesDir,
     workDir: directories.workDir,
     placement,
-    hooks: restoreHooks(options, directories, pidfile),
+    hooks: restoreHooks(options, directories, { pidfile, client }),
   });
   pidfile.write(result.pid);
-  if (options.flags.has("display-stats")) process.stdout.write(restoreStatsText(result.stats));
+  if (options.flags.has("display-stats")) printOut(restoreStatsText(result.stats));
   log.info("Restore finished successfully. Tasks resumed.");
-  if (command.length > 0) {
-    const { becomeProgram } = await import("./exec.ts");
-    becomeProgram(command);
-  }
-  if (!options.flags.has("restore-detached")) await result.wait();
-  return 0;
+  return result;
 }
 
 /** The engine's options that options of CRIU stand for. */
@@ -107,13 +118,18 @@ function pidfileWriter(path: string | undefined): PidfileWriter {
 function restoreHooks(
   options: CriuOptions,
   directories: Directories,
-  pidfile: PidfileWriter,
+  { pidfile, client }: { readonly pidfile: PidfileWriter; readonly client: Client | undefined },
 ): EngineHooks {
-  const runner = scriptRunner(options.lists["action-script"] ?? [], directories.imagesDirFd);
+  const runner = scriptRunner({
+    scripts: options.lists["action-script"] ?? [],
+    imagesDirFd: directories.imagesDirFd,
+    client,
+  });
   return {
+    ...runner,
     script(action, initPid) {
       if (action === "post-restore" && initPid !== undefined) pidfile.write(initPid);
-      runner.script(action, initPid);
+      runner.script?.(action, initPid);
     },
   };
 }

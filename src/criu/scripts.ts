@@ -1,40 +1,63 @@
-// Action scripts: programs that CRIU runs at announced steps of a dump or restore, by path, with the
-// step, the images directory and the root task's pid in their environment. What a failing one means
-// differs by step.
+// The announced steps of a dump or restore. First the RPC client is told, if it wants to be, and must agree; then action
+// scripts run: programs by path, with the step, the images directory and the root task's pid in their environment. What a
+// refusal or a failing script means differs by step.
 
 import type { EngineHooks, ScriptAction } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 
-/** Steps whose failing scripts are only logged: the tasks run already, or are about to. */
+/** Steps whose failures are only logged: the tasks run already, or are about to. */
 const ONLY_LOGGED: readonly ScriptAction[] = ["pre-resume", "post-resume", "network-unlock"];
 
-export interface ScriptRunner extends Required<EngineHooks> {
+export interface ScriptRunner extends EngineHooks {
   /** Exit code of the post-dump script that failed, which becomes the exit code of the dump. */
   postDumpStatus(): number | undefined;
 }
 
-/** Hooks that run every script at every step, in the order given. */
-export function scriptRunner(scripts: readonly string[], imagesDirFd: number): ScriptRunner {
+/** Who is told of the steps. */
+export interface ScriptOptions {
+  readonly scripts: readonly string[];
+  readonly imagesDirFd: number;
+  /** The RPC client: it is told before the scripts. */
+  readonly client?: Client | undefined;
+}
+
+/** An RPC client that is told of the steps. Each call throws when it does not agree. */
+export interface Client extends Required<EngineHooks> {}
+
+/** Hooks that tell the client, and run every script, at every step, in the order given. */
+export function scriptRunner({ scripts, imagesDirFd, client }: ScriptOptions): ScriptRunner {
   let postDump: number | undefined;
+  const runScripts = (action: ScriptAction, initPid: number | undefined): void => {
+    for (const path of scripts) {
+      log.info(`Running ${action} script ${path}`);
+      const status = run({ path, action, imagesDirFd, initPid });
+      if (status === 0) continue;
+      if (action === "post-dump") postDump = status;
+      throw new RepriseError("BAD_ARGUMENT", `script ${path} failed at ${action}: exit ${status}`, {
+        hint: `A script given by --action-script must end with 0 for ${action} to go on.`,
+      });
+    }
+  };
+  // The engine can do without some waiting when nobody is told.
+  if (scripts.length === 0 && client === undefined) return { postDumpStatus: () => undefined };
   return {
     postDumpStatus: () => postDump,
     script(action, initPid) {
-      for (const path of scripts) {
-        log.info(`Running ${action} script ${path}`);
-        const status = run({ path, action, imagesDirFd, initPid });
-        if (status === 0) continue;
-        const message = `script ${path} failed at ${action}: exit ${status}`;
-        if (ONLY_LOGGED.includes(action)) {
-          log.warn(message);
-          continue;
-        }
-        if (action === "post-dump") postDump = status;
-        throw new RepriseError("BAD_ARGUMENT", message, {
-          hint: `A script given by --action-script must end with 0 for ${action} to go on.`,
-        });
+      try {
+        client?.script(action, initPid);
+        runScripts(action, initPid);
+      } catch (error) {
+        if (!ONLY_LOGGED.includes(action)) throw error;
+        log.warn(error instanceof Error ? error.message : String(error));
       }
     },
+    ...(client === undefined
+      ? {}
+      : {
+          queryExternal: () => client.queryExternal(),
+          orphanMaster: (fd: number) => client.orphanMaster(fd),
+        }),
   };
 }
 

@@ -108,6 +108,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     });
     if (lock.ofNamespaces) options.hooks?.script?.("network-lock", options.pid);
     lock.lockNamespaces();
+    const added = options.hooks?.queryExternal?.() ?? [];
     collected = collectTree(tree, images, {
       lock,
       shellJob: options.shellJob ?? false,
@@ -116,8 +117,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
       extUnixSk: options.extUnixSk ?? false,
       cgroups: options.cgroups ?? { mode: "soft" },
-      external: options.external ?? [],
       emptyNet: options.emptyNet ?? false,
+      external: [...(options.external ?? []), ...added],
     });
     const inside = lookInside(tree, collected);
     work = inside.injections;
@@ -146,8 +147,13 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const stats = memory.stats(tree, { frozenAt, begun: freezing });
     writeDumpStats(options.workDir ?? options.imagesDir, stats);
     if (leave !== "killed") {
-      // The state is captured: let the tasks go on before the disk has caught up.
       images.commit(inventory);
+      if (options.hooks?.script !== undefined) {
+        // A script may save more (a file system) that belongs to this state.
+        syncDirectory(options.imagesDir);
+        options.hooks.script("post-dump", options.pid);
+      }
+      // The state is captured: let the tasks go on before the disk has caught up.
       collected.files.end("alive");
       unlock(lock, options);
       releaseTree(tree, { leaveStopped: leave === "stopped" });
@@ -170,7 +176,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     }
     collected.files.close();
     if (options.autoDedup === true && parent.exists) giveBack(options.imagesDir);
-    if (leave !== "killed") options.hooks?.script?.("post-dump", options.pid);
     return { stats };
   } catch (error) {
     undo({

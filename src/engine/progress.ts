@@ -11,12 +11,17 @@ export type ScriptAction =
   | "setup-namespaces"
   | "post-setup-namespaces"
   | "network-lock"
-  | "network-unlock";
+  | "network-unlock"
+  | "status-ready";
 
 /** Hooks of a front end; a hook that throws fails the operation. */
 export interface EngineHooks {
   /** Called at each step that CRIU announces to scripts; `initPid` is the root task once it exists. */
   script?(action: ScriptAction, initPid?: number): void;
+  /** Asked when the tree is frozen: further objects of outside that the tree may use, as --external names them. */
+  queryExternal?(): readonly string[];
+  /** Takes the master of a terminal whose other end is a task's (--orphan-pts-master); the descriptor is closed afterwards. */
+  orphanMaster?(fd: number): void;
 }
 
 /** Progress events, in order; times are milliseconds since the start of the operation. */

@@ -85,6 +85,8 @@ export interface FilesDumpOptions {
    * @default false
    */
   readonly extUnixSk?: boolean | readonly number[];
+  /** Objects of outside, as --external names them: `file[MOUNT:INODE]`, `tty[RDEV:DEV]`, … @default [] */
+  readonly external?: readonly string[];
   readonly tcp?: TcpDumpOptions;
   readonly linkRemap: boolean;
   /** Bytes up to which the content of a deleted file is put into the images. */

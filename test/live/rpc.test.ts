@@ -1,0 +1,222 @@
+// The RPC of the criu command as runtimes use it: answers, exit codes, notifications in their order, refusals that are taken
+// back, and descriptors that are the client's.
+
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { CriuReqType as Type } from "../../src/images/schema/messages.generated.ts";
+import { ask, askOnce, startWorker, type Notification } from "./rpc-client.ts";
+import {
+  attachProgram,
+  killProgram,
+  makeDir,
+  removeDir,
+  startProgram,
+  type RunningProgram,
+} from "./programs.ts";
+
+let dir: string;
+let images: string;
+let imagesFd: number;
+beforeEach(() => {
+  dir = makeDir("rpc");
+  images = join(dir, "images");
+  mkdirSync(images);
+  imagesFd = openSync(images, "r");
+});
+afterEach(() => {
+  closeSync(imagesFd);
+  removeDir(dir);
+});
+
+async function quietProgram(): Promise<RunningProgram> {
+  const program = await startProgram("heap_brk", [], { dir });
+  onTestFinished(() => killProgram(program));
+  await program.waitReady();
+  return program;
+}
+
+const names = (seen: readonly Notification[]): (string | undefined)[] =>
+  seen.map(({ script }) => script);
+
+describe("small requests", () => {
+  test("VERSION at any descriptor number, several on one connection", async () => {
+    const worker = startWorker({ number: 9 });
+    const version = { major_number: 4, minor_number: 2 };
+    const expected = { type: Type.VERSION, success: true, version };
+    expect(ask(worker, { type: Type.VERSION, keep_open: true })).toMatchObject(expected);
+    expect(ask(worker, { type: Type.VERSION })).toMatchObject(expected);
+    expect(await worker.ended).toBe(0);
+    closeSync(worker.socket);
+  });
+
+  test("FEATURE_CHECK answers all three, true only for what is asked", async () => {
+    const { response, status } = await askOnce({
+      type: Type.FEATURE_CHECK,
+      features: { pidfd_store: true },
+    });
+    expect(response).toMatchObject({
+      type: Type.FEATURE_CHECK,
+      success: true,
+      features: { mem_track: false, lazy_pages: false, pidfd_store: true },
+    });
+    expect(status).toBe(0);
+  });
+
+  test("CHECK, an unknown request, and a client that goes without a word", async () => {
+    const check = await askOnce({ type: Type.CHECK });
+    expect(check.response).toMatchObject({ type: Type.CHECK, success: true });
+    expect(check.status).toBe(0);
+    const unknown = await askOnce({ type: Type.EMPTY });
+    expect(unknown.response).toMatchObject({ type: Type.EMPTY, success: false });
+    expect(unknown.status).toBe(255);
+    const silent = startWorker();
+    closeSync(silent.socket);
+    expect(await silent.ended).toBe(255);
+  });
+
+  test("a request that cannot keep the connection open gets no answer", async () => {
+    const opts = { images_dir_fd: imagesFd };
+    const { response, status } = await askOnce({ type: Type.DUMP, keep_open: true, opts });
+    expect(response).toBeUndefined();
+    expect(status).toBe(255);
+  });
+
+  test("WAIT_PID of what is no child", async () => {
+    const { response } = await askOnce({ type: Type.WAIT_PID, pid: 1 });
+    expect(response).toMatchObject({ type: Type.WAIT_PID, success: false, cr_errno: 10 });
+  });
+});
+
+describe("dump and restore", () => {
+  test("a program comes back, and the client hears of every step", async () => {
+    const program = await quietProgram();
+    const seen: Notification[] = [];
+    const answer = (notification: Notification): void => void seen.push(notification);
+    const opts = {
+      images_dir_fd: imagesFd,
+      pid: program.pid,
+      log_level: 4,
+      log_file: "dump.log",
+      notify_scripts: true,
+    };
+    const dumped = await askOnce({ type: Type.DUMP, opts }, { answer });
+    expect(dumped).toMatchObject({ response: { type: Type.DUMP, success: true }, status: 0 });
+    expect(dumped.response?.dump?.restored).toBe(false);
+    expect(names(seen)).toEqual(["pre-dump", "query-ext-files", "post-dump"]);
+    expect(seen.every(({ pid }) => pid === undefined)).toBe(true);
+    for (const file of ["dump.log", "stats-dump", "inventory.img"]) {
+      expect(existsSync(join(images, file)), file).toBe(true);
+    }
+
+    seen.length = 0;
+    const restored = await askOnce(
+      {
+        type: Type.RESTORE,
+        opts: { images_dir_fd: imagesFd, log_file: "restore.log", notify_scripts: true },
+      },
+      { answer },
+    );
+    expect(restored).toMatchObject({
+      response: { type: Type.RESTORE, success: true, restore: { pid: program.pid } },
+      status: 0,
+    });
+    expect(seen.map(({ script, pid }) => [script, pid])).toEqual([
+      ["pre-restore", undefined],
+      ["post-restore", program.pid],
+      ["pre-resume", undefined],
+      ["post-resume", undefined],
+    ]);
+    const again = attachProgram("heap_brk", program.pid, dir);
+    expect(await again.finish()).toBe("pass");
+  });
+
+  test("a client that refuses: the dump is taken back, the restore leaves nothing", async () => {
+    const program = await quietProgram();
+    const refuse =
+      (step: string) =>
+      ({ script }: Notification) => ({ agrees: script !== step });
+    const opts = { images_dir_fd: imagesFd, pid: program.pid, notify_scripts: true };
+    const refused = await askOnce({ type: Type.DUMP, opts }, { answer: refuse("post-dump") });
+    expect(refused).toMatchObject({ response: { type: Type.DUMP, success: false }, status: 1 });
+    expect(refused.response?.cr_errmsg).toContain("post-dump");
+    expect(refused.response?.cr_errno).toBeGreaterThan(0);
+    expect(isRunning(program.pid)).toBe(true);
+
+    expect((await askOnce({ type: Type.DUMP, opts })).response?.success).toBe(true);
+    const failed = await askOnce({ type: Type.RESTORE, opts }, { answer: refuse("post-restore") });
+    expect(failed).toMatchObject({ response: { type: Type.RESTORE, success: false }, status: 1 });
+    expect(isRunning(program.pid)).toBe(false);
+    const log = readFileSync(join(images, "criu.log"), "utf8");
+    expect(log).toMatch(/Error \([\w/-]+\.ts:\d+\): the RPC client refused post-restore/);
+  });
+
+  test("what is wrong with a request is told by number", async () => {
+    const missing = await askOnce({ type: Type.DUMP, opts: { images_dir_fd: 999, pid: 1 } });
+    expect(missing.response).toMatchObject({ type: Type.DUMP, success: false, cr_errno: 56 });
+    const folder = { images_dir_fd: imagesFd, log_file: "a/b" };
+    const subdir = await askOnce({ type: Type.RESTORE, opts: folder });
+    expect(subdir.response).toMatchObject({ type: Type.RESTORE, success: false, cr_errno: 56 });
+    const gone = await askOnce({
+      type: Type.DUMP,
+      opts: { images_dir_fd: imagesFd, pid: 4194303 },
+    });
+    expect(gone.response).toMatchObject({ type: Type.DUMP, success: false, cr_errno: 3 });
+  });
+
+  test("the client's configuration file wins over its request", async () => {
+    const program = await quietProgram();
+    const config = join(dir, "runc.conf");
+    const marks = join(dir, "marks");
+    const script = join(dir, "mark");
+    writeFileSync(script, `#!/bin/sh\necho $CRTOOLS_SCRIPT_ACTION >>${marks}\n`, { mode: 0o755 });
+    const lines = ["log-file other.log # a comment", "verbosity 4", `action-script "${script}"`];
+    writeFileSync(config, `${lines.join("\n")}\n`);
+    const opts = {
+      images_dir_fd: imagesFd,
+      pid: program.pid,
+      log_file: "dump.log",
+      config_file: config,
+      leave_running: true,
+    };
+    expect((await askOnce({ type: Type.DUMP, opts })).response?.success).toBe(true);
+    expect(readFileSync(join(images, "other.log"), "utf8")).toContain("Dumping finished");
+    expect(existsSync(join(images, "dump.log"))).toBe(false);
+    expect(readFileSync(marks, "utf8").split("\n")).toEqual(["pre-dump", "post-dump", ""]);
+    expect(isRunning(program.pid)).toBe(true);
+  });
+
+  test("pre-dumps and the dump on one connection", async () => {
+    const program = await quietProgram();
+    const worker = startWorker();
+    const first = join(dir, "first");
+    mkdirSync(first);
+    const firstFd = openSync(first, "r");
+    const base = { pid: program.pid, track_mem: true, notify_scripts: true };
+    const unexpected = (): never => {
+      throw new Error("a notification in a pre-dump");
+    };
+    const pre = { type: Type.PRE_DUMP, opts: { ...base, images_dir_fd: firstFd } };
+    expect(ask(worker, pre, unexpected)).toMatchObject({ type: Type.PRE_DUMP, success: true });
+    const last = { ...base, images_dir_fd: imagesFd, parent_img: "../first" };
+    expect(ask(worker, { type: Type.DUMP, opts: last })).toMatchObject({
+      type: Type.DUMP,
+      success: true,
+    });
+    expect(await worker.ended).toBe(0);
+    closeSync(worker.socket);
+    closeSync(firstFd);
+    expect(existsSync(join(images, "parent"))).toBe(true);
+    const opts = { images_dir_fd: imagesFd };
+    expect((await askOnce({ type: Type.RESTORE, opts })).response?.success).toBe(true);
+    expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
+  });
+});
+
+function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  } catch {
+    return false;
+  }
+}
