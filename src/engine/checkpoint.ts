@@ -246,7 +246,8 @@ function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
 /** Ends all tasks, the root first so that nobody makes new ones for the dead. */
 function killTree(tree: FrozenTree): void {
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
-  for (const task of tree.tasks) {
+  // The root last: the init of a pid namespace ends only when all others in it have been waited for.
+  for (const task of tree.tasks.toReversed()) {
     // As their tracer we are told of their end first; their parents reap them.
     for (const { tid } of task.threads.toReversed()) waitFor(tid);
   }

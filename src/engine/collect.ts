@@ -73,10 +73,14 @@ export function collectTree(
   options: CollectOptions,
 ): CollectedTree {
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
-  const files = new FileTable(images, { ...options, innerPid: (pid) => inner.get(pid) });
+  const alive = tree.tasks.filter(({ state }) => state !== "zombie");
+  const namespaces = collectNamespaces(alive, { external: options.external ?? [] });
+  const files = new FileTable(images, {
+    ...options,
+    namespaces,
+    innerPid: (pid) => inner.get(pid),
+  });
   try {
-    const alive = tree.tasks.filter(({ state }) => state !== "zombie");
-    const namespaces = collectNamespaces(alive, { external: options.external ?? [] });
     const ids = new ObjectIds(namespaces);
     const locks = new LockTable({ isAllowed: options.fileLocks });
     const seccomp = new SeccompTable();

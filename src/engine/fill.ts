@@ -20,7 +20,7 @@ import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
 import { collectLimits } from "../objects/task/limits.ts";
-import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC, O_RDONLY } from "../sys/abi/fcntl.ts";
+import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC } from "../sys/abi/fcntl.ts";
 import * as sched from "../sys/abi/sched.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
@@ -29,6 +29,7 @@ import { readTasks } from "../proc/tasks.ts";
 import { readThreadStatusIfAlive } from "../proc/status.ts";
 import { addClone } from "./grow.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { openImage } from "./image-files.ts";
 import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
@@ -189,13 +190,7 @@ function addMemory(program: Program, task: TaskPlan, { files, growth }: TaskSurr
   const mapped = task.mm.vmas.filter(isMapped);
   for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
   for (const { name, places } of task.pages) {
-    const file = program.call(
-      "openat",
-      [growth.imagesFd, program.string(name), O_RDONLY | O_CLOEXEC, 0],
-      {
-        label: `open ${name}`,
-      },
-    );
+    const file = openImage(program, growth.images, name);
     readPages(
       program,
       file,

@@ -20,7 +20,7 @@ import {
   controllingTerminals,
   makeControllingTerminal,
 } from "../objects/files/controlling-terminal.ts";
-import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
+import { openImage, payloadNames, type ImageFiles } from "./image-files.ts";
 import {
   cloneFlags,
   enterExisting,
@@ -42,11 +42,10 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   const seed = startSeed(plan.area, counters);
   const made: number[] = [seed.tid];
   const tracees = new Map<number, Tracee>();
-  const imagesFd = firstPoolFd(plan);
   let init: Tracee | undefined;
-  let namespaceFds: Map<PlannedNamespace, number>;
+  let kept: KeptDescriptors;
   try {
-    namespaceFds = prepareSeed(plan, seed, { directory, imagesFd, existing });
+    kept = prepareSeed(plan, seed, { directory, existing });
     const { root } = plan.tree;
     // The root of a pid namespace of its own is its init, or gets one at its side.
     const firstPid = plan.namespaces.made("pid") === undefined ? root.pid : INIT_PID;
@@ -76,8 +75,8 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     seed,
     init,
     tracees,
-    imagesFd,
-    namespaceFds,
+    ...kept,
+    rootNamespaceFds: new Map(),
     ends: [],
     outerPid: (pid) => (tracees.get(pid) as Tracee).tid,
     madePids: () => [
@@ -171,13 +170,16 @@ const CLONE_EXIT_SIGNAL = 32;
 const CLONE_SET_TID = 64;
 const CLONE_SET_TID_SIZE = 72;
 
+/** What all tasks have open from the seed. */
+type KeptDescriptors = Pick<Growth, "images" | "namespaceFds">;
+
 /** The seed gives up all memory but the work area, takes the images directory along and may open many files. */
 function prepareSeed(
   plan: RestorePlan,
   seed: Tracee,
-  fds: { directory: number; imagesFd: number; existing: ExistingNamespaces },
-): Map<PlannedNamespace, number> {
-  const { directory, imagesFd, existing } = fds;
+  { directory, existing }: { directory: number; existing: ExistingNamespaces },
+): KeptDescriptors {
+  const imagesFd = firstPoolFd(plan);
   const program = new Program();
   const { address, size } = plan.area;
   // Soft up to hard: the restore needs a descriptor for every file of the tree at once.
@@ -192,13 +194,28 @@ function prepareSeed(
     });
     program.call("close", [directory]);
   }
-  const kept = enterExisting(program, plan, existing);
+  const images = openImages(program, plan, imagesFd);
+  const namespaceFds = enterExisting(program, existing, imagesFd + 1 + images.opened.size);
   program.call("munmap", [0, address], { label: "clean the seed's memory" });
   program.call("munmap", [address + size, TASK_SIZE - address - size], {
     label: "clean the seed's memory",
   });
   run(plan, seed, program);
-  return kept;
+  return { images, namespaceFds };
+}
+
+/** Opens the files that a tree in another user namespace could not open any more. */
+function openImages(program: Program, plan: RestorePlan, directory: number): ImageFiles {
+  const opened = new Map<string, number>();
+  if (plan.namespaces.ofRoot("user") === undefined) return { directory, opened };
+  for (const name of payloadNames(plan.set.reader)) {
+    const fd = openImage(program, { directory, opened }, name);
+    const place = directory + 1 + opened.size;
+    program.call("dup3", [fd, place, 0], { label: `keep ${name} open` });
+    program.call("close", [fd]);
+    opened.set(name, place);
+  }
+  return { directory, opened };
 }
 
 /** struct rlimit with the hard limit in both words. */

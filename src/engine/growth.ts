@@ -1,9 +1,11 @@
 // What exists so far of a tree that is being restored, and where its programs and descriptors go.
 
+import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
 import type { Program } from "../tracee/program.ts";
 import type { Job } from "../tracee/run.ts";
 import type { Tracee, TraceCounters } from "../tracee/tracee.ts";
+import type { ImageFiles } from "./image-files.ts";
 import type { RestorePlan } from "./plan.ts";
 
 /** What exists so far of a tree that is being restored. */
@@ -14,10 +16,11 @@ export interface Growth {
   readonly init: Tracee | undefined;
   /** Leaders and threads by their number in the images. */
   readonly tracees: Map<number, Tracee>;
-  /** Descriptor of the images directory in every task. */
-  readonly imagesFd: number;
+  readonly images: ImageFiles;
   /** Descriptors in all tasks of the namespaces that tasks do not share with the root. */
   readonly namespaceFds: Map<PlannedNamespace, number>;
+  /** … and of the root's own, of which tasks have files open. */
+  readonly rootNamespaceFds: Map<NamespaceKind, number>;
   /** What rooms of namespaces want done at the end. */
   readonly ends: { readonly release: () => void; readonly failed?: () => void }[];
   /** Number in the engine's pid namespace of a pid in the images. */

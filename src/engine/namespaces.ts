@@ -9,10 +9,11 @@ import { kindOfNamespace, type NamespaceKind } from "../objects/namespaces/kinds
 import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
 import { mountFreshProc } from "../objects/namespaces/proc-mount.ts";
 import { NAMESPACE_ROOMS } from "../objects/namespaces/registry.ts";
+import { namespaceOf } from "../objects/namespaces/ns-file.ts";
 import type { NamespacesRestore } from "../objects/namespaces/room.ts";
 import { enterTimeNamespace, makeTimeNamespace, setOffsets } from "../objects/namespaces/time.ts";
 import { becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts";
-import { F_DUPFD, F_SETFD } from "../sys/abi/fcntl.ts";
+import { AT_FDCWD, F_DUPFD, F_SETFD, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { CLONE_NEWNS } from "../sys/abi/sched.ts";
 import { syscall } from "../sys/ffi.ts";
 import { Program } from "../tracee/program.ts";
@@ -94,12 +95,12 @@ function openOne(
 /**
  * Has the seed enter the root's existing namespaces, a user namespace last; those of other tasks are kept for later.
  *
- * @returns where the latter's descriptors are in all tasks
+ * @returns where, from `firstPlace` on, the latter's descriptors are in all tasks
  */
 export function enterExisting(
   program: Program,
-  plan: RestorePlan,
   existing: ExistingNamespaces,
+  firstPlace: number,
 ): Map<PlannedNamespace, number> {
   const kept = new Map<PlannedNamespace, number>();
   const ordered = [...existing.namespaces].sort(
@@ -107,7 +108,7 @@ export function enterExisting(
   );
   for (const { namespace, fd } of ordered) {
     if (namespace.role === "nested") {
-      const place = firstPoolFd(plan) + 1 + kept.size;
+      const place = firstPlace + kept.size;
       program.call("dup3", [fd, place, 0], { label: "keep a namespace" });
       kept.set(namespace, place);
     } else {
@@ -168,6 +169,7 @@ function mountProc(run: (program: Program) => void): void {
  * the scripts of "post-setup-namespaces".
  */
 export function setupNamespaces(plan: RestorePlan, growth: Growth, hooks?: EngineHooks): void {
+  openRootNamespaces(plan, growth);
   const saved = plan.namespaces.all.filter(({ id }) => id !== 0);
   if (saved.length === 0) return;
   const rootPid = growth.outerPid(plan.tree.root.pid);
@@ -178,6 +180,38 @@ export function setupNamespaces(plan: RestorePlan, growth: Growth, hooks?: Engin
     if (mine.length > 0) room.restore(mine, restore);
   }
   hooks?.script?.("post-setup-namespaces", rootPid);
+}
+
+/** Files of the root's own namespaces, while it still sees the /proc of outside. */
+function openRootNamespaces(plan: RestorePlan, growth: Growth): void {
+  const kinds = new Set(
+    plan.files.filter(({ nsf }) => nsf !== undefined).map((entry) => namespaceOf(entry).kind),
+  );
+  if (kinds.size === 0) return;
+  const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
+  const program = new Program();
+  const opened = [...kinds].map((kind) => {
+    const path = program.string(`/proc/${root.tid}/ns/${kind}`);
+    const label = `open the ${kind} namespace`;
+    const fd = program.call("openat", [AT_FDCWD, path, O_RDONLY, 0], { label });
+    const kept = program.call("fcntl", [fd, F_DUPFD, firstPoolFd(plan)], { label });
+    program.call("close", [fd]);
+    return [kind, kept] as const;
+  });
+  const [result] = runPrograms([job(plan, root, program)]);
+  for (const [kind, kept] of opened) growth.rootNamespaceFds.set(kind, result?.value(kept) ?? -1);
+}
+
+/** The descriptor of a namespace by its number in the images, where all tasks have one. */
+export function namespaceFd(
+  { set, namespaces }: RestorePlan,
+  { namespaceFds, rootNamespaceFds }: Growth,
+  { kind, id }: { readonly kind: NamespaceKind; readonly id: number },
+): number | undefined {
+  const planned = namespaces.byId(kind, id);
+  if (planned?.role === "nested") return namespaceFds.get(planned);
+  const ofRoot = set.tasks.get(set.rootPid)?.live?.ids[kindOfNamespace(kind).field];
+  return id === ofRoot ? rootNamespaceFds.get(kind) : undefined;
 }
 
 function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): NamespacesRestore {

@@ -6,6 +6,7 @@ import { RepriseError } from "../errors.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
 import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
 import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
+import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
 import { F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
@@ -15,6 +16,8 @@ import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/
 import { entriesRun, runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { openImage, type ImageFiles } from "./image-files.ts";
+import { namespaceFd } from "./namespaces.ts";
 import { mapsFile, type RestorePlan } from "./plan.ts";
 
 /** Open files of a tree, by their ids. */
@@ -35,7 +38,7 @@ export interface OpenedFiles {
 
 /** Opens everything in the root task. */
 export function openFiles(plan: RestorePlan, growth: Growth): OpenedFiles {
-  const opener = new Opener(plan, growth.imagesFd);
+  const opener = new Opener(plan, growth);
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
   return opener.run(root);
 }
@@ -43,7 +46,8 @@ export function openFiles(plan: RestorePlan, growth: Growth): OpenedFiles {
 class Opener implements FilesRestore {
   readonly set: RestorePlan["set"];
   readonly options: RestorePlan["options"];
-  readonly imagesFd: number;
+  readonly #images: ImageFiles;
+  readonly #growth: Growth;
   readonly #plan: RestorePlan;
   readonly #program = new Program();
   readonly #opened = new Map<number, Argument>();
@@ -53,13 +57,17 @@ class Opener implements FilesRestore {
   readonly #ends: { readonly release: () => void; readonly failed?: () => void }[] = [];
   #nextReserved: number;
 
-  constructor(plan: RestorePlan, imagesFd: number) {
+  constructor(plan: RestorePlan, growth: Growth) {
+    const { images, namespaceFds, rootNamespaceFds } = growth;
+    this.#growth = growth;
     this.#plan = plan;
     this.set = plan.set;
     this.options = plan.options;
-    this.imagesFd = imagesFd;
-    // F_DUPFD takes the lowest free numbers from imagesFd on: at most one a file. Reserved ones lie above.
-    this.#nextReserved = imagesFd + 2 * plan.set.files.size + 64;
+    this.#images = images;
+    // F_DUPFD takes the lowest free numbers of the pool: at most one a file, image or namespace. Reserved ones lie above.
+    const taken =
+      2 * plan.set.files.size + images.opened.size + namespaceFds.size + rootNamespaceFds.size;
+    this.#nextReserved = images.directory + taken + 64;
   }
 
   run(root: Tracee): OpenedFiles {
@@ -147,6 +155,14 @@ class Opener implements FilesRestore {
     });
     this.#program.call("close", [fd]);
     return moved;
+  }
+
+  namespaceFd(kind: NamespaceKind, id: number): number | undefined {
+    return namespaceFd(this.#plan, this.#growth, { kind, id });
+  }
+
+  openImage(program: Program, name: string): Argument {
+    return openImage(program, this.#images, name);
   }
 
   later(step: (program: Program) => void): void {

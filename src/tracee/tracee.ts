@@ -2,6 +2,7 @@
 
 import { assert, RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { readThreadStatIfAlive } from "../proc/stat.ts";
 import * as pt from "../sys/abi/ptrace.ts";
 import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signal.ts";
 import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
@@ -62,7 +63,7 @@ export class Tracee {
     if (result === -EPERM || result === -EIO) {
       result = trySyscall("ptrace", pt.PTRACE_SEIZE, this.tid, 0, options);
     }
-    if (result === -ESRCH) return false;
+    if (result === -ESRCH || (result === -EPERM && hasEnded(this.leader, this.tid))) return false;
     if (result < 0) {
       throw new RepriseError(
         "NOT_PERMITTED",
@@ -270,6 +271,12 @@ export class Tracee {
 }
 
 const PEEK_BATCH = 32;
+
+/** A zombie cannot be seized (EPERM), and what was alive a moment ago may be one now. */
+function hasEnded(leader: number, tid: number): boolean {
+  const state = readThreadStatIfAlive(leader, tid)?.state;
+  return state === undefined || state === "Z" || state === "X";
+}
 
 /** The error for a thread that ended (or stopped in a way that cannot be) under our hands. */
 export function taskDied(tracee: Tracee, how: string | WaitStatus): RepriseError {

@@ -8,6 +8,8 @@ import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { LockedConnection } from "../network/lock.ts";
+import type { CollectedNamespaces } from "../namespaces/collect.ts";
+import type { NamespaceKind } from "../namespaces/kinds.ts";
 import type { FrozenTask } from "../task/task.ts";
 
 /** One open file description, seen through one descriptor of one task that holds it. */
@@ -29,6 +31,8 @@ export interface OpenFile {
 export interface FilesDump {
   readonly images: ImageSetWriter;
   readonly options: FilesDumpOptions;
+  /** The namespaces of the tree; undefined in tests of single files. */
+  readonly namespaces?: CollectedNamespaces;
   /** Adds a further entry to files.img (the path of a FIFO, say); the entry's id is in the answer. */
   addEntry(make: (id: number) => FileEntry): number;
   /** The engine's own copy of the description (pidfd_getfd), open until the end of the dump. */
@@ -98,8 +102,13 @@ export interface FilesDumpOptions {
 export interface FilesRestore {
   readonly set: LoadedSet;
   readonly options: FilesRestoreOptions;
-  /** A descriptor of the images directory, valid in the program. */
-  readonly imagesFd: number;
+  /** Adds the call that opens an image file for its payload; whoever reads sets the position. */
+  openImage(program: Program, name: string): Argument;
+  /**
+   * The descriptor, in all tasks, of a namespace by its number in the images; undefined for one that no task of the tree lives
+   * in, and for the root's own namespaces of which no file is open.
+   */
+  namespaceFd?(kind: NamespaceKind, id: number): number | undefined;
   /** Opens another entry (the regular file behind a FIFO) and gives its descriptor. */
   open(id: number): Argument;
   /** Adds calls to the end of the opening program: removing a ghost's name, filling a pipe. */

@@ -23,7 +23,6 @@ import {
   O_CREAT,
   O_EXCL,
   O_NOFOLLOW,
-  O_RDONLY,
   O_WRONLY,
   S_IFDIR,
   S_IFLNK,
@@ -168,7 +167,7 @@ function makeGhost(program: Program, { entry, id }: Wanted, restore: FilesRestor
   ghosts.set(id, path);
   if (!isMade) {
     names.set(path, { path, isDirectory, madeBy: program.length });
-    createGhost(program, ghost, { path, id, imagesFd: restore.imagesFd });
+    createGhost(program, ghost, { path, id, restore });
   }
   setAttributes(program, ghost.value, path);
   return path;
@@ -208,7 +207,7 @@ function exists(path: string): boolean {
 interface Place {
   readonly path: string;
   readonly id: number;
-  readonly imagesFd: number;
+  readonly restore: FilesRestore;
 }
 
 function createGhost(program: Program, ghost: ImageEntry<GhostFileEntry>, place: Place): void {
@@ -242,13 +241,12 @@ interface Filling extends Place {
 function fillGhost(
   program: Program,
   { value, payload }: ImageEntry<GhostFileEntry>,
-  { path, id, imagesFd, options }: Filling,
+  { path, id, restore, options }: Filling,
 ): void {
   const flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW;
   const to = program.call("openat", [AT_FDCWD, pathArgument(program, path), flags, 0o600], options);
   if (payload.some(({ length }) => length > 0)) {
-    const image = program.string(imageName("ghost-file", id));
-    const from = program.call("openat", [imagesFd, image, O_RDONLY, 0], options);
+    const from = restore.openImage(program, imageName("ghost-file", id));
     for (const part of payload) copyPart(program, { from, to, part }, options);
     program.call("close", [from]);
   }

@@ -147,7 +147,6 @@ export function restoreHere(
       ttyData: more.ttyData ?? [],
     },
     options: { shellJob: more.shellJob ?? false, skipRwxCheck: false, fileValidation: "filesize" },
-    imagesFd: -1,
     open: (id: number) => placed(id),
     later: (step: (program: Program) => void) => later.push(step),
     reserve: () => reserved++,

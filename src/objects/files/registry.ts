@@ -17,6 +17,7 @@ import { regularKind } from "./regular.ts";
 import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
 import { ttyKind } from "./tty.ts";
+import { nsFileKind } from "../namespaces/ns-file.ts";
 import { unixKind } from "../sockets/unix.ts";
 import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
@@ -33,6 +34,7 @@ const KINDS: readonly FileKind[] = [
   inotifyKind,
   ttyKind,
   unixKind,
+  nsFileKind,
 ].map(withOwner);
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));

@@ -5,7 +5,7 @@ import { readSync } from "node:fs";
 import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
 import { placePages, type PagePlace } from "../../images/page-places.ts";
 import { PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
-import { O_RDONLY, SEEK_SET } from "../../sys/abi/fcntl.ts";
+import { SEEK_SET } from "../../sys/abi/fcntl.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { dataRanges } from "./data-ranges.ts";
@@ -61,7 +61,7 @@ export function writeSharedMemory(
 export function fillSharedMemory(
   program: Program,
   object: SharedMemory & { readonly fd: Argument; readonly label: string },
-  restore: Pick<FilesRestore, "imagesFd"> & { readonly set: LoadedSet },
+  restore: Pick<FilesRestore, "openImage"> & { readonly set: LoadedSet },
 ): void {
   const { fd, shmid, size, label } = object;
   program.call("ftruncate", [fd, size], { label });
@@ -70,9 +70,7 @@ export function fillSharedMemory(
   if (map === undefined) throw restore.set.reader.missing("pagemap-shmem", shmid);
   const source = { kind: "pagemap-shmem", id: shmid, pagemap: map } as const;
   for (const { name, places } of placePages(restore.set.reader, source)) {
-    const from = program.call("openat", [restore.imagesFd, program.string(name), O_RDONLY, 0], {
-      label: `open ${name}`,
-    });
+    const from = restore.openImage(program, name);
     for (const place of places) copyPlace(program, place, { from, fd, size, label });
     program.call("close", [from], { label });
   }

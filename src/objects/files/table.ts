@@ -15,6 +15,7 @@ import type { FrozenTask } from "../task/task.ts";
 import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
+import type { CollectedNamespaces } from "../namespaces/collect.ts";
 import { kindOf } from "./registry.ts";
 
 interface Known {
@@ -24,6 +25,7 @@ interface Known {
 }
 
 export interface FileTableOptions extends FilesDumpOptions {
+  readonly namespaces?: CollectedNamespaces;
   /** Where connections are locked. */
   readonly lock: NetworkLock;
   innerPid(pid: number): number | undefined;
@@ -32,6 +34,7 @@ export interface FileTableOptions extends FilesDumpOptions {
 export class FileTable implements FilesDump {
   readonly images: ImageSetWriter;
   readonly options: FileTableOptions;
+  readonly namespaces?: CollectedNamespaces;
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, Known[]>();
   readonly #paths = new Map<string, number>();
@@ -49,6 +52,7 @@ export class FileTable implements FilesDump {
   constructor(images: ImageSetWriter, options: FileTableOptions) {
     this.images = images;
     this.options = options;
+    if (options.namespaces !== undefined) this.namespaces = options.namespaces;
   }
 
   /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */

@@ -7,7 +7,7 @@
 import { RepriseError } from "../../errors.ts";
 import type { ImageEntry } from "../../images/image-file.ts";
 import type { SkPacketEntry } from "../../images/schema/messages.generated.ts";
-import { O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { EAGAIN, EFAULT, errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
@@ -292,9 +292,7 @@ export class QueueFiller {
   }
 
   #openImage(program: Program): number {
-    const name = program.string("sk-queues.img");
-    const args = [this.#restore.imagesFd, name, O_RDONLY | O_CLOEXEC, 0];
-    const opened = program.call("openat", args, { label: "open sk-queues.img" });
+    const opened = this.#restore.openImage(program, "sk-queues.img");
     return this.#place(program, opened, this.#restore.reserve());
   }
 

@@ -1,0 +1,69 @@
+// Open files of /proc/PID/ns: each is a namespace, kept alive by whoever has it open, see namespaces(7). Those can be saved that a task
+// of the tree lives in. At restore they come from /proc/self/ns of the root task, opened before it gets its mounts, or are the
+// ones by which tasks enter the namespaces that they do not share with it.
+
+import { RepriseError } from "../../errors.ts";
+import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
+import { F_DUPFD_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import type { FileKind } from "../files/file-kind.ts";
+import { NAMESPACE_KINDS, type KindOfNamespace } from "./kinds.ts";
+
+export const nsFileKind: FileKind = {
+  name: "namespace",
+  type: FdTypes.NS,
+
+  recognise: ({ target }) => parseTarget(target) !== undefined,
+
+  write(file, id, { namespaces }) {
+    const { task, fd, target, info } = file;
+    const found = parseTarget(target);
+    const nsId = found === undefined ? undefined : namespaces?.idOf(found.kind, found.inode);
+    if (found === undefined || nsId === undefined) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump fd ${fd} of pid ${task.pid} (${target}): no task of the tree lives in this namespace`,
+        { pid: task.pid, fd, hint: "Let the process close it before the dump." },
+      );
+    }
+    return {
+      type: FdTypes.NS,
+      id,
+      nsf: { id, ns_id: nsId, ns_cflag: found.flag, flags: info.flags },
+    };
+  },
+
+  open(program, entry, restore) {
+    const { kind, id } = namespaceOf(entry);
+    const from = restore.namespaceFd?.(kind, id);
+    if (from === undefined) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot restore file ${entry.id}: it is a ${kind} namespace (${id}) that no restored task lives in`,
+      );
+    }
+    return program.call("fcntl", [from, F_DUPFD_CLOEXEC, 0], {
+      label: `open the ${kind} namespace`,
+    });
+  },
+};
+
+/** Kind and number of the namespace that an entry is about. @throws RepriseError BAD_IMAGE */
+export function namespaceOf(entry: FileEntry): {
+  readonly kind: KindOfNamespace["kind"];
+  readonly id: number;
+} {
+  const flag = entry.nsf?.ns_cflag;
+  const found = NAMESPACE_KINDS.find((known) => known.flag === flag);
+  if (entry.nsf === undefined || found === undefined)
+    throw new RepriseError(
+      "BAD_IMAGE",
+      `cannot restore file ${entry.id}: it is no kind of namespace`,
+    );
+  return { kind: found.kind, id: entry.nsf.ns_id };
+}
+
+function parseTarget(target: string): (KindOfNamespace & { readonly inode: number }) | undefined {
+  const match = /^(\w+):\[(\d+)\]$/.exec(target);
+  const found = NAMESPACE_KINDS.find(({ kind }) => kind === match?.[1]);
+  return found === undefined ? undefined : { ...found, inode: Number(match?.[2]) };
+}
