@@ -78,7 +78,7 @@ describe("scriptRunner()", () => {
 });
 
 describe("checkSupport()", () => {
-  it.each([["--root", "/x"], ["--external", "mnt[]"], ["--lazy-pages"], ["-J", "net:1"]])(
+  it.each([["--mntns-compat-mode"], ["--skip-mnt", "/x"], ["--lazy-pages"], ["--stream"]])(
     "refuses %s",
     (...args) => {
       expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");

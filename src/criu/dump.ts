@@ -6,13 +6,8 @@ import type { NetworkLockMethod } from "../objects/network/lock.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { cgroupDumpOptions } from "./cgroups.ts";
-import {
-  externalResources,
-  externalUnixSockets,
-  ghostLimit,
-  numberValue,
-  type CriuOptions,
-} from "./options.ts";
+import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
+import { namespaceDumpOptions } from "./namespace-options.ts";
 import type { Directories } from "./paths.ts";
 import { printOut } from "./output.ts";
 import { scriptRunner, type Client } from "./scripts.ts";
@@ -71,8 +66,8 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     extUnixSk: externalUnixSockets(options),
     cgroups: cgroupDumpOptions(options),
     ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
-    external: externalResources(options),
     ...networkLock(options),
+    ...namespaceDumpOptions(options),
     ...(options.flags.has("track-mem") ? { trackMemory: true } : {}),
     ...(options.flags.has("auto-dedup") ? { autoDedup: true } : {}),
     ...(parentDir === undefined ? {} : { parentDir }),

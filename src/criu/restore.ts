@@ -10,6 +10,7 @@ import { findPlacement } from "../objects/cgroups/placement.ts";
 import { errnoOf } from "../proc/procfs.ts";
 import { cgroupRestoreOptions } from "./cgroups.ts";
 import { externalUnixSockets, type CriuOptions } from "./options.ts";
+import { namespaceRestoreOptions } from "./namespace-options.ts";
 import type { Directories } from "./paths.ts";
 import { printOut } from "./output.ts";
 import { scriptRunner, type Client } from "./scripts.ts";
@@ -63,6 +64,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     shellJob: flags.has("shell-job"),
     extUnixSk: externalUnixSockets(options) !== false,
     cgroups: cgroupRestoreOptions(options),
+    ...namespaceRestoreOptions(options),
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,

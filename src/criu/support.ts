@@ -14,16 +14,11 @@ const REFUSED: readonly OptionName[] = [
   "stream",
   "tls",
   "mntns-compat-mode",
-  "root",
   "ps-socket",
-  "empty-ns",
   "lsm-profile",
   "lsm-mount-context",
-  "join-ns",
   "veth-pair",
   "ext-mount-map",
-  "inherit-fd",
-  "external",
   "skip-mnt",
 ];
 
