@@ -915,6 +915,9 @@ export interface NetDeviceEntry {
   readonly peer_nsid?: number | undefined;
   readonly master?: number | undefined;
   readonly sit?: SitEntry | undefined;
+  readonly link_info?: Uint8Array | undefined;
+  readonly link_attributes?: Uint8Array | undefined;
+  readonly neighbours?: Uint8Array | undefined;
 }
 
 export interface NetlinkSkEntry {
@@ -943,6 +946,7 @@ export interface NetnsEntry {
   readonly ext_key?: string | undefined;
   readonly unix_conf: readonly SysctlEntry[];
   readonly ipv4_sysctl: readonly SysctlEntry[];
+  readonly sysctls: readonly RepriseSysctl[];
 }
 
 export interface NetnsId {
@@ -1125,6 +1129,11 @@ export interface RepriseSocketOption {
   readonly level: number;
   readonly name: number;
   readonly value: Uint8Array;
+}
+
+export interface RepriseSysctl {
+  readonly name: string;
+  readonly value: string;
 }
 
 export interface RepriseTaskEntry {
@@ -2004,6 +2013,7 @@ export interface Messages {
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_socket_option: RepriseSocketOption;
+  readonly reprise_sysctl: RepriseSysctl;
   readonly reprise_task_entry: RepriseTaskEntry;
   readonly reprise_thread_entry: RepriseThreadEntry;
   readonly restore_stats_entry: RestoreStatsEntry;
@@ -2187,11 +2197,11 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   mnt_entry:
     "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t?",
   net_device_entry:
-    "1,type,e!,nd_type 2,ifindex,u! 3,mtu,u! 4,flags,u! 5,name,t! 6,tun,m?,tun_link_entry 7,address,y? 8,conf,i* 9,conf4,m*,sysctl_entry 10,conf6,m*,sysctl_entry 11,macvlan,m?,macvlan_link_entry 12,peer_ifindex,u? 13,peer_nsid,u? 14,master,u? 15,sit,m?,sit_entry",
+    "1,type,e!,nd_type 2,ifindex,u! 3,mtu,u! 4,flags,u! 5,name,t! 6,tun,m?,tun_link_entry 7,address,y? 8,conf,i* 9,conf4,m*,sysctl_entry 10,conf6,m*,sysctl_entry 11,macvlan,m?,macvlan_link_entry 12,peer_ifindex,u? 13,peer_nsid,u? 14,master,u? 15,sit,m?,sit_entry 30001,link_info,y? 30002,link_attributes,y? 30003,neighbours,y?",
   netlink_sk_entry:
     "1,id,u! 2,ino,u! 3,protocol,u! 4,state,u! 6,flags,u! 7,portid,u! 8,groups,u* 9,dst_portid,u! 10,dst_group,u! 11,fown,m!,fown_entry 12,opts,m!,sk_opts_entry 13,ns_id,u?",
   netns_entry:
-    "1,def_conf,i* 2,all_conf,i* 3,def_conf4,m*,sysctl_entry 4,all_conf4,m*,sysctl_entry 5,def_conf6,m*,sysctl_entry 6,all_conf6,m*,sysctl_entry 7,nsids,m*,netns_id 8,ext_key,t? 9,unix_conf,m*,sysctl_entry 10,ipv4_sysctl,m*,sysctl_entry",
+    "1,def_conf,i* 2,all_conf,i* 3,def_conf4,m*,sysctl_entry 4,all_conf4,m*,sysctl_entry 5,def_conf6,m*,sysctl_entry 6,all_conf6,m*,sysctl_entry 7,nsids,m*,netns_id 8,ext_key,t? 9,unix_conf,m*,sysctl_entry 10,ipv4_sysctl,m*,sysctl_entry 30001,sysctls,m*,reprise_sysctl",
   netns_id: "1,target_ns_id,u! 2,netnsid_value,i!",
   ns_file_entry: "1,id,u! 2,ns_id,u! 3,ns_cflag,u! 4,flags,u!",
   pac_address_keys:
@@ -2221,6 +2231,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u?",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
+  reprise_sysctl: "1,name,t! 2,value,t!",
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:

@@ -1,0 +1,465 @@
+// Making the devices of network namespaces again. All namespaces of a tree are filled together, as devices of one may be tied to
+// those of another: what a device is tied to comes first, and of a veth pair the second end comes with the first. Devices stay
+// down until their settings are there, so that they do not find themselves addresses meanwhile.
+
+import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import type { NetDeviceEntry, NetnsEntry, SitEntry } from "../../images/schema/messages.generated.ts";
+import * as rt from "../../sys/abi/rtnetlink.ts";
+import { AF_UNSPEC } from "../../sys/abi/socket.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { inNetNamespace } from "../../sys/net-namespace.ts";
+import {
+  attribute,
+  attributes,
+  decodeMessages,
+  u32,
+  type NetlinkSocket,
+} from "../../sys/netlink.ts";
+import { externalDevice } from "./external.ts";
+import { ND, readLinks } from "./links.ts";
+import { holdAddresses, restoreDeviceSettings } from "./sysctls.ts";
+import { makeTunDevice } from "./tun-device.ts";
+
+/** A namespace that is being filled. */
+export interface FilledNamespace {
+  /** Number in the images. */
+  readonly id: number;
+  readonly fd: number;
+  /** Netlink socket in it. */
+  readonly socket: NetlinkSocket;
+  readonly netns: NetnsEntry;
+  readonly devices: readonly NetDeviceEntry[];
+}
+
+export interface LinksRestore {
+  /** The engine's own namespace, where the caller's devices are. */
+  readonly home: { readonly fd: number; readonly socket: NetlinkSocket };
+  /** `--external` words. */
+  readonly external: readonly string[];
+  readonly weakSysctls: boolean;
+  outerUid(uid: number): number;
+  outerGid(gid: number): number;
+}
+
+interface Made {
+  readonly namespace: FilledNamespace;
+  readonly device: NetDeviceEntry;
+}
+
+/** Makes all devices. @throws RepriseError UNSUPPORTED, SYSCALL naming the device */
+export function restoreLinks(namespaces: readonly FilledNamespace[], restore: LinksRestore): void {
+  const maker = new LinkMaker(namespaces, restore);
+  let waiting = namespaces.flatMap((namespace) =>
+    namespace.devices.map((device) => ({ namespace, device })),
+  );
+  while (waiting.length > 0) {
+    const left = waiting.filter((one) => !maker.make(one));
+    if (left.length === waiting.length) {
+      const { device } = left[0] as Made;
+      throw new RepriseError(
+        "BAD_IMAGE",
+        `cannot restore network device ${device.name}: what it is tied to is not in the images`,
+      );
+    }
+    waiting = left;
+  }
+  for (const namespace of namespaces) for (const device of namespace.devices) {
+    maker.settle({ namespace, device });
+  }
+}
+
+class LinkMaker {
+  readonly #byId: ReadonlyMap<number, FilledNamespace>;
+  readonly #restore: LinksRestore;
+  readonly #made = new Set<NetDeviceEntry>();
+  /** Second ends of veth pairs. */
+  readonly #there = new Set<NetDeviceEntry>();
+
+  constructor(namespaces: readonly FilledNamespace[], restore: LinksRestore) {
+    this.#byId = new Map(namespaces.map((namespace) => [namespace.id, namespace]));
+    this.#restore = restore;
+  }
+
+  /** Makes a device, unless something that it needs is not there yet. */
+  make(one: Made): boolean {
+    const { namespace, device } = one;
+    const master = namespace.devices.find(({ ifindex }) => ifindex === device.master);
+    if (device.master !== undefined && master === undefined) {
+      throw bad(device, `its master, device ${device.master}, is missing`);
+    }
+    if (master !== undefined && !this.#made.has(master)) return false;
+    if (!this.#create(one)) return false;
+    this.#made.add(device);
+    inNetNamespace(namespace.fd, () => {
+      restoreDeviceSettings(device, namespace.netns, { weak: this.#restore.weakSysctls });
+      holdAddresses(device.name);
+    });
+    if (master !== undefined) this.#set(one, "add to its master", [attribute(rt.IFLA_MASTER, u32(master.ifindex))]);
+    const slave = portSettings(device);
+    if (slave !== undefined) {
+      const info = [
+        attribute(rt.IFLA_INFO_SLAVE_KIND, slave.kind),
+        attribute(rt.IFLA_INFO_SLAVE_DATA, slave.data),
+      ];
+      this.#set(one, "set as a port", [attribute(rt.IFLA_LINKINFO, info)], rt.RTM_NEWLINK);
+    }
+    return true;
+  }
+
+  /** Brings a device up, and tells what has been written down about its neighbours. */
+  settle(one: Made): void {
+    const { device, namespace } = one;
+    this.#send(namespace, rt.RTM_SETLINK, {
+      device,
+      doing: "bring up",
+      index: 0,
+      flags: device.flags,
+      parts: [attribute(rt.IFLA_IFNAME, device.name)],
+    });
+    for (const message of decodeMessages(Buffer.from(device.neighbours ?? []))) {
+      const flags = NLM_F_CREATE | NLM_F_REPLACE;
+      const answer = namespace.socket.tryRequest({ ...message, flags });
+      if (typeof answer === "number") {
+        log.warn(`cannot tell ${device.name} of a neighbour: ${errnoName(-answer)}`);
+      }
+    }
+  }
+
+  #create(one: Made): boolean {
+    const { device } = one;
+    const { external } = this.#restore;
+    const given = externalDevice(external, "netdev", device.name);
+    if (given !== undefined) {
+      this.#moveIn(one, given);
+      return true;
+    }
+    switch (device.type) {
+      case ND.LOOPBACK:
+        this.#set(one, "set", [...basics(device), ...further(device)]);
+        return true;
+      case ND.VETH:
+        return this.#makeVeth(one);
+      case ND.TUN:
+        inNetNamespace(one.namespace.fd, () => makeTunDevice(device, this.#restore));
+        this.#set(one, "set", [...basics(device), ...further(device)]);
+        return true;
+      case ND.BRIDGE:
+        return this.#makeKind(one, "bridge", bridgeData(device));
+      case ND.MACVLAN:
+        return this.#makeMacvlan(one);
+      case ND.SIT:
+        return this.#makeKind(one, "sit", sitData(device));
+      case ND.VENET:
+        return this.#makeKind(one, "venet", []);
+      case ND.EXTLINK:
+        return this.#makeOther(one);
+      default:
+        throw bad(device, `its type ${device.type} is not known`);
+    }
+  }
+
+  #makeVeth(one: Made): boolean {
+    const { device } = one;
+    if (this.#there.has(device)) {
+      this.#set(one, "set", [...basics(device), ...further(device)]);
+      return true;
+    }
+    const outside = externalDevice(this.#restore.external, "veth", device.name);
+    const peers = this.#byId.get(device.peer_nsid ?? -1);
+    const peer = peers?.devices.find(({ ifindex }) => ifindex === device.peer_ifindex);
+    const header = Buffer.alloc(rt.IFINFOMSG_SIZE);
+    const other: Buffer[] = [header];
+    const [out, bridge] = outside?.split("@") ?? [];
+    if (out !== undefined) {
+      other.push(attribute(rt.IFLA_IFNAME, out), attribute(rt.IFLA_NET_NS_FD, u32(this.#restore.home.fd)));
+    } else if (peers !== undefined && peer !== undefined) {
+      header.writeInt32LE(peer.ifindex, 4);
+      other.push(attribute(rt.IFLA_IFNAME, peer.name), attribute(rt.IFLA_NET_NS_FD, u32(peers.fd)));
+      this.#there.add(peer);
+    } else {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot restore network device ${device.name}: the other end of this veth pair was outside of the tree`,
+        {
+          hint: `Say what it is to be called there: --external 'veth[${device.name}]:NAME', or '…:NAME@BRIDGE'; or bring a device by --external 'netdev[${device.name}]:NAME'.`,
+        },
+      );
+    }
+    this.#new(one, "veth", [attribute(rt.VETH_INFO_PEER, Buffer.concat(other))]);
+    if (bridge !== undefined) this.#plugIn(device, out as string, bridge);
+    return true;
+  }
+
+  /** Puts the outer end of a pair into a bridge of the engine's namespace, and brings it up. */
+  #plugIn(device: NetDeviceEntry, out: string, bridge: string): void {
+    const master = this.#homeIndex(device, bridge);
+    this.#sendHome(device, `put ${out} into bridge ${bridge}`, this.#homeIndex(device, out), [
+      attribute(rt.IFLA_MASTER, u32(master)),
+    ], { up: true });
+  }
+
+  #makeMacvlan(one: Made): boolean {
+    const { device } = one;
+    const { macvlan } = device;
+    if (macvlan === undefined) throw bad(device, "its mode is missing");
+    const mode = Buffer.alloc(2);
+    mode.writeUInt16LE(macvlan.flags ?? 0);
+    const data = [
+      attribute(rt.IFLA_MACVLAN_MODE, u32(macvlan.mode)),
+      ...(macvlan.flags === undefined ? [] : [attribute(rt.IFLA_MACVLAN_FLAGS, mode)]),
+    ];
+    return this.#makeOnParent(one, "macvlan", data);
+  }
+
+  /** A kind that CRIU does not know, or a device that the caller has made. */
+  #makeOther(one: Made): boolean {
+    const { device } = one;
+    const info = infoOf(device);
+    const kind = text(info.get(rt.IFLA_INFO_KIND));
+    const isThere = readLinks(one.namespace.socket).some(({ name }) => name === device.name);
+    if (kind === "" || isThere) {
+      this.#setByName(one, [...basics(device), ...further(device)]);
+      return true;
+    }
+    const data = attributes(info.get(rt.IFLA_INFO_DATA) ?? Buffer.alloc(0), 0);
+    const told = TOLD_ONLY[kind] ?? [];
+    const set = chosen(data, [...data.keys()].filter((type) => !told.includes(type)));
+    return this.#makeOnParent(one, kind, set);
+  }
+
+  /** A device on top of another one: of the tree, or the caller's. */
+  #makeOnParent(one: Made, kind: string, data: readonly Buffer[]): boolean {
+    const { device, namespace } = one;
+    const given = externalDevice(this.#restore.external, "macvlan", device.name);
+    const inner = attribute(rt.IFLA_NET_NS_FD, u32(namespace.fd));
+    if (given !== undefined) {
+      const parent = attribute(rt.IFLA_LINK, u32(this.#homeIndex(device, given)));
+      this.#new({ ...one, from: this.#restore.home.socket }, kind, data, [parent, inner]);
+      return true;
+    }
+    if (device.peer_ifindex === undefined || (device.peer_ifindex === device.ifindex && device.peer_nsid === namespace.id)) {
+      this.#new(one, kind, data);
+      return true;
+    }
+    const parents = this.#byId.get(device.peer_nsid ?? -1);
+    const parent = parents?.devices.find(({ ifindex }) => ifindex === device.peer_ifindex);
+    if (parents === undefined || parent === undefined) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot restore network device ${device.name} (${kind}): the device that it stands on was outside of the tree`,
+        { hint: `Name one: --external 'macvlan[${device.name}]:DEVICE'.` },
+      );
+    }
+    if (!this.#made.has(parent)) return false;
+    const link = attribute(rt.IFLA_LINK, u32(parent.ifindex));
+    if (parents === namespace) this.#new(one, kind, data, [link]);
+    else this.#new({ ...one, from: parents.socket }, kind, data, [link, inner]);
+    return true;
+  }
+
+  #makeKind(one: Made, kind: string, data: readonly Buffer[]): boolean {
+    this.#new(one, kind, data);
+    return true;
+  }
+
+  /** Takes a device of the engine's namespace. */
+  #moveIn({ device, namespace }: Made, given: string): void {
+    this.#sendHome(device, `move ${given} into the namespace`, this.#homeIndex(device, given), [
+      attribute(rt.IFLA_IFNAME, device.name),
+      attribute(rt.IFLA_NEW_IFINDEX, u32(device.ifindex)),
+      attribute(rt.IFLA_NET_NS_FD, u32(namespace.fd)),
+    ], { up: false });
+    this.#set({ device, namespace }, "set", [...basics(device), ...further(device)]);
+  }
+
+  #new(
+    { device, namespace, from = namespace.socket }: Made & { readonly from?: NetlinkSocket },
+    kind: string,
+    data: readonly Buffer[],
+    more: readonly Buffer[] = [],
+  ): void {
+    const body = header(device.ifindex, device.flags & ~rt.IFF_UP);
+    const info = attribute(rt.IFLA_LINKINFO, [
+      attribute(rt.IFLA_INFO_KIND, kind),
+      attribute(rt.IFLA_INFO_DATA, data),
+    ]);
+    const answer = from.tryRequest({
+      type: rt.RTM_NEWLINK,
+      flags: NLM_F_CREATE | NLM_F_EXCL,
+      body: Buffer.concat([body, ...basics(device), ...further(device), ...more, info]),
+    });
+    if (typeof answer === "number") throw refused(device, `make a device of kind ${kind}`, answer);
+  }
+
+  #set({ device, namespace }: Made, doing: string, parts: readonly Buffer[], type: number = rt.RTM_SETLINK): void {
+    const flags = device.flags & ~rt.IFF_UP;
+    this.#send(namespace, type, { device, doing, index: device.ifindex, flags, parts });
+  }
+
+  /** A device that the caller has made may have another index. */
+  #setByName({ device, namespace }: Made, parts: readonly Buffer[]): void {
+    const flags = device.flags & ~rt.IFF_UP;
+    this.#send(namespace, rt.RTM_SETLINK, { device, doing: "set", index: 0, flags, parts });
+  }
+
+  #send(
+    { socket }: FilledNamespace,
+    type: number,
+    { device, doing, index, flags, parts }: LinkChange,
+  ): void {
+    const answer = socket.tryRequest({ type, body: Buffer.concat([header(index, flags), ...parts]) });
+    if (typeof answer === "number") throw refused(device, doing, answer);
+  }
+
+  #sendHome(
+    device: NetDeviceEntry,
+    doing: string,
+    index: number,
+    parts: readonly Buffer[],
+    { up }: { readonly up: boolean },
+  ): void {
+    const change = up ? rt.IFF_UP : 0;
+    const body = header(index, change, change);
+    const answer = this.#restore.home.socket.tryRequest({
+      type: rt.RTM_SETLINK,
+      body: Buffer.concat([body, ...parts]),
+    });
+    if (typeof answer === "number") throw refused(device, doing, answer);
+  }
+
+  #homeIndex(device: NetDeviceEntry, name: string): number {
+    const found = readLinks(this.#restore.home.socket).find((link) => link.name === name);
+    if (found !== undefined) return found.index;
+    throw new RepriseError(
+      "BAD_ARGUMENT",
+      `cannot restore network device ${device.name}: there is no device ${name} here`,
+      { hint: "It is named by --external; make it before the restore." },
+    );
+  }
+}
+
+interface LinkChange {
+  readonly device: NetDeviceEntry;
+  readonly doing: string;
+  readonly index: number;
+  readonly flags: number;
+  readonly parts: readonly Buffer[];
+}
+
+const NLM_F_REPLACE = 0x100;
+const NLM_F_EXCL = 0x200;
+const NLM_F_CREATE = 0x400;
+
+/** struct ifinfomsg; with no mask the flags are what they all are to be. */
+function header(index: number, flags: number, mask = 0): Buffer {
+  const body = Buffer.alloc(rt.IFINFOMSG_SIZE);
+  body.writeUInt8(AF_UNSPEC, 0);
+  body.writeInt32LE(index, 4);
+  body.writeUInt32LE(flags >>> 0, 8);
+  body.writeUInt32LE((mask === 0 ? SETTABLE : mask) >>> 0, 12);
+  return body;
+}
+
+/** UP, DEBUG, NOTRAILERS, NOARP, PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC: the others are the driver's. */
+const SETTABLE = 0x1 | 0x4 | 0x20 | 0x80 | 0x100 | 0x200 | 0x1000 | 0x2000 | 0x4000 | 0x8000;
+
+function basics(device: NetDeviceEntry): Buffer[] {
+  return [
+    attribute(rt.IFLA_IFNAME, device.name),
+    attribute(rt.IFLA_MTU, u32(device.mtu)),
+    ...(device.address === undefined ? [] : [attribute(rt.IFLA_ADDRESS, device.address)]),
+  ];
+}
+
+function further({ link_attributes: saved }: NetDeviceEntry): Buffer[] {
+  return saved === undefined ? [] : [Buffer.from(saved)];
+}
+
+function infoOf({ link_info: info }: NetDeviceEntry): Map<number, Buffer> {
+  return attributes(Buffer.from(info ?? []), 0);
+}
+
+/** Of a port of a bridge, say: what its master knows of it. */
+function portSettings(device: NetDeviceEntry): { kind: string; data: Buffer[] } | undefined {
+  const info = infoOf(device);
+  const kind = text(info.get(rt.IFLA_INFO_SLAVE_KIND));
+  if (kind !== "bridge" || device.master === undefined) return undefined;
+  const data = attributes(info.get(rt.IFLA_INFO_SLAVE_DATA) ?? Buffer.alloc(0), 0);
+  return { kind, data: chosen(data, BRIDGE_PORT_SETTINGS) };
+}
+
+function bridgeData(device: NetDeviceEntry): Buffer[] {
+  const data = attributes(infoOf(device).get(rt.IFLA_INFO_DATA) ?? Buffer.alloc(0), 0);
+  return chosen(data, BRIDGE_SETTINGS);
+}
+
+/** Settings that the kernel tells and does not take: IFLA_MACVLAN_MACADDR_…, IFLA_MACVLAN_BC_QUEUE_LEN_USED. */
+const TOLD_ONLY: Readonly<Record<string, readonly number[]>> = { macvtap: [4, 5, 6, 8] };
+
+/** IFLA_BR_… that can be set: the others tell what the bridge does. */
+const BRIDGE_SETTINGS = [
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 41, 42, 43, 44, 45,
+];
+/** IFLA_BRPORT_…, likewise. */
+const BRIDGE_PORT_SETTINGS = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 25, 27, 28, 29, 30, 31, 32, 33];
+
+function chosen(data: ReadonlyMap<number, Buffer>, wanted: readonly number[]): Buffer[] {
+  return wanted.flatMap((type) => {
+    const value = data.get(type);
+    return value === undefined ? [] : [attribute(type, value)];
+  });
+}
+
+function sitData(device: NetDeviceEntry): Buffer[] {
+  const { sit } = device;
+  if (sit === undefined) throw bad(device, "its tunnel is missing");
+  const numbers: readonly (readonly [number, keyof SitEntry, number])[] = [
+    [rt.IFLA_IPTUN_LINK, "link", 4],
+    [rt.IFLA_IPTUN_TTL, "ttl", 1],
+    [rt.IFLA_IPTUN_TOS, "tos", 1],
+    [rt.IFLA_IPTUN_FLAGS, "flags", 2],
+    [rt.IFLA_IPTUN_PROTO, "proto", 1],
+    [rt.IFLA_IPTUN_ENCAP_TYPE, "encap_type", 2],
+    [rt.IFLA_IPTUN_ENCAP_FLAGS, "encap_flags", 2],
+    [rt.IFLA_IPTUN_ENCAP_SPORT, "encap_sport", 2],
+    [rt.IFLA_IPTUN_ENCAP_DPORT, "encap_dport", 2],
+    [rt.IFLA_IPTUN_6RD_PREFIXLEN, "rd_prefixlen", 2],
+    [rt.IFLA_IPTUN_6RD_RELAY_PREFIXLEN, "relay_prefixlen", 2],
+  ];
+  const words: readonly (readonly [number, readonly number[]])[] = [
+    [rt.IFLA_IPTUN_LOCAL, sit.local],
+    [rt.IFLA_IPTUN_REMOTE, sit.remote],
+    [rt.IFLA_IPTUN_6RD_PREFIX, sit.rd_prefix],
+    [rt.IFLA_IPTUN_6RD_RELAY_PREFIX, sit.relay_prefix],
+  ];
+  return [
+    ...numbers.flatMap(([type, field, size]) => {
+      const value = sit[field];
+      return typeof value === "number" ? [attribute(type, u32(value).subarray(0, size))] : [];
+    }),
+    ...words.flatMap(([type, list]) =>
+      list.length === 0 ? [] : [attribute(type, Buffer.concat(list.map(u32)))],
+    ),
+    ...(sit.pmtudisc === true ? [attribute(rt.IFLA_IPTUN_PMTUDISC, Buffer.from([1]))] : []),
+  ];
+}
+
+function text(bytes: Buffer | undefined): string {
+  return bytes?.toString("latin1").replace(/\0.*$/s, "") ?? "";
+}
+
+function bad({ name }: NetDeviceEntry, why: string): RepriseError {
+  return new RepriseError("BAD_IMAGE", `cannot restore network device ${name}: ${why}`);
+}
+
+function refused({ name }: NetDeviceEntry, doing: string, error: number): RepriseError {
+  return new RepriseError(
+    "SYSCALL",
+    `cannot ${doing}: network device ${name}: netlink: ${errnoName(-error)}`,
+    {
+      errno: errnoName(-error),
+      hint: "The kernel may lack this kind of device, or a device of this name or index may be there already.",
+    },
+  );
+}

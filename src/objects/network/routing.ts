@@ -1,0 +1,179 @@
+// Addresses, routes and routing rules of a network namespace. Images hold what ip(8) saves: a magic number and the kernel's
+// own messages, one behind the other (ip-address(8), ip-route(8), ip-rule(8): save and restore). format.md section 14.
+
+import { RepriseError } from "../../errors.ts";
+import * as rt from "../../sys/abi/rtnetlink.ts";
+import { AF_INET, AF_INET6, AF_UNSPEC } from "../../sys/abi/socket.ts";
+import { EEXIST, ENOENT, EOPNOTSUPP, errnoName } from "../../sys/errno.ts";
+import {
+  attributes,
+  decodeMessages,
+  encodeMessage,
+  u32,
+  type NetlinkMessage,
+  type NetlinkSocket,
+} from "../../sys/netlink.ts";
+
+/** The raw images that ip(8) writes, with their magic numbers. */
+const MAGIC = { ifaddr: 0x47361222, route: 0x45311224, route6: 0x45311224, rule: 0x71706986 } as const;
+
+export type RoutingImage = keyof typeof MAGIC;
+
+/** Contents of the four images. @throws RepriseError SYSCALL */
+export function readRouting(socket: NetlinkSocket): Readonly<Record<RoutingImage, Buffer>> {
+  const image = (kind: RoutingImage, messages: readonly NetlinkMessage[]): Buffer =>
+    Buffer.concat([u32(MAGIC[kind]), ...messages.map((message) => encodeMessage(message))]);
+  return {
+    ifaddr: image("ifaddr", addresses(socket)),
+    route: image("route", routes(socket, AF_INET)),
+    route6: image("route6", routes(socket, AF_INET6)),
+    rule: image("rule", [
+      ...rules(socket, AF_INET),
+      ...rules(socket, AF_INET6).filter((rule) => !isDefaultRule(rule)),
+    ]),
+  };
+}
+
+/** Gives the devices their addresses, and takes away what the kernel has given them by itself. @throws RepriseError SYSCALL */
+export function restoreAddresses(socket: NetlinkSocket, content: Buffer): void {
+  const wanted = messagesOf("ifaddr", content);
+  for (const message of wanted) must(socket, "address", message);
+  if (content.length === 0) return;
+  const keys = new Set(wanted.map(addressKey));
+  for (const message of addresses(socket)) {
+    if (keys.has(addressKey(message))) continue;
+    socket.tryRequest({ type: rt.RTM_DELADDR, body: message.body });
+  }
+}
+
+/** @throws RepriseError SYSCALL */
+export function restoreRoutes(socket: NetlinkSocket, kind: "route" | "route6", content: Buffer): void {
+  const wanted = messagesOf(kind, content);
+  // A gateway can be named only when there is a route to it, a source only when it is an address.
+  const ranks = wanted.map((message) => ({ message, rank: routeRank(message) }));
+  for (const { message } of ranks.toSorted((a, b) => a.rank - b.rank)) {
+    must(socket, "route", { ...message, body: withoutState(message.body) });
+  }
+}
+
+/** @throws RepriseError SYSCALL */
+export function restoreRules(socket: NetlinkSocket, content: Buffer): void {
+  const wanted = messagesOf("rule", content);
+  if (content.length === 0) return;
+  const key = ({ body }: NetlinkMessage): string => body.toString("latin1");
+  const now = rules(socket, AF_INET);
+  const same = new Set(now.map(key));
+  const keep = new Set(wanted.map(key));
+  for (const message of now) {
+    if (!keep.has(key(message))) must(socket, "rule", { type: rt.RTM_DELRULE, body: message.body });
+  }
+  for (const message of wanted) if (!same.has(key(message))) must(socket, "rule", message);
+}
+
+function addresses(socket: NetlinkSocket): NetlinkMessage[] {
+  const body = Buffer.alloc(rt.IFADDRMSG_SIZE);
+  body.writeUInt8(AF_UNSPEC, 0);
+  return socket
+    .dumpMessages({ type: rt.RTM_GETADDR, body })
+    .filter(({ type }) => type === rt.RTM_NEWADDR);
+}
+
+/** Of all tables; routes that the kernel keeps for its own addresses come back with them. */
+function routes(socket: NetlinkSocket, family: number): NetlinkMessage[] {
+  const body = Buffer.alloc(rt.RTMSG_SIZE);
+  body.writeUInt8(family, 0);
+  return dumpFamily(socket, { type: rt.RTM_GETROUTE, body })
+    .filter(({ type, body: route }) => {
+      const isCopy = (route.readUInt32LE(RTM_FLAGS) & rt.RTM_F_CLONED) !== 0;
+      const isKernels = tableOf(route) === rt.RT_TABLE_LOCAL && route[RTM_PROTOCOL] === rt.RTPROT_KERNEL;
+      return type === rt.RTM_NEWROUTE && route[0] === family && !isCopy && !isKernels;
+    })
+    .map((message) => ({ ...message, body: withoutState(message.body) }));
+}
+
+function rules(socket: NetlinkSocket, family: number): NetlinkMessage[] {
+  const body = Buffer.alloc(rt.RULE_HEADER_SIZE);
+  body.writeUInt8(family, 0);
+  return dumpFamily(socket, { type: rt.RTM_GETRULE, body }).filter(
+    ({ type, body: rule }) => type === rt.RTM_NEWRULE && rule[0] === family,
+  );
+}
+
+/** Nothing where the kernel does not have the family. */
+function dumpFamily(socket: NetlinkSocket, request: NetlinkMessage): NetlinkMessage[] {
+  try {
+    return socket.dumpMessages(request);
+  } catch (error) {
+    if (error instanceof RepriseError && error.errno === errnoName(EOPNOTSUPP)) return [];
+    throw error;
+  }
+}
+
+/** Those at 0 (local) and 32766 (main), which every namespace has for IPv6. */
+function isDefaultRule({ body }: NetlinkMessage): boolean {
+  const priority = attributes(body, rt.RULE_HEADER_SIZE).get(rt.FRA_PRIORITY)?.readUInt32LE(0) ?? 0;
+  return priority === 0 || priority === 32766;
+}
+
+/** Offsets in struct rtmsg. */
+const RTM_TABLE = 4;
+const RTM_PROTOCOL = 5;
+const RTM_FLAGS = 8;
+/** RTNH_F_DEAD, RTNH_F_LINKDOWN, and what hardware does: told, and refused when it is set. */
+const ROUTE_STATE = 0x1 | 0x10 | 0x8 | 0x40 | 0x4000 | 0x8000 | 0x20000000;
+
+function tableOf(route: Buffer): number {
+  return attributes(route, rt.RTMSG_SIZE).get(rt.RTA_TABLE)?.readUInt32LE(0) ?? route[RTM_TABLE] ?? 0;
+}
+
+function withoutState(route: Buffer): Buffer {
+  const copy = Buffer.from(route);
+  copy.writeUInt32LE((copy.readUInt32LE(RTM_FLAGS) & ~ROUTE_STATE) >>> 0, RTM_FLAGS);
+  const multipath = attributes(copy, rt.RTMSG_SIZE).get(rt.RTA_MULTIPATH);
+  // struct rtnexthop, each with attributes of its own.
+  for (let at = 0; multipath !== undefined && at + 8 <= multipath.length; ) {
+    const length = multipath.readUInt16LE(at);
+    multipath[at + 2] = (multipath[at + 2] ?? 0) & ~0x19;
+    if (length < 8) break;
+    at += Math.ceil(length / 4) * 4;
+  }
+  return copy;
+}
+
+function routeRank({ body }: NetlinkMessage): number {
+  const found = attributes(body, rt.RTMSG_SIZE);
+  if (found.has(rt.RTA_GATEWAY) || found.has(rt.RTA_VIA) || found.has(rt.RTA_MULTIPATH)) return 2;
+  return found.has(rt.RTA_PREFSRC) && body[RTM_PROTOCOL] !== rt.RTPROT_KERNEL ? 1 : 0;
+}
+
+/** Family, device, prefix and the address itself. */
+function addressKey({ body }: NetlinkMessage): string {
+  const found = attributes(body, rt.IFADDRMSG_SIZE);
+  const address = found.get(IFA_LOCAL) ?? found.get(IFA_ADDRESS);
+  return `${body[0]} ${body.readUInt32LE(4)} ${body[1]} ${address?.toString("hex")}`;
+}
+
+const IFA_ADDRESS = 1;
+const IFA_LOCAL = 2;
+
+function messagesOf(kind: RoutingImage, content: Buffer): NetlinkMessage[] {
+  // Images of a namespace that was not saved are empty.
+  if (content.length === 0) return [];
+  if (content.length < 4 || content.readUInt32LE(0) !== MAGIC[kind]) {
+    throw new RepriseError("BAD_IMAGE", `cannot read the ${kind} image: it has no magic number of ip(8)`);
+  }
+  return decodeMessages(content.subarray(4));
+}
+
+const NLM_F_CREATE = 0x400;
+
+function must(socket: NetlinkSocket, what: string, { type, body }: NetlinkMessage): void {
+  const answer = socket.tryRequest({ type, flags: NLM_F_CREATE, body });
+  if (typeof answer !== "number" || answer === -EEXIST) return;
+  if (type === rt.RTM_DELRULE && answer === -ENOENT) return;
+  throw new RepriseError(
+    "SYSCALL",
+    `cannot restore a ${what} of the network namespace: netlink: ${errnoName(-answer)}`,
+    { errno: errnoName(-answer), hint: "A device that it names may be missing, or down." },
+  );
+}

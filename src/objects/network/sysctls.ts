@@ -1,0 +1,275 @@
+// The settings of a network namespace: /proc/sys/net of whoever is in it (Documentation/networking/ip-sysctl.rst). CRIU saves
+// a list of those of all devices, of new devices and of each one, told by their places alone, and two more. All others that
+// can be written are saved with their names in private fields, as a fresh namespace has the machine's defaults.
+
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import type { MessageInput } from "../../images/codec.ts";
+import type {
+  NetDeviceEntry,
+  NetnsEntry,
+  RepriseSysctl,
+  SysctlEntry,
+} from "../../images/schema/messages.generated.ts";
+import { AT_FDCWD, O_RDWR } from "../../sys/abi/fcntl.ts";
+import { runHere } from "../../tracee/local.ts";
+import { Program, type Pointer, type Ref } from "../../tracee/program.ts";
+import { CONF4, CONF6 } from "./sysctl-names.ts";
+
+const ROOT = "/proc/sys/net";
+const PING_GROUPS = "ipv4/ping_group_range";
+const UNIX_CONF = ["unix/max_dgram_qlen"];
+/** Saved by number: SysctlType of the images. */
+const CTL_STR = 5;
+const CTL_32 = 6;
+/** Nearly all are shorter. */
+const VALUE_SIZE = 512;
+/** How many are read by one program. */
+const BATCH = 512;
+
+/** Numbers of groups, in the namespace's user namespace and in the engine's. */
+export interface GroupNumbers {
+  inner(gid: number): number;
+  outer(gid: number): number;
+}
+
+type ConfOfAll = Pick<NetnsEntry, "all_conf4" | "def_conf4" | "all_conf6" | "def_conf6">;
+type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
+
+/** Everything that is set in the namespace that the calling thread is in. */
+export interface NetSettings {
+  readonly netns: ConfOfAll &
+    Pick<NetnsEntry, "unix_conf" | "ipv4_sysctl"> & { readonly sysctls: MessageInput<RepriseSysctl>[] };
+  device(name: string): ConfOfDevice;
+}
+
+/** Reads all settings. */
+export function readNetSettings(groups: GroupNumbers): NetSettings {
+  const values = readAll(settingNames(""));
+  const told = new Set<string>([PING_GROUPS, ...UNIX_CONF]);
+  const list = (names: readonly string[], where: string): SysctlEntry[] =>
+    names.map((name) => {
+      told.add(`${where}/${name}`);
+      return entryOf(name, values.get(`${where}/${name}`));
+    });
+  const conf = (of: string): ConfOfDevice => ({
+    conf4: list(CONF4, `ipv4/conf/${of}`),
+    conf6: list(CONF6, `ipv6/conf/${of}`),
+  });
+  const [all, fresh] = [conf("all"), conf("default")];
+  const devices = new Map(
+    [...new Set([...values.keys()].flatMap((name) => /^ipv[46]\/conf\/([^/]+)\//.exec(name)?.[1] ?? []))]
+      .filter((name) => name !== "all" && name !== "default")
+      .map((name) => [name, conf(name)]),
+  );
+  const qlen = values.get("unix/max_dgram_qlen");
+  const range = values.get(PING_GROUPS);
+  return {
+    netns: {
+      all_conf4: all.conf4,
+      all_conf6: all.conf6,
+      def_conf4: fresh.conf4,
+      def_conf6: fresh.conf6,
+      unix_conf: qlen === undefined ? [] : [entryOf("max_dgram_qlen", qlen)],
+      ipv4_sysctl: range === undefined ? [] : [pingGroups(range, groups)],
+      sysctls: [...values]
+        .filter(([name]) => !told.has(name))
+        .map(([name, value]) => ({ name, value })),
+    },
+    device: (name) => devices.get(name) ?? { conf4: CONF4.map(missing), conf6: CONF6.map(missing) },
+  };
+}
+
+export interface SettingsRestore {
+  readonly groups: GroupNumbers;
+  /** What cannot be set is told and left out. */
+  readonly weak: boolean;
+}
+
+/** Sets what holds for the whole namespace, before there are devices but the loopback one. @throws RepriseError SYSCALL */
+export function restoreNetSettings(netns: NetnsEntry, restore: SettingsRestore): void {
+  const { weak } = restore;
+  writeConf("ipv4", "all", confOf(netns.all_conf4, netns.all_conf), { weak });
+  writeConf("ipv4", "default", confOf(netns.def_conf4, netns.def_conf), { weak });
+  writeConf("ipv6", "all", netns.all_conf6, { weak });
+  writeConf("ipv6", "default", netns.def_conf6, { weak });
+  UNIX_CONF.forEach((name, index) => {
+    const value = textOf(netns.unix_conf[index]);
+    if (value !== undefined) writeOne(name, value, weak);
+  });
+  const range = netns.ipv4_sysctl[0]?.sarg;
+  if (range !== undefined) {
+    const gids = range.trim().split(/\s+/).map((gid) => restore.groups.outer(Number(gid)));
+    writeOne(PING_GROUPS, gids.join("\t"), weak);
+  }
+  restoreOthers(netns, undefined);
+}
+
+/** Sets what belongs to a device. @throws RepriseError SYSCALL */
+export function restoreDeviceSettings(
+  device: NetDeviceEntry,
+  netns: NetnsEntry | undefined,
+  { weak }: { readonly weak: boolean },
+): void {
+  // The loopback device was there before the settings of new devices were.
+  const isNew = device.name !== "lo";
+  const fresh4 = isNew ? netns?.def_conf4 : undefined;
+  const fresh6 = isNew ? netns?.def_conf6 : undefined;
+  writeConf("ipv4", device.name, confOf(device.conf4, device.conf), { weak, fresh: fresh4 });
+  writeConf("ipv6", device.name, device.conf6, { weak, fresh: fresh6 });
+  if (netns !== undefined) restoreOthers(netns, device.name);
+}
+
+/**
+ * Settings that are held back until the addresses are there: nobody asks whether an address is taken that has been in use all
+ * along, and bringing a device up changes the mtu of IPv6.
+ */
+const HELD = ["accept_dad", "mtu"];
+
+/** Of a device, or of "all": no address is tried out before it is used, until `releaseAddresses`. */
+export function holdAddresses(device: string): void {
+  if (existsSync(`${ROOT}/ipv6/conf/${device}/accept_dad`)) {
+    writeOne(`ipv6/conf/${device}/accept_dad`, "0", false);
+  }
+}
+
+/** Ends `holdAddresses`. @throws RepriseError SYSCALL */
+export function releaseAddresses(
+  device: string,
+  conf6: readonly SysctlEntry[],
+  { weak }: { readonly weak: boolean },
+): void {
+  for (const name of HELD) {
+    const value = textOf(conf6[CONF6.indexOf(name)]);
+    if (value !== undefined) writeOne(`ipv6/conf/${device}/${name}`, value, weak);
+  }
+}
+
+/** Sets those of the others that differ from what the kernel has by itself. */
+function restoreOthers(netns: NetnsEntry, device: string | undefined): void {
+  const wanted = netns.sysctls.filter(({ name }) => deviceOf(name) === device);
+  const now = readAll(wanted.map(({ name }) => name));
+  for (const { name, value } of wanted) {
+    const current = now.get(name);
+    if (current === undefined) {
+      log.warn(`this kernel has no setting net/${name}, which was ${value}`);
+    } else if (current !== value) {
+      // CRIU does not know them: what cannot be set is told, and no reason to give up.
+      writeOne(name, value, true);
+    }
+  }
+}
+
+/** The device that a setting belongs to. */
+function deviceOf(name: string): string | undefined {
+  const device = /^ipv[46]\/(?:conf|neigh)\/([^/]+)\//.exec(name)?.[1];
+  return device === "all" || device === "default" ? undefined : device;
+}
+
+/** A list of the images: values by place. */
+function confOf(entries: readonly SysctlEntry[], old: readonly number[]): readonly SysctlEntry[] {
+  if (entries.length > 0) return entries;
+  // Sets of before 2016 have plain numbers, -1 for none.
+  return old.map((value) => (value === -1 ? { type: CTL_32 } : { type: CTL_32, iarg: value }));
+}
+
+function writeConf(
+  family: "ipv4" | "ipv6",
+  of: string,
+  entries: readonly SysctlEntry[],
+  options: { readonly weak: boolean; readonly fresh?: readonly SysctlEntry[] | undefined },
+): void {
+  const names = family === "ipv4" ? CONF4 : CONF6;
+  const writes: { readonly name: string; readonly value: string }[] = [];
+  names.forEach((name, index) => {
+    const value = textOf(entries[index]);
+    // The kernel changes an mtu behind our back when IPv6 is switched off and on.
+    const isFresh = name !== "mtu" && value === textOf(options.fresh?.[index]);
+    if (value !== undefined && !isFresh) writes.push({ name, value });
+  });
+  // Forwarding sets it.
+  const late = writes.filter(({ name }) => name === "accept_redirects");
+  for (const { name, value } of [...writes.filter((one) => !late.includes(one)), ...late]) {
+    writeOne(`${family}/conf/${of}/${name}`, value, options.weak);
+  }
+}
+
+function writeOne(name: string, value: string, weak: boolean): void {
+  try {
+    writeFileSync(`${ROOT}/${name}`, `${value}\n`);
+  } catch (error) {
+    const errno = (error as NodeJS.ErrnoException).code ?? String(error);
+    if (weak) {
+      log.warn(`cannot set net/${name} to ${value}: ${errno}`);
+      return;
+    }
+    throw new RepriseError("SYSCALL", `cannot set net/${name} to ${value}: write: ${errno}`, {
+      syscall: "write",
+      errno,
+      hint: "This kernel may not have it; with --weak-sysctls it is left out.",
+      cause: error,
+    });
+  }
+}
+
+function entryOf(name: string, value: string | undefined): SysctlEntry {
+  if (name === "stable_secret") {
+    return value === undefined ? { type: CTL_STR } : { type: CTL_STR, sarg: value };
+  }
+  return value === undefined ? { type: CTL_32 } : { type: CTL_32, iarg: Number(value) | 0 };
+}
+
+function missing(name: string): SysctlEntry {
+  return entryOf(name, undefined);
+}
+
+function textOf(entry: SysctlEntry | undefined): string | undefined {
+  return entry?.sarg?.trim() ?? entry?.iarg?.toString();
+}
+
+/** "1 0" is the kernel's default: nobody. */
+function pingGroups(range: string, groups: GroupNumbers): SysctlEntry {
+  const [first = 1, last = 0] = range.split(/\s+/).map(Number);
+  if (first === 1 && last === 0) return { type: CTL_STR };
+  return { type: CTL_STR, sarg: `${groups.inner(first)}\t${groups.inner(last)}\n` };
+}
+
+/** Names below net/ of all files. */
+function settingNames(dir: string): string[] {
+  return readdirSync(`${ROOT}/${dir}`, { withFileTypes: true }).flatMap((entry) => {
+    const name = dir === "" ? entry.name : `${dir}/${entry.name}`;
+    return entry.isDirectory() ? settingNames(name) : [name];
+  });
+}
+
+/** Values by name, without the line's end. A setting that cannot be both read and written has none. */
+function readAll(names: readonly string[]): Map<string, string> {
+  const values = new Map<string, string>();
+  for (let at = 0; at < names.length; at += BATCH) readSome(names.slice(at, at + BATCH), values);
+  return values;
+}
+
+function readSome(names: readonly string[], values: Map<string, string>): void {
+  const program = new Program();
+  const reads = names.map((name): { name: string; value: Pointer; length: Ref } => {
+    const value = program.output(VALUE_SIZE);
+    const mayFail = true;
+    const path = program.string(`${ROOT}/${name}`);
+    // Also refused for what only tells, and for what only the host's namespace may change.
+    const fd = program.call("openat", [AT_FDCWD, path, O_RDWR, 0], { mayFail });
+    const length = program.call("read", [fd, value, VALUE_SIZE], { mayFail });
+    program.call("close", [fd], { mayFail });
+    return { name, value, length };
+  });
+  const result = runHere(program);
+  for (const { name, value, length } of reads) {
+    const size = result.value(length);
+    if (size <= 0) continue;
+    const text =
+      size < VALUE_SIZE
+        ? result.bytes(value, size).toString("utf8")
+        : readFileSync(`${ROOT}/${name}`, "utf8");
+    values.set(name, text.trimEnd());
+  }
+}

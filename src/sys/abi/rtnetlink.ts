@@ -1,0 +1,102 @@
+// Routing and devices by netlink: include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,fib_rules,net_namespace,veth,if,
+// if_arp,if_tunnel,if_bridge}.h.
+
+export const RTM_NEWLINK = 16;
+export const RTM_DELLINK = 17;
+export const RTM_GETLINK = 18;
+export const RTM_SETLINK = 19;
+export const RTM_NEWADDR = 20;
+export const RTM_DELADDR = 21;
+export const RTM_GETADDR = 22;
+export const RTM_NEWROUTE = 24;
+export const RTM_DELROUTE = 25;
+export const RTM_GETROUTE = 26;
+export const RTM_NEWNEIGH = 28;
+export const RTM_GETNEIGH = 30;
+export const RTM_NEWRULE = 32;
+export const RTM_DELRULE = 33;
+export const RTM_GETRULE = 34;
+export const RTM_NEWNSID = 88;
+export const RTM_GETNSID = 90;
+
+/** struct ifinfomsg, ifaddrmsg, rtmsg, ndmsg, fib_rule_hdr, rtgenmsg. */
+export const IFINFOMSG_SIZE = 16;
+export const IFADDRMSG_SIZE = 8;
+export const RTMSG_SIZE = 12;
+export const NDMSG_SIZE = 12;
+export const RULE_HEADER_SIZE = 12;
+export const RTGENMSG_SIZE = 1;
+
+export const IFLA_ADDRESS = 1;
+export const IFLA_BROADCAST = 2;
+export const IFLA_IFNAME = 3;
+export const IFLA_MTU = 4;
+export const IFLA_LINK = 5;
+export const IFLA_MASTER = 10;
+export const IFLA_TXQLEN = 13;
+export const IFLA_LINKINFO = 18;
+export const IFLA_NET_NS_PID = 19;
+export const IFLA_IFALIAS = 20;
+export const IFLA_GROUP = 27;
+export const IFLA_NET_NS_FD = 28;
+export const IFLA_NUM_TX_QUEUES = 31;
+export const IFLA_NUM_RX_QUEUES = 32;
+export const IFLA_LINK_NETNSID = 37;
+export const IFLA_NEW_IFINDEX = 49;
+export const IFLA_PROP_LIST = 52;
+
+export const IFLA_INFO_KIND = 1;
+export const IFLA_INFO_DATA = 2;
+export const IFLA_INFO_SLAVE_KIND = 4;
+export const IFLA_INFO_SLAVE_DATA = 5;
+export const VETH_INFO_PEER = 1;
+export const IFLA_MACVLAN_MODE = 1;
+export const IFLA_MACVLAN_FLAGS = 2;
+
+export const IFLA_IPTUN_LINK = 1;
+export const IFLA_IPTUN_LOCAL = 2;
+export const IFLA_IPTUN_REMOTE = 3;
+export const IFLA_IPTUN_TTL = 4;
+export const IFLA_IPTUN_TOS = 5;
+export const IFLA_IPTUN_FLAGS = 8;
+export const IFLA_IPTUN_PROTO = 9;
+export const IFLA_IPTUN_PMTUDISC = 10;
+export const IFLA_IPTUN_6RD_PREFIX = 11;
+export const IFLA_IPTUN_6RD_RELAY_PREFIX = 12;
+export const IFLA_IPTUN_6RD_PREFIXLEN = 13;
+export const IFLA_IPTUN_6RD_RELAY_PREFIXLEN = 14;
+export const IFLA_IPTUN_ENCAP_TYPE = 15;
+export const IFLA_IPTUN_ENCAP_FLAGS = 16;
+export const IFLA_IPTUN_ENCAP_SPORT = 17;
+export const IFLA_IPTUN_ENCAP_DPORT = 18;
+
+export const IFF_UP = 0x1;
+export const IFF_LOOPBACK = 0x8;
+
+export const ARPHRD_LOOPBACK = 772;
+
+export const NETNSA_NSID = 1;
+export const NETNSA_PID = 2;
+export const NETNSA_FD = 3;
+
+export const IFA_FLAGS = 8;
+export const IFA_F_PERMANENT = 0x80;
+
+export const RTA_GATEWAY = 5;
+export const RTA_PREFSRC = 7;
+export const RTA_TABLE = 15;
+export const RTA_VIA = 18;
+export const RTA_MULTIPATH = 9;
+export const RTM_F_CLONED = 0x200;
+export const RT_TABLE_MAIN = 254;
+export const RT_TABLE_LOCAL = 255;
+export const RTPROT_KERNEL = 2;
+
+export const FRA_PRIORITY = 6;
+export const NTF_PROXY = 0x8;
+export const NUD_PERMANENT = 0x80;
+export const NUD_NOARP = 0x40;
+export const NDA_DST = 1;
+export const NDA_LLADDR = 2;
+export const NTF_SELF = 0x2;
+export const NTF_MASTER = 0x4;
