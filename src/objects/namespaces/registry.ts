@@ -1,6 +1,7 @@
 // The rooms of namespaces, in the order in which they are filled at restore: what needs the devices and files of outside comes
 // before the mounts.
 
+import { netRoom } from "../network/room.ts";
 import { cgroupRoom } from "./cgroup.ts";
 import { ipcRoom } from "./ipc.ts";
 import type { NamespaceKind } from "./kinds.ts";
@@ -16,6 +17,7 @@ export const NAMESPACE_ROOMS: readonly NamespaceRoom[] = [
   pidRoom,
   utsRoom,
   ipcRoom,
+  netRoom,
   cgroupRoom,
 ];
 

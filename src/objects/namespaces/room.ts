@@ -54,6 +54,8 @@ export interface NamespacesRestoreOptions {
   readonly external?: readonly string[];
   /** `--empty-ns net`: network namespaces are made, but left empty for the scripts. @default false */
   readonly emptyNet?: boolean;
+  /** `--weak-sysctls`: settings that this kernel does not take are told and left out. @default false */
+  readonly weakSysctls?: boolean;
   /** `--root`: the directory that becomes the root of the tree's mount namespace. */
   readonly root?: string;
   /** `--join-ns KIND:FILE`: existing namespaces that the tree is put into. @default [] */

@@ -52,6 +52,12 @@ export function idInside(map: readonly UidGidExtent[], outside: number): number 
   return extent === undefined ? undefined : extent.first + outside - extent.lower_first;
 }
 
+/** The id outside of a namespace for one inside; undefined when it is not mapped. */
+export function idOutside(map: readonly UidGidExtent[], inside: number): number | undefined {
+  const extent = map.find(({ first, count }) => first <= inside && inside < first + count);
+  return extent === undefined ? undefined : extent.lower_first + inside - extent.first;
+}
+
 /** The maps of the set's user namespace. @throws RepriseError IMAGE_MISSING */
 export function savedMaps(set: LoadedSet, id: number): UsernsEntry {
   const maps = set.namespaces.user.get(id);

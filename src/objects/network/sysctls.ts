@@ -28,12 +28,6 @@ const VALUE_SIZE = 512;
 /** How many are read by one program. */
 const BATCH = 512;
 
-/** Numbers of groups, in the namespace's user namespace and in the engine's. */
-export interface GroupNumbers {
-  inner(gid: number): number;
-  outer(gid: number): number;
-}
-
 type ConfOfAll = Pick<NetnsEntry, "all_conf4" | "def_conf4" | "all_conf6" | "def_conf6">;
 type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
 
@@ -44,8 +38,8 @@ export interface NetSettings {
   device(name: string): ConfOfDevice;
 }
 
-/** Reads all settings. */
-export function readNetSettings(groups: GroupNumbers): NetSettings {
+/** Reads all settings; `innerGid` gives the number of a group in the tree's user namespace. */
+export function readNetSettings(innerGid: (gid: number) => number): NetSettings {
   const values = readAll(settingNames(""));
   const told = new Set<string>([PING_GROUPS, ...UNIX_CONF]);
   const list = (names: readonly string[], where: string): SysctlEntry[] =>
@@ -72,7 +66,7 @@ export function readNetSettings(groups: GroupNumbers): NetSettings {
       def_conf4: fresh.conf4,
       def_conf6: fresh.conf6,
       unix_conf: qlen === undefined ? [] : [entryOf("max_dgram_qlen", qlen)],
-      ipv4_sysctl: range === undefined ? [] : [pingGroups(range, groups)],
+      ipv4_sysctl: range === undefined ? [] : [pingGroups(range, innerGid)],
       sysctls: [...values]
         .filter(([name]) => !told.has(name))
         .map(([name, value]) => ({ name, value })),
@@ -82,7 +76,8 @@ export function readNetSettings(groups: GroupNumbers): NetSettings {
 }
 
 export interface SettingsRestore {
-  readonly groups: GroupNumbers;
+  /** Of a group of the tree's user namespace, the number in the engine's. */
+  outerGid(gid: number): number;
   /** What cannot be set is told and left out. */
   readonly weak: boolean;
 }
@@ -100,7 +95,7 @@ export function restoreNetSettings(netns: NetnsEntry, restore: SettingsRestore):
   });
   const range = netns.ipv4_sysctl[0]?.sarg;
   if (range !== undefined) {
-    const gids = range.trim().split(/\s+/).map((gid) => restore.groups.outer(Number(gid)));
+    const gids = range.trim().split(/\s+/).map((gid) => restore.outerGid(Number(gid)));
     writeOne(PING_GROUPS, gids.join("\t"), weak);
   }
   restoreOthers(netns, undefined);
@@ -229,10 +224,10 @@ function textOf(entry: SysctlEntry | undefined): string | undefined {
 }
 
 /** "1 0" is the kernel's default: nobody. */
-function pingGroups(range: string, groups: GroupNumbers): SysctlEntry {
+function pingGroups(range: string, innerGid: (gid: number) => number): SysctlEntry {
   const [first = 1, last = 0] = range.split(/\s+/).map(Number);
   if (first === 1 && last === 0) return { type: CTL_STR };
-  return { type: CTL_STR, sarg: `${groups.inner(first)}\t${groups.inner(last)}\n` };
+  return { type: CTL_STR, sarg: `${innerGid(first)}\t${innerGid(last)}\n` };
 }
 
 /** Names below net/ of all files. */

@@ -1,0 +1,289 @@
+// Network namespaces: devices, addresses, routes, rules, firewall, tracked connections and settings; netns-ID.img and those
+// beside it, format.md section 14. The engine's own thread goes into the namespace for what only those inside are told; the tree
+// does not take part. All new namespaces of a tree are filled together, as their devices may be tied to each other.
+
+import { closeSync, openSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import type { ImageSetReader } from "../../images/image-set-reader.ts";
+import type { ImageSetWriter } from "../../images/image-set.ts";
+import type { NetnsEntry, NetnsId } from "../../images/schema/messages.generated.ts";
+import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
+import * as rt from "../../sys/abi/rtnetlink.ts";
+import { CLONE_NEWNET } from "../../sys/abi/sched.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { inNetNamespace } from "../../sys/net-namespace.ts";
+import { attribute, attributes, NetlinkSocket, u32 } from "../../sys/netlink.ts";
+import { Program } from "../../tracee/program.ts";
+import type { CollectedNamespaces } from "../namespaces/collect.ts";
+import type { PlannedNamespace } from "../namespaces/plan.ts";
+import type { NamespaceRoom, NamespacesDump, NamespacesRestore } from "../namespaces/room.ts";
+import { collectMaps, idInside, idOutside, savedMaps } from "../namespaces/user.ts";
+import { readConntrack, restoreConntrack } from "./conntrack.ts";
+import { isExternalDevice } from "./external.ts";
+import { readFirewall, restoreFirewall } from "./firewall.ts";
+import { restoreLinks, type FilledNamespace } from "./link-restore.ts";
+import { linkEntries, readLinks, readNeighbours } from "./links.ts";
+import { readRouting, restoreAddresses, restoreRoutes, restoreRules } from "./routing.ts";
+import {
+  holdAddresses,
+  readNetSettings,
+  releaseAddresses,
+  restoreNetSettings,
+} from "./sysctls.ts";
+import { tunStatesOf } from "./tun-device.ts";
+
+const NO_SETTINGS: NetnsEntry = {
+  def_conf: [],
+  all_conf: [],
+  def_conf4: [],
+  all_conf4: [],
+  def_conf6: [],
+  all_conf6: [],
+  nsids: [],
+  unix_conf: [],
+  ipv4_sysctl: [],
+  sysctls: [],
+};
+
+const FIREWALL_IMAGES = ["iptables", "ip6tables", "nftables"] as const;
+const CONNTRACK_IMAGES = ["netns-ct", "netns-exp"] as const;
+const ROUTING_IMAGES = ["ifaddr", "route", "route6", "rule"] as const;
+
+export const netRoom: NamespaceRoom = {
+  kind: "net",
+
+  write({ id, inode, pid }, dump) {
+    if (dump.options.emptyNet === true) return;
+    const fd = openSync(`/proc/${pid}/ns/net`, "r");
+    try {
+      inNetNamespace(fd, () => writeContent({ id, inode }, dump));
+    } finally {
+      closeSync(fd);
+    }
+  },
+
+  restore(namespaces, restore) {
+    const filling = openNamespaces(namespaces, restore);
+    const home = {
+      fd: openSync("/proc/thread-self/ns/net", "r"),
+      socket: new NetlinkSocket(NETLINK_ROUTE),
+    };
+    try {
+      if (restore.options.emptyNet === true) filling.forEach(bringLoopbackUp);
+      else fill(filling, restore, home);
+    } finally {
+      home.socket.close();
+      closeSync(home.fd);
+      for (const { fd, socket } of filling) {
+        socket.close();
+        closeSync(fd);
+      }
+    }
+  },
+};
+
+/** Runs in the namespace. */
+function writeContent(
+  { id, inode }: { readonly id: number; readonly inode: number },
+  dump: NamespacesDump,
+): void {
+  const { images, options, namespaces } = dump;
+  const socket = new NetlinkSocket(NETLINK_ROUTE);
+  try {
+    // The kernel gives a namespace a number when a device tells of its peer there.
+    const links = readLinks(socket);
+    const nsids = numbersOf(socket, namespaces);
+    const user = namespaces.ofRoot("user");
+    const maps = user === undefined ? undefined : collectMaps(user.pid);
+    const innerUid = (uid: number): number =>
+      maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid);
+    const innerGid = (gid: number): number =>
+      maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid);
+    const settings = readNetSettings(innerGid);
+    const tuns = tunStatesOf(images);
+    const devices = linkEntries(links, {
+      namespace: id,
+      namespaces: new Map(nsids.map(({ target_ns_id, netnsid_value }) => [netnsid_value, target_ns_id])),
+      settings,
+      isExternal: (device) => isExternalDevice(options.external ?? [], device),
+      neighbours: readNeighbours(socket),
+      tuns: { of: (device) => tuns.get(`${inode}/${device}`), innerUid, innerGid },
+    });
+    images.write("netns", id, [{ ...NO_SETTINGS, ...settings.netns, nsids }]);
+    images.write("netdev", id, devices);
+    const routing = readRouting(socket);
+    for (const image of ROUTING_IMAGES) writeRaw(images, image, id, routing[image]);
+    const firewall = readFirewall();
+    for (const image of FIREWALL_IMAGES) writeRaw(images, image, id, Buffer.from(firewall[image]));
+    for (const image of CONNTRACK_IMAGES) writeRaw(images, image, id, readConntrack(image));
+  } finally {
+    socket.close();
+  }
+}
+
+type RawNetImage =
+  | (typeof ROUTING_IMAGES)[number]
+  | (typeof FIREWALL_IMAGES)[number]
+  | (typeof CONNTRACK_IMAGES)[number];
+
+function writeRaw(images: ImageSetWriter, kind: RawNetImage, id: number, content: Buffer): void {
+  using image = images.openRaw(kind, id);
+  image.write(content);
+}
+
+function readRaw(reader: ImageSetReader, kind: RawNetImage, id: number): Buffer {
+  try {
+    using image = reader.openRaw(kind, id);
+    return Buffer.from(image.bytes(0, image.size));
+  } catch (error) {
+    // CRIU leaves out what there is none of.
+    if (error instanceof RepriseError && error.code === "IMAGE_MISSING") return Buffer.alloc(0);
+    throw error;
+  }
+}
+
+/** The numbers by which the socket's namespace knows the others of the tree. */
+function numbersOf(socket: NetlinkSocket, namespaces: CollectedNamespaces): NetnsId[] {
+  return namespaces.all.flatMap(({ kind, id, pid }) => {
+    if (kind !== "net") return [];
+    const answer = socket.tryRequest({
+      type: rt.RTM_GETNSID,
+      body: Buffer.concat([Buffer.alloc(4), attribute(rt.NETNSA_PID, u32(pid))]),
+    });
+    if (typeof answer === "number") return [];
+    const [body] = answer;
+    const number = body === undefined ? -1 : attributes(body, 4).get(rt.NETNSA_NSID)?.readInt32LE(0);
+    return number === undefined || number < 0 ? [] : [{ target_ns_id: id, netnsid_value: number }];
+  });
+}
+
+interface Filling extends FilledNamespace {
+  readonly planned: PlannedNamespace;
+}
+
+/** Makes the further namespaces, and opens all of them in the engine. */
+function openNamespaces(
+  namespaces: readonly PlannedNamespace[],
+  restore: NamespacesRestore,
+): Filling[] {
+  const { rootPid, set } = restore;
+  const places = makeNested(namespaces, restore);
+  return namespaces.map((planned) => {
+    const place = places.get(planned);
+    const path = place === undefined ? `/proc/${rootPid}/ns/net` : `/proc/${rootPid}/fd/${place}`;
+    const fd = openSync(path, "r");
+    const saved = set.namespaces.net.get(planned.id);
+    return {
+      planned,
+      id: planned.id,
+      fd,
+      socket: inNetNamespace(fd, () => new NetlinkSocket(NETLINK_ROUTE)),
+      netns: saved?.netns ?? NO_SETTINGS,
+      devices: saved?.devices ?? [],
+    };
+  });
+}
+
+/** The root task makes them, so that they belong to its user namespace; it keeps its own at hand, too. */
+function makeNested(
+  namespaces: readonly PlannedNamespace[],
+  restore: NamespacesRestore,
+): Map<PlannedNamespace, number> {
+  const nested = namespaces.filter(({ role }) => role === "nested");
+  const root = restore.plan.ofRoot("net");
+  if (nested.length === 0) return new Map();
+  const program = new Program();
+  const open = (label: string): ReturnType<NamespacesRestore["keep"]> => {
+    const path = program.string("/proc/thread-self/ns/net");
+    const fd = program.call("openat", [AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0], { label });
+    return restore.keep(program, fd, label);
+  };
+  const own = open("keep the root's network namespace");
+  const kept = nested.map((namespace) => {
+    const label = `make network namespace ${namespace.id}`;
+    program.call("unshare", [CLONE_NEWNET], { label });
+    return { namespace, ref: open(label) };
+  });
+  program.call("setns", [own, CLONE_NEWNET], { label: "go back to the root's network namespace" });
+  const result = restore.run(program);
+  const places = new Map(kept.map(({ namespace, ref }) => [namespace, result.value(ref)]));
+  if (root !== undefined) restore.setDescriptor(root, result.value(own));
+  for (const [namespace, place] of places) restore.setDescriptor(namespace, place);
+  return places;
+}
+
+function fill(
+  filling: readonly Filling[],
+  restore: NamespacesRestore,
+  home: { readonly fd: number; readonly socket: NetlinkSocket },
+): void {
+  const { set, plan, options } = restore;
+  const user = plan.made("user");
+  const maps = user === undefined ? undefined : savedMaps(set, user.id);
+  const outerUid = (uid: number): number =>
+    maps === undefined ? uid : (idOutside(maps.uid_map, uid) ?? uid);
+  const outerGid = (gid: number): number =>
+    maps === undefined ? gid : (idOutside(maps.gid_map, gid) ?? gid);
+  const weak = options.weakSysctls ?? false;
+  for (const { fd, netns } of filling) {
+    inNetNamespace(fd, () => {
+      restoreNetSettings(netns, { outerGid, weak });
+      holdAddresses("all");
+    });
+  }
+  for (const one of filling) tellNumbers(one, filling);
+  restoreLinks(filling, {
+    home,
+    external: options.external ?? [],
+    weakSysctls: weak,
+    outerUid,
+    outerGid,
+  });
+  for (const { id, fd, socket, netns, devices } of filling) {
+    const raw = (kind: RawNetImage): Buffer => readRaw(set.reader, kind, id);
+    restoreAddresses(socket, raw("ifaddr"));
+    restoreRoutes(socket, "route", raw("route"));
+    restoreRoutes(socket, "route6", raw("route6"));
+    restoreRules(socket, raw("rule"));
+    inNetNamespace(fd, () => {
+      for (const { name, conf6 } of devices) releaseAddresses(name, conf6, { weak });
+      releaseAddresses("all", netns.all_conf6, { weak });
+      for (const kind of FIREWALL_IMAGES) restoreFirewall(kind, raw(kind).toString("utf8"));
+      for (const kind of CONNTRACK_IMAGES) restoreConntrack(kind, raw(kind));
+    });
+  }
+}
+
+/** The namespaces know each other by the numbers that they had. */
+function tellNumbers({ socket, netns }: Filling, filling: readonly Filling[]): void {
+  for (const { target_ns_id: target, netnsid_value: number } of netns.nsids) {
+    const other = filling.find(({ id }) => id === target);
+    if (other === undefined) continue;
+    const answer = socket.tryRequest({
+      type: rt.RTM_NEWNSID,
+      body: Buffer.concat([
+        Buffer.alloc(4),
+        attribute(rt.NETNSA_FD, u32(other.fd)),
+        attribute(rt.NETNSA_NSID, u32(number)),
+      ]),
+    });
+    if (typeof answer !== "number") continue;
+    throw new RepriseError(
+      "SYSCALL",
+      `cannot restore network namespace ${target}: number it ${number}: netlink: ${errnoName(-answer)}`,
+      { errno: errnoName(-answer) },
+    );
+  }
+}
+
+/** Nothing else is done to a namespace that is to stay empty. */
+function bringLoopbackUp({ socket }: Filling): void {
+  const body = Buffer.alloc(rt.IFINFOMSG_SIZE);
+  body.writeUInt32LE(rt.IFF_UP, 8);
+  body.writeUInt32LE(rt.IFF_UP, 12);
+  socket.request({
+    type: rt.RTM_SETLINK,
+    body: Buffer.concat([body, attribute(rt.IFLA_IFNAME, "lo")]),
+  });
+}
