@@ -2,7 +2,7 @@
 // tree, fill every task in parallel, make the threads, and let all go together. Until that moment every task dies with the
 // engine, and every error leaves nothing behind.
 
-import { unlinkSync } from "node:fs";
+import { openSync, unlinkSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
@@ -90,6 +90,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     clocks: identifyClocks(),
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,
+    weakSysctls: options.weakSysctls ?? false,
     join: options.join ?? [],
     inheritFds: options.inheritFds ?? new Map<string, number>(),
     ...(options.root === undefined ? {} : { root: options.root }),
@@ -115,16 +116,20 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
 
   let growth: Growth | undefined;
   let files: OpenedFiles | undefined;
-  const lock = NetworkLock.forRestore(set.inventory, {
-    namespaces: [],
-    rootPid: plan.tree.root.pid,
-  });
+  let lock: NetworkLock | undefined;
   try {
     cgroups.prepare();
     growth = startRoot(plan, counters);
     enterCgroups(plan, growth, cgroups);
-    setupNamespaces(plan, growth, options.hooks);
-    lock.takeOver(savedConnections(set.files.values()));
+    lock = networkLock(plan, growth);
+    // A namespace that is to stay empty is left to the scripts first; in others no packet comes in before all is there.
+    if (!lock.ofNamespaces || options.emptyNet === true) {
+      setupNamespaces(plan, growth, options.hooks);
+      lock.takeOver(savedConnections(set.files.values()));
+    } else {
+      lock.takeOver([]);
+      setupNamespaces(plan, growth, options.hooks);
+    }
     files = openFiles(plan, growth);
     growTree(plan, growth, files);
     spreadTasks(plan, growth, cgroups);
@@ -137,9 +142,10 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     fillThreads(plan, growth, files);
     const root = growth.outerPid(plan.tree.root.pid);
     options.hooks?.script?.("post-restore", root);
+    if (lock.ofNamespaces) options.hooks?.script?.("network-unlock", root);
+    lock.unlock();
     options.hooks?.script?.("pre-resume", root);
     if (options.removeLinks === true) linkRemapPaths(set).forEach(removeLink);
-    lock.unlock();
     files.release();
     growth.ends.splice(0).forEach((end) => end.release());
     files.close();
@@ -162,7 +168,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     files?.giveUp();
     growth?.ends.splice(0).forEach((end) => end.failed?.());
     files?.close();
-    lock.giveUp();
+    lock?.giveUp();
     throw asRepriseError(error, "restore the tree");
   }
 }
@@ -171,6 +177,16 @@ function readImages(dir: string): LoadedSet {
   const reader = new ImageSetReader(dir);
   reader.verify();
   return loadImageSet(reader);
+}
+
+/** The root task's network namespace is locked if it is not the engine's. */
+function networkLock(plan: RestorePlan, growth: Growth): NetworkLock {
+  const { root } = plan.tree;
+  const isOwn = plan.namespaces.ofRoot("net") !== undefined;
+  return NetworkLock.forRestore(plan.set.inventory, {
+    namespaces: isOwn ? [openSync(`/proc/${growth.outerPid(root.pid)}/ns/net`, "r")] : [],
+    rootPid: root.pid,
+  });
 }
 
 function giveBack(plan: RestorePlan, imagesDir: string): void {

@@ -5,12 +5,7 @@ import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { NETLINK_NETFILTER, NLM_F_CREATE } from "../../sys/abi/netlink.ts";
 import { errnoName } from "../../sys/errno.ts";
-import {
-  attributes,
-  decodeMessages,
-  encodeMessage,
-  NetlinkSocket,
-} from "../../sys/netlink.ts";
+import { attributes, decodeMessages, encodeMessage, NetlinkSocket } from "../../sys/netlink.ts";
 
 export type ConntrackImage = "netns-ct" | "netns-exp";
 

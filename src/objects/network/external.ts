@@ -14,5 +14,7 @@ export function externalDevice(
 
 /** Whether the caller brings a device, or says that he will. */
 export function isExternalDevice(external: readonly string[], device: string): boolean {
-  return external.some((word) => word === `netdev[${device}]` || word.startsWith(`netdev[${device}]:`));
+  return external.some(
+    (word) => word === `netdev[${device}]` || word.startsWith(`netdev[${device}]:`),
+  );
 }

@@ -1,7 +1,6 @@
 // The firewall rules of a network namespace: nft(8)'s listing, and iptables-save(8)'s where the kernel's older tables are in
 // use. Both languages are too large for us, so their programs are run, in the namespace, and only when there are rules.
 
-import type * as ChildProcess from "node:child_process";
 import { readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { NETLINK_NETFILTER } from "../../sys/abi/netlink.ts";
@@ -22,7 +21,7 @@ const LEGACY = {
  */
 export function readFirewall(): Readonly<Record<FirewallImage, string>> {
   const legacy = (kind: "iptables" | "ip6tables"): string =>
-    hasTables(LEGACY[kind]) ? run(`${kind}-legacy-save`, [], "") : "";
+    hasTables(LEGACY[kind]) ? withoutLocks(run(`${kind}-legacy-save`, [], "")) : "";
   const tables = nftTables().filter((name) => !isLock(name));
   return {
     iptables: legacy("iptables"),
@@ -35,7 +34,7 @@ export function readFirewall(): Readonly<Record<FirewallImage, string>> {
 export function restoreFirewall(kind: FirewallImage, rules: string): void {
   if (rules.trim() === "") return;
   if (kind === "nftables") run("nft", ["-f", "-"], withoutLocks(rules));
-  else run(`${kind}-legacy-restore`, ["-w"], rules);
+  else run(`${kind}-legacy-restore`, ["-w"], withoutLocks(rules));
 }
 
 function hasTables(list: string): boolean {
@@ -71,29 +70,43 @@ function isLock(table: string): boolean {
   return /^(CRIU-|reprise-)/.test(table);
 }
 
-/** A listing without the tables of network locks: CRIU's are in its images, as it locks before it saves. */
-function withoutLocks(listing: string): string {
-  return listing.replace(/^table inet (CRIU-|reprise-)\S+ \{[^]*?^\}\n?/gm, "");
+/** Rules without those of network locks, which are in CRIU's images: it locks before it saves. */
+function withoutLocks(rules: string): string {
+  return rules
+    .replace(/^table inet (CRIU-|reprise-)\S+ \{[^]*?^\}\n?/gm, "")
+    .replace(/^\tchain CRIU \{[^]*?^\t\}\n+/gm, "")
+    .replace(/^.*jump CRIU$\n/gm, "")
+    .replace(/^(:CRIU |-A CRIU |-A \w+ -j CRIU$).*\n/gm, "");
 }
 
 function run(program: string, args: readonly string[], input: string): string {
-  const { execFileSync } = process.getBuiltinModule("node:child_process") as typeof ChildProcess;
+  const { execFileSync } = process.getBuiltinModule("node:child_process");
   try {
-    return execFileSync(program, args, { input, encoding: "utf8", stdio: ["pipe", "pipe", "pipe"] });
+    return execFileSync(program, args, {
+      input,
+      encoding: "utf8",
+      stdio: ["pipe", "pipe", "pipe"],
+    });
   } catch (error) {
     const { code, stderr } = error as { code?: string; stderr?: string };
     if (code === "ENOENT") {
       throw new RepriseError(
         "UNSUPPORTED",
         `cannot carry over the firewall rules of the network namespace: ${program} is not installed`,
-        { hint: "Install it (nftables or iptables), or keep the namespace empty with --empty-ns net.", cause: error },
+        {
+          hint: "Install it (nftables or iptables), or keep the namespace empty with --empty-ns net.",
+          cause: error,
+        },
       );
     }
     const said = stderr?.trim().split("\n")[0] ?? String(error);
     throw new RepriseError(
       "SYSCALL",
       `cannot carry over the firewall rules of the network namespace: ${program}: ${said}`,
-      { hint: "The program's version or a kernel module may be missing that the rules need.", cause: error },
+      {
+        hint: "The program's version or a kernel module may be missing that the rules need.",
+        cause: error,
+      },
     );
   }
 }

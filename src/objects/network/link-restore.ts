@@ -4,7 +4,11 @@
 
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import type { NetDeviceEntry, NetnsEntry, SitEntry } from "../../images/schema/messages.generated.ts";
+import type {
+  NetDeviceEntry,
+  NetnsEntry,
+  SitEntry,
+} from "../../images/schema/messages.generated.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { AF_UNSPEC } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
@@ -64,9 +68,10 @@ export function restoreLinks(namespaces: readonly FilledNamespace[], restore: Li
     }
     waiting = left;
   }
-  for (const namespace of namespaces) for (const device of namespace.devices) {
-    maker.settle({ namespace, device });
-  }
+  for (const namespace of namespaces)
+    for (const device of namespace.devices) {
+      maker.settle({ namespace, device });
+    }
 }
 
 class LinkMaker {
@@ -95,14 +100,11 @@ class LinkMaker {
       restoreDeviceSettings(device, namespace.netns, { weak: this.#restore.weakSysctls });
       holdAddresses(device.name);
     });
-    if (master !== undefined) this.#set(one, "add to its master", [attribute(rt.IFLA_MASTER, u32(master.ifindex))]);
-    const slave = portSettings(device);
-    if (slave !== undefined) {
-      const info = [
-        attribute(rt.IFLA_INFO_SLAVE_KIND, slave.kind),
-        attribute(rt.IFLA_INFO_SLAVE_DATA, slave.data),
-      ];
-      this.#set(one, "set as a port", [attribute(rt.IFLA_LINKINFO, info)], rt.RTM_NEWLINK);
+    if (master !== undefined)
+      this.#set(one, "add to its master", [attribute(rt.IFLA_MASTER, u32(master.ifindex))]);
+    if (master?.type === ND.BRIDGE) {
+      const parts = { kind: rt.IFLA_INFO_SLAVE_KIND, data: rt.IFLA_INFO_SLAVE_DATA };
+      this.#setData(one, parts, BRIDGE_PORT_SETTINGS);
     }
     return true;
   }
@@ -115,7 +117,8 @@ class LinkMaker {
       doing: "bring up",
       index: 0,
       flags: device.flags,
-      parts: [attribute(rt.IFLA_IFNAME, device.name)],
+      // A bridge has taken over the mtu of its first port.
+      parts: [attribute(rt.IFLA_IFNAME, device.name), attribute(rt.IFLA_MTU, u32(device.mtu))],
     });
     for (const message of decodeMessages(Buffer.from(device.neighbours ?? []))) {
       const flags = NLM_F_CREATE | NLM_F_REPLACE;
@@ -145,7 +148,9 @@ class LinkMaker {
         this.#set(one, "set", [...basics(device), ...further(device)]);
         return true;
       case ND.BRIDGE:
-        return this.#makeKind(one, "bridge", bridgeData(device));
+        this.#makeKind(one, "bridge", []);
+        this.#setData(one, { kind: rt.IFLA_INFO_KIND, data: rt.IFLA_INFO_DATA }, BRIDGE_SETTINGS);
+        return true;
       case ND.MACVLAN:
         return this.#makeMacvlan(one);
       case ND.SIT:
@@ -172,7 +177,10 @@ class LinkMaker {
     const other: Buffer[] = [header];
     const [out, bridge] = outside?.split("@") ?? [];
     if (out !== undefined) {
-      other.push(attribute(rt.IFLA_IFNAME, out), attribute(rt.IFLA_NET_NS_FD, u32(this.#restore.home.fd)));
+      other.push(
+        attribute(rt.IFLA_IFNAME, out),
+        attribute(rt.IFLA_NET_NS_FD, u32(this.#restore.home.fd)),
+      );
     } else if (peers !== undefined && peer !== undefined) {
       header.writeInt32LE(peer.ifindex, 4);
       other.push(attribute(rt.IFLA_IFNAME, peer.name), attribute(rt.IFLA_NET_NS_FD, u32(peers.fd)));
@@ -194,9 +202,13 @@ class LinkMaker {
   /** Puts the outer end of a pair into a bridge of the engine's namespace, and brings it up. */
   #plugIn(device: NetDeviceEntry, out: string, bridge: string): void {
     const master = this.#homeIndex(device, bridge);
-    this.#sendHome(device, `put ${out} into bridge ${bridge}`, this.#homeIndex(device, out), [
-      attribute(rt.IFLA_MASTER, u32(master)),
-    ], { up: true });
+    this.#sendHome(
+      device,
+      `put ${out} into bridge ${bridge}`,
+      this.#homeIndex(device, out),
+      [attribute(rt.IFLA_MASTER, u32(master))],
+      { up: true },
+    );
   }
 
   #makeMacvlan(one: Made): boolean {
@@ -224,8 +236,15 @@ class LinkMaker {
     }
     const data = attributes(info.get(rt.IFLA_INFO_DATA) ?? Buffer.alloc(0), 0);
     const told = TOLD_ONLY[kind] ?? [];
-    const set = chosen(data, [...data.keys()].filter((type) => !told.includes(type)));
-    return this.#makeOnParent(one, kind, set);
+    const settings = [...data.keys()].filter((type) => !told.includes(type));
+    try {
+      return this.#makeOnParent(one, kind, chosen(data, settings));
+    } catch (error) {
+      if (!(error instanceof RepriseError) || error.code !== "SYSCALL") throw error;
+      // Kinds tell what is off as 0, and some refuse to be told so: by itself a device has it off.
+      const on = settings.filter((type) => data.get(type)?.some((byte) => byte !== 0));
+      return this.#makeOnParent(one, kind, chosen(data, on));
+    }
   }
 
   /** A device on top of another one: of the tree, or the caller's. */
@@ -238,7 +257,10 @@ class LinkMaker {
       this.#new({ ...one, from: this.#restore.home.socket }, kind, data, [parent, inner]);
       return true;
     }
-    if (device.peer_ifindex === undefined || (device.peer_ifindex === device.ifindex && device.peer_nsid === namespace.id)) {
+    if (
+      device.peer_ifindex === undefined ||
+      (device.peer_ifindex === device.ifindex && device.peer_nsid === namespace.id)
+    ) {
       this.#new(one, kind, data);
       return true;
     }
@@ -263,13 +285,47 @@ class LinkMaker {
     return true;
   }
 
+  /** Sets what differs from a fresh device: the kernel may tell settings of things that it does not have. */
+  #setData(
+    one: Made,
+    parts: { readonly kind: number; readonly data: number },
+    settings: readonly number[],
+  ): void {
+    const saved = infoOf(one.device);
+    const kind = text(saved.get(parts.kind));
+    if (kind !== "bridge") return;
+    const fresh = readLinks(one.namespace.socket).find(({ name }) => name === one.device.name);
+    const now = attributes(fresh?.info.get(parts.data) ?? Buffer.alloc(0), 0);
+    const wanted = attributes(saved.get(parts.data) ?? Buffer.alloc(0), 0);
+    const changed = chosen(
+      wanted,
+      settings.filter(
+        (type) => wanted.get(type)?.equals(now.get(type) ?? Buffer.alloc(0)) === false,
+      ),
+    );
+    if (changed.length === 0) return;
+    const info = [attribute(parts.kind, kind), attribute(parts.data, changed)];
+    this.#set(
+      one,
+      "set what is special to its kind",
+      [attribute(rt.IFLA_LINKINFO, info)],
+      rt.RTM_NEWLINK,
+    );
+  }
+
   /** Takes a device of the engine's namespace. */
   #moveIn({ device, namespace }: Made, given: string): void {
-    this.#sendHome(device, `move ${given} into the namespace`, this.#homeIndex(device, given), [
-      attribute(rt.IFLA_IFNAME, device.name),
-      attribute(rt.IFLA_NEW_IFINDEX, u32(device.ifindex)),
-      attribute(rt.IFLA_NET_NS_FD, u32(namespace.fd)),
-    ], { up: false });
+    this.#sendHome(
+      device,
+      `move ${given} into the namespace`,
+      this.#homeIndex(device, given),
+      [
+        attribute(rt.IFLA_IFNAME, device.name),
+        attribute(rt.IFLA_NEW_IFINDEX, u32(device.ifindex)),
+        attribute(rt.IFLA_NET_NS_FD, u32(namespace.fd)),
+      ],
+      { up: false },
+    );
     this.#set({ device, namespace }, "set", [...basics(device), ...further(device)]);
   }
 
@@ -279,7 +335,7 @@ class LinkMaker {
     data: readonly Buffer[],
     more: readonly Buffer[] = [],
   ): void {
-    const body = header(device.ifindex, device.flags & ~rt.IFF_UP);
+    const body = linkHeader(device.ifindex, device.flags & ~rt.IFF_UP);
     const info = attribute(rt.IFLA_LINKINFO, [
       attribute(rt.IFLA_INFO_KIND, kind),
       attribute(rt.IFLA_INFO_DATA, data),
@@ -292,7 +348,12 @@ class LinkMaker {
     if (typeof answer === "number") throw refused(device, `make a device of kind ${kind}`, answer);
   }
 
-  #set({ device, namespace }: Made, doing: string, parts: readonly Buffer[], type: number = rt.RTM_SETLINK): void {
+  #set(
+    { device, namespace }: Made,
+    doing: string,
+    parts: readonly Buffer[],
+    type: number = rt.RTM_SETLINK,
+  ): void {
     const flags = device.flags & ~rt.IFF_UP;
     this.#send(namespace, type, { device, doing, index: device.ifindex, flags, parts });
   }
@@ -308,7 +369,10 @@ class LinkMaker {
     type: number,
     { device, doing, index, flags, parts }: LinkChange,
   ): void {
-    const answer = socket.tryRequest({ type, body: Buffer.concat([header(index, flags), ...parts]) });
+    const answer = socket.tryRequest({
+      type,
+      body: Buffer.concat([linkHeader(index, flags), ...parts]),
+    });
     if (typeof answer === "number") throw refused(device, doing, answer);
   }
 
@@ -320,7 +384,7 @@ class LinkMaker {
     { up }: { readonly up: boolean },
   ): void {
     const change = up ? rt.IFF_UP : 0;
-    const body = header(index, change, change);
+    const body = linkHeader(index, change, change);
     const answer = this.#restore.home.socket.tryRequest({
       type: rt.RTM_SETLINK,
       body: Buffer.concat([body, ...parts]),
@@ -352,7 +416,7 @@ const NLM_F_EXCL = 0x200;
 const NLM_F_CREATE = 0x400;
 
 /** struct ifinfomsg; with no mask the flags are what they all are to be. */
-function header(index: number, flags: number, mask = 0): Buffer {
+function linkHeader(index: number, flags: number, mask = 0): Buffer {
   const body = Buffer.alloc(rt.IFINFOMSG_SIZE);
   body.writeUInt8(AF_UNSPEC, 0);
   body.writeInt32LE(index, 4);
@@ -380,26 +444,13 @@ function infoOf({ link_info: info }: NetDeviceEntry): Map<number, Buffer> {
   return attributes(Buffer.from(info ?? []), 0);
 }
 
-/** Of a port of a bridge, say: what its master knows of it. */
-function portSettings(device: NetDeviceEntry): { kind: string; data: Buffer[] } | undefined {
-  const info = infoOf(device);
-  const kind = text(info.get(rt.IFLA_INFO_SLAVE_KIND));
-  if (kind !== "bridge" || device.master === undefined) return undefined;
-  const data = attributes(info.get(rt.IFLA_INFO_SLAVE_DATA) ?? Buffer.alloc(0), 0);
-  return { kind, data: chosen(data, BRIDGE_PORT_SETTINGS) };
-}
-
-function bridgeData(device: NetDeviceEntry): Buffer[] {
-  const data = attributes(infoOf(device).get(rt.IFLA_INFO_DATA) ?? Buffer.alloc(0), 0);
-  return chosen(data, BRIDGE_SETTINGS);
-}
-
 /** Settings that the kernel tells and does not take: IFLA_MACVLAN_MACADDR_…, IFLA_MACVLAN_BC_QUEUE_LEN_USED. */
 const TOLD_ONLY: Readonly<Record<string, readonly number[]>> = { macvtap: [4, 5, 6, 8] };
 
 /** IFLA_BR_… that can be set: the others tell what the bridge does. */
 const BRIDGE_SETTINGS = [
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 41, 42, 43, 44, 45,
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39,
+  41, 42, 43, 44, 45,
 ];
 /** IFLA_BRPORT_…, likewise. */
 const BRIDGE_PORT_SETTINGS = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 25, 27, 28, 29, 30, 31, 32, 33];

@@ -139,10 +139,10 @@ function linkEntry(link: Link, dump: LinkDump): MessageInput<NetDeviceEntry> {
  * Kinds that CRIU does not know are devices to it that the caller makes; we make them from `link_info`. Hardware can only be
  * brought by the caller.
  */
-function typeOf(link: Link, { isExternal }: LinkDump): number {
+function typeOf(link: Link, dump: LinkDump): number {
   if (link.type === rt.ARPHRD_LOOPBACK) return ND.LOOPBACK;
   if (link.kind !== undefined) return ND_BY_KIND[link.kind] ?? ND.EXTLINK;
-  if (isExternal(link.name)) return ND.EXTLINK;
+  if (dump.isExternal(link.name)) return ND.EXTLINK;
   throw new RepriseError(
     "UNSUPPORTED",
     `cannot dump network device ${link.name}: it is hardware, or of a kind that does not tell its name`,
@@ -235,7 +235,8 @@ const NDM_FLAGS = 10;
 /** A bridge knows its ports' own addresses by itself, and multicast addresses belong to those who listen. */
 function isOwnAddress(body: Buffer): boolean {
   const address = attributes(body, rt.NDMSG_SIZE).get(rt.NDA_LLADDR);
-  const isGroup = ((address?.[0] ?? 0) & 1) !== 0 && !attributes(body, rt.NDMSG_SIZE).has(rt.NDA_DST);
+  const isGroup =
+    ((address?.[0] ?? 0) & 1) !== 0 && !attributes(body, rt.NDMSG_SIZE).has(rt.NDA_DST);
   return isGroup || (body.readUInt8(NDM_FLAGS) & (rt.NTF_SELF | rt.NTF_MASTER)) === rt.NTF_MASTER;
 }
 

@@ -25,12 +25,7 @@ import { readFirewall, restoreFirewall } from "./firewall.ts";
 import { restoreLinks, type FilledNamespace } from "./link-restore.ts";
 import { linkEntries, readLinks, readNeighbours } from "./links.ts";
 import { readRouting, restoreAddresses, restoreRoutes, restoreRules } from "./routing.ts";
-import {
-  holdAddresses,
-  readNetSettings,
-  releaseAddresses,
-  restoreNetSettings,
-} from "./sysctls.ts";
+import { holdAddresses, readNetSettings, releaseAddresses, restoreNetSettings } from "./sysctls.ts";
 import { tunStatesOf } from "./tun-device.ts";
 
 const NO_SETTINGS: NetnsEntry = {
@@ -104,7 +99,9 @@ function writeContent(
     const tuns = tunStatesOf(images);
     const devices = linkEntries(links, {
       namespace: id,
-      namespaces: new Map(nsids.map(({ target_ns_id, netnsid_value }) => [netnsid_value, target_ns_id])),
+      namespaces: new Map(
+        nsids.map(({ target_ns_id, netnsid_value }) => [netnsid_value, target_ns_id]),
+      ),
       settings,
       isExternal: (device) => isExternalDevice(options.external ?? [], device),
       neighbours: readNeighbours(socket),
@@ -153,7 +150,8 @@ function numbersOf(socket: NetlinkSocket, namespaces: CollectedNamespaces): Netn
     });
     if (typeof answer === "number") return [];
     const [body] = answer;
-    const number = body === undefined ? -1 : attributes(body, 4).get(rt.NETNSA_NSID)?.readInt32LE(0);
+    const number =
+      body === undefined ? -1 : attributes(body, 4).get(rt.NETNSA_NSID)?.readInt32LE(0);
     return number === undefined || number < 0 ? [] : [{ target_ns_id: id, netnsid_value: number }];
   });
 }

@@ -15,7 +15,12 @@ import {
 } from "../../sys/netlink.ts";
 
 /** The raw images that ip(8) writes, with their magic numbers. */
-const MAGIC = { ifaddr: 0x47361222, route: 0x45311224, route6: 0x45311224, rule: 0x71706986 } as const;
+const MAGIC = {
+  ifaddr: 0x47361222,
+  route: 0x45311224,
+  route6: 0x45311224,
+  rule: 0x71706986,
+} as const;
 
 export type RoutingImage = keyof typeof MAGIC;
 
@@ -47,7 +52,11 @@ export function restoreAddresses(socket: NetlinkSocket, content: Buffer): void {
 }
 
 /** @throws RepriseError SYSCALL */
-export function restoreRoutes(socket: NetlinkSocket, kind: "route" | "route6", content: Buffer): void {
+export function restoreRoutes(
+  socket: NetlinkSocket,
+  kind: "route" | "route6",
+  content: Buffer,
+): void {
   const wanted = messagesOf(kind, content);
   // A gateway can be named only when there is a route to it, a source only when it is an address.
   const ranks = wanted.map((message) => ({ message, rank: routeRank(message) }));
@@ -85,7 +94,8 @@ function routes(socket: NetlinkSocket, family: number): NetlinkMessage[] {
   return dumpFamily(socket, { type: rt.RTM_GETROUTE, body })
     .filter(({ type, body: route }) => {
       const isCopy = (route.readUInt32LE(RTM_FLAGS) & rt.RTM_F_CLONED) !== 0;
-      const isKernels = tableOf(route) === rt.RT_TABLE_LOCAL && route[RTM_PROTOCOL] === rt.RTPROT_KERNEL;
+      const isKernels =
+        tableOf(route) === rt.RT_TABLE_LOCAL && route[RTM_PROTOCOL] === rt.RTPROT_KERNEL;
       return type === rt.RTM_NEWROUTE && route[0] === family && !isCopy && !isKernels;
     })
     .map((message) => ({ ...message, body: withoutState(message.body) }));
@@ -123,15 +133,17 @@ const RTM_FLAGS = 8;
 const ROUTE_STATE = 0x1 | 0x10 | 0x8 | 0x40 | 0x4000 | 0x8000 | 0x20000000;
 
 function tableOf(route: Buffer): number {
-  return attributes(route, rt.RTMSG_SIZE).get(rt.RTA_TABLE)?.readUInt32LE(0) ?? route[RTM_TABLE] ?? 0;
+  return (
+    attributes(route, rt.RTMSG_SIZE).get(rt.RTA_TABLE)?.readUInt32LE(0) ?? route[RTM_TABLE] ?? 0
+  );
 }
 
 function withoutState(route: Buffer): Buffer {
   const copy = Buffer.from(route);
   copy.writeUInt32LE((copy.readUInt32LE(RTM_FLAGS) & ~ROUTE_STATE) >>> 0, RTM_FLAGS);
-  const multipath = attributes(copy, rt.RTMSG_SIZE).get(rt.RTA_MULTIPATH);
+  const multipath = attributes(copy, rt.RTMSG_SIZE).get(rt.RTA_MULTIPATH) ?? Buffer.alloc(0);
   // struct rtnexthop, each with attributes of its own.
-  for (let at = 0; multipath !== undefined && at + 8 <= multipath.length; ) {
+  for (let at = 0; at + 8 <= multipath.length;) {
     const length = multipath.readUInt16LE(at);
     multipath[at + 2] = (multipath[at + 2] ?? 0) & ~0x19;
     if (length < 8) break;
@@ -160,7 +172,10 @@ function messagesOf(kind: RoutingImage, content: Buffer): NetlinkMessage[] {
   // Images of a namespace that was not saved are empty.
   if (content.length === 0) return [];
   if (content.length < 4 || content.readUInt32LE(0) !== MAGIC[kind]) {
-    throw new RepriseError("BAD_IMAGE", `cannot read the ${kind} image: it has no magic number of ip(8)`);
+    throw new RepriseError(
+      "BAD_IMAGE",
+      `cannot read the ${kind} image: it has no magic number of ip(8)`,
+    );
   }
   return decodeMessages(content.subarray(4));
 }

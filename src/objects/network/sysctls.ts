@@ -34,7 +34,9 @@ type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
 /** Everything that is set in the namespace that the calling thread is in. */
 export interface NetSettings {
   readonly netns: ConfOfAll &
-    Pick<NetnsEntry, "unix_conf" | "ipv4_sysctl"> & { readonly sysctls: MessageInput<RepriseSysctl>[] };
+    Pick<NetnsEntry, "unix_conf" | "ipv4_sysctl"> & {
+      readonly sysctls: MessageInput<RepriseSysctl>[];
+    };
   device(name: string): ConfOfDevice;
 }
 
@@ -53,7 +55,11 @@ export function readNetSettings(innerGid: (gid: number) => number): NetSettings 
   });
   const [all, fresh] = [conf("all"), conf("default")];
   const devices = new Map(
-    [...new Set([...values.keys()].flatMap((name) => /^ipv[46]\/conf\/([^/]+)\//.exec(name)?.[1] ?? []))]
+    [
+      ...new Set(
+        [...values.keys()].flatMap((name) => /^ipv[46]\/conf\/([^/]+)\//.exec(name)?.[1] ?? []),
+      ),
+    ]
       .filter((name) => name !== "all" && name !== "default")
       .map((name) => [name, conf(name)]),
   );
@@ -95,7 +101,10 @@ export function restoreNetSettings(netns: NetnsEntry, restore: SettingsRestore):
   });
   const range = netns.ipv4_sysctl[0]?.sarg;
   if (range !== undefined) {
-    const gids = range.trim().split(/\s+/).map((gid) => restore.outerGid(Number(gid)));
+    const gids = range
+      .trim()
+      .split(/\s+/)
+      .map((gid) => restore.outerGid(Number(gid)));
     writeOne(PING_GROUPS, gids.join("\t"), weak);
   }
   restoreOthers(netns, undefined);
