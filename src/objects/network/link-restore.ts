@@ -118,7 +118,12 @@ class LinkMaker {
       index: 0,
       flags: device.flags,
       // A bridge has taken over the mtu of its first port.
-      parts: [attribute(rt.IFLA_IFNAME, device.name), attribute(rt.IFLA_MTU, u32(device.mtu))],
+      parts: [
+        attribute(rt.IFLA_IFNAME, device.name),
+        attribute(rt.IFLA_MTU, u32(device.mtu)),
+        // Not taken when a device is made.
+        ...chosen(attributes(Buffer.from(device.link_attributes ?? []), 0), [rt.IFLA_IFALIAS]),
+      ],
     });
     for (const message of decodeMessages(Buffer.from(device.neighbours ?? []))) {
       const flags = NLM_F_CREATE | NLM_F_REPLACE;

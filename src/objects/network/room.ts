@@ -15,14 +15,13 @@ import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { attribute, attributes, NetlinkSocket, u32 } from "../../sys/netlink.ts";
 import { Program } from "../../tracee/program.ts";
-import type { CollectedNamespaces } from "../namespaces/collect.ts";
 import type { PlannedNamespace } from "../namespaces/plan.ts";
-import type { NamespaceRoom, NamespacesDump, NamespacesRestore } from "../namespaces/room.ts";
+import type { NamespaceRoom, NamespacesRestore } from "../namespaces/room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "../namespaces/user.ts";
 import { readConntrack, restoreConntrack } from "./conntrack.ts";
 import { isExternalDevice } from "./external.ts";
 import { readFirewall, restoreFirewall } from "./firewall.ts";
-import { restoreLinks, type FilledNamespace } from "./link-restore.ts";
+import { restoreLinks, type FilledNamespace, type LinksRestore } from "./link-restore.ts";
 import { linkEntries, readLinks, readNeighbours } from "./links.ts";
 import { readRouting, restoreAddresses, restoreRoutes, restoreRules } from "./routing.ts";
 import { holdAddresses, readNetSettings, releaseAddresses, restoreNetSettings } from "./sysctls.ts";
@@ -49,24 +48,50 @@ export const netRoom: NamespaceRoom = {
   kind: "net",
 
   write({ id, inode, pid }, dump) {
-    if (dump.options.emptyNet === true) return;
+    const { images, options, namespaces } = dump;
+    if (options.emptyNet === true) return;
+    const user = namespaces.ofRoot("user");
+    const maps = user === undefined ? undefined : collectMaps(user.pid);
     const fd = openSync(`/proc/${pid}/ns/net`, "r");
     try {
-      inNetNamespace(fd, () => writeContent({ id, inode }, dump));
+      inNetNamespace(fd, () => {
+        writeNetNamespace(
+          { id, inode },
+          {
+            images,
+            external: options.external ?? [],
+            others: namespaces.all.filter(({ kind }) => kind === "net"),
+            innerUid: (uid) => (maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid)),
+            innerGid: (gid) => (maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid)),
+          },
+        );
+      });
     } finally {
       closeSync(fd);
     }
   },
 
   restore(namespaces, restore) {
+    const { set, plan, options } = restore;
+    const user = plan.made("user");
+    const maps = user === undefined ? undefined : savedMaps(set, user.id);
     const filling = openNamespaces(namespaces, restore);
     const home = {
       fd: openSync("/proc/thread-self/ns/net", "r"),
       socket: new NetlinkSocket(NETLINK_ROUTE),
     };
     try {
-      if (restore.options.emptyNet === true) filling.forEach(bringLoopbackUp);
-      else fill(filling, restore, home);
+      if (options.emptyNet === true) filling.forEach(bringLoopbackUp);
+      else {
+        fillNetNamespaces(filling, {
+          reader: set.reader,
+          home,
+          external: options.external ?? [],
+          weakSysctls: options.weakSysctls ?? false,
+          outerUid: (uid) => (maps === undefined ? uid : (idOutside(maps.uid_map, uid) ?? uid)),
+          outerGid: (gid) => (maps === undefined ? gid : (idOutside(maps.gid_map, gid) ?? gid)),
+        });
+      }
     } finally {
       home.socket.close();
       closeSync(home.fd);
@@ -78,34 +103,42 @@ export const netRoom: NamespaceRoom = {
   },
 };
 
-/** Runs in the namespace. */
-function writeContent(
+export interface NetNamespaceDump {
+  readonly images: ImageSetWriter;
+  /** `--external` words. */
+  readonly external: readonly string[];
+  /** All network namespaces of the tree, by a task that is in each. */
+  readonly others: readonly { readonly id: number; readonly pid: number }[];
+  innerUid(uid: number): number;
+  innerGid(gid: number): number;
+}
+
+/** Writes the images of the namespace that the calling thread is in. @throws RepriseError UNSUPPORTED, SYSCALL */
+export function writeNetNamespace(
   { id, inode }: { readonly id: number; readonly inode: number },
-  dump: NamespacesDump,
+  dump: NetNamespaceDump,
 ): void {
-  const { images, options, namespaces } = dump;
+  const { images, external } = dump;
   const socket = new NetlinkSocket(NETLINK_ROUTE);
   try {
     // The kernel gives a namespace a number when a device tells of its peer there.
     const links = readLinks(socket);
-    const nsids = numbersOf(socket, namespaces);
-    const user = namespaces.ofRoot("user");
-    const maps = user === undefined ? undefined : collectMaps(user.pid);
-    const innerUid = (uid: number): number =>
-      maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid);
-    const innerGid = (gid: number): number =>
-      maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid);
-    const settings = readNetSettings(innerGid);
+    const nsids = numbersOf(socket, dump.others);
+    const settings = readNetSettings((gid) => dump.innerGid(gid));
     const tuns = tunStatesOf(images);
     const devices = linkEntries(links, {
       namespace: id,
       namespaces: new Map(
-        nsids.map(({ target_ns_id, netnsid_value }) => [netnsid_value, target_ns_id]),
+        nsids.map(({ target_ns_id: target, netnsid_value: number }) => [number, target]),
       ),
       settings,
-      isExternal: (device) => isExternalDevice(options.external ?? [], device),
+      isExternal: (device) => isExternalDevice(external, device),
       neighbours: readNeighbours(socket),
-      tuns: { of: (device) => tuns.get(`${inode}/${device}`), innerUid, innerGid },
+      tuns: {
+        of: (device) => tuns.get(`${inode}/${device}`),
+        innerUid: (uid) => dump.innerUid(uid),
+        innerGid: (gid) => dump.innerGid(gid),
+      },
     });
     images.write("netns", id, [{ ...NO_SETTINGS, ...settings.netns, nsids }]);
     images.write("netdev", id, devices);
@@ -141,9 +174,8 @@ function readRaw(reader: ImageSetReader, kind: RawNetImage, id: number): Buffer 
 }
 
 /** The numbers by which the socket's namespace knows the others of the tree. */
-function numbersOf(socket: NetlinkSocket, namespaces: CollectedNamespaces): NetnsId[] {
-  return namespaces.all.flatMap(({ kind, id, pid }) => {
-    if (kind !== "net") return [];
+function numbersOf(socket: NetlinkSocket, others: NetNamespaceDump["others"]): NetnsId[] {
+  return others.flatMap(({ id, pid }) => {
     const answer = socket.tryRequest({
       type: rt.RTM_GETNSID,
       body: Buffer.concat([Buffer.alloc(4), attribute(rt.NETNSA_PID, u32(pid))]),
@@ -156,15 +188,11 @@ function numbersOf(socket: NetlinkSocket, namespaces: CollectedNamespaces): Netn
   });
 }
 
-interface Filling extends FilledNamespace {
-  readonly planned: PlannedNamespace;
-}
-
 /** Makes the further namespaces, and opens all of them in the engine. */
 function openNamespaces(
   namespaces: readonly PlannedNamespace[],
   restore: NamespacesRestore,
-): Filling[] {
+): FilledNamespace[] {
   const { rootPid, set } = restore;
   const places = makeNested(namespaces, restore);
   return namespaces.map((planned) => {
@@ -173,7 +201,6 @@ function openNamespaces(
     const fd = openSync(path, "r");
     const saved = set.namespaces.net.get(planned.id);
     return {
-      planned,
       id: planned.id,
       fd,
       socket: inNetNamespace(fd, () => new NetlinkSocket(NETLINK_ROUTE)),
@@ -211,35 +238,26 @@ function makeNested(
   return places;
 }
 
-function fill(
-  filling: readonly Filling[],
-  restore: NamespacesRestore,
-  home: { readonly fd: number; readonly socket: NetlinkSocket },
+export interface NetNamespacesFill extends LinksRestore {
+  readonly reader: ImageSetReader;
+}
+
+/** Fills fresh namespaces from their images. @throws RepriseError BAD_IMAGE, UNSUPPORTED, SYSCALL */
+export function fillNetNamespaces(
+  filling: readonly FilledNamespace[],
+  restore: NetNamespacesFill,
 ): void {
-  const { set, plan, options } = restore;
-  const user = plan.made("user");
-  const maps = user === undefined ? undefined : savedMaps(set, user.id);
-  const outerUid = (uid: number): number =>
-    maps === undefined ? uid : (idOutside(maps.uid_map, uid) ?? uid);
-  const outerGid = (gid: number): number =>
-    maps === undefined ? gid : (idOutside(maps.gid_map, gid) ?? gid);
-  const weak = options.weakSysctls ?? false;
+  const weak = restore.weakSysctls;
   for (const { fd, netns } of filling) {
     inNetNamespace(fd, () => {
-      restoreNetSettings(netns, { outerGid, weak });
+      restoreNetSettings(netns, { outerGid: (gid) => restore.outerGid(gid), weak });
       holdAddresses("all");
     });
   }
   for (const one of filling) tellNumbers(one, filling);
-  restoreLinks(filling, {
-    home,
-    external: options.external ?? [],
-    weakSysctls: weak,
-    outerUid,
-    outerGid,
-  });
+  restoreLinks(filling, restore);
   for (const { id, fd, socket, netns, devices } of filling) {
-    const raw = (kind: RawNetImage): Buffer => readRaw(set.reader, kind, id);
+    const raw = (kind: RawNetImage): Buffer => readRaw(restore.reader, kind, id);
     restoreAddresses(socket, raw("ifaddr"));
     restoreRoutes(socket, "route", raw("route"));
     restoreRoutes(socket, "route6", raw("route6"));
@@ -254,7 +272,10 @@ function fill(
 }
 
 /** The namespaces know each other by the numbers that they had. */
-function tellNumbers({ socket, netns }: Filling, filling: readonly Filling[]): void {
+function tellNumbers(
+  { socket, netns }: FilledNamespace,
+  filling: readonly FilledNamespace[],
+): void {
   for (const { target_ns_id: target, netnsid_value: number } of netns.nsids) {
     const other = filling.find(({ id }) => id === target);
     if (other === undefined) continue;
@@ -276,7 +297,7 @@ function tellNumbers({ socket, netns }: Filling, filling: readonly Filling[]): v
 }
 
 /** Nothing else is done to a namespace that is to stay empty. */
-function bringLoopbackUp({ socket }: Filling): void {
+function bringLoopbackUp({ socket }: FilledNamespace): void {
   const body = Buffer.alloc(rt.IFINFOMSG_SIZE);
   body.writeUInt32LE(rt.IFF_UP, 8);
   body.writeUInt32LE(rt.IFF_UP, 12);

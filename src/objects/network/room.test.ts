@@ -1,0 +1,199 @@
+// What is in a network namespace, saved and put into a fresh one: the tools of the system must tell the same of both.
+
+import { spawn, type ChildProcess } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { ImageSetReader } from "../../images/image-set-reader.ts";
+import { ImageSetWriter } from "../../images/image-set-writer.ts";
+import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
+import { NetlinkSocket } from "../../sys/netlink.ts";
+import { NetNamespace } from "./net-namespace.fixture.ts";
+import { fillNetNamespaces, writeNetNamespace } from "./room.ts";
+
+let dir: string;
+let tasks: ChildProcess[];
+
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "reprise-netns-"));
+  tasks = [];
+});
+
+afterEach(() => {
+  for (const task of tasks) task.kill("SIGKILL");
+  rmSync(dir, { recursive: true, force: true });
+});
+
+/** What the tools tell; without what counts up, and what is still being tried out. */
+const ASK = [
+  "ip -d addr",
+  "ip route show table all",
+  "ip -6 route show table all",
+  "ip rule",
+  "ip -6 rule",
+  "ip neigh show nud permanent",
+  "nft list ruleset",
+  "iptables-legacy-save 2>/dev/null",
+];
+const VOLATILE = /(gc|forward_delay|hello)_timer +\S+|\[\d+:\d+\]|^#.*$/gm;
+
+/** Addresses are used at once, so that nothing changes while the tools look. */
+const QUIET = "for i in all default; do echo 0 > /proc/sys/net/ipv6/conf/$i/accept_dad; done";
+
+function tellAll(net: NetNamespace): string[] {
+  return ASK.map((command) => {
+    const lines = net.run(command).replace(VOLATILE, "").split("\n");
+    const told = lines.map((line) => line.trim().replace(/ +/g, " "));
+    return command.startsWith("ip ") && command.includes("route")
+      ? told.toSorted().join("\n")
+      : told.join("\n");
+  });
+}
+
+/** Saves namespaces under the numbers 10, 11, …, and puts them into fresh ones. */
+function carryOver(
+  from: readonly NetNamespace[],
+  external: readonly string[] = [],
+): NetNamespace[] {
+  const images = new ImageSetWriter(dir, { sync: "none" });
+  // A task in each, as the kernel is asked by pids.
+  const namespaces = from.map((net, index) => {
+    const task = net.inside(() => spawn("sleep", ["60"]));
+    tasks.push(task);
+    return { kind: "net" as const, id: 10 + index, inode: index, pid: task.pid as number };
+  });
+  for (const [index, { id, inode }] of namespaces.entries()) {
+    const net = from[index] as NetNamespace;
+    net.inside(() => {
+      writeNetNamespace(
+        { id, inode },
+        { images, external, others: namespaces, innerUid: (uid) => uid, innerGid: (gid) => gid },
+      );
+    });
+  }
+  images.commit({ img_version: 2, fdinfo_per_id: true });
+  const reader = new ImageSetReader(dir);
+  const fresh = from.map(() => new NetNamespace("ip link set lo down"));
+  using home = new NetNamespace();
+  const filling = fresh.map((net, index) => ({
+    id: 10 + index,
+    fd: net.fd,
+    socket: net.inside(() => new NetlinkSocket(NETLINK_ROUTE)),
+    netns: reader.readOne("netns", 10 + index),
+    devices: reader.read("netdev", 10 + index),
+  }));
+  const socket = home.inside(() => new NetlinkSocket(NETLINK_ROUTE));
+  fillNetNamespaces(filling, {
+    reader,
+    home: { fd: home.fd, socket },
+    external,
+    weakSysctls: false,
+    outerUid: (uid) => uid,
+    outerGid: (gid) => gid,
+  });
+  return fresh;
+}
+
+it("carries over devices, addresses, routes, rules, neighbours and firewall", async () => {
+  using net = new NetNamespace(
+    QUIET,
+    "ip link add br0 type bridge forward_delay 500",
+    "ip link add va type veth peer name vb",
+    "ip link set vb master br0",
+    "bridge link set dev vb isolated on",
+    "ip link add mv0 link va type macvlan mode bridge",
+    "ip link add mt0 link va type macvtap mode vepa",
+    "ip link add vx0 type vxlan id 5 dstport 4789 local 10.1.2.3",
+    "ip link add ifb9 type ifb",
+    "ip tuntap add dev tp0 mode tap user 5 pi",
+    "ip addr add 10.1.2.3/24 dev va label va:1",
+    "ip addr add fd00::5/64 dev va",
+    "ip addr add 192.0.2.1 peer 192.0.2.2 dev mv0",
+    "ip link set dev ifb9 alias 'a name'",
+    "ip link set va up; ip link set vb up; ip link set mv0 up; ip link set br0 up mtu 1400",
+    "until ip addr show br0 | grep -q fe80; do sleep 0.05; done",
+    "ip route add 10.9.0.0/16 via 10.1.2.9 metric 7",
+    "ip route add 10.8.0.0/16 via 10.1.2.9 table 77",
+    "ip route add default nexthop via 10.1.2.9 weight 2 nexthop dev mv0",
+    "ip route add blackhole 10.7.0.0/16",
+    "ip -6 route add fd01::/64 via fd00::9",
+    "ip rule add from 10.8.1.1 table 77 prio 500; ip rule del prio 32767",
+    "ip -6 rule add from fd02::/64 table 78 prio 501",
+    "ip neigh add 10.1.2.9 lladdr 02:00:00:00:00:09 dev va nud permanent",
+    "ip neigh add proxy 10.1.2.77 dev va",
+    "bridge fdb add 02:00:00:00:00:11 dev vx0 dst 10.1.2.44",
+    "nft add table inet foo; nft add chain inet foo c '{ type filter hook input priority 5; }'",
+    "nft add rule inet foo c tcp dport 99 drop",
+    "iptables-legacy -A INPUT -p tcp --dport 98 -j DROP",
+  );
+  const [fresh] = carryOver([net]) as [NetNamespace];
+  using _ = fresh;
+  // The kernel tells a device on top of another of its carrier when it finds the time.
+  await expect.poll(() => tellAll(fresh), { timeout: 5_000 }).toEqual(tellAll(net));
+  expect(fresh.run("bridge fdb show dev vx0")).toContain("02:00:00:00:00:11 dst 10.1.2.44");
+  expect(fresh.run("bridge -d link show dev vb")).toContain("isolated on");
+});
+
+it("carries over settings of the namespace and of its devices", () => {
+  const settings = {
+    "ipv4/conf/all/rp_filter": "2",
+    "ipv4/conf/default/arp_ignore": "1",
+    "ipv4/conf/v0/proxy_arp": "1",
+    "ipv4/conf/v0/bc_forwarding": "1",
+    "ipv6/conf/v0/accept_ra": "2",
+    "ipv6/conf/v0/accept_dad": "2",
+    "ipv6/conf/v0/mtu": "1300",
+    "ipv6/conf/lo/hop_limit": "99",
+    "ipv6/conf/all/forwarding": "1",
+    "ipv6/conf/default/stable_secret": "2001:db8::1",
+    "ipv4/neigh/v0/gc_stale_time": "61",
+    "ipv4/tcp_syn_retries": "7",
+    "ipv4/ip_local_port_range": "40000\t41000",
+    "ipv4/ping_group_range": "5\t7",
+    "unix/max_dgram_qlen": "77",
+  };
+  using net = new NetNamespace(
+    "ip link add v0 type veth peer name v1",
+    ...Object.entries(settings).map(([name, value]) => `echo '${value}' > /proc/sys/net/${name}`),
+    "ip link set v0 up",
+    "echo 1300 > /proc/sys/net/ipv6/conf/v0/mtu",
+  );
+  const [fresh] = carryOver([net]) as [NetNamespace];
+  using _ = fresh;
+  for (const [name, value] of Object.entries(settings)) {
+    const [saved, now] = [net, fresh].map((one) => one.run(`cat /proc/sys/net/${name}`).trim());
+    expect([name, now]).toEqual([name, saved]);
+    if (name !== "ipv6/conf/default/stable_secret") expect([name, now]).toEqual([name, value]);
+  }
+});
+
+it("carries over pairs of devices between namespaces, and the numbers that these have for each other", () => {
+  using one = new NetNamespace(QUIET, "ip link add a0 type veth peer name b0", "ip link set a0 up");
+  using two = new NetNamespace(QUIET);
+  const task = two.inside(() => spawn("sleep", ["60"]));
+  tasks.push(task);
+  one.run(`ip link set b0 netns ${task.pid}`);
+  two.run("ip link set b0 up; ip addr add 10.5.0.2/24 dev b0");
+  one.run("ip addr add 10.5.0.1/24 dev a0");
+  const [first, second] = carryOver([one, two]) as [NetNamespace, NetNamespace];
+  using _ = first;
+  using __ = second;
+  expect(tellAll(first)).toEqual(tellAll(one));
+  expect(tellAll(second)).toEqual(tellAll(two));
+  // Nobody listens there, and says so over the pair of devices.
+  const call = "bash -c 'echo > /dev/tcp/10.5.0.2/9' 2>&1 || true";
+  expect(first.run(call)).toContain("refused");
+});
+
+it("makes the outer end of a pair where the caller wants it, and refuses a pair without one", () => {
+  using outer = new NetNamespace("ip link add v0 type veth peer name o0");
+  using net = new NetNamespace();
+  const task = net.inside(() => spawn("sleep", ["60"]));
+  tasks.push(task);
+  outer.run(`ip link set v0 netns ${task.pid}`);
+  expect(() => carryOver([net])).toThrow(/device v0: the other end of this veth pair was outside/);
+  const [fresh] = carryOver([net], ["veth[v0]:out0"]) as [NetNamespace];
+  using _ = fresh;
+  expect(fresh.run("ip -o link show v0")).toContain("link-netnsid");
+});
