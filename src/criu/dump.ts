@@ -8,6 +8,7 @@ import { log } from "../log.ts";
 import { cgroupDumpOptions } from "./cgroups.ts";
 import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
 import { namespaceDumpOptions } from "./namespace-options.ts";
+import { pageServerPlace } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
 import { printOut } from "./output.ts";
 import { scriptRunner, type Client } from "./scripts.ts";
@@ -27,6 +28,7 @@ export async function dump(
       hint: "Give the root of the tree: -t PID.",
     });
   }
+  const pageServer = await pageServerPlace(options);
   const runner = scriptRunner({
     scripts: options.lists["action-script"] ?? [],
     imagesDirFd: directories.imagesDirFd,
@@ -39,6 +41,7 @@ export async function dump(
       imagesDir: directories.imagesDir,
       workDir: directories.workDir,
       hooks: runner,
+      ...(pageServer === undefined ? {} : { pageServer }),
     });
     if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
   } catch (error) {

@@ -15,7 +15,7 @@ const FAILURE = 1;
 /** What a return of -1 from a C program's main is. */
 const MINUS_ONE = 255;
 
-const KNOWN_ACTIONS = ["lazy-pages", "page-server", "service", "dedup", "cpuinfo"] as const;
+const KNOWN_ACTIONS = ["lazy-pages", "service", "cpuinfo"] as const;
 
 void main(process.argv.slice(2));
 
@@ -48,6 +48,7 @@ async function run(args: readonly string[]): Promise<number> {
     case "dump":
     case "pre-dump":
     case "dedup":
+    case "page-server":
     case "restore":
       return runWithImages(action, options);
     case "check": {
@@ -90,6 +91,7 @@ const FAILED = {
   dump: "Dumping FAILED.",
   "pre-dump": "Pre-dumping FAILED.",
   dedup: "Deduplicating FAILED.",
+  "page-server": "Receiving pages FAILED.",
   restore: "Restoring FAILED.",
 } as const;
 
@@ -112,6 +114,10 @@ async function runWithImages(action: keyof typeof FAILED, options: CriuOptions):
     if (action === "dedup") {
       const { dedupAction } = await import("./dedup.ts");
       return dedupAction(directories);
+    }
+    if (action === "page-server") {
+      const { pageServerAction } = await import("./page-server.ts");
+      return await pageServerAction(options, directories);
     }
     const { restoreAction } = await import("./restore.ts");
     return await restoreAction(options, directories);

@@ -12,6 +12,8 @@ export interface Directories {
   readonly workDir: string;
   /** Kept open: scripts reach the images through it. */
   readonly imagesDirFd: number;
+  /** Where the command was started. */
+  readonly startDir: string;
 }
 
 /**
@@ -24,8 +26,9 @@ export function enterDirectories(options: CriuOptions): Directories {
   const workDir = resolve(options.values["work-dir"] ?? imagesDir);
   const imagesDirFd = openDirectory(imagesDir, "images");
   closeSync(openDirectory(workDir, "work"));
+  const startDir = process.cwd();
   process.chdir(workDir);
-  return { imagesDir, workDir, imagesDirFd };
+  return { imagesDir, workDir, imagesDirFd, startDir };
 }
 
 function openDirectory(path: string, which: string): number {

@@ -6,6 +6,7 @@ import { log } from "../log.ts";
 import { dumpStatsText } from "./dump.ts";
 import { numberValue, type CriuOptions } from "./options.ts";
 import { printOut } from "./output.ts";
+import { pageServerPlace } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
 import { scriptRunner } from "./scripts.ts";
 
@@ -24,6 +25,7 @@ export async function preDumpAction(
   }
   const timeout = numberValue(options, "timeout", 0);
   const parentDir = options.values["prev-images-dir"];
+  const pageServer = await pageServerPlace(options);
   const { stats } = await preDump({
     pid,
     imagesDir: directories.imagesDir,
@@ -33,6 +35,10 @@ export async function preDumpAction(
       scripts: options.lists["action-script"] ?? [],
       imagesDirFd: directories.imagesDirFd,
     }),
+    ...(pageServer === undefined ? {} : { pageServer }),
+    ...(options.values["freeze-cgroup"] === undefined
+      ? {}
+      : { freezeCgroup: options.values["freeze-cgroup"] }),
     ...(parentDir === undefined ? {} : { parentDir }),
     ...(timeout === undefined ? {} : { timeoutMs: timeout * SECOND }),
   });

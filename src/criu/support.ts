@@ -10,11 +10,9 @@ import type { CriuOptions, OptionName } from "./options.ts";
 const REFUSED: readonly OptionName[] = [
   "restore-sibling",
   "lazy-pages",
-  "page-server",
   "stream",
   "tls",
   "mntns-compat-mode",
-  "ps-socket",
   "lsm-profile",
   "lsm-mount-context",
   "veth-pair",

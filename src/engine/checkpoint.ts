@@ -21,6 +21,7 @@ import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
+import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { asRepriseError } from "./system-error.ts";
 import { writeTree } from "./write.ts";
 
@@ -49,6 +50,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly networkLock?: NetworkLockMethod;
   /** The set before, relative to `imagesDir`, of a pre-dump or a dump: pages that it has are not written again. */
   readonly parentDir?: string;
+  /** Send pages to a page server instead of writing them here. */
+  readonly pageServer?: PageServerPlace;
   /** Punch what this set has itself out of the sets before it, which then are worth nothing alone. @default false */
   readonly autoDedup?: boolean;
   /** This set may become the parent of a later one. @default with `parentDir` */
@@ -128,6 +131,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
     const memory = await writeTree(tree, collected, inside, images, parent);
+    images.remotePages?.finish();
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
 
     if (options.dryRun === true) {
@@ -189,10 +193,16 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   }
 }
 
-function makeDirectory({ imagesDir, parentDir, pid }: CheckpointOptions): ImageSetWriter {
+function makeDirectory({
+  imagesDir,
+  parentDir,
+  pageServer,
+  pid,
+}: CheckpointOptions): ImageSetWriter {
   try {
     const images = new ImageSetWriter(imagesDir, { sync: "none" });
     if (parentDir !== undefined) linkParent(imagesDir, parentDir);
+    if (pageServer !== undefined) images.remotePages = new PageClient(pageServer);
     return images;
   } catch (error) {
     throw asRepriseError(error, `dump pid ${pid}`);

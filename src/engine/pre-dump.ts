@@ -4,10 +4,9 @@
 
 import { ImageSetWriter } from "../images/image-set.ts";
 import { imageName } from "../images/names.ts";
-import type { PageRun } from "../images/pagemap.ts";
 import { log } from "../log.ts";
 import { nextPagesId } from "../objects/files/pages-id.ts";
-import { movePages, PagesFile } from "../objects/memory/page-sink.ts";
+import { movePages, PagesFile, type PageCounts } from "../objects/memory/page-sink.ts";
 import { scanPages, type PageScan } from "../objects/memory/pages.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { collectVmas, VMA_AIORING, type DumpedVma } from "../objects/memory/vma.ts";
@@ -18,6 +17,7 @@ import { dedup } from "./dedup.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import { linkParent, ParentSet, uptimeMicroseconds } from "./incremental.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
+import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { writeDumpStats } from "./stats.ts";
 import { syncDirectory } from "./sync.ts";
 import { asRepriseError } from "./system-error.ts";
@@ -30,10 +30,14 @@ export interface PreDumpOptions {
   readonly workDir?: string;
   /** The set before, relative to `imagesDir`: pages that it has are not written again. */
   readonly parentDir?: string;
+  /** Send pages to a page server instead of writing them here. */
+  readonly pageServer?: PageServerPlace;
   /** Punch what this set has itself out of the sets before it, which then are worth nothing alone. @default false */
   readonly autoDedup?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
+  /** cgroup directory to freeze the tree with while it is stopped. */
+  readonly freezeCgroup?: string;
   readonly hooks?: EngineHooks;
   readonly onEvent?: ProgressListener;
 }
@@ -61,7 +65,7 @@ export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
   const found: TaskToRead[] = [];
   try {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const tree = freezeTree(options.pid, { timeoutMs });
+    const tree = freezeTree(options.pid, { timeoutMs, freezeCgroup: options.freezeCgroup });
     const frozenAt = performance.now();
     let uptime: bigint;
     try {
@@ -76,6 +80,7 @@ export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
     options.onEvent?.({ kind: "resumed", ms: since() });
     const parent = ParentSet.of(options.imagesDir);
     const counts = found.map((task) => savePages(task, { images, parent }));
+    images.remotePages?.finish();
     const pages = counts.reduce((sum, { written }) => sum + written, 0);
     options.onEvent?.({ kind: "memory", pages, ms: since() });
     images.commit({
@@ -98,10 +103,11 @@ export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
   }
 }
 
-function openImages({ imagesDir, parentDir, pid }: PreDumpOptions): ImageSetWriter {
+function openImages({ imagesDir, parentDir, pageServer, pid }: PreDumpOptions): ImageSetWriter {
   try {
     const images = new ImageSetWriter(imagesDir, { sync: "none" });
     if (parentDir !== undefined) linkParent(imagesDir, parentDir);
+    if (pageServer !== undefined) images.remotePages = new PageClient(pageServer);
     return images;
   } catch (error) {
     throw asRepriseError(error, `pre-dump pid ${pid}`);
@@ -126,27 +132,27 @@ function lookAt(task: FrozenTask): TaskToRead {
   return { innerPid: task.innerPid, vmas, scan, memory: new TaskMemory(task.pid) };
 }
 
-interface PageCounts {
-  readonly written: number;
-  readonly inParent: number;
-}
-
 interface PageTarget {
   readonly images: ImageSetWriter;
   readonly parent: ParentSet;
 }
 
 function savePages(task: TaskToRead, { images, parent }: PageTarget): PageCounts {
-  const runs: readonly PageRun[] = parent.mark(task.scan.runs, task);
+  if (images.remotePages !== undefined) {
+    const sink = images.remotePages.open("pagemap", task.innerPid);
+    const runs = sink.inParent ? parent.mark(task.scan.runs, task) : task.scan.runs;
+    return movePages(runs, task.memory, sink);
+  }
+  const runs = parent.mark(task.scan.runs, task);
   const pagesId = nextPagesId(images);
   const raw = images.openRaw("pages", pagesId);
   using file = new PagesFile(raw.fd, images.path(imageName("pages", pagesId)));
-  movePages(runs, task.memory, file);
+  const counts = movePages(runs, task.memory, file);
   raw.close();
   // A pagemap without entries is one that CRIU cannot read: a task that ended meanwhile has none.
   if (file.runs.length === 0) log.info(`pid ${task.innerPid} ended, or has no memory any more`);
   else images.writePagemap("pagemap", task.innerPid, { pagesId, runs: file.runs });
-  return file.count();
+  return counts;
 }
 
 interface Saved {

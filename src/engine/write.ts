@@ -1,17 +1,17 @@
 // Writing the images of a collected tree: memory first, then one small set of images a task, then the files of all.
 
-import { readdirSync, statSync } from "node:fs";
-import { join } from "node:path";
-import { nextPagesId } from "../objects/files/pages-id.ts";
-import { PAGE_SIZE } from "../sys/abi/mman.ts";
+import { nextPagesId, remoteSharedPages, writtenPages } from "../objects/files/pages-id.ts";
 import { writePages, scanPages, type PageScan } from "../objects/memory/pages.ts";
+import { movePages } from "../objects/memory/page-sink.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { guardEntry } from "../objects/memory/vma.ts";
 import { mmEntry } from "../objects/memory/mm.ts";
 import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
+import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import { crc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
+import type { RemotePages } from "../images/image-set-writer.ts";
 import { imageName } from "../images/names.ts";
 import { PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
 import type { CgroupTable } from "../objects/cgroups/dump.ts";
@@ -64,7 +64,7 @@ export async function writeTree(
   const countRuns = (bit: number): number =>
     scans.reduce((sum, { runs }) => sum + countPages(runs, bit), 0);
   const pagesWritten = countRuns(PE_PRESENT);
-  const shared = pagesOnDisk(images.dir) - pagesWritten;
+  const shared = sharedPages(images, pagesWritten);
   return {
     pagesWritten,
     stats: (of, { begun: start, frozenAt }) => ({
@@ -104,10 +104,11 @@ function writeNamespaces(
   if (namespaces.ofRoot("time") === undefined) writeOwnClocks(images);
 }
 
-/** All pages of the set, those of shared memory included. */
-function pagesOnDisk(dir: string): number {
-  const files = readdirSync(dir).filter((name) => /^pages-\d+\.img$/.test(name));
-  return files.reduce((sum, name) => sum + statSync(join(dir, name)).size, 0) / PAGE_SIZE;
+/** Pages of shared memory, which the rooms of their files have written. */
+function sharedPages(images: ImageSetWriter, privatePages: number): number {
+  return images.remotePages === undefined
+    ? writtenPages(images) - privatePages
+    : remoteSharedPages(images);
 }
 
 function micro(ms: number): number {
@@ -130,6 +131,7 @@ async function writeMemory(
   images: ImageSetWriter,
   parent: ParentSet,
 ): Promise<TaskScan> {
+  if (images.remotePages !== undefined) return sendMemory(task, images.remotePages, parent);
   const pagesId = nextPagesId(images);
   const scan = scanPages(task.task, task.vmas);
   const runs = markRuns(task, scan, parent);
@@ -148,6 +150,16 @@ async function writeMemory(
     raw.close();
   }
   images.writePagemap("pagemap", task.task.innerPid, { pagesId, runs });
+  return { task, scan, runs };
+}
+
+/** To a page server. What its parent set has is known only by the parent set here. */
+function sendMemory(task: CollectedTask, remote: RemotePages, parent: ParentSet): TaskScan {
+  const scan = scanPages(task.task, task.vmas);
+  const sink = remote.open("pagemap", task.task.innerPid);
+  const runs = sink.inParent ? markRuns(task, scan, parent) : scan.runs;
+  using memory = new TaskMemory(task.task.pid);
+  movePages(runs, memory, sink);
   return { task, scan, runs };
 }
 

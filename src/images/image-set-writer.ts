@@ -19,7 +19,7 @@ import type { MessageInput } from "./codec.ts";
 import { entryBytes, headBytes, paddingFor } from "./image-file.ts";
 import { describeFile, MANIFEST_NAME, renderManifest, type ManifestFile } from "./manifest.ts";
 import { imageName, kindSpec, type EntryKind, type MessageOf, type RawKind } from "./names.ts";
-import { encodePagemap, type PagemapKind, type PageRun } from "./pagemap.ts";
+import { encodePagemap, type PagemapKind, type PageRun, type PageSink } from "./pagemap.ts";
 import type { InventoryEntry, IpcMsg, Messages } from "./schema/messages.generated.ts";
 
 /** Kinds whose entries are all of one message. */
@@ -36,12 +36,23 @@ export interface WriterOptions {
   readonly sync?: "files" | "none";
 }
 
+/** Takes pages in place of the images directory. */
+export interface RemotePages {
+  /** Begins a pagemap. `inParent` says whether runs may be left to the set before. */
+  open(kind: PagemapKind, id: number): PageSink & { readonly inParent: boolean };
+  /** Waits until everything has arrived. */
+  finish(): void;
+  close(): void;
+}
+
 const TEMPORARY_INVENTORY = "inventory.img.new";
 const DIRECTORY_MODE = 0o700;
 const FILE_MODE = 0o600;
 
 export class ImageSetWriter {
   readonly dir: string;
+  /** A page server: pagemaps and pages go there. */
+  remotePages: RemotePages | undefined;
   readonly #sync: "files" | "none";
   readonly #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
@@ -64,7 +75,8 @@ export class ImageSetWriter {
    */
   prepare(names: Iterable<string>): void {
     for (const name of names) {
-      if (this.#prepared.has(name)) continue;
+      // A page server may write into the same directory.
+      if (this.#prepared.has(name) || (this.remotePages !== undefined && isPages(name))) continue;
       closeSync(createFile(this.path(name)));
       this.#prepared.add(name);
     }
@@ -109,6 +121,7 @@ export class ImageSetWriter {
     renameSync(this.path(TEMPORARY_INVENTORY), this.path(imageName("inventory")));
     if (this.#sync === "files") syncPath(this.dir, constants.O_DIRECTORY);
     this.#written.clear();
+    this.remotePages?.close();
   }
 
   /** Removes files that were prepared and not written. After `commit`, when nobody waits any more. */
@@ -124,6 +137,7 @@ export class ImageSetWriter {
     for (const name of this.#written.keys()) rmSync(this.path(name), { force: true });
     this.#written.clear();
     this.tidy();
+    this.remotePages?.close();
   }
 
   /** Path of a file of the set. */
@@ -313,6 +327,10 @@ function createFile(path: string): number {
 
 function writeAll(fd: number, bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at);
+}
+
+function isPages(name: string): boolean {
+  return name.startsWith("pagemap-") || name.startsWith("pages-");
 }
 
 function syncPath(path: string, flags: number): void {

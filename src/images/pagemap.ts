@@ -37,6 +37,14 @@ export interface StoredPageRun extends PageRun {
   readonly offset: number | undefined;
 }
 
+/** Takes the runs of one pagemap, ascending: a pages file, or a page server. */
+export interface PageSink {
+  /** Runs whose bytes are not here: in the parent, or left for later. */
+  hole(run: PageRun): void;
+  /** Runs with their bytes, one behind the other; the buffer is used again afterwards. */
+  pages(runs: readonly PageRun[], bytes: Buffer): void;
+}
+
 export interface Pagemap {
   /** Number of the pages file. */
   readonly pagesId: number;

@@ -4,13 +4,13 @@
 import { readSync } from "node:fs";
 import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
 import { placePages, type PagePlace } from "../../images/page-places.ts";
-import { PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
+import { PE_PRESENT, type PageRun, type PageSink } from "../../images/pagemap.ts";
 import { SEEK_SET } from "../../sys/abi/fcntl.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { dataRanges } from "./data-ranges.ts";
 import type { FilesDump, FilesRestore } from "./file-kind.ts";
-import { nextPagesId } from "./pages-id.ts";
+import { countSharedPages, nextPagesId } from "./pages-id.ts";
 
 /** A shared memory object: its number in the images and its size in bytes. */
 export interface SharedMemory {
@@ -31,27 +31,50 @@ export function writeSharedMemory(
   dump: Pick<FilesDump, "images">,
 ): number {
   if (size === 0) return 0;
-  const pagesId = nextPagesId(dump.images);
-  const image = dump.images.openRaw("pages", pagesId);
-  const runs: PageRun[] = [];
+  const sink = openSink(shmid, dump.images);
+  let pages = 0;
+  const give = (bytes: Buffer, offset: number): void => {
+    sink.pages([{ vaddr: offset, pages: bytes.length / PAGE_SIZE, flags: PE_PRESENT }], bytes);
+    pages += bytes.length / PAGE_SIZE;
+  };
   for (const { start, end } of dataRanges(fd, size)) {
     const first = Math.floor(start / PAGE_SIZE) * PAGE_SIZE;
     for (let at = first; at < end; at += COPY_BYTES) {
       const bytes = readPages(fd, at, Math.min(COPY_BYTES, end - at));
-      for (const run of pagesWithData(bytes)) {
-        image.write(bytes.subarray(run.start, run.end));
-        addRun(runs, { vaddr: at + run.start, pages: (run.end - run.start) / PAGE_SIZE });
-      }
+      for (const run of pagesWithData(bytes))
+        give(bytes.subarray(run.start, run.end), at + run.start);
     }
   }
   // criu cannot read a list of no pages at all.
-  if (runs.length === 0) {
-    image.write(ZERO_PAGE);
-    addRun(runs, { vaddr: 0, pages: 1 });
+  if (pages === 0) give(ZERO_PAGE, 0);
+  sink.close(pages);
+  return pages;
+}
+
+/** A page server, or a pages file with its list. */
+function openSink(
+  shmid: number,
+  images: FilesDump["images"],
+): PageSink & { close(pages: number): void } {
+  const kind = "pagemap-shmem";
+  if (images.remotePages !== undefined) {
+    const sink = images.remotePages.open(kind, shmid);
+    return { ...sink, close: (pages) => countSharedPages(images, pages) };
   }
-  image.close();
-  dump.images.writePagemap("pagemap-shmem", shmid, { pagesId, runs });
-  return runs.reduce((sum, { pages }) => sum + pages, 0);
+  const pagesId = nextPagesId(images);
+  const image = images.openRaw("pages", pagesId);
+  const runs: PageRun[] = [];
+  return {
+    hole: (run) => addRun(runs, run),
+    pages: (added, bytes) => {
+      image.write(bytes);
+      for (const run of added) addRun(runs, run);
+    },
+    close: () => {
+      image.close();
+      images.writePagemap(kind, shmid, { pagesId, runs });
+    },
+  };
 }
 
 /**
@@ -123,9 +146,9 @@ function pagesWithData(bytes: Buffer): { start: number; end: number }[] {
   return found;
 }
 
-function addRun(runs: PageRun[], { vaddr, pages }: { vaddr: number; pages: number }): void {
+function addRun(runs: PageRun[], run: PageRun): void {
   const last = runs.at(-1);
-  if (last !== undefined && last.vaddr + last.pages * PAGE_SIZE === vaddr) {
-    runs[runs.length - 1] = { ...last, pages: last.pages + pages };
-  } else runs.push({ vaddr, pages, flags: PE_PRESENT });
+  if (last?.flags === run.flags && last.vaddr + last.pages * PAGE_SIZE === run.vaddr) {
+    runs[runs.length - 1] = { ...last, pages: last.pages + run.pages };
+  } else runs.push(run);
 }

@@ -2,26 +2,18 @@
 
 import { closeSync, constants, openSync, writeSync } from "node:fs";
 import { addressOf } from "../../sys/ffi.ts";
-import { PE_PARENT, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
+import { PE_PARENT, PE_PRESENT, type PageRun, type PageSink } from "../../images/pagemap.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
 import { portions, type TaskMemory } from "./task-memory.ts";
-
-/** Takes the pages of one pagemap. */
-export interface PageSink {
-  /** Runs whose bytes are not here: in the parent, or left for later. */
-  hole(run: PageRun): void;
-  /** Runs with their bytes, one behind the other; the buffer is used again afterwards. */
-  pages(runs: readonly PageRun[], bytes: Buffer): void;
-}
 
 /** Bytes moved at a time. */
 const WINDOW = 4 * 1024 * 1024;
 
 let window: Buffer | undefined;
 
-/** Memory at a page's border, as direct I/O wants it. */
-function alignedWindow(): Buffer {
+/** A buffer of WINDOW bytes for pages on their way, at a page's border as direct I/O wants it. There is one. */
+export function alignedWindow(): Buffer {
   if (window === undefined) {
     const room = Buffer.allocUnsafeSlow(WINDOW + PAGE_SIZE);
     const start = PAGE_SIZE - (addressOf(room) % PAGE_SIZE);
@@ -30,8 +22,21 @@ function alignedWindow(): Buffer {
   return window;
 }
 
+export interface PageCounts {
+  /** Pages that were moved. */
+  readonly written: number;
+  /** Pages that were left to the parent set. */
+  readonly inParent: number;
+}
+
 /** Gives all runs to a sink. Pages that cannot be read any more (the task may run) are left out. */
-export function movePages(runs: readonly PageRun[], memory: TaskMemory, sink: PageSink): void {
+export function movePages(
+  runs: readonly PageRun[],
+  memory: TaskMemory,
+  sink: PageSink,
+): PageCounts {
+  let written = 0;
+  let inParent = 0;
   const buffer = alignedWindow();
   let present: (MemoryRange & { flags: number })[] = [];
   const flush = (): void => {
@@ -47,6 +52,7 @@ export function movePages(runs: readonly PageRun[], memory: TaskMemory, sink: Pa
           : read.map((range) => toRun(range.address, range.length, flags(range)));
       const bytes = got.reduce((sum, { pages }) => sum + pages, 0) * PAGE_SIZE;
       if (bytes > 0) sink.pages(got, buffer.subarray(0, bytes));
+      written += bytes / PAGE_SIZE;
     }
     present = [];
   };
@@ -57,8 +63,10 @@ export function movePages(runs: readonly PageRun[], memory: TaskMemory, sink: Pa
     }
     flush();
     sink.hole(run);
+    if ((run.flags & PE_PARENT) !== 0) inParent += run.pages;
   }
   flush();
+  return { written, inParent };
 }
 
 function toRun(vaddr: number, length: number, flags: number): PageRun {
@@ -81,13 +89,6 @@ export class PagesFile implements PageSink, Disposable {
   /** What was added, neighbours with equal flags joined. */
   get runs(): readonly PageRun[] {
     return this.#runs;
-  }
-
-  /** Pages written and pages left to the parent. */
-  count(): { readonly written: number; readonly inParent: number } {
-    const sum = (bit: number): number =>
-      this.#runs.reduce((all, { flags, pages }) => all + ((flags & bit) === 0 ? 0 : pages), 0);
-    return { written: sum(PE_PRESENT), inParent: sum(PE_PARENT) };
   }
 
   hole(run: PageRun): void {
