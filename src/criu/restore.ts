@@ -26,6 +26,13 @@ export async function restoreAction(
   if (options.values["network-lock"] !== undefined) {
     log.warn("--network-lock will be ignored in restore command");
   }
+  if (options.flags.has("restore-sibling") && !options.flags.has("restore-detached")) {
+    throw new RepriseError(
+      "BAD_ARGUMENT",
+      "--restore-sibling only makes sense with --restore-detached",
+      { hint: "A sibling is not ours to wait for." },
+    );
+  }
   const result = await restoreTree(options, directories);
   if (command.length > 0) {
     const { becomeProgram } = await import("./exec.ts");
@@ -65,6 +72,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     extUnixSk: externalUnixSockets(options) !== false,
     cgroups: cgroupRestoreOptions(options),
     ...namespaceRestoreOptions(options),
+    sibling: flags.has("restore-sibling"),
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,

@@ -8,7 +8,6 @@ import type { CriuOptions, OptionName } from "./options.ts";
 
 /** Options that would change what is saved or made, and are not honoured yet. */
 const REFUSED: readonly OptionName[] = [
-  "restore-sibling",
   "lazy-pages",
   "stream",
   "tls",

@@ -85,7 +85,10 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         });
         addLocks(program, plan, task);
       }
-      const parentLeaves = task.pid === plan.tree.root.pid && growth.init === undefined;
+      const parentLeaves =
+        task.pid === plan.tree.root.pid &&
+        growth.init === undefined &&
+        plan.options.sibling !== true;
       const notes = restoreProcess(program, task.core, {
         mm: task.mm,
         umask: task.fs.umask ?? 0o22,

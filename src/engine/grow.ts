@@ -1,6 +1,7 @@
 // Growing the tree: the seed makes the root, every task makes its children (and siblings), in the sessions and groups of the
 // plan. New processes and threads are traced from their first instant (CLONE_PTRACE), with the options of their creator.
 
+import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
@@ -33,13 +34,21 @@ import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
 
-/** Starts the seed, has it clean its address space, and makes the root task. */
+/**
+ * Starts the seed, has it clean its address space, and makes the root task. Where the root is to be a child of the engine's parent,
+ * there is no seed: it would be one, too, and the parent would have to wait for it. The engine makes the first task itself then.
+ */
 export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   // Not close-on-exec: the seed inherits it.
   const path = Buffer.from(`${plan.set.reader.dir}\0`);
   const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
   const existing = openExisting(plan);
-  const seed = startSeed(plan.area, counters);
+  // The root of a pid namespace of its own is its init, or gets one at its side.
+  const firstPid = plan.namespaces.made("pid") === undefined ? plan.tree.root.pid : INIT_PID;
+  const isSibling = plan.options.sibling === true;
+  const seed = isSibling
+    ? startSibling(plan, counters, { pid: firstPid, existing })
+    : startSeed(plan.area, counters);
   const made: number[] = [seed.tid];
   const tracees = new Map<number, Tracee>();
   let init: Tracee | undefined;
@@ -47,10 +56,8 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   try {
     kept = prepareSeed(plan, seed, { directory, existing });
     const { root } = plan.tree;
-    // The root of a pid namespace of its own is its init, or gets one at its side.
-    const firstPid = plan.namespaces.made("pid") === undefined ? root.pid : INIT_PID;
-    const first = makeFirst(plan, seed, firstPid);
-    made.push(first.tid);
+    const first = isSibling ? seed : makeFirst(plan, seed, firstPid);
+    if (first !== seed) made.push(first.tid);
     settleFirst(plan, first);
     if (firstPid === root.pid) tracees.set(root.pid, first);
     else {
@@ -72,7 +79,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   }
   return {
     counters,
-    seed,
+    seed: isSibling ? undefined : seed,
     init,
     tracees,
     ...kept,
@@ -80,7 +87,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     ends: [],
     outerPid: (pid) => (tracees.get(pid) as Tracee).tid,
     madePids: () => [
-      seed.tid,
+      ...(isSibling ? [] : [seed.tid]),
       ...(init === undefined ? [] : [init.tid]),
       ...[...tracees.values()].filter(({ tid, leader }) => tid === leader).map(({ tid }) => tid),
     ],
@@ -245,6 +252,33 @@ function makeFirst(plan: RestorePlan, seed: Tracee, pid: number): Tracee {
     pid,
     outer: plan.hasInnerPids ? outerChild(process.pid, pid) : pid,
   });
+}
+
+/**
+ * The first task as a child of our parent. A pid namespace to be entered counts for children only, so the engine's own thread is in
+ * it for the moment; all other namespaces the task enters itself.
+ */
+function startSibling(
+  plan: RestorePlan,
+  counters: TraceCounters,
+  { pid, existing }: { readonly pid: number; readonly existing: ExistingNamespaces },
+): Tracee {
+  const entered = existing.namespaces.find(
+    ({ namespace }) => namespace.kind === "pid" && namespace.role !== "nested",
+  );
+  const start = (): Tracee => startSeed(plan.area, counters, { pid, flags: cloneFlags(plan) });
+  if (entered === undefined) return start();
+  const own = openSync("/proc/self/ns/pid", "r");
+  try {
+    syscall("setns", entered.fd, sched.CLONE_NEWPID);
+    try {
+      return start();
+    } finally {
+      syscall("setns", own, sched.CLONE_NEWPID);
+    }
+  } finally {
+    closeSync(own);
+  }
 }
 
 /** Once the root is made the init needs nothing of the engine's: no terminal, no directory, no open file. */

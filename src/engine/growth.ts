@@ -11,7 +11,8 @@ import type { RestorePlan } from "./plan.ts";
 /** What exists so far of a tree that is being restored. */
 export interface Growth {
   readonly counters: TraceCounters;
-  readonly seed: Tracee;
+  /** undefined when the first task was made by the engine itself. */
+  readonly seed: Tracee | undefined;
   /** pid 1 of a new pid namespace, if that is not the root task. */
   readonly init: Tracee | undefined;
   /** Leaders and threads by their number in the images. */

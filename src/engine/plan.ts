@@ -31,6 +31,8 @@ import { readAt } from "./read-image.ts";
 export interface RestorePlanOptions extends FilesRestoreOptions, NamespacesPlanOptions {
   /** Take file locks again; without it they are left out, with a warning. */
   readonly fileLocks: boolean;
+  /** The root task becomes a child of the engine's parent. @default false */
+  readonly sibling?: boolean;
 }
 
 /** A live task to make. */

@@ -25,7 +25,7 @@ export function release(
   for (const task of tasks) setStates(growth, task);
   for (const task of tasks) letGo(growth, task, options);
   startInit(plan, growth);
-  endProcess(growth.seed.tid);
+  if (growth.seed !== undefined) endProcess(growth.seed.tid);
 }
 
 function startUnmapping(plan: RestorePlan, leader: Tracee): void {

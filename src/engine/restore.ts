@@ -36,6 +36,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly workDir?: string;
   /** The tree takes over the engine's session and terminal where it was in one of outside. @default false */
   readonly shellJob?: boolean;
+  /** The root becomes a child of the process that started this one, instead of our own. @default false */
+  readonly sibling?: boolean;
   /** Leave the tasks stopped. @default false */
   readonly leaveStopped?: boolean;
   /** Make the tree in a new pid namespace, beside a running original. @default only if it was in one of its own */
@@ -73,7 +75,7 @@ export interface RestoreResult {
 }
 
 /**
- * Brings a saved tree back. Its root becomes a child of this process.
+ * Brings a saved tree back. Its root becomes a child of this process (or, as a sibling, of our parent).
  *
  * @throws RepriseError; nothing is left behind then.
  */
@@ -87,6 +89,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     fileValidation: options.fileValidation ?? "buildid",
     extUnixSk: options.extUnixSk ?? false,
     fileLocks: options.fileLocks ?? true,
+    sibling: options.sibling ?? false,
     clocks: identifyClocks(),
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,

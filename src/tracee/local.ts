@@ -66,7 +66,8 @@ export function cpuid(
   };
 }
 
-function loadCode(instructions: readonly Instruction[]): number {
+/** Machine code in a page of its own in this process. @returns its address */
+export function loadCode(instructions: readonly Instruction[]): number {
   const { bytes } = assemble(instructions);
   const at = mapMemory(PAGE_SIZE, PROT_READ | PROT_WRITE);
   memoryAt(at, bytes.length).set(bytes);

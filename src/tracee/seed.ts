@@ -5,12 +5,14 @@
 import { RepriseError } from "../errors.ts";
 import { MFD_CLOEXEC, PAGE_SIZE } from "../sys/abi/mman.ts";
 import { PTRACE_O_EXITKILL, PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
+import { CLONE_PARENT } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { spawnProgram, syscall, trySyscall } from "../sys/ffi.ts";
 import { writeMemory, writeU64 } from "../sys/memory.ts";
 import { waitFor } from "../sys/process.ts";
-import { assemble, seedEntry } from "./arch/x86_64/code.ts";
+import { assemble, SEED_WAIT, seedEntry, type Instruction } from "./arch/x86_64/code.ts";
 import { interpreter } from "./run.ts";
+import { spawnWithPid } from "./spawn.ts";
 import { Tracee, taskDied, type TraceCounters } from "./tracee.ts";
 
 /** Where the seed's own instructions stand in its page of the file. */
@@ -34,18 +36,30 @@ export function workAreaAt(address: number, size: number): WorkArea {
   return { address, size, code: address, programs: address + PAGE_SIZE };
 }
 
+/** A seed that is to become a task itself, as a child of our own parent. */
+export interface SeedAs {
+  readonly pid: number;
+  /** CLONE_NEW… */
+  readonly flags: number;
+}
+
 /**
  * Starts the seed and stops it. It dies with the engine.
  *
  * @throws RepriseError SYSCALL, TASK_DIED
  */
-export function startSeed(area: WorkArea, counters: TraceCounters): Tracee {
+export function startSeed(area: WorkArea, counters: TraceCounters, as?: SeedAs): Tracee {
   const name = Buffer.from("reprise-seed\0");
   const fd = syscall("memfd_create", name, MFD_CLOEXEC);
   try {
-    const elf = seedProgram(area);
+    const elf = seedProgram(area, as === undefined ? seedEntry(process.pid) : SEED_WAIT);
     syscall("write", fd, elf, elf.length);
-    const pid = spawnProgram(`/proc/self/fd/${fd}`, ["reprise-seed"]);
+    const path = `/proc/self/fd/${fd}`;
+    const argv = ["reprise-seed"];
+    const pid =
+      as === undefined
+        ? spawnProgram(path, argv)
+        : spawnWithPid({ path, argv, pid: as.pid, flags: as.flags + CLONE_PARENT });
     const seed = new Tracee(pid, pid, counters);
     if (!seed.seize(RESTORE_OPTIONS)) throw taskDied(seed, "is gone");
     seed.interrupt();
@@ -72,7 +86,7 @@ export function endProcess(pid: number): void {
  * The program file: one page with the entry, right behind the work area, and the work area itself as memory without a file
  * (a task's executable can be changed only while no page of the old one is mapped).
  */
-function seedProgram(area: WorkArea): Buffer {
+function seedProgram(area: WorkArea, entry: readonly Instruction[]): Buffer {
   const elf = Buffer.alloc(PAGE_SIZE);
   const text = area.address + area.size;
   elf.write("\x7fELF", 0, "latin1");
@@ -87,7 +101,7 @@ function seedProgram(area: WorkArea): Buffer {
   elf.writeUInt16LE(2, 56);
   programHeader(elf, 0, { address: area.address, fileSize: 0, size: area.size });
   programHeader(elf, 1, { address: text, fileSize: PAGE_SIZE, size: PAGE_SIZE });
-  elf.set(assemble(seedEntry(process.pid)).bytes, ENTRY_AT);
+  elf.set(assemble(entry).bytes, ENTRY_AT);
   return elf;
 }
 

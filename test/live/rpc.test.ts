@@ -3,8 +3,10 @@
 
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { CriuReqType as Type } from "../../src/images/schema/messages.generated.ts";
+import { readChildren } from "../../src/proc/children.ts";
 import { ask, askOnce, startWorker, type Notification } from "./rpc-client.ts";
 import {
   attachProgram,
@@ -151,6 +153,24 @@ describe("dump and restore", () => {
     expect(log).toMatch(/Error \([\w/-]+\.ts:\d+\): the RPC client refused post-restore/);
   });
 
+  test("a restored sibling is the client's own child, and the only one", async () => {
+    const program = await quietProgram();
+    const opts = { images_dir_fd: imagesFd, log_level: 4 };
+    const dumped = await askOnce({ type: Type.DUMP, opts: { ...opts, pid: program.pid } });
+    expect(dumped.response?.success).toBe(true);
+    await until(() => !readChildren(process.pid).includes(program.pid));
+    const before = readChildren(process.pid);
+    const restored = await askOnce({ type: Type.RESTORE, opts: { ...opts, rst_sibling: true } });
+    expect(restored).toMatchObject({
+      response: { success: true, restore: { pid: program.pid } },
+      status: 0,
+    });
+    await until(() => !readChildren(process.pid).includes(restored.worker));
+    const fresh = readChildren(process.pid).filter((pid) => !before.includes(pid));
+    expect(fresh).toEqual([program.pid]);
+    expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
+  });
+
   test("what is wrong with a request is told by number", async () => {
     const missing = await askOnce({ type: Type.DUMP, opts: { images_dir_fd: 999, pid: 1 } });
     expect(missing.response).toMatchObject({ type: Type.DUMP, success: false, cr_errno: 56 });
@@ -212,6 +232,13 @@ describe("dump and restore", () => {
     expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
   });
 });
+
+async function until(isTrue: () => boolean): Promise<void> {
+  for (const end = Date.now() + 5_000; !isTrue();) {
+    if (Date.now() > end) throw new Error("waited in vain");
+    await sleep(5);
+  }
+}
 
 function isRunning(pid: number): boolean {
   try {

@@ -154,6 +154,30 @@ export const CPUID: readonly Instruction[] = [
   { bytes: [0xc3], text: "ret" },
 ];
 
+/**
+ * clone3 and execve as a C function f(clone_args, size, exec): with CLONE_VM and CLONE_VFORK the child shares the memory, and even
+ * the stack, of the caller, who waits; so it touches neither, and executes the program whose path, arguments and environment
+ * `exec` points to. Returns clone3's result; a child that cannot execute ends with 127.
+ */
+export const SPAWN: readonly Instruction[] = [
+  { bytes: [0x41, 0x54], text: "push r12" },
+  { bytes: [0x49, 0x89, 0xd4], text: "mov r12,rdx" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.clone3.nr)], text: "mov eax,0x1b3" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x48, 0x85, 0xc0], text: "test rax,rax" },
+  { bytes: [0x75, 0], text: "jne parent", target: "parent" },
+  { bytes: [0x49, 0x8b, 0x3c, 0x24], text: "mov rdi,QWORD PTR [r12]" },
+  { bytes: [0x49, 0x8b, 0x74, 0x24, 0x08], text: "mov rsi,QWORD PTR [r12+0x8]" },
+  { bytes: [0x49, 0x8b, 0x54, 0x24, 0x10], text: "mov rdx,QWORD PTR [r12+0x10]" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.execve.nr)], text: "mov eax,0x3b" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0xbf, ...imm32(127)], text: "mov edi,0x7f" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { label: "parent", bytes: [0x41, 0x5c], text: "pop r12" },
+  { bytes: [0xc3], text: "ret" },
+];
+
 /** What the stub takes away, and what it loads before it jumps back: the registers that its calls change. */
 export interface StubReturn {
   /** The work area: removed by the stub on its way back. */
@@ -248,6 +272,13 @@ const NO_RETURN: StubReturn = {
   mask: 0n,
 };
 
+/** The entry of a seed that is another's child: it waits for the tracer, with whom it then dies (PTRACE_O_EXITKILL). */
+export const SEED_WAIT: readonly Instruction[] = [
+  { label: "wait", bytes: [0xb8, ...imm32(SYSCALLS.pause.nr)], text: "mov eax,0x22" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0xeb, 0], text: "jmp wait", target: "wait" },
+];
+
 /**
  * The seed's entry: dies with the engine (PR_SET_PDEATHSIG; and at once if the engine was gone before that), then waits
  * for the tracer.
@@ -262,9 +293,7 @@ export function seedEntry(enginePid: number): readonly Instruction[] {
     { bytes: [0x0f, 0x05], text: "syscall" },
     { bytes: [0x3d, ...imm32(enginePid)], text: "cmp eax,ENGINE" },
     { bytes: [0x75, 0], text: "jne gone", target: "gone" },
-    { label: "wait", bytes: [0xb8, ...imm32(SYSCALLS.pause.nr)], text: "mov eax,0x22" },
-    { bytes: [0x0f, 0x05], text: "syscall" },
-    { bytes: [0xeb, 0], text: "jmp wait", target: "wait" },
+    ...SEED_WAIT,
     { label: "gone", bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
     { bytes: [0x31, 0xff], text: "xor edi,edi" },
     { bytes: [0x0f, 0x05], text: "syscall" },
