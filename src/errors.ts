@@ -21,6 +21,7 @@ export const ERROR_CODES = [
   "NAME_TAKEN",
   "NO_SUCH_NAME",
   "BUSY",
+  "CONTAINER_ENGINE",
   "INTERNAL",
 ] as const;
 

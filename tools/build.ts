@@ -86,7 +86,10 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
     format: "cjs",
     // So that the loader may read it as Latin-1, which takes no decoding.
     charset: "ascii",
-    external: ["koffi"],
+    // Both are loaded where they are used: one is a native library, the other needed by few commands.
+    external: ["koffi", "dockerode"],
+    // A script of node:vm has no import().
+    supported: { "dynamic-import": false },
     logLevel: "warning",
     // Not written: what the log needs of it is, see src/criu/bundle-lines.ts.
     sourcemap: "external",

@@ -16,7 +16,19 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   objects: ["sys/abi", "sys", "proc", "tracee", "kernel", "images"],
   engine: ["sys/abi", "sys", "proc", "tracee", "kernel", "images", "objects"],
   store: ["sys/abi", "sys", "proc", "tracee", "kernel", "images", "objects", "engine"],
-  cli: ["sys/abi", "sys", "proc", "tracee", "kernel", "images", "objects", "engine", "store"],
+  containers: ["sys/abi", "sys", "proc", "images", "store"],
+  cli: [
+    "sys/abi",
+    "sys",
+    "proc",
+    "tracee",
+    "kernel",
+    "images",
+    "objects",
+    "engine",
+    "store",
+    "containers",
+  ],
   criu: ["sys/abi", "sys", "proc", "tracee", "kernel", "images", "objects", "engine", "store"],
 };
 

@@ -13,6 +13,12 @@ command -v gcc >/dev/null || need gcc
 command -v as >/dev/null || need binutils
 command -v unshare >/dev/null || need util-linux
 command -v crit >/dev/null || need criu
+command -v ip >/dev/null || need iproute2
+command -v nft >/dev/null || need nftables
+command -v iptables >/dev/null || need iptables
+command -v runc >/dev/null || need runc
+command -v dockerd >/dev/null || need docker.io
+[ -x /bin/busybox ] || need busybox-static
 /usr/bin/python3 -c "import google.protobuf" 2>/dev/null || need python3-protobuf
 
 if [ -n "$missing" ]; then

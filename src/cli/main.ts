@@ -56,8 +56,8 @@ function addLifeCommands(root: Command): void {
     });
   root
     .command("checkpoint")
-    .description("save a task and end it")
-    .argument("<name>")
+    .description("save a task, or a container, and end it")
+    .argument("<name>", "a task's name, or docker:NAME, podman:NAME, runc:ID, crun:ID")
     .option("-r, --leave-running", "let it run on")
     .option("--explain", "print what would be saved, and save nothing")
     .action(async (name: string, options: { leaveRunning?: boolean; explain?: boolean }) => {
@@ -66,15 +66,15 @@ function addLifeCommands(root: Command): void {
     });
   root
     .command("restore")
-    .description("bring a task back from its newest checkpoint")
-    .argument("<name>")
-    .option("-c, --checkpoint <number>", "another checkpoint than the newest", wholeNumber)
+    .description("bring a task or container back from its newest checkpoint")
+    .argument("<name>", "a task's name, or ENGINE:NAME")
+    .option("-c, --checkpoint <number>", "another checkpoint than the newest")
     .option("--new-pids", "in a new pid namespace, if its pids are taken")
     .option("--explain", "print what would be done, and do nothing")
     .action(
       async (
         name: string,
-        options: { checkpoint?: number; newPids?: boolean; explain?: boolean },
+        options: { checkpoint?: string; newPids?: boolean; explain?: boolean },
       ) => {
         const { restore } = await import("./commands/restore.ts");
         await restore(name, options);
@@ -83,10 +83,10 @@ function addLifeCommands(root: Command): void {
   root
     .command("clone")
     .description("start a second task where the first one is now (or was at a checkpoint)")
-    .argument("<name>")
-    .argument("<new-name>")
-    .option("-c, --checkpoint <number>", "from this checkpoint instead of from now", wholeNumber)
-    .action(async (name: string, newName: string, options: { checkpoint?: number }) => {
+    .argument("<name>", "a task's name, or ENGINE:NAME")
+    .argument("<new-name>", "the second one's name; a container's without its engine")
+    .option("-c, --checkpoint <number>", "from this checkpoint instead of from now")
+    .action(async (name: string, newName: string, options: { checkpoint?: string }) => {
       const { clone } = await import("./commands/clone.ts");
       await clone(name, newName, options);
     });

@@ -1,5 +1,7 @@
 // Values and tables as text.
 
+import { RepriseError } from "../errors.ts";
+
 /** Rows under a heading, in columns as wide as their widest cell; the last column is as long as it is. */
 export function table(heading: readonly string[], rows: readonly (readonly string[])[]): string {
   const all = [heading, ...rows];
@@ -51,4 +53,17 @@ export function commandText(command: readonly string[]): string {
     )
     .join(" ")
     .replaceAll("\n", " ");
+}
+
+/** The number of a task's checkpoint, as it was typed. @throws RepriseError BAD_ARGUMENT */
+export function checkpointNumber(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  if (/^\d+$/.test(text)) return Number(text);
+  throw new RepriseError(
+    "BAD_ARGUMENT",
+    `${JSON.stringify(text)} is not the number of a checkpoint`,
+    {
+      hint: "reprise inspect NAME lists the checkpoints of a task.",
+    },
+  );
 }

@@ -1,5 +1,11 @@
 // reprise checkpoint: a running task to images.
 
+import { RepriseError } from "../../errors.ts";
+import {
+  engineOf,
+  parseReference,
+  type ContainerReference,
+} from "../../containers/container-engine.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { checkpointTask, explainCheckpoint } from "../../store/lifecycle.ts";
 import { bytesText, microsText } from "../text.ts";
@@ -8,6 +14,8 @@ export async function checkpoint(
   name: string,
   options: { leaveRunning?: boolean; explain?: boolean },
 ): Promise<void> {
+  const reference = parseReference(name);
+  if (reference !== undefined) return checkpointContainer(reference, options);
   if (options.explain === true) {
     for (const line of await explainCheckpoint(name)) process.stdout.write(`${line}\n`);
     return;
@@ -24,5 +32,29 @@ export async function checkpoint(
     leaveRunning
       ? `${name} runs on\n`
       : `${name} has ended; bring it back: reprise restore ${name}\n`,
+  );
+}
+
+async function checkpointContainer(
+  reference: ContainerReference,
+  options: { leaveRunning?: boolean; explain?: boolean },
+): Promise<void> {
+  if (options.explain === true) {
+    throw new RepriseError(
+      "BAD_ARGUMENT",
+      "--explain is for tasks of reprise, not for containers",
+      {
+        hint: "Try criu dump with the pid of the container's first process.",
+      },
+    );
+  }
+  const { engine: name, container } = reference;
+  const leaveRunning = options.leaveRunning === true;
+  const made = await (await engineOf(reference)).checkpoint(container, { leaveRunning });
+  process.stdout.write(`${container}: checkpoint ${made}\n`);
+  process.stdout.write(
+    leaveRunning
+      ? `${container} runs on\n`
+      : `${container} has stopped; bring it back: reprise restore ${name}:${container}\n`,
   );
 }

@@ -2,6 +2,13 @@
 
 import { existsSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
+import {
+  chooseCheckpoint,
+  engineOf,
+  parseReference,
+  type ContainerReference,
+} from "../../containers/container-engine.ts";
+import { checkpointNumber } from "../text.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { taskDirectory } from "../../store/home.ts";
 import { checkpointTask, cloneCheckpoint } from "../../store/lifecycle.ts";
@@ -9,8 +16,10 @@ import { checkpointTask, cloneCheckpoint } from "../../store/lifecycle.ts";
 export async function clone(
   name: string,
   newName: string,
-  options: { checkpoint?: number },
+  options: { checkpoint?: string },
 ): Promise<void> {
+  const reference = parseReference(name);
+  if (reference !== undefined) return cloneContainer(reference, newName, options);
   // Asked before anything is frozen; taking the name is what decides.
   if (existsSync(taskDirectory(newName))) {
     throw new RepriseError("NAME_TAKEN", `the name ${newName} is taken`, {
@@ -18,7 +27,24 @@ export async function clone(
     });
   }
   const number =
-    options.checkpoint ?? (await checkpointTask(name, { leaveRunning: true })).checkpoint.number;
+    checkpointNumber(options.checkpoint) ??
+    (await checkpointTask(name, { leaveRunning: true })).checkpoint.number;
   const { pid } = await cloneCheckpoint(findCheckpoint(name, number), newName);
   process.stdout.write(`${newName} runs as pid ${pid}, from checkpoint ${number} of ${name}\n`);
+}
+
+async function cloneContainer(
+  reference: ContainerReference,
+  newName: string,
+  options: { checkpoint?: string },
+): Promise<void> {
+  const { container } = reference;
+  const engine = await engineOf(reference);
+  const checkpoint =
+    options.checkpoint === undefined
+      ? await engine.checkpoint(container, { leaveRunning: true })
+      : await chooseCheckpoint(engine, container, options.checkpoint);
+  for (const note of await engine.clone(container, { checkpoint, newName }))
+    process.stdout.write(`${newName}: ${note}\n`);
+  process.stdout.write(`${newName} runs, from checkpoint ${checkpoint} of ${container}\n`);
 }

@@ -1,13 +1,23 @@
 // reprise restore: a task back from its checkpoint.
 
+import { chooseCheckpoint, engineOf, parseReference } from "../../containers/container-engine.ts";
+import { checkpointNumber } from "../text.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { explainRestore, restoreTask } from "../../store/lifecycle.ts";
 
 export async function restore(
   name: string,
-  options: { checkpoint?: number; newPids?: boolean; explain?: boolean },
+  options: { checkpoint?: string; newPids?: boolean; explain?: boolean },
 ): Promise<void> {
-  const checkpoint = findCheckpoint(name, options.checkpoint);
+  const reference = parseReference(name);
+  if (reference !== undefined) {
+    const engine = await engineOf(reference);
+    const chosen = await chooseCheckpoint(engine, reference.container, options.checkpoint);
+    await engine.restore(reference.container, chosen);
+    process.stdout.write(`${reference.container} runs again, from checkpoint ${chosen}\n`);
+    return;
+  }
+  const checkpoint = findCheckpoint(name, checkpointNumber(options.checkpoint));
   const newPidNamespace = options.newPids === true;
   if (options.explain === true) {
     for (const line of await explainRestore(checkpoint, { newPidNamespace }))

@@ -1,0 +1,219 @@
+// Docker, by its API. It keeps the checkpoints of a container with the container, and starts one only from its own: so for a clone
+// the checkpoint is copied into the new container's directory (docker start --checkpoint-dir is refused by every version).
+// Checkpoints are an experimental feature of the daemon.
+
+import { cpSync, existsSync, mkdirSync, readdirSync, statSync, utimesSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type Dockerode from "dockerode";
+import { RepriseError } from "../errors.ts";
+import { nextName, type ContainerEngine } from "./container-engine.ts";
+
+/** Connects to the daemon of $DOCKER_HOST, or of this machine. */
+export async function connectDocker(): Promise<ContainerEngine> {
+  const { default: Docker } = await import("dockerode");
+  return new DockerEngine(new Docker());
+}
+
+/** Calls of dockerode that its types lack. */
+interface WithCheckpoints {
+  createCheckpoint(options: {
+    readonly checkpointId: string;
+    readonly exit: boolean;
+  }): Promise<unknown>;
+  /** An empty list comes as text: the daemon answers `null`, which dockerode takes for no JSON. */
+  listCheckpoint(): Promise<readonly { readonly Name: string }[] | Uint8Array>;
+  /** The daemon refuses a start with a body, which is where dockerode puts options otherwise. */
+  start(options: {
+    readonly _query: { readonly checkpoint: string };
+    readonly _body: Record<string, never>;
+  }): Promise<unknown>;
+}
+
+class DockerEngine implements ContainerEngine {
+  readonly #docker: Dockerode;
+
+  constructor(docker: Dockerode) {
+    this.#docker = docker;
+  }
+
+  async checkpoint(
+    container: string,
+    options: { readonly leaveRunning: boolean },
+  ): Promise<string> {
+    const checkpointId = nextName(await this.checkpoints(container));
+    await this.#ask(`checkpoint the container ${container}`, () =>
+      this.#withCheckpoints(container).createCheckpoint({
+        checkpointId,
+        exit: !options.leaveRunning,
+      }),
+    );
+    return checkpointId;
+  }
+
+  /** The daemon's own list comes in no order: that of the directories' times is taken. */
+  async checkpoints(container: string): Promise<readonly string[]> {
+    const listed = await this.#ask(`list the checkpoints of ${container}`, () =>
+      this.#withCheckpoints(container).listCheckpoint(),
+    );
+    const names = listed instanceof Uint8Array ? [] : listed.map(({ Name }) => Name);
+    const directory = await this.#checkpointsDirectory(container);
+    const time = (name: string): number =>
+      statSync(join(directory, name), { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    return names.toSorted((a, b) => time(a) - time(b));
+  }
+
+  async restore(container: string, checkpoint: string): Promise<void> {
+    await this.#start(container, checkpoint);
+  }
+
+  async clone(
+    container: string,
+    { checkpoint, newName }: { readonly checkpoint: string; readonly newName: string },
+  ): Promise<readonly string[]> {
+    const source = this.#docker.getContainer(container);
+    const inspected = await this.#ask(`look at the container ${container}`, () => source.inspect());
+    const notes: string[] = [];
+    const image = await this.#imageOf(source, inspected, notes);
+    const created = await this.#ask(`create the container ${newName}`, () =>
+      this.#docker.createContainer({
+        ...inspected.Config,
+        name: newName,
+        Image: image,
+        HostConfig: withFreePorts(inspected.HostConfig, notes),
+        NetworkingConfig: { EndpointsConfig: endpoints(inspected.NetworkSettings.Networks) },
+      }),
+    );
+    try {
+      const from = join(await this.#checkpointsDirectory(container), checkpoint);
+      const directory = await this.#checkpointsDirectory(created.id);
+      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      cpSync(from, join(directory, checkpoint), { recursive: true, errorOnExist: true });
+      await this.#start(created.id, checkpoint);
+    } catch (error) {
+      await created.remove({ force: true });
+      throw error;
+    }
+    return notes;
+  }
+
+  /** The image of a clone: the container's own, with the files that it has changed. */
+  async #imageOf(
+    source: Dockerode.Container,
+    inspected: Dockerode.ContainerInspectInfo,
+    notes: string[],
+  ): Promise<string> {
+    const changes = (await this.#ask("list the files that the container has changed", () =>
+      source.changes(),
+    )) as readonly unknown[] | null;
+    if (changes === null || changes.length === 0) return inspected.Image;
+    const committed = (await this.#ask("commit the files that the container has changed", () =>
+      source.commit({ pause: true, comment: `files of ${inspected.Name} for a clone` }),
+    )) as { readonly Id: string };
+    notes.push(`its changed files are in the image ${committed.Id.slice(0, 19)}`);
+    return committed.Id;
+  }
+
+  async #start(container: string, checkpoint: string): Promise<void> {
+    const start = (): Promise<unknown> =>
+      this.#ask(`start ${container} from the checkpoint ${checkpoint}`, () =>
+        this.#withCheckpoints(container).start({ _query: { checkpoint }, _body: {} }),
+      );
+    try {
+      await start();
+    } catch (error) {
+      // The daemon hands the checkpoint to containerd as an archive named by its content, and finds that the one that it made of
+      // the same files at the checkpoint is still there. Times in seconds are a part of the content.
+      if (!(error instanceof RepriseError) || !/already exists/.test(error.message)) throw error;
+      await sleep(1000);
+      touch(join(await this.#checkpointsDirectory(container), checkpoint));
+      await start();
+    }
+  }
+
+  async #checkpointsDirectory(container: string): Promise<string> {
+    const inspected = await this.#ask(`look at the container ${container}`, () =>
+      this.#docker.getContainer(container).inspect(),
+    );
+    const info = (await this.#ask("ask the daemon about itself", () => this.#docker.info())) as {
+      readonly DockerRootDir: string;
+    };
+    const directory = join(info.DockerRootDir, "containers", inspected.Id);
+    if (!existsSync(directory)) {
+      throw new RepriseError(
+        "CONTAINER_ENGINE",
+        `cannot reach ${directory}: it is not on this machine`,
+        {
+          hint: "Clones need the daemon's files: run reprise where the daemon runs, as root.",
+        },
+      );
+    }
+    return join(directory, "checkpoints");
+  }
+
+  #withCheckpoints(container: string): WithCheckpoints {
+    return this.#docker.getContainer(container) as unknown as WithCheckpoints;
+  }
+
+  async #ask<T>(what: string, question: () => Promise<T>): Promise<T> {
+    try {
+      return await question();
+    } catch (error) {
+      if (error instanceof RepriseError) throw error;
+      const { message, statusCode } = error as Error & { readonly statusCode?: number };
+      throw new RepriseError("CONTAINER_ENGINE", `cannot ${what}: docker: ${firstLine(message)}`, {
+        hint: adviceFor(message, statusCode),
+        cause: error,
+      });
+    }
+  }
+}
+
+function adviceFor(message: string, status: number | undefined): string {
+  if (/experimental/i.test(message))
+    return 'Checkpoints are an experimental feature: put {"experimental": true} into /etc/docker/daemon.json and restart the daemon.';
+  if (/ENOENT|ECONNREFUSED/.test(message))
+    return "Is the daemon running? DOCKER_HOST names its socket.";
+  if (status === 404) return "docker ps -a lists the containers.";
+  return "The daemon's log, and the dump.log or restore.log that it names, tell more. `reprise check` tells what Docker needs.";
+}
+
+function firstLine(text: string): string {
+  return text.split("\n")[0] ?? "";
+}
+
+/** Ports of the host can be published once: the clone gets others. */
+function withFreePorts(config: Dockerode.HostConfig, notes: string[]): Dockerode.HostConfig {
+  const bindings = (config.PortBindings ?? {}) as Record<
+    string,
+    { HostIp?: string; HostPort?: string }[] | null
+  >;
+  const fixed = Object.values(bindings).some((list) =>
+    list?.some(({ HostPort }) => HostPort !== "" && HostPort !== undefined),
+  );
+  if (!fixed) return config;
+  notes.push(
+    "its published ports are the first container's: it got others (docker port tells which)",
+  );
+  const free = Object.entries(bindings).map(([port, list]) => [
+    port,
+    (list ?? []).map(({ HostIp }) => ({
+      ...(HostIp === undefined ? {} : { HostIp }),
+      HostPort: "",
+    })),
+  ]);
+  return { ...config, PortBindings: Object.fromEntries(free) as unknown };
+}
+
+/** The same networks; addresses are the network's to give. */
+function endpoints(
+  networks: Dockerode.ContainerInspectInfo["NetworkSettings"]["Networks"],
+): Record<string, Dockerode.EndpointSettings> {
+  return Object.fromEntries(Object.keys(networks).map((name) => [name, {}]));
+}
+
+function touch(directory: string): void {
+  const now = new Date();
+  for (const name of readdirSync(directory)) utimesSync(join(directory, name), now, now);
+  utimesSync(directory, now, now);
+}

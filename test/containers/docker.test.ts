@@ -1,0 +1,173 @@
+// The flow that Reprise exists for, with an unmodified Docker: a container is checkpointed, restored as a clone, the clone is
+// checkpointed again and restored again; on cgroup v1 and on pure v2, with Docker's default seccomp profile.
+
+import { execFileSync, spawnSync } from "node:child_process";
+import { cpSync, mkdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { canRun, checkpointsDir, startDocker, type CgroupVersion, type Docker } from "./dockerd.ts";
+
+const REPRISE = fileURLToPath(new URL("../../bin/reprise", import.meta.url));
+const COUNT = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.2; done";
+
+describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) => {
+  let docker: Docker;
+  beforeAll(async () => {
+    if (canRun(version)) docker = await startDocker(version);
+  }, 60_000);
+  afterAll(async () => docker?.stop(), 60_000);
+
+  test(
+    "run, checkpoint, restore, clone, and the clone again",
+    { timeout: 90_000 },
+    async (context) => {
+      if (!canRun(version)) context.skip("no dockerd, or no such cgroups");
+      runContainer(docker, "looper");
+      await counted(docker, "looper", 3);
+      docker.run("checkpoint", "create", "looper", "c1");
+      expect(stateOf(docker, "looper")).toBe("exited");
+
+      // Again in its own container.
+      await startFrom(docker, "looper", "c1");
+      await counted(docker, "looper", 6);
+
+      // The clone: a second container from the same checkpoint, beside the first.
+      createContainer(docker, "looper-clone");
+      copyCheckpoint(docker, { from: "looper", to: "looper-clone", name: "c1" });
+      await sleep(1100); // the daemon names uploads by content, times in seconds included
+      docker.run("start", "--checkpoint", "c1", "looper-clone");
+      await counted(docker, "looper-clone", 3);
+      expectOwnCgroups(docker, "looper-clone");
+      expectOwnCgroups(docker, "looper");
+
+      // Where CRIU ends on v2: the clone is checkpointed again, and restored again, and once more.
+      for (const name of ["c2", "c3"]) {
+        docker.run("checkpoint", "create", "looper-clone", name);
+        await startFrom(docker, "looper-clone", name);
+        await counted(docker, "looper-clone", numbers(docker, "looper-clone").length + 3);
+        expectOwnCgroups(docker, "looper-clone");
+      }
+      expect(docker.run("exec", "looper-clone", "echo", "hello")).toBe("hello");
+      docker.run("stop", "-t", "1", "looper-clone", "looper");
+      expect(stateOf(docker, "looper-clone")).toBe("exited");
+      for (const name of ["looper", "looper-clone"]) expectNoGap(numbers(docker, name));
+    },
+  );
+
+  test("by reprise's own commands", { timeout: 90_000 }, async (context) => {
+    if (!canRun(version)) context.skip("no dockerd, or no such cgroups");
+    runContainer(docker, "mine");
+    onTestFinished(() => void docker.try("rm", "-f", "twin"));
+    await counted(docker, "mine", 3);
+    docker.run("exec", "mine", "sh", "-c", "echo changed > /etc/changed");
+    expect(reprise(docker, "clone", "docker:mine", "twin")).toContain(
+      "twin runs, from checkpoint reprise-1 of mine",
+    );
+    await counted(docker, "twin", 3);
+    expectOwnCgroups(docker, "twin");
+    expect(docker.run("exec", "twin", "cat", "/etc/changed")).toBe("changed");
+    reprise(docker, "checkpoint", "docker:twin");
+    expect(stateOf(docker, "twin")).toBe("exited");
+    expect(reprise(docker, "restore", "docker:twin")).toContain("twin runs again");
+    const before = numbers(docker, "twin").length;
+    await counted(docker, "twin", before + 2);
+    expect(stateOf(docker, "mine")).toBe("running");
+    for (const name of ["mine", "twin"]) expectNoGap(numbers(docker, name));
+  });
+
+  test("left running, and in a directory of one's own", { timeout: 60_000 }, async (context) => {
+    if (!canRun(version)) context.skip("no dockerd, or no such cgroups");
+    runContainer(docker, "going");
+    await counted(docker, "going", 2);
+    const dir = join(docker.dir, "checkpoints");
+    mkdirSync(dir);
+    docker.run("checkpoint", "create", "--leave-running", "--checkpoint-dir", dir, "going", "c1");
+    expect(stateOf(docker, "going")).toBe("running");
+    await counted(docker, "going", numbers(docker, "going").length + 2);
+    expect(docker.run("checkpoint", "ls", "--checkpoint-dir", dir, "going")).toContain("c1");
+    expectNoGap(numbers(docker, "going"));
+  });
+});
+
+function reprise(docker: Docker, ...args: readonly string[]): string {
+  const { status, stdout, stderr } = spawnSync(REPRISE, args, {
+    env: docker.env,
+    encoding: "utf8",
+  });
+  expect(status, stderr).toBe(0);
+  return stdout;
+}
+
+function runContainer(docker: Docker, name: string): void {
+  docker.run("run", "-d", "--name", name, "busybox", "sh", "-c", COUNT);
+  onTestFinished(() => void docker.try("rm", "-f", name));
+}
+
+function createContainer(docker: Docker, name: string): void {
+  docker.run("create", "--name", name, "busybox", "sh", "-c", COUNT);
+  onTestFinished(() => void docker.try("rm", "-f", name));
+}
+
+function copyCheckpoint(
+  docker: Docker,
+  { from, to, name }: { readonly from: string; readonly to: string; readonly name: string },
+): void {
+  cpSync(join(checkpointsDir(docker, from), name), join(checkpointsDir(docker, to), name), {
+    recursive: true,
+  });
+}
+
+/**
+ * Starts a container from a checkpoint. The daemon hands it on as an archive named by its content, times in seconds included, and
+ * fails when the same one is still there from making it.
+ */
+async function startFrom(docker: Docker, container: string, name: string): Promise<void> {
+  const { status, output } = docker.try("start", "--checkpoint", name, container);
+  if (status === 0) return;
+  expect(output).toContain("already exists");
+  await sleep(1100);
+  execFileSync("find", [
+    join(checkpointsDir(docker, container), name),
+    "-exec",
+    "touch",
+    "{}",
+    "+",
+  ]);
+  docker.run("start", "--checkpoint", name, container);
+}
+
+function stateOf(docker: Docker, name: string): string {
+  return docker.run("inspect", "-f", "{{.State.Status}}", name);
+}
+
+function numbers(docker: Docker, name: string): number[] {
+  return docker.run("logs", name).split("\n").filter(Boolean).map(Number);
+}
+
+async function counted(docker: Docker, name: string, count: number): Promise<void> {
+  await expect
+    .poll(() => numbers(docker, name).length, { timeout: 15_000, interval: 100 })
+    .toBeGreaterThanOrEqual(count);
+}
+
+/** Logs of a container that was stopped and went on: no number is missing and none comes twice in a row of restores. */
+function expectNoGap(seen: readonly number[]): void {
+  const steps = seen.slice(1).map((number, index) => number - (seen[index] as number));
+  expect(
+    steps.filter((step) => step > 1),
+    seen.join(" "),
+  ).toEqual([]);
+}
+
+/** A container's first process is in the cgroups that carry the container's own id, wherever it is in one at all. */
+function expectOwnCgroups(docker: Docker, name: string): void {
+  const [id = "", pid = ""] = docker
+    .run("inspect", "-f", "{{.Id}} {{.State.Pid}}", name)
+    .split(" ");
+  const cgroups = readFileSync(`/proc/${pid}/cgroup`, "utf8").trim().split("\n");
+  const ofContainers = cgroups.filter((line) => /\/[0-9a-f]{64}(\/|$)/.test(line));
+  expect(ofContainers.length).toBeGreaterThan(0);
+  for (const line of ofContainers) expect(line).toContain(id);
+}
