@@ -172,7 +172,16 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     growth?.ends.splice(0).forEach((end) => end.failed?.());
     files?.close();
     lock?.giveUp();
-    throw asRepriseError(error, "restore the tree");
+    const failure = asRepriseError(error, "restore the tree");
+    // Says who has the number, if it is not free.
+    if (
+      failure instanceof RepriseError &&
+      failure.syscall === "clone3" &&
+      failure.errno === "EEXIST" &&
+      !plan.hasInnerPids
+    )
+      await waitForFreePids(plan, { thorough: true });
+    throw failure;
   }
 }
 

@@ -5,7 +5,8 @@
 import { RepriseError } from "../../errors.ts";
 import type { PageRun } from "../../images/pagemap.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
-import { readMaps } from "../../proc/maps.ts";
+import { parseMaps } from "../../proc/maps.ts";
+import { readProcText } from "../../proc/procfs.ts";
 import { ARCH_MAP_VDSO_64 } from "../../sys/abi/sched.ts";
 import { readMemory } from "../../sys/memory.ts";
 import type { Program } from "../../tracee/program.ts";
@@ -36,18 +37,14 @@ export function savedVdso(vmas: readonly VmaEntry[]): VdsoLayout | undefined {
 
 /** The layout that this kernel gives: that of the engine itself. */
 export function kernelVdso(): VdsoLayout | undefined {
-  const areas = readMaps(process.pid).filter(
-    ({ path }) => path.startsWith("[vvar") || path === "[vdso]",
-  );
-  const vdso = areas.find(({ path }) => path === "[vdso]");
-  if (vdso === undefined) return undefined;
-  const start = Math.min(...areas.map((area) => area.start));
-  return { address: start, vvarSize: vdso.start - start, vdsoSize: vdso.end - vdso.start };
+  own ??= { layout: findOwnVdso() };
+  return own.layout;
 }
 
 /** This kernel's vdso code, to compare with a saved one. */
 export function kernelVdsoCode(): Buffer {
   const layout = kernelVdso();
+  if (own?.code !== undefined) return own.code;
   const code = Buffer.alloc(layout?.vdsoSize ?? 0);
   if (layout !== undefined) {
     readMemory(
@@ -56,7 +53,23 @@ export function kernelVdsoCode(): Buffer {
       code,
     );
   }
+  own = { layout, code };
   return code;
+}
+
+/** The engine's own areas stay where they are. */
+let own: { readonly layout: VdsoLayout | undefined; readonly code?: Buffer } | undefined;
+
+function findOwnVdso(): VdsoLayout | undefined {
+  // Only a few of the engine's many lines are worth parsing.
+  const lines = readProcText(process.pid, "maps").split("\n");
+  const areas = parseMaps(lines.filter((line) => line.endsWith("]")).join("\n")).filter(
+    ({ path }) => path.startsWith("[vvar") || path === "[vdso]",
+  );
+  const vdso = areas.find(({ path }) => path === "[vdso]");
+  if (vdso === undefined) return undefined;
+  const start = Math.min(...areas.map((area) => area.start));
+  return { address: start, vvarSize: vdso.start - start, vdsoSize: vdso.end - vdso.start };
 }
 
 /** How a saved task gets its vdso. */
@@ -88,14 +101,14 @@ export function planVdso(pid: number, saved: SavedTaskVdso): VdsoPlan {
       hint: "The kernel was started with vdso=0; start it without.",
     });
   }
-  const own = kernelVdsoCode();
+  const ours = kernelVdsoCode();
   const sameSize = kernel.vvarSize === layout.vvarSize && kernel.vdsoSize === layout.vdsoSize;
-  const isSame = code === undefined || sameCode(code, own);
-  if (sameSize && (isSame || (sameFunctions(code, own) && !isInside(saved))))
+  const isSame = code === undefined || sameCode(code, ours);
+  if (sameSize && (isSame || (sameFunctions(code, ours) && !isInside(saved))))
     return { kind: "kernel", layout };
   const bytes = code ?? Buffer.alloc(0);
   const from = { layout, code: bytes, vmas: saved.vmas };
-  return { kind: "proxy", proxy: planProxy(pid, from, { layout: kernel, code: own }) };
+  return { kind: "proxy", proxy: planProxy(pid, from, { layout: kernel, code: ours }) };
 }
 
 function isInside({ layout, instructions }: SavedTaskVdso): boolean {
