@@ -146,7 +146,7 @@ export function settleFirst(plan: RestorePlan, first: Tracee): void {
   if (time !== undefined && set.timens !== undefined) {
     setOffsets(first.tid, set.timens);
     const enter = new Program();
-    enterTimeNamespace(enter, first.tid);
+    enterTimeNamespace(enter);
     run(enter);
   }
   if (needsFreshProc(namespaces)) mountProc(run);
@@ -182,7 +182,7 @@ export function setupNamespaces(plan: RestorePlan, growth: Growth, hooks?: Engin
   hooks?.script?.("post-setup-namespaces", rootPid);
 }
 
-/** Files of the root's own namespaces, while it still sees the /proc of outside. */
+/** Files of the root's own namespaces, while it still sees a /proc. */
 function openRootNamespaces(plan: RestorePlan, growth: Growth): void {
   const kinds = new Set(
     plan.files.filter(({ nsf }) => nsf !== undefined).map((entry) => namespaceOf(entry).kind),
@@ -191,7 +191,7 @@ function openRootNamespaces(plan: RestorePlan, growth: Growth): void {
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
   const program = new Program();
   const opened = [...kinds].map((kind) => {
-    const path = program.string(`/proc/${root.tid}/ns/${kind}`);
+    const path = program.string(`/proc/self/ns/${kind}`);
     const label = `open the ${kind} namespace`;
     const fd = program.call("openat", [AT_FDCWD, path, O_RDONLY, 0], { label });
     const kept = program.call("fcntl", [fd, F_DUPFD, firstPoolFd(plan)], { label });

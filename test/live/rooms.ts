@@ -9,6 +9,8 @@ export interface Subject {
   readonly args?: readonly string[];
   readonly checkpoint?: Partial<CheckpointOptions>;
   readonly restore?: Partial<RestoreOptions>;
+  /** The program proper is the child of what is started, in a pid namespace of its own. */
+  readonly inner?: boolean;
   /** Why a clone cannot run beside the first one: they would write into the same files. */
   readonly alone?: string;
 }
@@ -81,6 +83,12 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "unix_named", alone: "its names" },
     { name: "unix_pairs" },
     { name: "unix_scm", alone: "a file that the program writes anew" },
+  ],
+  namespaces: [
+    { name: "namespaces" },
+    { name: "namespaces", args: ["time"] },
+    { name: "namespaces", args: ["pid", "uts"], inner: true },
+    { name: "namespaces", args: ["pid", "user", "uts", "ipc", "time"], inner: true },
   ],
   locks: [
     { name: "file_locks", checkpoint: { fileLocks: true }, alone: "locks exclude each other" },

@@ -6,6 +6,7 @@ import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
+import { readChildren } from "../../src/proc/children.ts";
 import { again, type CycleStats } from "./cycle.ts";
 import {
   attachProgram,
@@ -34,13 +35,19 @@ export function testRoom(room: string): void {
 }
 
 /** Starts a program that ends with the test. */
-export async function start(name: string, args: readonly string[] = []): Promise<RunningProgram> {
+export async function start(
+  name: string,
+  args: readonly string[] = [],
+  options: { readonly inner?: boolean } = {},
+): Promise<RunningProgram> {
   const dir = makeDir(name);
   onTestFinished(() => removeDir(dir));
   const program = await startProgram(name, args, { dir });
   endWithTest(program);
   await program.waitReady();
-  return program;
+  if (options.inner !== true) return program;
+  const [child] = readChildren(program.pid);
+  return endWithTest(attachProgram(name, child ?? 0, dir));
 }
 
 /** Kills what is left of a program when the test is over. */
@@ -61,7 +68,7 @@ async function comesBackTwice(subject: Subject): Promise<void> {
     ...(subject.checkpoint === undefined ? {} : { checkpoint: subject.checkpoint }),
     ...(subject.restore === undefined ? {} : { restore: subject.restore }),
   };
-  const first = await start(subject.name, subject.args);
+  const first = await start(subject.name, subject.args, subject);
   const second = endWithTest(await again(first, options));
   expect(await second.ask()).toBe("ok 1");
   const third = endWithTest(await again(second, options));
@@ -74,7 +81,7 @@ async function comesBackTwice(subject: Subject): Promise<void> {
 }
 
 async function goesOnBesideClone(subject: Subject): Promise<void> {
-  const original = await start(subject.name, subject.args);
+  const original = await start(subject.name, subject.args, subject);
   const imagesDir = imagesDirOf(original);
   await checkpoint({ pid: original.pid, imagesDir, leave: "running", ...subject.checkpoint });
   const { pid } = await restore({ imagesDir, newPidNamespace: true });

@@ -145,17 +145,12 @@ class NamespaceTable implements CollectedNamespaces {
   }
 
   /**
-   * A tree that was restored into a new pid namespace has a mount namespace in which only /proc differs. It counts as the engine's
-   * as long as nothing else of the tree is its own.
+   * A tree in a new pid namespace has at least a /proc of its own, and a mount namespace for it (proc-mount.ts). Where nothing else
+   * differs, the mounts count as the engine's.
    */
   #withoutFreshProc(task: FrozenTask, inodes: NamespaceInodes): NamespaceInodes {
     const own = this.#ownInodes;
     if (inodes.mnt === own.mnt || inodes.pid === own.pid) return inodes;
-    const others = NAMESPACE_KINDS.filter(
-      ({ kind }) =>
-        kind !== "mnt" && kind !== "pid" && inodeOfKind(inodes, kind) !== inodeOfKind(own, kind),
-    );
-    if (others.length > 0) return inodes;
     const difference = foreignMount(task.pid);
     if (difference === undefined) return { ...inodes, mnt: own.mnt };
     if (!hasRoom("mnt")) refuse(task, "mnt", `with a mount of its own: ${difference}`);

@@ -1,13 +1,15 @@
 // IPC namespaces: the limits, which are sysctls of the namespace (see ipc_namespaces(7), proc_sys_kernel(5), mq_overview(7)).
 // ipcns-var-ID.img. System V objects and message queues are rooms of their own.
 
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import type { IpcVarEntry } from "../../images/schema/messages.generated.ts";
 import { errnoOf } from "../../proc/procfs.ts";
+import { AT_FDCWD, O_WRONLY } from "../../sys/abi/fcntl.ts";
+import { Program } from "../../tracee/program.ts";
 import { inNamespace } from "./enter.ts";
-import type { NamespaceRoom } from "./room.ts";
+import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
 
 export const ipcRoom: NamespaceRoom = {
   kind: "ipc",
@@ -20,15 +22,15 @@ export const ipcRoom: NamespaceRoom = {
     images.write("ipcns-var", id, [entry]);
   },
 
-  restore([namespace], { set, rootPid }) {
-    const entry = set.namespaces.ipc.get(namespace?.id ?? 0);
+  restore([namespace], restore) {
+    const entry = restore.set.namespaces.ipc.get(namespace?.id ?? 0);
     if (entry === undefined) {
       throw new RepriseError(
         "IMAGE_MISSING",
         `cannot restore the IPC namespace: ipcns-var-${namespace?.id}.img is missing`,
       );
     }
-    inNamespace("ipc", { pid: rootPid }, () => restoreLimits(entry));
+    restoreLimits(entry, restore);
   },
 };
 
@@ -82,16 +84,53 @@ function collectLimits(): IpcVarEntry {
   };
 }
 
-function restoreLimits(entry: IpcVarEntry): void {
-  writeSysctl("kernel/sem", entry.sem_ctls.join(" "));
-  writeSysctl("kernel/shmmax", entry.shm_ctlmax.toString());
-  writeSysctl("kernel/shmall", entry.shm_ctlall.toString());
-  for (const [field, path] of [...KERNEL, ...MQUEUE, ...NEXT_IDS]) {
-    const value = entry[field];
-    // 0 is what stands for a sysctl that the kernel of the dump did not have.
-    if (value === undefined || (value === 0 && path.startsWith("fs/mqueue/"))) continue;
-    writeSysctl(path, String(value));
+/**
+ * Written by the root task: in a user namespace these files belong to its root alone. What is right already is left: some take
+ * nothing but their own value, as auto_msgmni does.
+ */
+function restoreLimits(entry: IpcVarEntry, restore: NamespacesRestore): void {
+  const wanted = limitsOf(entry);
+  const differing = inNamespace("ipc", { pid: restore.rootPid }, () =>
+    wanted.filter(([path, value]) => isOther(path, value)),
+  );
+  if (differing.length === 0) return;
+  const program = new Program();
+  for (const [path, value] of differing) {
+    const label = `set ${path} of the IPC namespace to ${value}`;
+    const hint = "A read-only /proc/sys may be in the way.";
+    const name = program.string(`/proc/sys/${path}`);
+    const fd = program.call("openat", [AT_FDCWD, name, O_WRONLY, 0], { label, hint });
+    program.call("write", [fd, program.string(value), value.length], {
+      label,
+      hint,
+      expect: value.length,
+    });
+    program.call("close", [fd]);
   }
+  restore.run(program);
+}
+
+function limitsOf(entry: IpcVarEntry): [path: string, value: string][] {
+  const numbers = [...KERNEL, ...MQUEUE, ...NEXT_IDS].flatMap(
+    ([field, path]): [string, string][] => {
+      const value = entry[field];
+      // 0 is what stands for a sysctl that the kernel of the dump did not have.
+      if (value === undefined || (value === 0 && path.startsWith("fs/mqueue/"))) return [];
+      return [[path, String(value)]];
+    },
+  );
+  return [
+    ["kernel/sem", entry.sem_ctls.join(" ")],
+    ["kernel/shmmax", entry.shm_ctlmax.toString()],
+    ["kernel/shmall", entry.shm_ctlall.toString()],
+    ...numbers,
+  ];
+}
+
+function isOther(path: string, value: string): boolean {
+  const now = readSysctl(path);
+  if (now === undefined) log.warn(`this kernel has no ${path}: it is not set to ${value}`);
+  return now !== undefined && now.split(/\s+/).join(" ") !== value;
 }
 
 function readSysctl(path: string): string | undefined {
@@ -100,25 +139,6 @@ function readSysctl(path: string): string | undefined {
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return undefined;
     throw error;
-  }
-}
-
-/** What is right already is not written: some of them only take their own value, as auto_msgmni does. */
-function writeSysctl(path: string, value: string): void {
-  const now = readSysctl(path);
-  if (now === undefined) {
-    log.warn(`this kernel has no ${path}: it is not set to ${value}`);
-    return;
-  }
-  if (now.split(/\s+/).join(" ") === value) return;
-  try {
-    writeFileSync(`/proc/sys/${path}`, value);
-  } catch (error) {
-    throw new RepriseError(
-      "SYSCALL",
-      `cannot set ${path} of the IPC namespace to ${value}: write: ${errnoOf(error) ?? "unknown error"}`,
-      { syscall: "write", hint: "A read-only /proc/sys may be in the way.", cause: error },
-    );
   }
 }
 

@@ -92,9 +92,9 @@ export function setOffsets(pid: number, clocks: TimensEntry): void {
   log.debug(`clocks of the tree: monotonic ${monotonic} ns, boottime ${boottime} ns from here`);
 }
 
-/** Second half: the first task enters it itself. `pid` is its number in the /proc that it sees. */
-export function enterTimeNamespace(program: Program, pid: number): void {
-  const path = program.string(`/proc/${pid}/ns/time_for_children`);
+/** Second half: the first task enters it itself. */
+export function enterTimeNamespace(program: Program): void {
+  const path = program.string("/proc/self/ns/time_for_children");
   const fd = program.call("openat", [AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0], {
     label: "open the time namespace",
   });
