@@ -296,11 +296,21 @@ describe("sets of CRIU come back", () => {
   });
 });
 
+test("userns: a user and a time namespace", async (context) => {
+  const { root } = await bringBack("userns", context);
+  expect(readFileSync(`/proc/${root}/uid_map`, "utf8").trim().split(/\s+/)).toEqual([
+    "0",
+    "0",
+    "1",
+  ]);
+  expect(readlinkSync(`/proc/${root}/ns/user`)).not.toBe(readlinkSync("/proc/self/ns/user"));
+  expect(readlinkSync(`/proc/${root}/ns/time`)).not.toBe(readlinkSync("/proc/self/ns/time"));
+});
+
 describe("sets that need what cannot be restored yet are refused, naming it", () => {
   test.for([
     ["evfds", /open file of type 12 \(FANOTIFY\)/],
-    ["userns", /pid 18807: it was in a user namespace/],
-    ["nsinit", /pid 1: it was in a net namespace/],
+    ["nsinit", /in a mnt namespace of its own/],
   ] as const)("%s", async ([set, message], context) => {
     layOut(set);
     const error: unknown = await restore({ imagesDir: imagesOf(set), newPidNamespace: true }).catch(
