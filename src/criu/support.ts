@@ -14,7 +14,6 @@ const REFUSED: readonly OptionName[] = [
   "mntns-compat-mode",
   "lsm-profile",
   "lsm-mount-context",
-  "veth-pair",
   "ext-mount-map",
   "skip-mnt",
 ];
@@ -26,7 +25,6 @@ const WITHOUT_EFFECT: readonly OptionName[] = [
   "evasive-devices",
   "force-irmap",
   "skip-in-flight",
-  "weak-sysctls",
   "tcp-close",
   "unprivileged",
   "allow-uprobes",

@@ -211,7 +211,10 @@ export function namespaceFd(
   const planned = namespaces.byId(kind, id);
   if (planned?.role === "nested") return namespaceFds.get(planned);
   const ofRoot = set.tasks.get(set.rootPid)?.live?.ids[kindOfNamespace(kind).field];
-  return id === ofRoot ? rootNamespaceFds.get(kind) : undefined;
+  if (id !== ofRoot) return undefined;
+  return (
+    rootNamespaceFds.get(kind) ?? (planned === undefined ? undefined : namespaceFds.get(planned))
+  );
 }
 
 function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): NamespacesRestore {

@@ -7,6 +7,7 @@ import type { Stats } from "node:fs";
 import { assert, RepriseError } from "../../errors.ts";
 import type { FileEntry, UnixSkEntry } from "../../images/schema/messages.generated.ts";
 import { readUnixSockets } from "../../proc/sock-diag.ts";
+import { inSocketNamespace } from "./socket-namespace.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { F_DUPFD, F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
@@ -394,23 +395,31 @@ class UnixSockets {
   }
 
   #socket(program: Program, entry: UnixSkEntry): number {
-    const fd = program.call("socket", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0], {
-      label: `make ${what(entry)}`,
-    });
+    const fd = this.#inNamespace(program, entry, () =>
+      program.call("socket", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0], {
+        label: `make ${what(entry)}`,
+      }),
+    );
     return this.#keep(program, fd);
   }
 
   #pair(program: Program, entry: UnixSkEntry): [number, number] {
     const ends = program.output(8);
-    program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
-      label: `make ${what(entry)} and its peer`,
-    });
+    this.#inNamespace(program, entry, () =>
+      program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
+        label: `make ${what(entry)} and its peer`,
+      }),
+    );
     const end = (index: number): Argument => ({
       kind: "load",
       from: { ...ends, offset: ends.offset + index * 4 },
       width: 4,
     });
     return [this.#keep(program, end(0)), this.#keep(program, end(1))];
+  }
+
+  #inNamespace<T>(program: Program, entry: UnixSkEntry, step: () => T): T {
+    return inSocketNamespace(program, { id: entry.ns_id, restore: this.#restore }, step);
   }
 
   #keep(program: Program, fd: Argument): number {

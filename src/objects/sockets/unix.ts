@@ -12,6 +12,7 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import { readUnixSockets, type UnixSocket } from "../../proc/sock-diag.ts";
+import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { socketFamily } from "../../sys/socket.ts";
@@ -46,21 +47,23 @@ interface Seen {
 
 /** The unix sockets of one dump. */
 interface Sockets {
-  /** All of this network namespace by inode. */
-  readonly all: ReadonlyMap<number, UnixSocket>;
+  /** All of the network namespaces that have been listed, by inode. */
+  readonly all: Map<number, UnixSocket>;
   /** Listener by the inode of a client that it has not accepted yet. */
-  readonly waitsAt: ReadonlyMap<number, UnixSocket>;
+  readonly waitsAt: Map<number, UnixSocket>;
+  readonly listed: Set<SocketNamespace>;
   /** Those of the tree, by inode. */
   readonly seen: Map<number, Seen>;
 }
 
 function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
-  const sockets = socketsOf(dump);
   const fd = dump.borrow(file);
+  const namespace = socketNamespace(fd, dump);
+  const sockets = socketsOf(dump, namespace);
   const socket = sockets.all.get(Number(file.stat.inode));
   if (socket === undefined) {
     throw refusal(file, "the kernel does not list this socket (NETLINK_SOCK_DIAG)", {
-      hint: "Sockets of another network namespace cannot be saved yet.",
+      hint: "It may just be closing: try again.",
     });
   }
   const peer = findPeer(file, socket, sockets);
@@ -77,6 +80,7 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     opts: collectOptions(file, fd, { family: so.AF_UNIX }),
     ...collectName(file, fd, socket.name),
     ...(socket.shutdown === 0 ? {} : { shutdown: socket.shutdown }),
+    ...(namespace.id === undefined ? {} : { ns_id: namespace.id }),
   };
   const seen = { file, fd, socket, entry };
   sockets.seen.set(socket.inode, seen);
@@ -86,18 +90,23 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
 
 const known = new WeakMap<FilesDump, Sockets>();
 
-function socketsOf(dump: FilesDump): Sockets {
+function socketsOf(dump: FilesDump, namespace: SocketNamespace): Sockets {
   let sockets = known.get(dump);
   if (sockets === undefined) {
-    const all = readUnixSockets();
-    const waits = all.flatMap((at) => at.waiting.map((inode) => [inode, at] as const));
-    const fresh = {
-      all: new Map(all.map((socket) => [socket.inode, socket])),
-      waitsAt: new Map(waits.filter(([inode]) => inode !== 0)),
-      seen: new Map<number, Seen>(),
+    const fresh: Sockets = {
+      all: new Map(),
+      waitsAt: new Map(),
+      listed: new Set(),
+      seen: new Map(),
     };
     known.set(dump, (sockets = fresh));
     dump.later(() => checkPeers(fresh, dump));
+  }
+  if (sockets.listed.has(namespace)) return sockets;
+  sockets.listed.add(namespace);
+  for (const socket of namespace.inside(readUnixSockets)) {
+    sockets.all.set(socket.inode, socket);
+    for (const inode of socket.waiting) if (inode !== 0) sockets.waitsAt.set(inode, socket);
   }
   return sockets;
 }

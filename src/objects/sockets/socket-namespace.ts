@@ -1,0 +1,95 @@
+// The network namespace of a socket: it stays in the one in which it was made, wherever its owner goes. The kernel tells it by
+// SIOCGSKNS (net/socket.c). At dump the engine's own thread goes there for what only those inside are told, the lists of
+// NETLINK_SOCK_DIAG above all; at restore the program that makes the socket does.
+
+import { closeSync, fstatSync, statSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { CLONE_NEWNET } from "../../sys/abi/sched.ts";
+import { SIOCGSKNS } from "../../sys/abi/tun.ts";
+import { syscall } from "../../sys/ffi.ts";
+import { inNetNamespace } from "../../sys/net-namespace.ts";
+import type { Program } from "../../tracee/program.ts";
+import type { FilesDump, FilesRestore } from "../files/file-kind.ts";
+
+export interface SocketNamespace {
+  readonly inode: number;
+  /** Its number in the images; undefined when there are no images of namespaces. */
+  readonly id: number | undefined;
+  /** Runs a step with the engine's own thread in it. */
+  inside<T>(step: () => T): T;
+}
+
+const known = new WeakMap<FilesDump, Map<number, SocketNamespace>>();
+
+/**
+ * Of a socket or tun file of which the engine has the descriptor `fd`. The same object for all of one namespace in a dump.
+ * @throws RepriseError UNSUPPORTED for a namespace that no task of the tree lives in
+ */
+export function socketNamespace(fd: number, dump: FilesDump): SocketNamespace {
+  const opened = syscall("ioctl", fd, SIOCGSKNS, 0);
+  const inode = fstatSync(opened).ino;
+  const seen = known.get(dump) ?? new Map<number, SocketNamespace>();
+  known.set(dump, seen);
+  const one = seen.get(inode);
+  if (one !== undefined) {
+    closeSync(opened);
+    return one;
+  }
+  dump.atEnd(() => {
+    closeSync(opened);
+    seen.delete(inode);
+  });
+  const id = dump.namespaces?.idOf("net", inode);
+  if (dump.namespaces !== undefined && id === undefined) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump a socket of network namespace net:[${inode}], in which no task of the tree lives`,
+      {
+        hint: "Let the process close it before the dump, or dump the tree that the namespace belongs to.",
+      },
+    );
+  }
+  const isOwn = statSync("/proc/thread-self/ns/net").ino === inode;
+  const namespace: SocketNamespace = {
+    inode,
+    id,
+    inside: (step) => inNetNamespace(isOwn ? undefined : opened, step),
+  };
+  seen.set(inode, namespace);
+  return namespace;
+}
+
+/** Adds the calls of `step` so that what they make belongs to a namespace of the images. */
+export function inSocketNamespace<T>(
+  program: Program,
+  where: { readonly id: number | undefined; readonly restore: FilesRestore },
+  step: () => T,
+): T {
+  const { id, restore } = where;
+  const { set } = restore;
+  const home = set.tasks.get(set.rootPid)?.live?.ids.net_ns_id;
+  // Sets of before 2017 do not tell.
+  if (id === undefined || id === 0 || home === undefined || id === home) return step();
+  const there = restore.namespaceFd?.("net", id);
+  if (there === undefined) {
+    throw new RepriseError(
+      "BAD_IMAGE",
+      `cannot restore a socket of network namespace ${id}: no task lives in it`,
+    );
+  }
+  const label = "work in another network namespace";
+  const back = restore.namespaceFd?.("net", home);
+  const opened =
+    back ??
+    program.call(
+      "openat",
+      [AT_FDCWD, program.string("/proc/thread-self/ns/net"), O_RDONLY | O_CLOEXEC, 0],
+      { label },
+    );
+  program.call("setns", [there, CLONE_NEWNET], { label });
+  const result = step();
+  program.call("setns", [opened, CLONE_NEWNET], { label });
+  if (back === undefined) program.call("close", [opened]);
+  return result;
+}
