@@ -1,6 +1,7 @@
 // Filling the tasks: memory, descriptors, threads, and everything that belongs to a process or thread. One program a task,
 // then one a thread, all tasks at the same time; each task reads its own pages from the images.
 
+import { join } from "node:path";
 import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messages.generated.ts";
 import {
   finishVma,
@@ -11,7 +12,7 @@ import {
   VMA_GUARD,
 } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
-import { readPages } from "../objects/memory/pages.ts";
+import { readPages, readsDirectly } from "../objects/memory/pages.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
@@ -20,7 +21,7 @@ import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
 import { collectLimits } from "../objects/task/limits.ts";
-import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC } from "../sys/abi/fcntl.ts";
+import { CLOSE_RANGE_MAX, F_SETFL, FD_CLOEXEC, O_CLOEXEC, O_DIRECT } from "../sys/abi/fcntl.ts";
 import * as sched from "../sys/abi/sched.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
@@ -37,7 +38,7 @@ import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
 /** Gives every task its memory, files and threads. */
 export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   const settled = new Set<number>();
-  const around = { files, settled, growth };
+  const around = { files, settled, growth, imagesDir: plan.set.reader.dir };
   runNoted(
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
@@ -154,6 +155,7 @@ interface TaskSurroundings {
   /** Ids of files that some task has settled. */
   readonly settled: Set<number>;
   readonly growth: Growth;
+  readonly imagesDir: string;
 }
 
 function addTask(
@@ -189,11 +191,18 @@ const THREAD_FLAGS =
   sched.CLONE_THREAD |
   sched.CLONE_SYSVSEM;
 
-function addMemory(program: Program, task: TaskPlan, { files, growth }: TaskSurroundings): void {
+function addMemory(
+  program: Program,
+  task: TaskPlan,
+  { files, growth, imagesDir }: TaskSurroundings,
+): void {
   const mapped = task.mm.vmas.filter(isMapped);
   for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
   for (const { name, places } of task.pages) {
     const file = openImage(program, growth.images, name);
+    const length = places.reduce((sum, place) => sum + place.length, 0);
+    if (readsDirectly(join(imagesDir, name), length))
+      program.call("fcntl", [file, F_SETFL, O_DIRECT], { mayFail: true });
     readPages(
       program,
       file,

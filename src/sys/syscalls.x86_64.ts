@@ -190,6 +190,7 @@ export const SYSCALLS = {
   newfstatat: { nr: 262, args: "fd path ptr hex" },
   statx: { nr: 332, args: "fd path hex hex ptr" },
   setxattr: { nr: 188, args: "path path ptr size int" },
+  cachestat: { nr: 451, args: "fd ptr ptr hex" },
   mseal: { nr: 462, args: "ptr size hex" },
   restart_syscall: { nr: 219, args: "" },
 } as const satisfies Record<string, SyscallEntry>;

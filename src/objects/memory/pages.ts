@@ -242,15 +242,7 @@ class WindowWriter {
     this.#direct = file.direct;
     this.#isSideBySide = file.direct !== undefined && file.total > WINDOW;
     if (this.#isSideBySide) reserve(target, file.total);
-    const first = (windowsAt ??= syscall(
-      "mmap",
-      0,
-      WINDOW * WINDOWS,
-      mm.PROT_READ | mm.PROT_WRITE,
-      mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
-      -1,
-      0,
-    ));
+    const first = firstWindow();
     const count = this.#isSideBySide ? WINDOWS : 1;
     this.#free = Array.from({ length: count }, (_, index) => first + index * WINDOW);
   }
@@ -312,6 +304,20 @@ class WindowWriter {
       to = fd;
     }
   }
+}
+
+/** Address of the windows, which stay. */
+function firstWindow(): number {
+  windowsAt ??= syscall(
+    "mmap",
+    0,
+    WINDOW * WINDOWS,
+    mm.PROT_READ | mm.PROT_WRITE,
+    mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
+    -1,
+    0,
+  );
+  return windowsAt;
 }
 
 /** Takes room for the whole file at once: writes into it can then go on side by side, and a full disk is seen at once. */
@@ -390,6 +396,37 @@ export interface PageSource {
   readonly length: number;
   readonly offset: number;
 }
+
+/**
+ * Whether a task should read its pages past the page cache: when there is much to read, the disk has it and not the memory, and
+ * the file system can do it.
+ */
+export function readsDirectly(path: string, length: number): boolean {
+  if (length < DIRECT_FROM) return false;
+  let fd: number | undefined;
+  try {
+    fd = openSync(path, constants.O_RDONLY | constants.O_DIRECT);
+    if (cachedBytes(fd, length) > length / 2) return false;
+    // Some file systems take the flag and refuse the read.
+    return trySyscall("pread64", fd, firstWindow(), mm.PAGE_SIZE, 0) === mm.PAGE_SIZE;
+  } catch {
+    return false; // the file system has no direct I/O
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
+/** Bytes of the beginning of a file that are in the page cache; 0 on kernels that do not tell (before 6.5). */
+function cachedBytes(fd: number, length: number): number {
+  const range = Buffer.alloc(16);
+  writeU64(range, 8, length);
+  const cachestat = Buffer.alloc(CACHESTAT_SIZE);
+  if (trySyscall("cachestat", fd, range, cachestat, 0) < 0) return 0;
+  return readU64(cachestat, 0) * mm.PAGE_SIZE;
+}
+
+/** struct cachestat: five words, of which the first is the number of pages. */
+const CACHESTAT_SIZE = 40;
 
 /** Adds the calls that read pages from a file into memory, as few as the file's order allows. */
 export function readPages(program: Program, file: Argument, sources: readonly PageSource[]): void {
