@@ -81,6 +81,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     loaded.filter((task) => task.live !== undefined).map((task) => [task.pid, planTask(set, task)]),
   );
   for (const task of tasks.values()) checkTask(task);
+  checkNumbers(namespaces, tree, tasks);
   checkSharedTables(tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
   checkRegularFiles(files, set, options);
@@ -158,6 +159,22 @@ function vdsoOf(set: LoadedSet, task: Omit<TaskPlan, "vdso">): VdsoPlan | undefi
         );
   const instructions = task.threads.map(({ core }) => core.thread_info?.gpregs.ip ?? 0n);
   return planVdso(task.pid, { layout, code, vmas: task.mm.vmas, instructions });
+}
+
+/** Only who is privileged in a pid namespace may choose numbers in it (clone(2)), and the tree's own root is not in ours. */
+function checkNumbers(
+  namespaces: NamespacesPlan,
+  tree: TreePlan,
+  tasks: ReadonlyMap<number, TaskPlan>,
+): void {
+  const isThreaded = [...tasks.values()].some(({ threads }) => threads.length > 1);
+  if (namespaces.ofRoot("user") === undefined || namespaces.ofRoot("pid") !== undefined) return;
+  if (tree.nodes.length === 1 && !isThreaded) return;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    "cannot restore the tree: it was in a user namespace, but not in a pid namespace, where it can choose the numbers of its tasks",
+    { hint: "Restore it into a new pid namespace (reprise clone does)." },
+  );
 }
 
 /** A shared table of descriptors comes from clone: its tasks must make each other. */
