@@ -1,5 +1,6 @@
 // CRIU's options about namespaces, read into the engine's: --join-ns, --empty-ns, --inherit-fd, --external, --root.
 
+import { writeSync } from "node:fs";
 import type {
   JoinedNamespace,
   NamespacesDumpOptions,
@@ -28,7 +29,8 @@ export function namespaceRestoreOptions(options: CriuOptions): NamespacesRestore
     external: externalResources(options),
     emptyNet,
     join,
-    inheritFds: new Map((lists["inherit-fd"] ?? []).map(readInherited)),
+    // Of two with one key, the first counts.
+    inheritFds: new Map((lists["inherit-fd"] ?? []).flatMap(readInherited).toReversed()),
     ...(values.root === undefined ? {} : { root: values.root }),
   };
 }
@@ -49,11 +51,17 @@ function readJoin(text: string): JoinedNamespace {
   return { kind, path, uid: Number(ids[1]), gid: Number(ids[2]) };
 }
 
-/** `fd[N]:KEY`. */
-function readInherited(text: string): [string, number] {
-  const match = /^fd\[(\d+)\]:(.+)$/.exec(text);
-  if (match === null) throw bad("inherit-fd", text, "it must be fd[N]:KEY");
-  return [match[2] as string, Number(match[1])];
+/** `fd[N]:KEY`; and `debug[N]:TEXT` writes the text to descriptor N, to mark the restore there. */
+function readInherited(text: string): [string, number][] {
+  const [, kind, fd = "", rest = ""] = /^(fd|debug)\[(\d+)\]:(.+)$/.exec(text) ?? [];
+  if (kind === undefined) throw bad("inherit-fd", text, "it must be fd[N]:KEY");
+  if (kind === "fd") return [[rest, Number(fd)]];
+  try {
+    writeSync(Number(fd), rest);
+  } catch (error) {
+    throw bad("inherit-fd", text, `nothing can be written to it (${String(error)})`);
+  }
+  return [];
 }
 
 function bad(name: string, text: string, hint: string): RepriseError {

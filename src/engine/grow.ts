@@ -30,6 +30,7 @@ import {
   type ExistingNamespaces,
 } from "./namespaces.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
@@ -43,6 +44,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   const path = Buffer.from(`${plan.set.reader.dir}\0`);
   const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
   const existing = openExisting(plan);
+  const inherited = copyInherited(plan.options.inheritFds ?? new Map(), firstPoolFd(plan));
   // The root of a pid namespace of its own is its init, or gets one at its side.
   const firstPid = plan.namespaces.made("pid") === undefined ? plan.tree.root.pid : INIT_PID;
   const isSibling = plan.options.sibling === true;
@@ -54,7 +56,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   let init: Tracee | undefined;
   let kept: KeptDescriptors;
   try {
-    kept = prepareSeed(plan, seed, { directory, existing });
+    kept = prepareSeed(plan, seed, { directory, existing, inherited });
     const { root } = plan.tree;
     const first = isSibling ? seed : makeFirst(plan, seed, firstPid);
     if (first !== seed) made.push(first.tid);
@@ -76,6 +78,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   } finally {
     trySyscall("close", directory);
     existing.close();
+    inherited.close();
   }
   return {
     counters,
@@ -178,14 +181,15 @@ const CLONE_SET_TID = 64;
 const CLONE_SET_TID_SIZE = 72;
 
 /** What all tasks have open from the seed. */
-type KeptDescriptors = Pick<Growth, "images" | "namespaceFds">;
+type KeptDescriptors = Pick<Growth, "images" | "namespaceFds" | "inheritedFds">;
 
 /** The seed gives up all memory but the work area, takes the images directory along and may open many files. */
 function prepareSeed(
   plan: RestorePlan,
   seed: Tracee,
-  { directory, existing }: { directory: number; existing: ExistingNamespaces },
+  fds: { directory: number; existing: ExistingNamespaces; inherited: InheritedCopies },
 ): KeptDescriptors {
+  const { directory, existing, inherited } = fds;
   const imagesFd = firstPoolFd(plan);
   const program = new Program();
   const { address, size } = plan.area;
@@ -202,13 +206,15 @@ function prepareSeed(
     program.call("close", [directory]);
   }
   const images = openImages(program, plan, imagesFd);
-  const namespaceFds = enterExisting(program, existing, imagesFd + 1 + images.opened.size);
+  const firstPlace = imagesFd + 1 + images.opened.size;
+  const inheritedFds = placeInherited(program, inherited, firstPlace);
+  const namespaceFds = enterExisting(program, existing, firstPlace + inheritedFds.size);
   program.call("munmap", [0, address], { label: "clean the seed's memory" });
   program.call("munmap", [address + size, TASK_SIZE - address - size], {
     label: "clean the seed's memory",
   });
   run(plan, seed, program);
-  return { images, namespaceFds };
+  return { images, namespaceFds, inheritedFds };
 }
 
 /** Opens the files that a tree in another user namespace could not open any more. */

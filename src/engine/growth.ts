@@ -18,6 +18,8 @@ export interface Growth {
   /** Leaders and threads by their number in the images. */
   readonly tracees: Map<number, Tracee>;
   readonly images: ImageFiles;
+  /** Descriptors in all tasks of what the caller brought, by their keys. */
+  readonly inheritedFds: ReadonlyMap<string, number>;
   /** Descriptors in all tasks of the namespaces that tasks do not share with the root. */
   readonly namespaceFds: Map<PlannedNamespace, number>;
   /** … and of the root's own, of which tasks have files open. */

@@ -3,6 +3,7 @@
 
 import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
 import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
 import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
@@ -18,6 +19,7 @@ import type { Tracee } from "../tracee/tracee.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import { openImage, type ImageFiles } from "./image-files.ts";
 import { namespaceFd } from "./namespaces.ts";
+import { inheritedKey } from "./inherited.ts";
 import { mapsFile, type RestorePlan } from "./plan.ts";
 
 /** Open files of a tree, by their ids. */
@@ -66,7 +68,11 @@ class Opener implements FilesRestore {
     this.#images = images;
     // F_DUPFD takes the lowest free numbers of the pool: at most one a file, image or namespace. Reserved ones lie above.
     const taken =
-      2 * plan.set.files.size + images.opened.size + namespaceFds.size + rootNamespaceFds.size;
+      2 * plan.set.files.size +
+      images.opened.size +
+      namespaceFds.size +
+      rootNamespaceFds.size +
+      growth.inheritedFds.size;
     this.#nextReserved = images.directory + taken + 64;
   }
 
@@ -148,7 +154,7 @@ class Opener implements FilesRestore {
 
   /** Opens a file of an entry, above the descriptors of the tasks. */
   #make(entry: FileEntry): Argument {
-    const fd = kindOfType(entry.type).open(this.#program, entry, this);
+    const fd = this.#inherit(entry) ?? kindOfType(entry.type).open(this.#program, entry, this);
     const moved = this.#program.call("fcntl", [fd, F_DUPFD, firstPoolFd(this.#plan)], {
       label: `keep file ${entry.id} open`,
       hint: "The limit on open files (ulimit -Hn) is too low for all files of the tree.",
@@ -163,6 +169,20 @@ class Opener implements FilesRestore {
 
   openImage(program: Program, name: string): Argument {
     return openImage(program, this.#images, name);
+  }
+
+  /** From a descriptor that the caller brought for this file. */
+  #inherit(entry: FileEntry): Argument | undefined {
+    const { inheritedFds } = this.#growth;
+    const key = inheritedKey(entry, this.set, inheritedFds);
+    if (key === undefined) return undefined;
+    const kind = kindOfType(entry.type);
+    const fd = inheritedFds.get(key) ?? -1;
+    log.debug(`file ${entry.id} (${kind.name}) is the inherited ${key}`);
+    return (
+      kind.openInherited?.(this.#program, entry, fd, this) ??
+      this.#program.call("fcntl", [fd, F_DUPFD, 0], { label: `take over ${key}` })
+    );
   }
 
   later(step: (program: Program) => void): void {

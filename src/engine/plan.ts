@@ -25,6 +25,7 @@ import {
 import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
+import { inheritedKey } from "./inherited.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
 import { readAt } from "./read-image.ts";
 
@@ -84,7 +85,9 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
   checkNumbers(namespaces, tree, tasks);
   checkSharedTables(tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
-  checkRegularFiles(files, set, options);
+  const inherited = options.inheritFds ?? new Map<string, number>();
+  const own = files.filter((file) => inheritedKey(file, set, inherited) === undefined);
+  checkRegularFiles(own, set, options);
   const pages = [...tasks.values()].reduce((sum, task) => sum + countPages(task), 0);
   const plan: Omit<RestorePlan, "describe"> = {
     set,

@@ -4,6 +4,7 @@
 import type { LoadedSet } from "../../images/check-set.ts";
 import {
   FdTypes,
+  TtyType,
   type FileEntry,
   type TtyInfoEntry,
 } from "../../images/schema/messages.generated.ts";
@@ -32,7 +33,13 @@ export function controllingTerminals(set: Terminals): Map<number, ControllingTer
   for (const { id, type, tty } of set.files.values()) {
     if (type !== FdTypes.TTY || tty === undefined) continue;
     const info = set.ttyInfos.get(tty.tty_info_id);
-    if (info?.pty === undefined || info.sid === 0 || info.termios === undefined) continue;
+    if (info === undefined || info.sid === 0 || info.termios === undefined) continue;
+    if (info.type === TtyType.EXT_TTY) {
+      if (set.tasks.get(info.sid)?.pstree.sid === info.sid)
+        found.set(info.sid, { sid: info.sid, fileId: id, end: "slave", pgrp: info.pgrp });
+      continue;
+    }
+    if (info.pty === undefined) continue;
     if (set.tasks.get(info.sid)?.pstree.sid !== info.sid || !masters.has(info.pty.index)) continue;
     const end = isMaster(info) ? "master" : "slave";
     const known = found.get(info.sid);
@@ -71,6 +78,11 @@ export function setForeground(program: Program, fd: Argument, pgrp: number): voi
     label: `make process group ${pgrp} the foreground of its terminal`,
     mayFail: true,
   });
+}
+
+/** What --external and --inherit-fd call a terminal: the numbers of its device and of its file system. */
+export function terminalKey({ rdev, dev }: Pick<TtyInfoEntry, "rdev" | "dev">): string {
+  return `tty[${rdev.toString(16)}:${(dev ?? 0).toString(16)}]`;
 }
 
 /** Whether an entry of tty-info is of a pseudo terminal's master: its id says so. */

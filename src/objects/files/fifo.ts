@@ -25,7 +25,7 @@ import { needsOwner, restoreOwner, settleOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
 import { fillPipe, notePipe } from "./pipe-data.ts";
 import { pipeId, reopen } from "./pipe.ts";
-import { regularEntryFor } from "./regular.ts";
+import { openInheritedPath, pathKeys, regularEntryFor } from "./regular.ts";
 
 export const fifoKind: FileKind = {
   name: "FIFO",
@@ -35,6 +35,12 @@ export const fifoKind: FileKind = {
   write: writeFifo,
   open: openFifo,
   settle: settleFifo,
+  inheritKeys: ({ id, fifo }, set) => {
+    const reg = set.regularFiles.get(fifo?.regf_id ?? id);
+    return reg === undefined ? [] : pathKeys(reg);
+  },
+  openInherited: (program, { id, fifo }, fd, { set }) =>
+    openInheritedPath(program, set.regularFiles.get(fifo?.regf_id ?? id), { id, fd }),
 };
 
 function writeFifo(file: OpenFile, id: number, dump: FilesDump): FileEntry {

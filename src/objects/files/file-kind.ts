@@ -158,6 +158,13 @@ export interface FileKind {
    * @returns the descriptor: a number, or a reference to a call's result.
    */
   open(program: Program, entry: FileEntry, restore: FilesRestore): Argument;
+  /** What --inherit-fd may call this description: `pipe:[7]`, a path, … */
+  inheritKeys?(entry: FileEntry, set: LoadedSet): readonly string[];
+  /**
+   * Adds the calls that make the description from a descriptor that the caller of the restore brings.
+   * @default the descriptor's own description
+   */
+  openInherited?(program: Program, entry: FileEntry, fd: number, restore: FilesRestore): Argument;
   /**
    * Adds calls that need all descriptors of a task in their final places (an epoll's targets). Runs in the first task that
    * holds the description, on its final descriptor number.

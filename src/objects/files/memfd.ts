@@ -52,6 +52,9 @@ export const memfdKind: FileKind = {
   recognise: isMemfd,
   write: writeMemfd,
   open: openMemfd,
+  inheritKeys: ({ memfd }, { memfdInodes }) => [
+    `/memfd:${memfdInodes.get(memfd?.inode_id ?? 0)?.name}`,
+  ],
 };
 
 /** No further seals: what files have that were made without MFD_ALLOW_SEALING. */

@@ -35,6 +35,8 @@ export const pipeKind: FileKind = {
     (stat.mode & S_IFMT) === S_IFIFO && target.startsWith("pipe:[") && (info.flags & O_PATH) === 0,
   write: writePipe,
   open: openPipe,
+  inheritKeys: ({ pipe }) => [`pipe:[${pipe?.pipe_id}]`],
+  openInherited: openInheritedPipe,
 };
 
 /** The number of a pipe or FIFO in the images. */
@@ -117,6 +119,15 @@ function openPipe(program: Program, { id, pipe }: FileEntry, restore: FilesResto
   const fd = openEnd(program, { pair, flags, label: `open pipe ${pipe_id} (file ${id})` });
   restoreOwner(program, pipe.fown, fd);
   return fd;
+}
+
+/** The caller's pipe, opened once more: its flags stay the caller's own, and its end may be the other one. */
+function openInheritedPipe(program: Program, { id, pipe }: FileEntry, fd: number): Argument {
+  assert(pipe !== undefined, `file ${id} is no pipe`);
+  const label = `open the pipe that stands for pipe ${pipe.pipe_id} (file ${id})`;
+  const own = reopen(program, fd, { flags: pipe.flags, label });
+  restoreOwner(program, pipe.fown, own);
+  return own;
 }
 
 interface EndOptions {

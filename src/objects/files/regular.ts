@@ -2,7 +2,7 @@
 // open(2), drivers/char/mem.c; format.md 10.2. Deleted files are ghost.ts's part.
 
 import { readBuildId } from "../../proc/build-id.ts";
-import { assert } from "../../errors.ts";
+import { assert, RepriseError } from "../../errors.ts";
 import {
   FdTypes,
   type FileEntry,
@@ -10,6 +10,7 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import {
   AT_FDCWD,
+  F_DUPFD,
   F_GETFD,
   F_SETFD,
   O_ACCMODE,
@@ -47,7 +48,26 @@ export const regularKind: FileKind = {
     return openRegular(program, entry.reg, restore);
   },
   settle: settleRegular,
+  inheritKeys: ({ reg }) => (reg === undefined ? [] : pathKeys(reg)),
+  openInherited: (program, { id, reg }, fd) => openInheritedPath(program, reg, { id, fd }),
 };
+
+/** A path as --inherit-fd has it, without its slash; of an external file, its name. */
+export function pathKeys({ name, ext }: RegFileEntry): string[] {
+  return ext === true ? [name] : [name.replace(/^\//, ""), name];
+}
+
+/** The caller's own description of a file that has a path; an external one is opened once more. */
+export function openInheritedPath(
+  program: Program,
+  reg: RegFileEntry | undefined,
+  { id, fd }: { readonly id: number; readonly fd: number },
+): Argument {
+  const label = `take over ${reg?.name} (file ${id})`;
+  if (reg?.ext !== true) return program.call("fcntl", [fd, F_DUPFD, 0], { label });
+  const path = program.string(`/proc/self/fd/${fd}`);
+  return program.call("openat", [AT_FDCWD, path, openFlags(reg) & ~O_NOFOLLOW, 0], { label });
+}
 
 /** pos of a file that cannot seek. */
 export const NO_POSITION = 0xffff_ffff_ffff_ffffn;
@@ -72,6 +92,20 @@ export function regularEntryFor(file: OpenFile, dump: FilesDump): number {
 export function regularEntry(file: OpenFile, id: number, dump: FilesDump): RegFileEntry {
   const { stat, info } = file;
   const flags = info.flags & ~O_CLOEXEC;
+  const external = `file[${info.mntId.toString(16)}:${stat.inode.toString(16)}]`;
+  if (dump.options.external?.includes(external) === true) {
+    const fown = readOwner(file, dump);
+    return {
+      id,
+      flags,
+      pos: position(file),
+      fown,
+      name: external,
+      mode: stat.mode,
+      ext: true,
+      build_id: [],
+    };
+  }
   const name = nameForImages(file, id, dump);
   const isFile = (stat.mode & S_IFMT) === S_IFREG;
   // A log that is only appended to may grow between dump and restore.
@@ -94,11 +128,20 @@ export function openRegular(
   entry: RegFileEntry,
   restore: FilesRestore,
 ): Argument {
+  if (entry.ext === true) throw notInherited(entry);
   if (isProcOfLaterTask(entry.name, restore)) return openStandIn(program, entry);
   const fd = openByPath(program, entry, pathForOpening(program, entry, restore));
   seek(program, entry, fd);
   restoreOwner(program, entry.fown, fd);
   return fd;
+}
+
+function notInherited({ id, name }: RegFileEntry): RepriseError {
+  return new RepriseError(
+    "BAD_ARGUMENT",
+    `cannot restore file ${id}: it is the external ${name}, and nobody brings it`,
+    { hint: `Open what stands for it, and name it: --inherit-fd 'fd[N]:${name}'.` },
+  );
 }
 
 /** Adds the call that opens an entry's file under some path, with the entry's flags. */

@@ -12,6 +12,7 @@ import {
 import {
   AT_EMPTY_PATH,
   AT_FDCWD,
+  F_DUPFD,
   F_SETFL,
   O_ACCMODE,
   O_CLOEXEC,
@@ -49,6 +50,24 @@ export function openTerminal(program: Program, entry: FileEntry, restore: FilesR
   const fd = openEnd(program, terminal, restore);
   restoreOwner(program, terminal.file.fown, fd);
   return fd;
+}
+
+/** Adds the calls that make a terminal's open file from the caller's one, which gets the saved settings. */
+export function openInheritedTerminal(
+  program: Program,
+  entry: FileEntry,
+  fd: number,
+  restore: FilesRestore,
+): Argument {
+  const { file, info } = terminalOf(entry, restore);
+  const label = { label: `take over terminal file ${file.id}` };
+  const own = program.call("fcntl", [fd, F_DUPFD, 0], label);
+  if (info.termios !== undefined)
+    program.call("ioctl", [own, TCSETS, program.data(termiosBytes(info.termios))], label);
+  if (info.winsize !== undefined)
+    program.call("ioctl", [own, TIOCSWINSZ, program.data(winsizeBytes(info.winsize))], label);
+  restoreOwner(program, file.fown, own);
+  return own;
 }
 
 /** Adds the call that makes the saved process group the terminal's foreground, when the groups are there. */

@@ -33,7 +33,8 @@ import {
 import { syscall } from "../../sys/ffi.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { readOwner } from "./owner.ts";
-import { openTerminal, settleTerminal } from "./tty-restore.ts";
+import { openInheritedTerminal, openTerminal, settleTerminal } from "./tty-restore.ts";
+import { terminalKey } from "./controlling-terminal.ts";
 import { copyDataInFlight, readNumber, readSettings } from "./tty-state.ts";
 
 export const ttyKind: FileKind = {
@@ -44,6 +45,11 @@ export const ttyKind: FileKind = {
   write: writeTerminal,
   open: openTerminal,
   settle: settleTerminal,
+  inheritKeys: ({ tty }, { ttyInfos }) => {
+    const info = ttyInfos.get(tty?.tty_info_id ?? 0);
+    return info === undefined ? [] : [terminalKey(info)];
+  },
+  openInherited: openInheritedTerminal,
 };
 
 /** What a terminal's device number says. */
@@ -66,6 +72,8 @@ export function deviceKind(major: number, minor: number): TtyDevice | undefined 
 
 /** Index in the images of /dev/tty, which is a terminal of its own there. */
 const CURRENT_TTY_INDEX = 1006;
+/** Indexes of terminals that --external names begin above this one. */
+const EXTERNAL_INDEX = 1012;
 /** Indexes up to here are pseudo terminals; the next ones have other meanings. */
 const MAX_PTY_INDEX = 1000;
 /** Minor bits of a device number as stat(2) and TIOCGDEV give it: the low 8, the rest above 12 bits of major. */
@@ -77,18 +85,20 @@ interface Seen {
   /** The engine's copy. */
   readonly fd: number;
   readonly index: number;
-  readonly device: "master" | "slave" | "current";
+  readonly device: "master" | "slave" | "current" | "external";
   readonly info: TtyInfoEntry;
 }
 
 const dumps = new WeakMap<FilesDump, Map<number, Seen>>();
 
 function writeTerminal(file: OpenFile, id: number, dump: FilesDump): FileEntry {
-  const device = deviceKind(file.stat.rdevMajor, file.stat.rdevMinor);
-  if (device !== "master" && device !== "slave" && device !== "current")
+  const device = isExternal(file, dump)
+    ? "external"
+    : deviceKind(file.stat.rdevMajor, file.stat.rdevMinor);
+  if (device !== "external" && device !== "master" && device !== "slave" && device !== "current")
     throw hardware(file, device);
   const fd = dump.borrow(file);
-  const index = indexOf(file, fd, device);
+  const index = indexOf(file, fd, device, seenIn(dump));
   const infoId =
     device === "current" ? CURRENT_TTY_INDEX * 2 : index * 2 + (device === "master" ? 1 : 0);
   const seen = seenIn(dump);
@@ -154,7 +164,10 @@ function checkPairs(
 ): void {
   const lone = seen.filter(
     ({ device, index, info }) =>
-      device !== "master" && info.termios !== undefined && !masters.has(index),
+      device !== "master" &&
+      device !== "external" &&
+      info.termios !== undefined &&
+      !masters.has(index),
   );
   const [first] = lone;
   if (first === undefined) return;
@@ -193,8 +206,29 @@ function setPacketMode(master: number, on: 0 | 1): void {
   syscall("ioctl", master, TIOCPKT, value);
 }
 
-function indexOf(file: OpenFile, fd: number, device: "master" | "slave" | "current"): number {
+function isExternal({ stat }: OpenFile, { options }: FilesDump): boolean {
+  const rdev = encodeDevice(stat.rdevMajor, stat.rdevMinor);
+  const dev = encodeDevice(stat.devMajor, stat.devMinor);
+  return options.external?.includes(terminalKey({ rdev, dev })) === true;
+}
+
+function indexOf(
+  file: OpenFile,
+  fd: number,
+  device: Seen["device"],
+  seen: ReadonlyMap<number, Seen>,
+): number {
   const { rdevMinor } = file.stat;
+  if (device === "external") {
+    const others = [...seen.values()].filter((one) => one.device === "external");
+    const same = others.find(
+      ({ file: { stat } }) =>
+        stat.rdevMinor === rdevMinor &&
+        stat.rdevMajor === file.stat.rdevMajor &&
+        stat.devMinor === file.stat.devMinor,
+    );
+    return same?.index ?? EXTERNAL_INDEX + 1 + others.length;
+  }
   const index =
     device === "slave"
       ? rdevMinor
@@ -225,14 +259,15 @@ function infoEntry(end: Omit<Seen, "info">, id: number, dump: FilesDump): TtyInf
     log.debug(`fd ${file.fd} of pid ${file.task.pid}: terminal ${index} is hung up`);
   return {
     id,
-    type: device === "current" ? TtyType.CTTY : TtyType.PTY,
+    type:
+      device === "external" ? TtyType.EXT_TTY : device === "current" ? TtyType.CTTY : TtyType.PTY,
     locked: device === "master" && readNumber(fd, TIOCGPTLCK) !== 0,
     exclusive: readNumber(fd, TIOCGEXCL) !== 0,
     packet_mode: device === "master" && readNumber(fd, TIOCGPKT) !== 0,
     ...sessionOf(file, fd, dump),
     rdev: encodeDevice(stat.rdevMajor, stat.rdevMinor),
     ...settings,
-    ...(device === "current" ? {} : { pty: { index } }),
+    ...(device === "current" || device === "external" ? {} : { pty: { index } }),
     dev: encodeDevice(stat.devMajor, stat.devMinor),
     uid: stat.uid,
     gid: stat.gid,

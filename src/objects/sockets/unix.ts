@@ -33,6 +33,7 @@ export const unixKind: FileKind = {
   write: writeUnix,
   open: openUnix,
   settle: settleInFlight,
+  inheritKeys: ({ usk }) => [`socket:[${usk?.ino}]`],
 };
 
 /** uflags: a socket outside of the tree that one of it is connected to. */
