@@ -6,7 +6,7 @@ import { LockTable } from "../objects/files/locks.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { SeccompTable } from "../objects/task/seccomp.ts";
-import { collectVmas, type DumpedVma } from "../objects/memory/vma.ts";
+import { collectVmas, isSocketRing, type DumpedVma } from "../objects/memory/vma.ts";
 import {
   collectNamespaces,
   type CollectedNamespaces,
@@ -182,6 +182,10 @@ function mappedFileIds(
     // Areas of one file lie side by side: one look at the file is enough for all of them.
     const key = `${area.devMajor}:${area.devMinor}:${area.inode}:${openFlags}:${area.path}`;
     let known = seen.get(key);
+    if (known === undefined && isSocketRing(area)) {
+      known = { id: files.describe(socketOfRing(task, area)).id, memfd: false };
+      seen.set(key, known);
+    }
     if (known === undefined) {
       const name = mapFilePath(task.pid, area);
       const link = readLinkedFile(task.pid, name.slice(`/proc/${task.pid}/`.length));
@@ -198,6 +202,19 @@ function mappedFileIds(
     }
     return known;
   };
+}
+
+/** A socket can be looked into only through a descriptor. */
+function socketOfRing(task: FrozenTask, area: SmapsVma): OpenFile {
+  for (const fd of readFdNumbers(task.pid)) {
+    const stat = readFdStat(task.pid, fd);
+    if (stat.inode === area.inode) return lookAtFd(task, fd, stat);
+  }
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${task.pid}: it has the ring of a packet socket in memory (${area.path}) that it has closed`,
+    { pid: task.pid, hint: "Let the process unmap it before the dump." },
+  );
 }
 
 /** Memfds, and shared anonymous memory, which the kernel keeps in a file named /dev/zero that nobody can reach. */

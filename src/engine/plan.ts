@@ -16,7 +16,7 @@ import type {
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
 import { planVdso, savedVdso, vdsoRun, type VdsoPlan } from "../objects/memory/vdso.ts";
-import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED, VMA_SOCKET } from "../objects/memory/vma.ts";
 import {
   planNamespaces,
   type NamespacesPlan,
@@ -224,7 +224,7 @@ function usedFiles(set: LoadedSet, tasks: readonly TaskPlan[]): FileEntry[] {
 
 /** Whether an area is made from a file of files.img. */
 export function mapsFile(vma: VmaEntry): boolean {
-  return isMapped(vma) && (vma.status & (VMA_FILE_PRIVATE | VMA_FILE_SHARED)) !== 0;
+  return isMapped(vma) && (vma.status & (VMA_FILE_PRIVATE | VMA_FILE_SHARED | VMA_SOCKET)) !== 0;
 }
 
 function countPages(task: TaskPlan): number {

@@ -2,7 +2,7 @@
 // net/unix/diag.c, net/ipv4/inet_diag.c.
 
 import * as nl from "../sys/abi/netlink.ts";
-import { AF_INET6, AF_UNIX } from "../sys/abi/socket.ts";
+import { AF_INET6, AF_PACKET, AF_UNIX } from "../sys/abi/socket.ts";
 import { attributes, netlinkDump } from "../sys/netlink.ts";
 
 export interface UnixSocket {
@@ -75,6 +75,55 @@ export function readInetSockets(family: number, protocol: number): InetSocket[] 
   return ask(body).map(parseInet);
 }
 
+/** A packet socket (AF_PACKET). */
+export interface PacketSocket {
+  readonly inode: number;
+  /** SOCK_RAW, SOCK_DGRAM, or the old SOCK_PACKET. */
+  readonly type: number;
+  /** ETH_P_… */
+  readonly protocol: number;
+  /** Index of the device that it is bound to; 0 for all. */
+  readonly device: number;
+  readonly version: number;
+  readonly reserve: number;
+  readonly copyThreshold: number;
+  readonly timestamp: number;
+  /** PDI_… */
+  readonly flags: number;
+  readonly memberships: readonly PacketMembership[];
+  /** Number and type of its fanout group. */
+  readonly fanout: number | undefined;
+  readonly receiveRing: PacketRing | undefined;
+  readonly sendRing: PacketRing | undefined;
+}
+
+export interface PacketMembership {
+  readonly device: number;
+  readonly type: number;
+  readonly count: number;
+  readonly address: Buffer;
+}
+
+export interface PacketRing {
+  readonly blockSize: number;
+  readonly blocks: number;
+  readonly frameSize: number;
+  readonly frames: number;
+  readonly retireTimeout: number;
+  readonly privateSize: number;
+  readonly features: number;
+}
+
+/** All packet sockets. @throws RepriseError SYSCALL; ENOENT when the kernel has no diagnosis for them. */
+export function readPacketSockets(): PacketSocket[] {
+  const body = Buffer.alloc(nl.PACKET_DIAG_REQ_SIZE);
+  body.writeUInt8(AF_PACKET, 0);
+  const shown =
+    nl.PACKET_SHOW_INFO | nl.PACKET_SHOW_MCLIST | nl.PACKET_SHOW_RING_CFG | nl.PACKET_SHOW_FANOUT;
+  body.writeUInt32LE(shown, 8);
+  return ask(body).map(parsePacket);
+}
+
 function ask(body: Buffer): Buffer[] {
   return netlinkDump({ protocol: nl.NETLINK_SOCK_DIAG, type: nl.SOCK_DIAG_BY_FAMILY, body });
 }
@@ -122,5 +171,51 @@ function parseInet(body: Buffer): InetSocket {
     inode: body.readUInt32LE(68),
     shutdown: found.get(nl.INET_DIAG_SHUTDOWN)?.readUInt8(0) ?? 0,
     v6only: (found.get(nl.INET_DIAG_SKV6ONLY)?.readUInt8(0) ?? 0) !== 0,
+  };
+}
+
+/** struct packet_diag_info, packet_diag_mclist, packet_diag_ring. */
+function parsePacket(body: Buffer): PacketSocket {
+  const found = attributes(body, nl.PACKET_DIAG_MSG_SIZE);
+  const info = found.get(nl.PACKET_DIAG_INFO);
+  const word = (index: number): number => info?.readUInt32LE(index * 4) ?? 0;
+  const members = found.get(nl.PACKET_DIAG_MCLIST) ?? Buffer.alloc(0);
+  const count = Math.floor(members.length / nl.PACKET_DIAG_MCLIST_SIZE);
+  return {
+    type: body.readUInt8(1),
+    protocol: body.readUInt16LE(2),
+    inode: body.readUInt32LE(4),
+    device: word(0),
+    version: word(1),
+    reserve: word(2),
+    copyThreshold: word(3),
+    timestamp: word(4),
+    flags: word(5),
+    memberships: Array.from({ length: count }, (_, index) => {
+      const at = index * nl.PACKET_DIAG_MCLIST_SIZE;
+      return {
+        device: members.readUInt32LE(at),
+        count: members.readUInt32LE(at + 4),
+        type: members.readUInt16LE(at + 8),
+        address: members.subarray(at + 12, at + 12 + members.readUInt16LE(at + 10)),
+      };
+    }),
+    fanout: found.get(nl.PACKET_DIAG_FANOUT)?.readUInt32LE(0),
+    receiveRing: parseRing(found.get(nl.PACKET_DIAG_RX_RING)),
+    sendRing: parseRing(found.get(nl.PACKET_DIAG_TX_RING)),
+  };
+}
+
+function parseRing(ring: Buffer | undefined): PacketRing | undefined {
+  if (ring === undefined) return undefined;
+  const word = (index: number): number => ring.readUInt32LE(index * 4);
+  return {
+    blockSize: word(0),
+    blocks: word(1),
+    frameSize: word(2),
+    frames: word(3),
+    retireTimeout: word(4),
+    privateSize: word(5),
+    features: word(6),
   };
 }

@@ -84,6 +84,11 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "unix_pairs" },
     { name: "unix_scm", alone: "a file that the program writes anew" },
   ],
+  network: [
+    { name: "netlink_sockets", alone: "its port" },
+    { name: "netlink_sockets", args: ["high"], alone: "its port" },
+    { name: "packet_sockets", alone: "its fanout group" },
+  ],
   namespaces: [
     { name: "namespaces" },
     { name: "namespaces", args: ["time"] },

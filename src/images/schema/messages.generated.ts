@@ -933,6 +933,7 @@ export interface NetlinkSkEntry {
   readonly fown: FownEntry;
   readonly opts: SkOptsEntry;
   readonly ns_id?: number | undefined;
+  readonly options: readonly RepriseSocketOption[];
 }
 
 export interface NetnsEntry {
@@ -1020,6 +1021,7 @@ export interface PacketSockEntry {
   readonly rx_ring?: PacketRing | undefined;
   readonly tx_ring?: PacketRing | undefined;
   readonly ns_id?: number | undefined;
+  readonly options: readonly RepriseSocketOption[];
 }
 
 export interface PagemapEntry {
@@ -2199,7 +2201,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   net_device_entry:
     "1,type,e!,nd_type 2,ifindex,u! 3,mtu,u! 4,flags,u! 5,name,t! 6,tun,m?,tun_link_entry 7,address,y? 8,conf,i* 9,conf4,m*,sysctl_entry 10,conf6,m*,sysctl_entry 11,macvlan,m?,macvlan_link_entry 12,peer_ifindex,u? 13,peer_nsid,u? 14,master,u? 15,sit,m?,sit_entry 30001,link_info,y? 30002,link_attributes,y? 30003,neighbours,y?",
   netlink_sk_entry:
-    "1,id,u! 2,ino,u! 3,protocol,u! 4,state,u! 6,flags,u! 7,portid,u! 8,groups,u* 9,dst_portid,u! 10,dst_group,u! 11,fown,m!,fown_entry 12,opts,m!,sk_opts_entry 13,ns_id,u?",
+    "1,id,u! 2,ino,u! 3,protocol,u! 4,state,u! 6,flags,u! 7,portid,u! 8,groups,u* 9,dst_portid,u! 10,dst_group,u! 11,fown,m!,fown_entry 12,opts,m!,sk_opts_entry 13,ns_id,u? 30001,options,m*,reprise_socket_option",
   netns_entry:
     "1,def_conf,i* 2,all_conf,i* 3,def_conf4,m*,sysctl_entry 4,all_conf4,m*,sysctl_entry 5,def_conf6,m*,sysctl_entry 6,all_conf6,m*,sysctl_entry 7,nsids,m*,netns_id 8,ext_key,t? 9,unix_conf,m*,sysctl_entry 10,ipv4_sysctl,m*,sysctl_entry 30001,sysctls,m*,reprise_sysctl",
   netns_id: "1,target_ns_id,u! 2,netnsid_value,i!",
@@ -2212,7 +2214,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   packet_ring:
     "1,block_size,u! 2,block_nr,u! 3,frame_size,u! 4,frame_nr,u! 5,retire_tmo,u! 6,sizeof_priv,u! 7,features,u!",
   packet_sock_entry:
-    "1,id,u! 2,type,u! 3,protocol,u! 4,flags,u! 5,ifindex,u! 6,fown,m!,fown_entry 7,opts,m!,sk_opts_entry 8,version,u! 9,reserve,u! 10,aux_data,b! 11,orig_dev,b! 12,vnet_hdr,b! 13,loss,b! 14,timestamp,u! 15,copy_thresh,u! 16,mclist,m*,packet_mclist 17,fanout,u? 18,rx_ring,m?,packet_ring 19,tx_ring,m?,packet_ring 20,ns_id,u?",
+    "1,id,u! 2,type,u! 3,protocol,u! 4,flags,u! 5,ifindex,u! 6,fown,m!,fown_entry 7,opts,m!,sk_opts_entry 8,version,u! 9,reserve,u! 10,aux_data,b! 11,orig_dev,b! 12,vnet_hdr,b! 13,loss,b! 14,timestamp,u! 15,copy_thresh,u! 16,mclist,m*,packet_mclist 17,fanout,u? 18,rx_ring,m?,packet_ring 19,tx_ring,m?,packet_ring 20,ns_id,u? 30001,options,m*,reprise_socket_option",
   pagemap_entry: "1,vaddr,N! 2,compat_nr_pages,u! 3,in_parent,b? 4,flags,u? 5,nr_pages,N?",
   pagemap_head: "1,pages_id,u!",
   pidfd_entry: "1,id,u! 2,ino,u! 3,flags,u! 4,nspid,i! 5,fown,m!,fown_entry",

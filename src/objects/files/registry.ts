@@ -18,6 +18,8 @@ import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
 import { ttyKind } from "./tty.ts";
 import { nsFileKind } from "../namespaces/ns-file.ts";
+import { netlinkKind } from "../sockets/netlink.ts";
+import { packetKind } from "../sockets/packet.ts";
 import { unixKind } from "../sockets/unix.ts";
 import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
@@ -34,6 +36,8 @@ const KINDS: readonly FileKind[] = [
   inotifyKind,
   ttyKind,
   unixKind,
+  netlinkKind,
+  packetKind,
   nsFileKind,
 ].map(withOwner);
 

@@ -139,6 +139,10 @@ function mappedFile(
   // A shared mapping that may become writable (VM_MAYWRITE) came from a descriptor open for writing.
   const fdflags = area.shared && area.vmFlags.includes("mw") ? O_RDWR : O_RDONLY;
   const { id, memfd } = fileIds(area, fdflags);
+  if (isSocketRing(area)) {
+    const flags = area.shared ? mm.MAP_SHARED : mm.MAP_PRIVATE;
+    return { pgoff: area.offset, shmid: id, flags, status: VMA_REGULAR | VMA_SOCKET };
+  }
   const kind = (area.shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE) | (memfd ? VMA_MEMFD : 0);
   return {
     pgoff: area.offset,
@@ -147,6 +151,11 @@ function mappedFile(
     status: VMA_REGULAR | kind,
     fdflags,
   };
+}
+
+/** The rings of a packet socket; they are the kernel's to fill. */
+export function isSocketRing({ path }: SmapsVma): boolean {
+  return path.startsWith("socket:");
 }
 
 /** A private mapping of /dev/zero is anonymous memory with a name. */
@@ -179,11 +188,6 @@ const SPECIAL_AREAS: readonly {
     what: "memory of a kernel object",
     hint: "io_uring, perf and similar mappings cannot be saved yet.",
   },
-  {
-    prefix: "socket:",
-    what: "a packet socket's ring",
-    hint: "Packet socket rings cannot be saved yet.",
-  },
 ];
 
 function refuseSpecial(task: FrozenTask, area: SmapsVma): void {
@@ -202,7 +206,7 @@ function refuseSpecial(task: FrozenTask, area: SmapsVma): void {
   if (special !== undefined) refuse(special.what, special.hint);
   if (area.vmFlags.includes("ht"))
     refuse("hugetlb memory", "hugetlbfs mappings cannot be saved yet; transparent huge pages can.");
-  const ownPages = area.path.startsWith("[v");
+  const ownPages = area.path.startsWith("[v") || isSocketRing(area);
   if (!ownPages && (area.vmFlags.includes("io") || area.vmFlags.includes("pf"))) {
     refuse("memory of a device", "Memory-mapped devices cannot be saved.");
   }

@@ -40,3 +40,33 @@ export const NLM_F_EXCL = 0x200;
 export const NLM_F_CREATE = 0x400;
 export const NLM_F_APPEND = 0x800;
 export const NLA_F_NESTED = 0x8000;
+
+/** Options of netlink sockets. */
+export const SOL_NETLINK = 270;
+export const NETLINK_ADD_MEMBERSHIP = 1;
+export const NETLINK_PKTINFO = 3;
+export const NETLINK_BROADCAST_ERROR = 4;
+export const NETLINK_NO_ENOBUFS = 5;
+export const NETLINK_LISTEN_ALL_NSID = 8;
+export const NETLINK_LIST_MEMBERSHIPS = 9;
+export const NETLINK_CAP_ACK = 10;
+export const NETLINK_EXT_ACK = 11;
+export const NETLINK_GET_STRICT_CHK = 12;
+export const SOCKADDR_NL_SIZE = 12;
+/** sk_state. */
+export const NETLINK_UNCONNECTED = 0;
+export const NETLINK_CONNECTED = 1;
+
+/** struct packet_diag_req, packet_diag_msg, packet_diag_mclist: include/uapi/linux/packet_diag.h. */
+export const PACKET_DIAG_REQ_SIZE = 20;
+export const PACKET_DIAG_MSG_SIZE = 16;
+export const PACKET_DIAG_MCLIST_SIZE = 44;
+export const PACKET_SHOW_INFO = 0x1;
+export const PACKET_SHOW_MCLIST = 0x2;
+export const PACKET_SHOW_RING_CFG = 0x4;
+export const PACKET_SHOW_FANOUT = 0x8;
+export const PACKET_DIAG_INFO = 0;
+export const PACKET_DIAG_MCLIST = 1;
+export const PACKET_DIAG_RX_RING = 2;
+export const PACKET_DIAG_TX_RING = 3;
+export const PACKET_DIAG_FANOUT = 4;

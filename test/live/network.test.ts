@@ -1,0 +1,3 @@
+import { testRoom } from "./suite.ts";
+
+testRoom("network");
