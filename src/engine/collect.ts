@@ -6,6 +6,7 @@ import { LockTable } from "../objects/files/locks.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { SeccompTable } from "../objects/task/seccomp.ts";
+import { ANONYMOUS_HUGE } from "../objects/memory/hugetlb.ts";
 import { collectVmas, isSocketRing, type DumpedVma } from "../objects/memory/vma.ts";
 import {
   collectNamespaces,
@@ -221,6 +222,7 @@ function socketOfRing(task: FrozenTask, area: SmapsVma): OpenFile {
 function isMemfd(area: SmapsVma): boolean {
   return (
     area.path.startsWith("/memfd:") ||
+    area.path.startsWith(`${ANONYMOUS_HUGE} `) ||
     area.path === "/dev/zero (deleted)" ||
     area.path.startsWith("[anon_shmem:")
   );

@@ -12,6 +12,7 @@ import {
   VMA_GUARD,
 } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
+import { restoreAioRing } from "../objects/memory/aio.ts";
 import { readPages, readsDirectly } from "../objects/memory/pages.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
@@ -79,6 +80,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
       // All tasks have mapped their memory: nothing needs these objects unsealed any more.
       if (task.pid === plan.tree.root.pid) {
         for (const entry of plan.files) sealAfterMapping(program, entry, files.fd(entry.id), plan);
+        files.addLast(program);
       }
       if (ownsTable(plan, task)) {
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
@@ -203,24 +205,13 @@ function addMemory(
     const length = places.reduce((sum, place) => sum + place.length, 0);
     if (readsDirectly(join(imagesDir, name), length))
       program.call("fcntl", [file, F_SETFL, O_DIRECT], { mayFail: true });
-    readPages(
-      program,
-      file,
-      places.filter(({ address }) => !isKernelCode(task, address)),
-    );
+    readPages(program, file, places);
     program.call("close", [file]);
   }
   if (task.vdso !== undefined) restoreVdso(program, task.vdso);
+  for (const ring of task.aioRings) restoreAioRing(program, ring);
   for (const vma of mapped) finishVma(program, vma);
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
-}
-
-/** The saved pages of the vdso stay in the image: the running kernel's own are mapped. */
-function isKernelCode(task: TaskPlan, address: number): boolean {
-  return task.mm.vmas.some(
-    (vma) =>
-      !isMapped(vma) && (vma.status & VMA_GUARD) === 0 && vma.start <= address && address < vma.end,
-  );
 }
 
 function addDirectories(

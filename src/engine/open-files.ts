@@ -30,6 +30,8 @@ export interface OpenedFiles {
   mappedFd(vma: VmaEntry): number;
   /** Adds the calls that need a task's descriptors in their final places. */
   settle(program: Program, entry: FileEntry, fd: number): void;
+  /** Adds what rooms do in the root task when all tasks are filled. */
+  addLast(program: Program): void;
   /** Runs what rooms do just before the tasks are let go. */
   release(): void;
   /** Takes back what rooms did outside of the tasks; does nothing after `close`. */
@@ -55,6 +57,7 @@ class Opener implements FilesRestore {
   readonly #opened = new Map<number, Argument>();
   readonly #mapped = new Map<string, Argument>();
   readonly #later: ((program: Program) => void)[] = [];
+  readonly #last: ((program: Program) => void)[] = [];
   readonly #inEngine: ((copies: EngineCopies) => void)[] = [];
   readonly #ends: { readonly release: () => void; readonly failed?: () => void }[] = [];
   #nextReserved: number;
@@ -100,6 +103,7 @@ class Opener implements FilesRestore {
       throw error;
     }
     return {
+      addLast: (program) => this.#last.forEach((step) => step(program)),
       release: () => this.#ends.forEach((end) => end.release()),
       giveUp,
       close: () => {
@@ -187,6 +191,10 @@ class Opener implements FilesRestore {
 
   later(step: (program: Program) => void): void {
     this.#later.push(step);
+  }
+
+  lastly(step: (program: Program) => void): void {
+    this.#last.push(step);
   }
 
   reserve(): number {

@@ -15,7 +15,8 @@ import type {
 } from "../images/schema/messages.generated.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
-import { planVdso, savedVdso, vdsoRun, type VdsoPlan } from "../objects/memory/vdso.ts";
+import { planAioRing, type AioRing } from "../objects/memory/aio.ts";
+import { planVdso, savedVdso, type VdsoPlan } from "../objects/memory/vdso.ts";
 import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED, VMA_SOCKET } from "../objects/memory/vma.ts";
 import {
   planNamespaces,
@@ -27,7 +28,7 @@ import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { inheritedKey } from "./inherited.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
-import { readAt } from "./read-image.ts";
+import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
 
 export interface RestorePlanOptions extends FilesRestoreOptions, NamespacesPlanOptions {
   /** Take file locks again; without it they are left out, with a warning. */
@@ -49,6 +50,7 @@ export interface TaskPlan {
   readonly pages: readonly PlacedPages[];
   /** Undefined for a task that has none. */
   readonly vdso: VdsoPlan | undefined;
+  readonly aioRings: readonly AioRing[];
 }
 
 export interface RestorePlan {
@@ -128,8 +130,16 @@ function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
     fdinfo: live.fdinfo,
     pages: placePages(set.reader, { kind: "pagemap", id: task.pid, pagemap: live.pagemap }),
   };
-  return { ...plan, vdso: vdsoOf(set, plan) };
+  return {
+    ...plan,
+    pages: withoutKernelAreas(plan.pages, plan.mm.vmas),
+    vdso: vdsoOf(set, plan),
+    aioRings: aioRingsOf(set, plan),
+  };
 }
+
+/** A task with all of its saved pages, those of the kernel's areas too. */
+type SavedTask = Omit<TaskPlan, "vdso" | "aioRings">;
 
 /** What this version cannot bring back, and a vdso of another kernel. */
 function checkTask(task: TaskPlan): void {
@@ -142,24 +152,16 @@ function checkTask(task: TaskPlan): void {
   // A tracer under seccomp cannot suspend it in others, so the restore would stumble over the task's own filters.
   if (filtered && (readStatus(process.pid).seccomp ?? 0) !== 0)
     refuse("it ran under seccomp, and so does this restore");
-  if (task.mm.aios.length > 0) refuse("it has AIO rings, which cannot be restored yet");
 }
 
 /** How a task gets its vdso: the code of the saved one is in its pages. */
-function vdsoOf(set: LoadedSet, task: Omit<TaskPlan, "vdso">): VdsoPlan | undefined {
+function vdsoOf(set: LoadedSet, task: SavedTask): VdsoPlan | undefined {
   const layout = savedVdso(task.mm.vmas);
-  const pagemap = set.tasks.get(task.pid)?.live?.pagemap;
-  if (layout === undefined || pagemap === undefined) return undefined;
-  const run = vdsoRun(layout, pagemap.runs);
-  const start = layout.address + layout.vvarSize;
-  const code =
-    run?.offset === undefined
-      ? undefined
-      : readAt(
-          set.reader.path("pages", pagemap.pagesId),
-          run.offset + start - run.vaddr,
-          layout.vdsoSize,
-        );
+  if (layout === undefined) return undefined;
+  const code = savedBytes(set.reader, task.pages, {
+    address: layout.address + layout.vvarSize,
+    length: layout.vdsoSize,
+  });
   const instructions = task.threads.map(({ core }) => core.thread_info?.gpregs.ip ?? 0n);
   return planVdso(task.pid, { layout, code, vmas: task.mm.vmas, instructions });
 }
@@ -178,6 +180,13 @@ function checkNumbers(
     "cannot restore the tree: it was in a user namespace, but not in a pid namespace, where it can choose the numbers of its tasks",
     { hint: "Restore it into a new pid namespace (reprise clone does)." },
   );
+}
+
+function aioRingsOf(set: LoadedSet, task: SavedTask): AioRing[] {
+  return task.mm.aios.map((entry) => {
+    const range = { address: entry.id, length: entry.ring_len };
+    return planAioRing(task.pid, entry, savedBytes(set.reader, task.pages, range));
+  });
 }
 
 /** A shared table of descriptors comes from clone: its tasks must make each other. */

@@ -2,6 +2,7 @@
 // there the threads get their own registers, extended state and signal masks. Then all are detached together.
 
 import { registersOf, extendedStateOf } from "../objects/task/cpu-state.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
 import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
 import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
@@ -24,6 +25,7 @@ export function release(
   leaders.forEach((leader) => finishCaughtCall(leader));
   for (const task of tasks) setStates(growth, task);
   for (const task of tasks) letGo(growth, task, options);
+  for (const task of tasks) if (staysStopped(task, options)) waitUntilStopped(growth, task);
   startInit(plan, growth);
   if (growth.seed !== undefined) endProcess(growth.seed.tid);
 }
@@ -55,9 +57,32 @@ function setStates(growth: Growth, task: TaskPlan): void {
 function letGo(growth: Growth, task: TaskPlan, options: { readonly leaveStopped: boolean }): void {
   const leader = growth.tracees.get(task.pid) as Tracee;
   const wasStopped = task.core.tc?.task_state === TASK_STOPPED;
-  if (wasStopped || options.leaveStopped)
+  if (staysStopped(task, options))
     sendSignal(leader.tid, wasStopped ? (task.core.tc?.stop_signo ?? SIGSTOP) : SIGSTOP);
   for (const { tid } of task.threads) growth.tracees.get(tid)?.detach();
+}
+
+function staysStopped(task: TaskPlan, options: { readonly leaveStopped: boolean }): boolean {
+  return options.leaveStopped || task.core.tc?.task_state === TASK_STOPPED;
+}
+
+const STOP_MS = 1000;
+
+/** The stop signal takes effect when each thread comes to it: whoever looks after the restore finds the task stopped. */
+function waitUntilStopped(growth: Growth, task: TaskPlan): void {
+  const leader = growth.tracees.get(task.pid) as Tracee;
+  const end = performance.now() + STOP_MS;
+  while (performance.now() < end) {
+    const stat = readStatIfAlive(leader.tid);
+    if (stat === undefined || stat.state === "T") return;
+    sleepMs(1);
+  }
+}
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+
+function sleepMs(ms: number): void {
+  Atomics.wait(sleeper, 0, 0, ms);
 }
 
 function startInit(plan: RestorePlan, growth: Growth): void {

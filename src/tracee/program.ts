@@ -140,7 +140,7 @@ export class Program {
     return place;
   }
 
-  /** Reserves `size` bytes of output, zero at the start of the run. */
+  /** Reserves `size` bytes of output. They may hold anything before: what must be zero goes into data. */
   output(size: number, alignment: number = DATA_ALIGNMENT): Pointer {
     const offset = Math.ceil(this.#outputSize / alignment) * alignment;
     this.#outputSize = offset + size;

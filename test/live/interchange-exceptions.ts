@@ -63,6 +63,16 @@ export const interchangeExceptions: Exceptions = {
       says: /ended with Interrupted system call/,
     },
   },
+  notify_marks: {
+    "restored by CRIU": {
+      why: "CRIU has no fanotify marks on whole file systems",
+      says: /Bad fsnotify mark type 0x3/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save fanotify marks on whole file systems",
+      says: /marks are , were fanotify sdev/,
+    },
+  },
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },

@@ -17,6 +17,7 @@ export interface Subject {
 
 export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   memory: [
+    { name: "aio_rings" },
     { name: "anon_memory" },
     { name: "big_heap" },
     { name: "changing_pages" },
@@ -24,6 +25,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "cow_fork" },
     { name: "file_maps", alone: "a shared mapping of a file" },
     { name: "heap_brk" },
+    { name: "huge_pages", alone: "huge pages are set aside for one" },
     { name: "madvise_flags" },
     { name: "memfd_maps" },
     { name: "mlock_flags" },
@@ -59,6 +61,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   ],
   files: [
     { name: "cloexec" },
+    { name: "dead_processes", alone: "a clone has another /proc" },
     { name: "deleted_files" },
     { name: "devices" },
     { name: "directories" },
@@ -72,6 +75,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
       alone: "it counts the names of a file, and the set keeps one for the next restore",
     },
     { name: "many_fds" },
+    { name: "notify_marks", alone: "both write to the same file" },
     { name: "pipes" },
     { name: "regular_files", alone: "both append to the same files" },
     { name: "umask_cwd_root" },

@@ -10,11 +10,12 @@ import { restore } from "../../src/engine/restore.ts";
 import { loadImageSet } from "../../src/images/check-set.ts";
 import { ImageSetReader } from "../../src/images/image-set.ts";
 import { MANIFEST_NAME } from "../../src/images/manifest.ts";
-import { savedVdso, vdsoRun } from "../../src/objects/memory/vdso.ts";
+import { savedVdso } from "../../src/objects/memory/vdso.ts";
 import { readVdsoSymbols } from "../../src/objects/memory/vdso-symbols.ts";
 import { attachProgram, type RunningProgram } from "./programs.ts";
 import { endWithTest, imagesDirOf, start } from "./suite.ts";
 
+const PAGE = 4096;
 const CRIU = process.env["REPRISE_REAL_CRIU"];
 
 test("a vdso of another kernel is led to this one's, again and again", async () => {
@@ -74,10 +75,13 @@ function moveFunction(imagesDir: string, name: string): void {
   const live = set.tasks.get(set.rootPid)?.live;
   const layout = savedVdso(live?.mm.vmas ?? []);
   if (live === undefined || layout === undefined) throw new Error("the set has no vdso");
-  const run = vdsoRun(layout, live.pagemap.runs);
+  const vdso = layout.address + layout.vvarSize;
+  const run = live.pagemap.runs.find(
+    ({ vaddr, pages }) => vaddr <= vdso && vdso < vaddr + pages * PAGE,
+  );
   if (run?.offset === undefined) throw new Error("the vdso was not saved");
   const file = openSync(join(imagesDir, `pages-${live.pagemap.pagesId}.img`), "r+");
-  const at = run.offset + layout.address + layout.vvarSize - run.vaddr;
+  const at = run.offset + vdso - run.vaddr;
   const code = Buffer.alloc(layout.vdsoSize);
   readSync(file, code, 0, code.length, at);
   const offset = readVdsoSymbols(code)?.get(name);

@@ -113,6 +113,8 @@ export interface FilesRestore {
   open(id: number): Argument;
   /** Adds calls to the end of the opening program: removing a ghost's name, filling a pipe. */
   later(step: (program: Program) => void): void;
+  /** Adds calls to the root task's last program, when all tasks have their memory, files and directories. */
+  lastly(step: (program: Program) => void): void;
   /** A descriptor number that no task uses, for a pair's second end or for a helper; closed by the engine at the end. */
   reserve(): number;
   /** Adds a step that the engine runs itself when the opening program has run. */

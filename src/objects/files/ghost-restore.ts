@@ -31,6 +31,7 @@ import {
   SEEK_SET,
 } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { processForProc } from "./dead-process.ts";
 import type { FilesRestore } from "./file-kind.ts";
 import { pathArgument, pathBytes } from "./path.ts";
 
@@ -78,13 +79,28 @@ export function pathForOpening(
       return makeGhost(program, { entry, id: remap.id }, restore);
     case RemapType.LINKED:
       return linkBack(program, { entry, id: remap.id }, restore);
+    case RemapType.PROCFS:
+      processForProc(program, remap.id, restore);
+      return entry.name;
     default:
       throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot restore file ${entry.name}: it belonged to a process that was dead at the dump`,
-        { hint: "Let the process close it before the dump." },
+        "BAD_IMAGE",
+        `cannot restore file ${entry.name}: remap type ${remap.type}`,
       );
   }
+}
+
+/** The id of an open file that is a ghost with this device (the kernel's number) and inode; undefined when there is none. */
+export function ghostWithInode(
+  set: LoadedSet,
+  inode: { readonly dev: number; readonly ino: bigint },
+): number | undefined {
+  for (const [id, remap] of remapsOf(set)) {
+    if (remap.type !== RemapType.GHOST) continue;
+    const { value } = loadGhost(set.reader, remap.id);
+    if (value.dev === inode.dev && value.ino === inode.ino && set.files.has(id)) return id;
+  }
+  return undefined;
 }
 
 /** Names that the program makes and removes at its end. */

@@ -146,7 +146,9 @@ describe("deleted files", () => {
     renameSync(scratch.path("a"), scratch.path("c"));
     linkSync(scratch.path("c"), scratch.path("b"));
     unlinkSync(scratch.path("c"));
-    const refused = scratch.keep(syscall("memfd_create", Buffer.from("x\0"), 4));
+    writeFileSync(scratch.path("big"), Buffer.alloc(2 * 1024 * 1024));
+    const refused = scratch.keep(openSync(scratch.path("big"), "r"));
+    unlinkSync(scratch.path("big"));
     expect(codeOf(() => new SavedFiles([fd, refused], { linkRemap: true }))).toMatchObject({
       code: "UNSUPPORTED",
     });

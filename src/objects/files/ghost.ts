@@ -65,7 +65,10 @@ export function nameForImages(file: OpenFile, id: number, dump: FilesDump): stri
     return name;
   const state = stateOf(dump);
   assert(!state.written, `${name} was looked at after the deferred steps of the dump`);
-  if (file.stat.nlink === 0) {
+  const dead = deadProcess(file, name);
+  if (dead !== undefined) {
+    state.remaps.push({ orig_id: id, remap_id: dead, remap_type: RemapType.PROCFS });
+  } else if (file.stat.nlink === 0) {
     const remap_id = ghostOf(file, name, dump);
     state.remaps.push({ orig_id: id, remap_id, remap_type: RemapType.GHOST });
   } else {
@@ -223,6 +226,13 @@ function copyRange(fd: number, range: DataRange, image: GhostContent["image"]): 
   }
 }
 
+/** The process whose directory in /proc a file is of, when it has ended. */
+function deadProcess(file: OpenFile, name: string): number | undefined {
+  const pid = /^\/proc\/(\d+)(?:\/|$)/.exec(name)?.[1];
+  if (pid === undefined || statfsSync(file.procPath).type !== PROC_SUPER_MAGIC) return undefined;
+  return Number(pid);
+}
+
 /** Makes a hard link next to the lost name; gives the id of its entry. */
 function linkOf(file: OpenFile, name: string, dump: FilesDump): number {
   refuseUnlinkable(file, name, dump);
@@ -247,10 +257,6 @@ function linkOf(file: OpenFile, name: string, dump: FilesDump): number {
 }
 
 function refuseUnlinkable(file: OpenFile, name: string, dump: FilesDump): void {
-  const dead = /^\/proc\/(\d+)(?:\/|$)/.exec(name)?.[1];
-  if (dead !== undefined && statfsSync(file.procPath).type === PROC_SUPER_MAGIC) {
-    throw refused(file, `it belongs to process ${dead}, which is dead`);
-  }
   if ((file.stat.mode & S_IFMT) === S_IFDIR) {
     throw refused(
       file,

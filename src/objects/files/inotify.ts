@@ -21,6 +21,7 @@ import {
 import { F_SETFL, FIONREAD, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { ghostWithInode } from "./ghost-restore.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { PathFinder } from "./watched-path.ts";
@@ -64,7 +65,7 @@ function openInotify(program: Program, { id, ify }: FileEntry, restore: FilesRes
   restore.later((end) => {
     const kept = restore.open(id);
     for (const watch of ify.wd.toSorted((a, b) => a.wd - b.wd))
-      addWatch(end, { id, fd: kept, watch });
+      addWatch(end, { id, fd: kept, watch }, restore);
   });
   return fd;
 }
@@ -81,8 +82,9 @@ function dropOwnEvents(program: Program, { id, ify }: FileEntry, fd: number): vo
 function addWatch(
   program: Program,
   { id, fd, watch }: { readonly id: number; readonly fd: Argument; readonly watch: InotifyWdEntry },
+  restore: FilesRestore,
 ): void {
-  const path = watch.f_handle.path;
+  const path = pathOfGhost(program, watch, restore) ?? watch.f_handle.path;
   const what = `watch ${watch.wd} of inotify ${id}`;
   program.call("ioctl", [fd, INOTIFY_IOC_SETNEXTWD, watch.wd], {
     label: `choose the number of ${what}`,
@@ -101,6 +103,19 @@ function addWatch(
   program.call("inotify_add_watch", [fd, program.string(path), mask], {
     label: `add ${what} on ${path}`,
   });
+}
+
+/** A way to a watched file that is deleted: it is open already. */
+function pathOfGhost(
+  program: Program,
+  { s_dev, i_ino }: InotifyWdEntry,
+  restore: FilesRestore,
+): string | undefined {
+  const ghost = ghostWithInode(restore.set, { dev: s_dev, ino: i_ino });
+  if (ghost === undefined) return undefined;
+  const fd = restore.reserve();
+  program.call("dup3", [restore.open(ghost), fd, O_CLOEXEC]);
+  return `/proc/self/fd/${fd}`;
 }
 
 function warnOfEvents(file: OpenFile, dump: FilesDump): void {

@@ -145,6 +145,7 @@ export function restoreHere(
       ),
       ttyInfos: new Map((more.ttyInfos ?? []).map((info) => [info.id, info])),
       ttyData: more.ttyData ?? [],
+      remaps: [],
     },
     options: { shellJob: more.shellJob ?? false, skipRwxCheck: false, fileValidation: "filesize" },
     open: (id: number) => placed(id),

@@ -33,13 +33,16 @@ import {
   MAP_FIXED_NOREPLACE,
   MAP_SHARED,
   MFD_ALLOW_SEALING,
+  MAP_HUGETLB,
   MFD_CLOEXEC,
+  MFD_HUGETLB,
   PAGE_SIZE,
   PROT_READ,
   PROT_WRITE,
 } from "../../sys/abi/mman.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { ANONYMOUS_HUGE, HUGE_MASK, hugeSizeBits } from "../memory/hugetlb.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
@@ -90,7 +93,8 @@ function isMemfd({ stat, info }: OpenFile): boolean {
     return false;
   }
   const { major, minor } = kernelTmpfsDevice();
-  return stat.devMajor === major && stat.devMinor === minor;
+  if (stat.devMajor === major && stat.devMinor === minor) return true;
+  return hugeSizeBits(stat) !== undefined;
 }
 
 /** Objects that a dump has seen, by inode number. */
@@ -123,8 +127,10 @@ function inodeOf(file: OpenFile, dump: FilesDump): MemfdInodeEntry {
 
 function describeInode(file: OpenFile, inode_id: number): MemfdInodeEntry {
   const { stat } = file;
+  const size = hugeSizeBits(stat);
   return {
     name: nameOf(file),
+    ...(size === undefined ? {} : { hugetlb_flag: MFD_HUGETLB + size }),
     uid: stat.uid,
     gid: stat.gid,
     size: Number(stat.size),
@@ -225,29 +231,36 @@ interface MakeOptions {
 
 function makeObject(program: Program, inode: MemfdInodeEntry, options: MakeOptions): number {
   const { restore } = options;
-  if (inode.hugetlb_flag !== undefined) {
-    throw new RepriseError("UNSUPPORTED", `cannot restore memfd ${inode.name}: it has huge pages`, {
-      hint: "Files of hugetlbfs cannot be restored yet.",
-    });
-  }
   const label = `make memfd ${inode.name} (${inode.size} bytes)`;
-  const flags = MFD_CLOEXEC | (inode.seals === F_SEAL_SEAL ? 0 : MFD_ALLOW_SEALING);
-  const made = program.call("memfd_create", [pathArgument(program, inode.name), flags], { label });
+  const huge = inode.hugetlb_flag ?? 0;
+  const flags = MFD_CLOEXEC | huge | (inode.seals === F_SEAL_SEAL ? 0 : MFD_ALLOW_SEALING);
+  const made = program.call("memfd_create", [pathArgument(program, inode.name), flags], {
+    label,
+    ...(huge === 0 ? {} : { hint: HINT_HUGE }),
+  });
   const fd = restore.reserve();
   program.call("dup3", [made, fd, O_CLOEXEC], { label });
   program.call("close", [made], { label });
-  if (inode.name === ANONYMOUS && inode.size > 0)
+  if ((inode.name === ANONYMOUS || inode.name === ANONYMOUS_HUGE) && inode.size > 0)
     replaceByAnonymous(program, { inode, fd, options });
-  fillSharedMemory(program, { fd, shmid: inode.shmid, size: inode.size, label }, restore);
+  const window = huge === 0 ? undefined : scratchAddress(options.index);
+  fillSharedMemory(program, { fd, shmid: inode.shmid, size: inode.size, label, window }, restore);
   setAttributes(program, inode, fd);
   // At the end: nothing may be written any more, and all must be open.
   if (!sealsAfterMapping(inode, restore.set)) restore.later((end) => seal(end, inode, fd));
   return fd;
 }
 
+const HINT_HUGE =
+  "Huge pages of this size must be offered by the kernel and set aside (vm.nr_hugepages).";
+
 /** Where shared anonymous memory is mapped for a moment: far from where the kernel puts anything by itself. */
 const SCRATCH_ADDRESS = 0x1000_0000_0000;
 const SCRATCH_DISTANCE = 0x100_0000_0000;
+
+function scratchAddress(index: number): number {
+  return SCRATCH_ADDRESS + index * SCRATCH_DISTANCE;
+}
 
 interface AnonymousOptions {
   readonly inode: MemfdInodeEntry;
@@ -257,10 +270,12 @@ interface AnonymousOptions {
 
 /** Puts real shared anonymous memory in the place of the memfd, where the kernel allows it; else the memfd must do. */
 function replaceByAnonymous(program: Program, { inode, fd, options }: AnonymousOptions): void {
-  const start = SCRATCH_ADDRESS + options.index * SCRATCH_DISTANCE;
+  const start = scratchAddress(options.index);
   const size = Math.ceil(inode.size / PAGE_SIZE) * PAGE_SIZE;
   const may = { label: "make shared anonymous memory", mayFail: true };
-  const flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+  const huge =
+    inode.hugetlb_flag === undefined ? 0 : MAP_HUGETLB | (inode.hugetlb_flag & HUGE_MASK);
+  const flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | huge;
   program.call("mmap", [start, size, PROT_READ | PROT_WRITE, flags, -1, 0], may);
   const range = `${start.toString(16)}-${(start + size).toString(16)}`;
   const path = program.string(`/proc/self/map_files/${range}`);

@@ -3,12 +3,17 @@
 // gets a description of its own then. All state besides the process is O_NONBLOCK.
 
 import { assert, RepriseError } from "../../errors.ts";
-import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type PidfdEntry,
+} from "../../images/schema/messages.generated.ts";
 import { PIDFD_THREAD } from "../../sys/abi/event-files.ts";
 import { AT_FDCWD, F_GETFD, F_SETFD, O_CLOEXEC, O_NONBLOCK, O_RDWR } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
-import { readOwner } from "./owner.ts";
-import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
+import { processForPidfd } from "./dead-process.ts";
+import { readOwner, restoreOwner } from "./owner.ts";
+import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 
 export const pidfdKind: FileKind = {
   name: "pidfd",
@@ -20,6 +25,9 @@ export const pidfdKind: FileKind = {
   settleEach: true,
 };
 
+/** What fdinfo and the image say of a process that is no more. */
+const DEAD = -1;
+
 function writePidfd(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const flags = file.info.flags & ~O_CLOEXEC;
   if ((flags & PIDFD_THREAD) !== 0) {
@@ -30,14 +38,8 @@ function writePidfd(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     );
   }
   const pid = file.info.pidfd?.pid ?? -1;
-  if (pid === -1) {
-    throw refused(
-      file,
-      "its process has ended and been waited for",
-      "Have the program close the pidfd of a child after it waited for it.",
-    );
-  }
-  const nspid = pid > 0 ? dump.innerPid(pid) : undefined;
+  // Ended and waited for.
+  const nspid = pid === DEAD ? DEAD : pid > 0 ? dump.innerPid(pid) : undefined;
   if (nspid === undefined) {
     const who = pid > 0 ? `process ${pid}` : "a process of another pid namespace";
     throw refused(
@@ -52,18 +54,23 @@ function writePidfd(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   return { type: FdTypes.PIDFD, id, pidfd };
 }
 
-function openPlaceholder(program: Program, { id, pidfd }: FileEntry): Argument {
+/** A pidfd outlives its process: those of one dead process have one inode number. */
+function openDead(program: Program, pidfd: PidfdEntry, restore: FilesRestore): Argument {
+  const process = processForPidfd(program, pidfd.ino, restore);
+  const fd = program.call("pidfd_open", [process, pidfd.flags & O_NONBLOCK], {
+    label: `open pidfd ${pidfd.id} of a dead process`,
+  });
+  restoreOwner(program, pidfd.fown, fd);
+  return fd;
+}
+
+function openPlaceholder(
+  program: Program,
+  { id, pidfd }: FileEntry,
+  restore: FilesRestore,
+): Argument {
   assert(pidfd !== undefined, `file ${id} is no pidfd`);
-  // Only CRIU's sets have these.
-  if (pidfd.nspid === -1) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot restore pidfd ${id}: its process was dead at the dump`,
-      {
-        hint: "Restore this set with criu.",
-      },
-    );
-  }
+  if (pidfd.nspid === DEAD) return openDead(program, pidfd, restore);
   return program.call("openat", [AT_FDCWD, program.string("/dev/null"), O_RDWR, 0], {
     label: `open a stand-in for pidfd ${id}`,
   });
@@ -72,6 +79,7 @@ function openPlaceholder(program: Program, { id, pidfd }: FileEntry): Argument {
 /** Runs for every descriptor; whether it is close-on-exec stays as the engine set it. */
 function openPidfd(program: Program, { id, pidfd }: FileEntry, fd: number): void {
   assert(pidfd !== undefined, `file ${id} is no pidfd`);
+  if (pidfd.nspid === DEAD) return;
   const descriptorFlags = program.call("fcntl", [fd, F_GETFD, 0]);
   const made = program.call("pidfd_open", [pidfd.nspid, pidfd.flags & O_NONBLOCK], {
     label: `open a pidfd of pid ${pidfd.nspid} for fd ${fd}`,

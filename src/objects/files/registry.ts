@@ -6,6 +6,7 @@ import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.
 import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
+import { fanotifyKind } from "./fanotify.ts";
 import { fifoKind } from "./fifo.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { inotifyKind } from "./inotify.ts";
@@ -34,6 +35,7 @@ const KINDS: readonly FileKind[] = [
   timerfdKind,
   pidfdKind,
   inotifyKind,
+  fanotifyKind,
   ttyKind,
   unixKind,
   netlinkKind,

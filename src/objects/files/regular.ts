@@ -233,12 +233,15 @@ export function wordsOf(id: Uint8Array | undefined): readonly number[] {
 }
 
 /** A file of another task's /proc directory: it appears with the task, after the files are opened. */
-const PROC_OF_TASK = /^\/proc\/(\d+)(?:\/|$)/;
+const PROC_OF_TASK = /^\/proc\/(\d+)(\/.*|$)/s;
 
-/** Whether an entry's file is below /proc/PID of a task that does not exist yet when files are opened. */
+/** Whether an entry's file is below /proc/PID and does not exist yet when files are opened. */
 export function isProcOfLaterTask(name: string, restore: FilesRestore): boolean {
-  const pid = Number(PROC_OF_TASK.exec(name)?.[1] ?? 0);
-  return pid !== restore.set.rootPid && restore.set.tasks.has(pid);
+  const [, number, rest = ""] = PROC_OF_TASK.exec(name) ?? [];
+  const pid = Number(number ?? 0);
+  // The root task is there, but not its descriptors, threads and memory.
+  if (pid === restore.set.rootPid) return /^\/(?:fd|fdinfo|task|map_files)\//.test(rest);
+  return restore.set.tasks.has(pid);
 }
 
 /** What is not there yet is opened by `settle`; this keeps its place until then. */

@@ -55,6 +55,8 @@ export class FilesOfSet implements Disposable {
         return fd;
       },
       later: (step) => void later.push(step),
+      // One process has nothing to wait for.
+      lastly: (step) => void later.push(step),
       reserve: () => reserved++,
       inEngine: (step) => void inEngine.push(step),
       atEnd: ({ release }) => void releases.push(release),

@@ -6,7 +6,13 @@ import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
 import { placePages, type PagePlace } from "../../images/page-places.ts";
 import { PE_PRESENT, type PageRun, type PageSink } from "../../images/pagemap.ts";
 import { SEEK_SET } from "../../sys/abi/fcntl.ts";
-import { PAGE_SIZE } from "../../sys/abi/mman.ts";
+import {
+  MAP_FIXED_NOREPLACE,
+  MAP_SHARED,
+  PAGE_SIZE,
+  PROT_READ,
+  PROT_WRITE,
+} from "../../sys/abi/mman.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { dataRanges } from "./data-ranges.ts";
 import type { FilesDump, FilesRestore } from "./file-kind.ts";
@@ -83,20 +89,27 @@ function openSink(
  */
 export function fillSharedMemory(
   program: Program,
-  object: SharedMemory & { readonly fd: Argument; readonly label: string },
+  object: SharedMemory & {
+    readonly fd: Argument;
+    readonly label: string;
+    /** Where to map what can only be filled through a mapping (huge pages cannot be written to). */
+    readonly window?: number | undefined;
+  },
   restore: Pick<FilesRestore, "openImage"> & { readonly set: LoadedSet },
 ): void {
-  const { fd, shmid, size, label } = object;
+  const { fd, shmid, size, label, window } = object;
   program.call("ftruncate", [fd, size], { label });
   if (size === 0) return;
   const map = loadSharedPagemap(restore.set.reader, shmid);
   if (map === undefined) throw restore.set.reader.missing("pagemap-shmem", shmid);
   const source = { kind: "pagemap-shmem", id: shmid, pagemap: map } as const;
+  if (window !== undefined) mapWindow(program, { fd, size, label, window });
   for (const { name, places } of placePages(restore.set.reader, source)) {
     const from = restore.openImage(program, name);
-    for (const place of places) copyPlace(program, place, { from, fd, size, label });
+    for (const place of places) copyPlace(program, place, { from, fd, size, label, window });
     program.call("close", [from], { label });
   }
+  if (window !== undefined) program.call("munmap", [window, size], { label });
 }
 
 interface CopyTarget {
@@ -104,16 +117,34 @@ interface CopyTarget {
   readonly fd: Argument;
   readonly size: number;
   readonly label: string;
+  readonly window: number | undefined;
 }
 
-function copyPlace(program: Program, place: PagePlace, { from, fd, size, label }: CopyTarget) {
-  program.call("lseek", [from, place.offset, SEEK_SET], { label });
-  program.call("lseek", [fd, place.address, SEEK_SET], { label });
+function mapWindow(
+  program: Program,
+  { fd, size, label, window }: Pick<CopyTarget, "fd" | "size" | "label"> & { window: number },
+): void {
+  const access = PROT_READ | PROT_WRITE;
+  const flags = MAP_SHARED | MAP_FIXED_NOREPLACE;
+  program.call("mmap", [window, size, access, flags, fd, 0], { label });
+}
+
+function copyPlace(program: Program, place: PagePlace, target: CopyTarget): void {
+  const { from, fd, size, label, window } = target;
   // The last page may reach beyond the end.
   const length = Math.min(place.length, size - place.address);
-  for (let rest = length; rest > 0; rest -= MAX_COPY) {
-    const count = Math.min(rest, MAX_COPY);
-    program.call("sendfile", [fd, from, 0, count], { label, expect: count });
+  if (window === undefined) {
+    program.call("lseek", [from, place.offset, SEEK_SET], { label });
+    program.call("lseek", [fd, place.address, SEEK_SET], { label });
+  }
+  for (let done = 0; done < length; done += MAX_COPY) {
+    const count = Math.min(length - done, MAX_COPY);
+    if (window === undefined) {
+      program.call("sendfile", [fd, from, 0, count], { label, expect: count });
+    } else {
+      const into = window + place.address + done;
+      program.call("pread64", [from, into, count, place.offset + done], { label, expect: count });
+    }
   }
 }
 

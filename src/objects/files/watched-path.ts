@@ -3,7 +3,7 @@
 // opened, or none: there, files that the task is near to are tried, and then the tree of the mount is searched. Whether a
 // path is the one is decided by the kernel: a watch of our own on it must read the same in our fdinfo.
 
-import { closeSync, lstatSync, readdirSync, readlinkSync } from "node:fs";
+import { closeSync, lstatSync, readdirSync, readlinkSync, statSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
@@ -58,7 +58,27 @@ export class PathFinder implements Disposable {
       const path = this.#search(mark, mountPoint);
       if (path !== undefined) return path;
     }
+    const deleted = this.#deleted(mark);
+    if (deleted !== undefined) return deleted;
     throw this.#notFound(mark);
+  }
+
+  /** A mount of a file system that is known by its device. */
+  mountOf(sdev: number): Mount | undefined {
+    this.#mounts ??= readMountinfo(this.#file.task.pid);
+    return this.#mounts.find((mount) => deviceOf(mount) === sdev);
+  }
+
+  /** The name that a deleted file had which the task has open: it is a ghost of the dump. */
+  #deleted(mark: InotifyMark): string | undefined {
+    const { pid } = this.#file.task;
+    for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+      const link = `/proc/${pid}/fd/${fd}`;
+      const stat = statSync(link, { bigint: true, throwIfNoEntry: false });
+      if (stat?.ino !== mark.ino || stat.nlink !== 0n || !this.#isSame(mark, link)) continue;
+      return linkText(link).replace(/ \(deleted\)$/, "");
+    }
+    return undefined;
   }
 
   /** Link text of the file behind the handle: for a deleted or hidden file it leads elsewhere or nowhere. */
@@ -121,12 +141,11 @@ export class PathFinder implements Disposable {
 
   /** Puts a watch of ours on the path and compares what the kernel says of the two. */
   #isWatched(mark: InotifyMark, path: string): boolean {
-    const wd = trySyscall(
-      "inotify_add_watch",
-      this.#scratch,
-      Buffer.from(`${this.#root}${path}\0`),
-      PROBE_MASK,
-    );
+    return this.#isSame(mark, `${this.#root}${path}`);
+  }
+
+  #isSame(mark: InotifyMark, path: string): boolean {
+    const wd = trySyscall("inotify_add_watch", this.#scratch, Buffer.from(`${path}\0`), PROBE_MASK);
     if (wd < 0) return false;
     const mine = readFdInfo({ pid: process.pid, fd: this.#scratch }).inotify.find(
       (found) => found.wd === wd,

@@ -8,6 +8,7 @@ import { writeU64 } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { ProcessAttributes } from "../task/attributes.ts";
 import type { FrozenTask } from "../task/task.ts";
+import { aioEntries } from "./aio.ts";
 
 /** Words of the auxiliary vector that CRIU 4.2 takes on x86-64. */
 const CRIU_AUXV_WORDS = 44;
@@ -34,7 +35,7 @@ export function mmEntry(
     exe_file_id: parts.exeId,
     mm_saved_auxv: auxv.slice(0, CRIU_AUXV_WORDS),
     vmas: parts.vmas,
-    aios: [],
+    aios: aioEntries(parts.vmas),
     mm_brk: probed.brk,
     dumpable: probed.dumpable,
     thp_disabled: probed.thpDisabled,

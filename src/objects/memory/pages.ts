@@ -134,8 +134,8 @@ function intersect(vmas: readonly VmaEntry[], ranges: readonly MemoryRange[]): P
   const runs: PageRun[] = [];
   let next = 0;
   for (const vma of vmas) {
-    if ((vma.status & VMA_VDSO) !== 0) {
-      // Saved whole, touched or not: CRIU compares it with the kernel's at restore.
+    if ((vma.status & (VMA_VDSO | VMA_AIORING)) !== 0) {
+      // Saved whole, touched or not: CRIU compares a vdso with the kernel's at restore, and looks into rings.
       const pages = (vma.end - vma.start) / mm.PAGE_SIZE;
       addRun(runs, { vaddr: vma.start, pages, flags: pageFlags(vma) });
       continue;

@@ -3,7 +3,6 @@
 // registers and tables, so its layout must be the one that was saved.
 
 import { RepriseError } from "../../errors.ts";
-import type { PageRun } from "../../images/pagemap.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
 import { parseMaps } from "../../proc/maps.ts";
 import { readProcText } from "../../proc/procfs.ts";
@@ -147,15 +146,4 @@ export function restoreVdso(program: Program, plan: VdsoPlan): void {
     label: "map the vdso",
     hint: "The kernel needs CONFIG_CHECKPOINT_RESTORE for ARCH_MAP_VDSO_64.",
   });
-}
-
-/** Where the pages of the saved vdso are among the runs, if all of them were saved. */
-export function vdsoRun<Run extends PageRun>(
-  layout: VdsoLayout,
-  runs: readonly Run[],
-): Run | undefined {
-  const start = layout.address + layout.vvarSize;
-  return runs.find(
-    (run) => run.vaddr <= start && run.vaddr + run.pages * 4096 >= start + layout.vdsoSize,
-  );
 }

@@ -9,6 +9,7 @@ import { O_RDONLY, O_RDWR } from "../../sys/abi/fcntl.ts";
 import { PR_SET_VMA, PR_SET_VMA_ANON_NAME } from "../../sys/abi/sched.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
+import { HUGE_MASK, hugeSizeBits, isPrivateHuge } from "./hugetlb.ts";
 import { findMark, type MarkedVdso } from "./vdso-proxy.ts";
 
 /** vma_entry.status: what kind of area it is. */
@@ -80,7 +81,8 @@ function withOldVdso(entry: VmaEntry, marked: MarkedVdso | undefined): VmaEntry 
 
 /** Whether an area's own pages can be in the images (shared ones belong to their file). */
 export function hasPrivatePages(entry: VmaEntry): boolean {
-  const kind = VMA_ANON_PRIVATE | VMA_FILE_PRIVATE;
+  // The pages of an AIO ring are the kernel's, but nobody else has them.
+  const kind = VMA_ANON_PRIVATE | VMA_FILE_PRIVATE | VMA_AIORING;
   if (isDroppable(entry) || (entry.status & (VMA_VSYSCALL | VMA_VVAR)) !== 0) return false;
   return (entry.status & kind) !== 0;
 }
@@ -126,7 +128,9 @@ function vmaEntry(task: FrozenTask, area: SmapsVma, fileIds: MappedFileIds): Vma
     case "[heap]":
       return { ...base, flags: anonymous, status: VMA_REGULAR | VMA_HEAP | VMA_ANON_PRIVATE };
     default:
-      return area.inode === 0n || isPrivateDevZero(area)
+      if (area.path.startsWith("/[aio]"))
+        return { ...base, flags: mm.MAP_SHARED, status: VMA_AIORING, fdflags: O_RDWR };
+      return area.inode === 0n || isPrivateDevZero(area) || isPrivateHuge(area)
         ? { ...base, flags: anonymous, status: VMA_REGULAR | VMA_ANON_PRIVATE }
         : { ...base, ...mappedFile(area, fileIds) };
   }
@@ -179,11 +183,6 @@ const SPECIAL_AREAS: readonly {
     hint: "System V shared memory cannot be saved yet.",
   },
   {
-    prefix: "/[aio]",
-    what: "an AIO ring",
-    hint: "Programs that use io_setup(2) cannot be saved yet.",
-  },
-  {
     prefix: "anon_inode:",
     what: "memory of a kernel object",
     hint: "io_uring, perf and similar mappings cannot be saved yet.",
@@ -204,8 +203,6 @@ function refuseSpecial(task: FrozenTask, area: SmapsVma): void {
   };
   const special = SPECIAL_AREAS.find(({ prefix }) => area.path.startsWith(prefix));
   if (special !== undefined) refuse(special.what, special.hint);
-  if (area.vmFlags.includes("ht"))
-    refuse("hugetlb memory", "hugetlbfs mappings cannot be saved yet; transparent huge pages can.");
   const ownPages = area.path.startsWith("[v") || isSocketRing(area);
   if (!ownPages && (area.vmFlags.includes("io") || area.vmFlags.includes("pf"))) {
     refuse("memory of a device", "Memory-mapped devices cannot be saved.");
@@ -216,12 +213,14 @@ const MAP_BITS: readonly (readonly [VmFlag, number])[] = [
   ["gd", mm.MAP_GROWSDOWN],
   ["lo", mm.MAP_LOCKED],
   ["nr", mm.MAP_NORESERVE],
+  ["ht", mm.MAP_HUGETLB],
 ];
 
 function flagBits(area: SmapsVma): number {
+  const size = area.vmFlags.includes("ht") ? (hugeSizeBits(area) ?? 0) : 0;
   return MAP_BITS.reduce(
     (bits, [flag, bit]) => (area.vmFlags.includes(flag) ? bits | bit : bits),
-    0,
+    size,
   );
 }
 
@@ -250,9 +249,9 @@ function extras(area: SmapsVma): Pick<VmaEntry, "madv" | "anon_name" | "sealed" 
   };
 }
 
-/** Whether restore makes this area by mmap (the vdso and vvar come from the kernel, guards from madvise). */
+/** Whether restore makes this area by mmap (vdso, vvar and AIO rings come from the kernel, guards from madvise). */
 export function isMapped(entry: VmaEntry): boolean {
-  return (entry.status & (VMA_VSYSCALL | VMA_VDSO | VMA_VVAR | VMA_GUARD)) === 0;
+  return (entry.status & (VMA_VSYSCALL | VMA_VDSO | VMA_VVAR | VMA_AIORING | VMA_GUARD)) === 0;
 }
 
 /**
@@ -266,6 +265,8 @@ export function mapVma(program: Program, entry: VmaEntry, file: Argument | undef
     mm.MAP_DROPPABLE |
     mm.MAP_ANONYMOUS |
     mm.MAP_GROWSDOWN |
+    mm.MAP_HUGETLB |
+    HUGE_MASK |
     mm.MAP_NORESERVE;
   program.call(
     "mmap",

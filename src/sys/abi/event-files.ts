@@ -32,6 +32,14 @@ export const IN_ONESHOT = 0x80000000;
 /** _IOW('I', 0, s32), its argument is a value: the number of the next watch (CONFIG_CHECKPOINT_RESTORE). */
 export const INOTIFY_IOC_SETNEXTWD = 0x40044900;
 
+export const FAN_MARK_ADD = 1;
+export const FAN_MARK_MOUNT = 0x10;
+export const FAN_MARK_IGNORED_MASK = 0x20;
+export const FAN_MARK_FILESYSTEM = 0x100;
+export const FAN_MARK_IGNORE = 0x400;
+/** FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM, FAN_PRE_ACCESS. */
+export const FAN_PERMISSION_EVENTS = 0x17_0000;
+
 /** struct file_handle before the handle's bytes: u32 size, i32 type. */
 export const FILE_HANDLE_HEAD = 8;
 /** MAX_HANDLE_SZ: bytes of a handle. */
