@@ -217,10 +217,12 @@ function prepareSeed(
   return { images, namespaceFds, inheritedFds };
 }
 
-/** Opens the files that a tree in another user namespace could not open any more. */
+/** Opens the files that a tree in another user namespace could not open any more, or tasks of one table not without a race. */
 function openImages(program: Program, plan: RestorePlan, directory: number): ImageFiles {
   const opened = new Map<string, number>();
-  if (plan.namespaces.ofRoot("user") === undefined) return { directory, opened };
+  const tables = new Set([...plan.tasks.values()].map(({ ids }) => ids.files_id));
+  const isShared = tables.size < plan.tasks.size;
+  if (plan.namespaces.ofRoot("user") === undefined && !isShared) return { directory, opened };
   for (const name of payloadNames(plan.set.reader)) {
     const fd = openImage(program, { directory, opened }, name);
     const place = directory + 1 + opened.size;

@@ -1,5 +1,6 @@
 // The image files that tasks read by themselves: pages, queues, content of deleted files. They are opened by name in the directory of
-// the set; but the root of a user namespace is nobody there, so the seed opens them all while it still is who the engine is.
+// the set; but the root of a user namespace is nobody there, so the seed opens them all while it still is who the engine is. It does so, too, for
+// tasks that share a table of descriptors, where the lowest free number, which open(2) gives, may be placed by another one meanwhile.
 
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -21,7 +22,9 @@ export interface ImageFiles {
 export function openImage(program: Program, files: ImageFiles, name: string): Ref {
   const label = `open ${name}`;
   const opened = files.opened.get(name);
-  if (opened !== undefined) return program.call("fcntl", [opened, F_DUPFD_CLOEXEC, 0], { label });
+  // Above the tasks' own descriptors: another task of a shared table may be placing those at the same time.
+  if (opened !== undefined)
+    return program.call("fcntl", [opened, F_DUPFD_CLOEXEC, files.directory], { label });
   return program.call("openat", [files.directory, program.string(name), O_RDONLY | O_CLOEXEC, 0], {
     label,
   });
