@@ -67,6 +67,11 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
     extUnixSk: externalUnixSockets(options),
+    tcp: {
+      established: options.flags.has("tcp-established"),
+      close: options.flags.has("tcp-close"),
+      skipInFlight: options.flags.has("skip-in-flight"),
+    },
     cgroups: cgroupDumpOptions(options),
     ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
     ...networkLock(options),

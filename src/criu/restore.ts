@@ -70,6 +70,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
   return {
     shellJob: flags.has("shell-job"),
     extUnixSk: externalUnixSockets(options) !== false,
+    tcp: { established: flags.has("tcp-established"), close: flags.has("tcp-close") },
     cgroups: cgroupRestoreOptions(options),
     ...namespaceRestoreOptions(options),
     sibling: flags.has("restore-sibling"),

@@ -20,18 +20,14 @@ const REFUSED: readonly OptionName[] = [
 
 /** Options that allow or tune something that the engine does not do yet. */
 const WITHOUT_EFFECT: readonly OptionName[] = [
-  "tcp-established",
   "log-pid",
   "evasive-devices",
   "force-irmap",
-  "skip-in-flight",
-  "tcp-close",
   "unprivileged",
   "allow-uprobes",
   "enable-external-sharing",
   "enable-external-masters",
   "libdir",
-  "ext-unix-sk",
   "cpu-cap",
   "enable-fs",
   "irmap-scan-path",

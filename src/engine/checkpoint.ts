@@ -14,6 +14,7 @@ import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
+import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
 import { prepareImages } from "./foresee.ts";
@@ -48,6 +49,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly extUnixSk?: boolean | readonly number[];
   /** How packets are kept away from connections. @default "nftables" where the kernel has them, else "iptables" */
   readonly networkLock?: NetworkLockMethod;
+  /** What is done with TCP connections; without it they are refused. */
+  readonly tcp?: Partial<TcpDumpOptions>;
   /** The set before, relative to `imagesDir`, of a pre-dump or a dump: pages that it has are not written again. */
   readonly parentDir?: string;
   /** Send pages to a page server instead of writing them here. */
@@ -119,6 +122,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       fileLocks: options.fileLocks ?? false,
       ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
       extUnixSk: options.extUnixSk ?? false,
+      tcp: { established: false, close: false, skipInFlight: false, ...options.tcp },
       cgroups: options.cgroups ?? { mode: "soft" },
       emptyNet: options.emptyNet ?? false,
       external: [...(options.external ?? []), ...added],

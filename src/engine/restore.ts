@@ -9,6 +9,7 @@ import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
 import { ImageSetReader } from "../images/image-set.ts";
 import type { Placement } from "../objects/cgroups/placement.ts";
 import { CgroupRestore, type CgroupRestoreOptions } from "../objects/cgroups/restore.ts";
+import type { TcpRestoreOptions } from "../objects/files/file-kind.ts";
 import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
@@ -52,6 +53,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly autoDedup?: boolean;
   /** Connect datagram sockets to sockets outside of the tree again. @default false */
   readonly extUnixSk?: boolean;
+  /** What is done with saved TCP connections; without it they are refused. */
+  readonly tcp?: Partial<TcpRestoreOptions>;
   /** How files are compared with those that were saved. @default "buildid" */
   readonly fileValidation?: "filesize" | "buildid";
   /** Take file locks again. @default true */
@@ -88,6 +91,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     skipRwxCheck: options.skipRwxCheck ?? false,
     fileValidation: options.fileValidation ?? "buildid",
     extUnixSk: options.extUnixSk ?? false,
+    tcp: { established: false, close: false, ...options.tcp },
     fileLocks: options.fileLocks ?? true,
     sibling: options.sibling ?? false,
     clocks: identifyClocks(),

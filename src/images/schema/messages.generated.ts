@@ -1119,6 +1119,14 @@ export interface RepriseInetEntry {
   readonly options: readonly RepriseSocketOption[];
   readonly datagrams: readonly RepriseDatagram[];
   readonly scope_id?: number | undefined;
+  readonly memberships: readonly RepriseMembership[];
+}
+
+export interface RepriseMembership {
+  readonly interface: string;
+  readonly group: Uint8Array;
+  readonly mode: number;
+  readonly sources: readonly Uint8Array[];
 }
 
 export interface RepriseMmEntry {
@@ -2013,6 +2021,7 @@ export interface Messages {
   readonly remap_file_path_entry: RemapFilePathEntry;
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_inet_entry: RepriseInetEntry;
+  readonly reprise_membership: RepriseMembership;
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_socket_option: RepriseSocketOption;
   readonly reprise_sysctl: RepriseSysctl;
@@ -2230,7 +2239,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_inet_entry:
-    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u?",
+    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership",
+  reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",

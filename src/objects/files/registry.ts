@@ -21,6 +21,7 @@ import { ttyKind } from "./tty.ts";
 import { nsFileKind } from "../namespaces/ns-file.ts";
 import { netlinkKind } from "../sockets/netlink.ts";
 import { packetKind } from "../sockets/packet.ts";
+import { inetKind } from "../sockets/inet.ts";
 import { unixKind } from "../sockets/unix.ts";
 import { checkRegularFiles, type UnchangedOptions } from "./unchanged.ts";
 
@@ -40,6 +41,7 @@ const KINDS: readonly FileKind[] = [
   unixKind,
   netlinkKind,
   packetKind,
+  inetKind,
   nsFileKind,
 ].map(withOwner);
 

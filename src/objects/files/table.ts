@@ -44,6 +44,7 @@ export class FileTable implements FilesDump {
   readonly #ends: ((tasks: "alive" | "dead") => void)[] = [];
   #inventory: InventoryNotes = {};
   readonly #borrowed: number[] = [];
+  readonly #copies = new WeakMap<OpenFile, number>();
   readonly #pidfds = new Map<number, number>();
   /** The engine in the place of a task, for files in flight. */
   readonly #inFlight = new Map<FrozenTask, FrozenTask>();
@@ -87,7 +88,14 @@ export class FileTable implements FilesDump {
   }
 
   borrow(file: OpenFile): number {
-    if (file.fd < 0) return this.#openPath(file);
+    const known = this.#copies.get(file);
+    if (known !== undefined) return known;
+    const fd = file.fd < 0 ? this.#openPath(file) : this.#copy(file);
+    this.#copies.set(file, fd);
+    return fd;
+  }
+
+  #copy(file: OpenFile): number {
     const pidfd = this.#pidfds.get(file.task.pid) ?? syscall("pidfd_open", file.task.pid, 0);
     this.#pidfds.set(file.task.pid, pidfd);
     const fd = trySyscall("pidfd_getfd", pidfd, file.fd, 0);

@@ -7,7 +7,7 @@ import { closeSync, readFileSync } from "node:fs";
 import { log } from "../../log.ts";
 import type { FileEntry, InventoryEntry } from "../../images/schema/messages.generated.ts";
 import { IPPROTO_TCP } from "../../sys/abi/inet.ts";
-import { AF_INET, SOCK_STREAM, TCP_CLOSE, TCP_LISTEN } from "../../sys/abi/socket.ts";
+import { AF_INET, SOCK_STREAM, TCP_LISTEN } from "../../sys/abi/socket.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { addressBytes, unmapped, type SocketAddress } from "../sockets/inet-address.ts";
 import { IptablesLock } from "./lock-iptables.ts";
@@ -185,7 +185,8 @@ export function savedConnections(files: Iterable<FileEntry>): LockedConnection[]
   const found: LockedConnection[] = [];
   for (const { isk } of files) {
     if (isk === undefined || isk.type !== SOCK_STREAM || isk.proto !== IPPROTO_TCP) continue;
-    if (isk.state === TCP_CLOSE || isk.state === TCP_LISTEN) continue;
+    // One that is closed already is walked through its states again, too.
+    if (isk.dst_port === 0 || isk.state === TCP_LISTEN) continue;
     const end = (words: readonly number[], port: number): SocketAddress => ({
       family: isk.family,
       port,

@@ -2,7 +2,9 @@
 // in memory), and text.
 
 import { isIPv6 } from "node:net";
-import { AF_INET, AF_INET6 } from "../../sys/abi/socket.ts";
+import { AF_INET, AF_INET6, SO_PEERNAME, SOL_SOCKET } from "../../sys/abi/socket.ts";
+import { syscall } from "../../sys/ffi.ts";
+import { getOption } from "../../sys/socket.ts";
 
 /** One end of a connection, as text. */
 export interface Endpoint {
@@ -21,8 +23,30 @@ export interface SocketAddress {
   readonly scope: number;
 }
 
-export const SOCKADDR_IN6_SIZE = 28;
+const SOCKADDR_IN6_SIZE = 28;
 const SOCKADDR_IN_SIZE = 16;
+
+/** The address that a socket has. @throws RepriseError SYSCALL */
+export function readLocal(fd: number): SocketAddress | undefined {
+  const address = Buffer.alloc(SOCKADDR_IN6_SIZE);
+  const length = Buffer.alloc(4);
+  length.writeInt32LE(address.length);
+  syscall("getsockname", fd, address, length);
+  return readSockaddr(address);
+}
+
+/** The address that a socket is connected to, or was, or is about to be. */
+export function readRemote(fd: number, family: number): SocketAddress | undefined {
+  // The kernel wants exactly the size of the family's address.
+  const size = family === AF_INET ? SOCKADDR_IN_SIZE : SOCKADDR_IN6_SIZE;
+  const address = getOption(fd, { level: SOL_SOCKET, name: SO_PEERNAME, size });
+  return typeof address === "number" ? undefined : readSockaddr(address);
+}
+
+/** The address of a family that stands for any. */
+export function anyAddress(family: number): SocketAddress {
+  return { family, port: 0, bytes: new Uint8Array(family === AF_INET ? 4 : 16), scope: 0 };
+}
 
 /** Reads a sockaddr; undefined for another family than the two. */
 export function readSockaddr(buffer: Buffer): SocketAddress | undefined {

@@ -2,7 +2,6 @@
 // socket, as (level, name, value) in a field of our own. See ip(7), ipv6(7), tcp(7), udp(7); format.md section 11, INETSK.
 
 import { closeSync } from "node:fs";
-import type { MessageInput } from "../../images/codec.ts";
 import type {
   InetSkEntry,
   IpOptsEntry,
@@ -11,10 +10,12 @@ import type {
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import * as inet from "../../sys/abi/inet.ts";
-import { AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW } from "../../sys/abi/socket.ts";
+import * as so from "../../sys/abi/socket.ts";
+import { AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, SOCK_STREAM } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { getOption } from "../../sys/socket.ts";
+import type { SocketNamespace } from "./socket-namespace.ts";
 
 /** What a socket is. */
 export interface SocketKind {
@@ -28,7 +29,7 @@ const ICMP_FILTER_SIZE = 4;
 const ICMP6_FILTER_SIZE = 32;
 
 /** ip_opts of a socket. What a kernel or protocol does not have is absent. */
-export function readIpOptions(fd: number, kind: SocketKind): MessageInput<IpOptsEntry> {
+export function readIpOptions(fd: number, kind: SocketKind): IpOptsEntry {
   const flag = (level: number, name: number): boolean => (read(fd, level, name) ?? 0) !== 0;
   const six = kind.family === AF_INET6;
   const freebind = six
@@ -63,19 +64,44 @@ export function readTcpOptions(fd: number): TcpOptsEntry {
   };
 }
 
-/** All other options whose value is not that of a fresh socket of its kind. */
-export function readOtherOptions(fd: number, kind: SocketKind): RepriseSocketOption[] {
-  const { family, type, proto } = kind;
+/** Reads all other options whose value is not that of a fresh socket of its kind. */
+export class OptionReader {
+  /** Values of fresh sockets, which depend on settings of their network namespace. */
+  readonly #usual = new Map<string, readonly (Buffer | number)[]>();
+
+  read(
+    fd: number,
+    kind: SocketKind,
+    {
+      isConnection,
+      namespace,
+    }: { readonly isConnection: boolean; readonly namespace: SocketNamespace },
+  ): RepriseSocketOption[] {
+    const options = otherOptions(kind, { isConnection });
+    const key = `${namespace.inode}:${kind.family}:${kind.type}:${kind.proto}:${isConnection}`;
+    let usual = this.#usual.get(key);
+    if (usual === undefined) {
+      usual = namespace.inside(() => usualValues(kind, options));
+      this.#usual.set(key, usual);
+    }
+    return options.flatMap((option, index) => {
+      const value = getOption(fd, option);
+      const fresh = usual[index];
+      if (typeof value === "number" || fresh === undefined || typeof fresh === "number") return [];
+      if (value.equals(fresh)) return [];
+      return [{ level: option.level, name: option.name, value: Uint8Array.from(value) }];
+    });
+  }
+}
+
+function usualValues(
+  { family, type, proto }: SocketKind,
+  options: readonly Option[],
+): (Buffer | number)[] {
   const fresh = trySyscall("socket", family, type | SOCK_CLOEXEC, proto);
   if (fresh < 0) return [];
   try {
-    return otherOptions(kind).flatMap(({ level, name, size }) => {
-      const value = getOption(fd, { level, name, size });
-      const usual = getOption(fresh, { level, name, size });
-      if (typeof value === "number" || typeof usual === "number") return [];
-      if (value.equals(usual)) return [];
-      return [{ level, name, value: Uint8Array.from(value) }];
-    });
+    return options.map((option) => getOption(fresh, option));
   } finally {
     closeSync(fresh);
   }
@@ -89,7 +115,7 @@ export function setEarlyOptions(fd: number, entry: InetSkEntry): void {
     if (isEarly(level, name)) set(level, name, value);
   }
   // An IPv6 address that has just been given to an interface cannot be bound yet without it.
-  if (entry.family === AF_INET6 && entry.type !== SOCK_RAW) set(inet.SOL_IP, inet.IP_FREEBIND, 1);
+  if (entry.family === AF_INET6) set(inet.SOL_IPV6, inet.IPV6_FREEBIND, 1);
   else if (entry.ip_opts?.freebind === true) set(inet.SOL_IP, inet.IP_FREEBIND, 1);
 }
 
@@ -98,7 +124,7 @@ export function setOptions(fd: number, entry: InetSkEntry): void {
   const set = setter(fd, entry);
   const { ip_opts: ip = {}, tcp_opts: tcp = {} } = entry;
   if (entry.family === AF_INET6) {
-    if (entry.type !== SOCK_RAW && ip.freebind !== true) set(inet.SOL_IP, inet.IP_FREEBIND, 0);
+    if (ip.freebind !== true) set(inet.SOL_IPV6, inet.IPV6_FREEBIND, 0);
     if (ip.pktinfo === true) set(inet.SOL_IPV6, inet.IPV6_RECVPKTINFO, 1);
   } else {
     if (ip.pktinfo === true) set(inet.SOL_IP, inet.IP_PKTINFO, 1);
@@ -193,6 +219,17 @@ function icmpFilterOption(family: number, proto: number): Option | undefined {
   return undefined;
 }
 
+const SOCKET_OPTIONS = [
+  so.SO_TIMESTAMP,
+  so.SO_TIMESTAMPNS,
+  so.SO_TIMESTAMPING,
+  so.SO_RXQ_OVFL,
+  so.SO_PEEK_OFF,
+  so.SO_LOCK_FILTER,
+  so.SO_BUSY_POLL,
+  so.SO_ZEROCOPY,
+];
+
 const IP_OPTIONS = [
   inet.IP_RECVOPTS,
   inet.IP_RETOPTS,
@@ -207,20 +244,20 @@ const IP_OPTIONS = [
   inet.IP_BIND_ADDRESS_NO_PORT,
   inet.IP_RECVFRAGSIZE,
   inet.IP_RECVERR_RFC4884,
-  inet.IP_MULTICAST_IF,
-  inet.IP_MULTICAST_TTL,
-  inet.IP_MULTICAST_LOOP,
-  inet.IP_MULTICAST_ALL,
   inet.IP_UNICAST_IF,
   inet.IP_LOCAL_PORT_RANGE,
 ];
 
+/** Streams do not have them. */
+const IP_MULTICAST_OPTIONS = [
+  inet.IP_MULTICAST_IF,
+  inet.IP_MULTICAST_TTL,
+  inet.IP_MULTICAST_LOOP,
+  inet.IP_MULTICAST_ALL,
+];
+
 const IPV6_OPTIONS = [
   inet.IPV6_UNICAST_HOPS,
-  inet.IPV6_MULTICAST_IF,
-  inet.IPV6_MULTICAST_HOPS,
-  inet.IPV6_MULTICAST_LOOP,
-  inet.IPV6_MULTICAST_ALL,
   inet.IPV6_MTU_DISCOVER,
   inet.IPV6_RECVERR,
   inet.IPV6_AUTOFLOWLABEL,
@@ -233,17 +270,30 @@ const IPV6_OPTIONS = [
   inet.IPV6_UNICAST_IF,
 ];
 
+const IPV6_MULTICAST_OPTIONS = [
+  inet.IPV6_MULTICAST_IF,
+  inet.IPV6_MULTICAST_HOPS,
+  inet.IPV6_MULTICAST_LOOP,
+  inet.IPV6_MULTICAST_ALL,
+];
+
 const TCP_OPTIONS = [
   inet.TCP_SYNCNT,
   inet.TCP_LINGER2,
   inet.TCP_DEFER_ACCEPT,
   inet.TCP_THIN_LINEAR_TIMEOUTS,
   inet.TCP_USER_TIMEOUT,
-  inet.TCP_FASTOPEN,
   inet.TCP_NOTSENT_LOWAT,
   inet.TCP_SAVE_SYN,
-  inet.TCP_FASTOPEN_CONNECT,
   inet.TCP_INQ,
+];
+
+/** Of a connection they are negotiated, or can no longer be set. */
+const TCP_OPTIONS_BEFORE = [
+  inet.TCP_MAXSEG,
+  inet.TCP_WINDOW_CLAMP,
+  inet.TCP_FASTOPEN,
+  inet.TCP_FASTOPEN_CONNECT,
 ];
 
 const UDP_OPTIONS = [
@@ -257,22 +307,37 @@ const UDP_OPTIONS = [
 /** TCP_CA_NAME_MAX. */
 const CONGESTION_SIZE = 16;
 
-function otherOptions({ family, type, proto }: SocketKind): Option[] {
+/** The longest IP options (ip(7)). */
+const IP_OPTIONS_SIZE = 40;
+
+function otherOptions(
+  { family, type, proto }: SocketKind,
+  { isConnection }: { readonly isConnection: boolean },
+): Option[] {
   const ints = (level: number, names: readonly number[]): Option[] =>
     names.map((name) => ({ level, name, size: 4 }));
   const plain = type === SOCK_RAW ? 0 : proto;
+  const isStream = type === SOCK_STREAM;
+  const ipOptions = isStream ? IP_OPTIONS : [...IP_OPTIONS, ...IP_MULTICAST_OPTIONS];
   return [
-    ...(type === SOCK_RAW && family === AF_INET6 ? [] : ints(inet.SOL_IP, IP_OPTIONS)),
+    ...ints(so.SOL_SOCKET, SOCKET_OPTIONS),
+    { level: so.SOL_SOCKET, name: so.SO_MAX_PACING_RATE, size: 8 },
+    ...(type === SOCK_RAW && family === AF_INET6 ? [] : ints(inet.SOL_IP, ipOptions)),
+    ...(family === AF_INET6
+      ? []
+      : [{ level: inet.SOL_IP, name: inet.IP_OPTIONS, size: IP_OPTIONS_SIZE }]),
     ...(family === AF_INET6
       ? [
           ...ints(inet.SOL_IPV6, IPV6_OPTIONS),
+          ...(isStream ? [] : ints(inet.SOL_IPV6, IPV6_MULTICAST_OPTIONS)),
           // IPv6 sockets speak IPv4 too, with these.
           ...(type === SOCK_RAW ? [] : ints(inet.SOL_IP, [inet.IP_TOS, inet.IP_TTL])),
         ]
       : []),
-    ...(plain === inet.IPPROTO_TCP
+    ...(plain === inet.IPPROTO_TCP || plain === inet.IPPROTO_MPTCP
       ? [
           ...ints(inet.SOL_TCP, TCP_OPTIONS),
+          ...(isConnection ? [] : ints(inet.SOL_TCP, TCP_OPTIONS_BEFORE)),
           { level: inet.SOL_TCP, name: inet.TCP_CONGESTION, size: CONGESTION_SIZE },
         ]
       : []),

@@ -93,3 +93,23 @@ export function inSocketNamespace<T>(
   if (back === undefined) program.call("close", [opened]);
   return result;
 }
+
+/** Inode of the network namespace of a socket of the engine's. @throws RepriseError SYSCALL */
+export function namespaceInode(fd: number): number {
+  const opened = syscall("ioctl", fd, SIOCGSKNS, 0);
+  try {
+    return fstatSync(opened).ino;
+  } finally {
+    closeSync(opened);
+  }
+}
+
+/** Runs a step with the engine's own thread in the network namespace of a socket. @throws RepriseError SYSCALL */
+export function besideSocket<T>(fd: number, step: () => T): T {
+  const opened = syscall("ioctl", fd, SIOCGSKNS, 0);
+  try {
+    return inNetNamespace(opened, step);
+  } finally {
+    closeSync(opened);
+  }
+}

@@ -88,10 +88,7 @@ export function restoreOptions(
   const on = (name: number, wanted: boolean | number | undefined, option: string): void => {
     if (wanted === true || (typeof wanted === "number" && wanted !== 0)) set(name, 1, option);
   };
-  // The kernel doubles what it is given. Setting a size locks it; the lock itself comes right after.
-  set(so.SO_SNDBUFFORCE, opts.so_sndbuf >>> 1, "SO_SNDBUF");
-  set(so.SO_RCVBUFFORCE, opts.so_rcvbuf >>> 1, "SO_RCVBUF");
-  if (opts.so_buf_lock !== undefined) set(so.SO_BUF_LOCK, opts.so_buf_lock, "SO_BUF_LOCK");
+  restoreBuffers(program, opts, { fd, what });
   if ((opts.so_priority ?? 0) !== 0) set(so.SO_PRIORITY, opts.so_priority ?? 0, "SO_PRIORITY");
   if ((opts.so_rcvlowat ?? 1) !== 1) set(so.SO_RCVLOWAT, opts.so_rcvlowat ?? 1, "SO_RCVLOWAT");
   if ((opts.so_mark ?? 0) !== 0) set(so.SO_MARK, opts.so_mark ?? 0, "SO_MARK");
@@ -109,6 +106,16 @@ export function restoreOptions(
   restoreTimeouts(program, opts, { fd, what });
   restoreDevice(program, opts, { fd, what });
   restoreFilter(program, opts, { fd, what });
+}
+
+/** Adds the calls that set the sizes of the buffers. */
+export function restoreBuffers(program: Program, opts: SkOptsEntry, socket: SocketInProgram): void {
+  const set = (name: number, value: number, option: string): void =>
+    setOption(program, socket, { name, value: int(value), option });
+  // The kernel doubles what it is given. Setting a size locks it; the lock itself comes right after.
+  set(so.SO_SNDBUFFORCE, opts.so_sndbuf >>> 1, "SO_SNDBUF");
+  set(so.SO_RCVBUFFORCE, opts.so_rcvbuf >>> 1, "SO_RCVBUF");
+  if (opts.so_buf_lock !== undefined) set(so.SO_BUF_LOCK, opts.so_buf_lock, "SO_BUF_LOCK");
 }
 
 /** Adds the calls that set SO_REUSEADDR and SO_REUSEPORT as they were. A fresh socket has neither. */

@@ -15,8 +15,12 @@ import {
 } from "../../sys/abi/socket.ts";
 import { EINPROGRESS, errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
+import { runHere } from "../../tracee/local.ts";
+import { Program } from "../../tracee/program.ts";
 import { endpoint, sockaddr, type SocketAddress } from "./inet-address.ts";
-import { ACK, FIN, type RawSender } from "./tcp-segment.ts";
+import type { PacketSender } from "./ip-packet.ts";
+import { restoreBuffers } from "./socket-options.ts";
+import { ACK, FIN, tcpSegment } from "./tcp-segment.ts";
 
 /** What a connection is made from. */
 export interface SavedConnection {
@@ -43,13 +47,13 @@ const CHUNK_MIN = 1024;
 export class Connection {
   readonly #fd: number;
   readonly #saved: SavedConnection;
-  readonly #raw: RawSender;
+  readonly #sender: PacketSender;
   #unsent: Uint8Array = new Uint8Array(0);
 
-  constructor(fd: number, saved: SavedConnection, raw: RawSender) {
+  constructor(fd: number, saved: SavedConnection, sender: PacketSender) {
     this.#fd = fd;
     this.#saved = saved;
-    this.#raw = raw;
+    this.#sender = sender;
   }
 
   /**
@@ -86,9 +90,13 @@ export class Connection {
 
   /** Lets the connection go on: repair mode ends, and what was never sent is given to the socket. */
   resume(): void {
+    const { entry } = this.#saved;
     this.#repairOff(inet.TCP_REPAIR_OFF);
     this.#send(this.#unsent);
-    this.#setSocket(SO_REUSEADDR, this.#saved.entry.opts.reuseaddr === true ? 1 : 0);
+    this.#setSocket(SO_REUSEADDR, entry.opts.reuseaddr === true ? 1 : 0);
+    const program = new Program();
+    restoreBuffers(program, entry.opts, { fd: this.#fd, what: `connection ${entry.id}` });
+    runHere(program);
   }
 
   #options(): void {
@@ -159,7 +167,7 @@ export class Connection {
     const acknowledged = is(OUR_FIN_ACKNOWLEDGED);
     const segment = (flags: number, seq: number, ack: number): void => {
       const window = Math.min((stream.snd_wnd ?? 0) >>> stream.snd_wscale, 0xffff);
-      this.#raw.send({ from: remote, to: local, seq, ack, flags, window });
+      this.#sender.send(this.#fd, tcpSegment({ from: remote, to: local, seq, ack, flags, window }));
     };
     const unacknowledged = writtenEnd - stream.outq_len;
     if (is(OUR_FIN_FIRST)) this.#shutDown(acknowledged);

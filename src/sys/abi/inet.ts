@@ -23,6 +23,7 @@ export const SOL_RAW = 255;
 export const IP_TOS = 1;
 export const IP_TTL = 2;
 export const IP_HDRINCL = 3;
+export const IP_OPTIONS = 4;
 export const IP_RECVOPTS = 6;
 export const IP_RETOPTS = 7;
 export const IP_PKTINFO = 8;
@@ -46,6 +47,12 @@ export const IP_MULTICAST_ALL = 49;
 export const IP_UNICAST_IF = 50;
 export const IP_LOCAL_PORT_RANGE = 51;
 export const ICMP_FILTER = 1;
+
+/** Both levels, with struct group_req and struct group_filter. */
+export const MCAST_JOIN_GROUP = 42;
+export const MCAST_MSFILTER = 48;
+export const MCAST_EXCLUDE = 0;
+export const MCAST_INCLUDE = 1;
 
 export const ICMPV6_FILTER = 1;
 export const IPV6_CHECKSUM = 7;
@@ -78,6 +85,7 @@ export const TCP_KEEPCNT = 6;
 export const TCP_SYNCNT = 7;
 export const TCP_LINGER2 = 8;
 export const TCP_DEFER_ACCEPT = 9;
+export const TCP_WINDOW_CLAMP = 10;
 export const TCP_INFO = 11;
 export const TCP_CONGESTION = 13;
 export const TCP_THIN_LINEAR_TIMEOUTS = 16;
@@ -144,3 +152,5 @@ export const SIOCOUTQ = 0x5411;
 export const SIOCOUTQNSD = 0x894b;
 /** Name of an interface by its index. */
 export const SIOCGIFNAME = 0x8910;
+/** Index of an interface by its name. */
+export const SIOCGIFINDEX = 0x8933;

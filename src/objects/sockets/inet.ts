@@ -1,0 +1,436 @@
+// Internet sockets at dump: TCP, UDP, UDP-Lite, ping and raw sockets of IPv4 and IPv6; addresses, options, and what only the
+// kernel's diagnosis tells of datagram sockets. The inside of TCP connections is read when all are known and their packets are
+// locked out. See ip(7), tcp(7), udp(7); format.md section 11, INETSK. How they are made again: inet-restore.ts.
+
+import { RepriseError } from "../../errors.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type InetSkEntry,
+  type RepriseInetEntry,
+  type RepriseMembership,
+  type RepriseSocketOption,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { readInetSockets, type InetSocket } from "../../proc/sock-diag.ts";
+import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
+import * as inet from "../../sys/abi/inet.ts";
+import * as so from "../../sys/abi/socket.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { getNumber, getOption, socketFamily } from "../../sys/socket.ts";
+import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
+import { readOwner } from "../files/owner.ts";
+import type { LockedConnection } from "../network/lock.ts";
+import {
+  addressWords,
+  anyAddress,
+  endpoint,
+  isAny,
+  readLocal,
+  readRemote,
+  type SocketAddress,
+} from "./inet-address.ts";
+import { OptionReader, readIpOptions, readTcpOptions, type SocketKind } from "./inet-options.ts";
+import { openInet } from "./inet-restore.ts";
+import { readGroups, readMemberships, type Group } from "./multicast.ts";
+import { collectOptions } from "./socket-options.ts";
+import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
+import { readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
+import { peekDatagrams } from "./udp-queue.ts";
+
+export const inetKind: FileKind = {
+  name: "internet socket",
+  type: FdTypes.INETSK,
+  recognise: (file, dump) => {
+    if ((file.stat.mode & S_IFMT) !== S_IFSOCK || !file.target.startsWith("socket:[")) return false;
+    const family = socketFamily(dump.borrow(file));
+    return family === so.AF_INET || family === so.AF_INET6;
+  },
+  write: writeInet,
+  open: openInet,
+};
+
+/** A socket that is being looked at. */
+interface Look {
+  readonly file: OpenFile;
+  readonly fd: number;
+  readonly kind: SocketKind;
+  readonly inode: number;
+  /** Its network namespace. */
+  readonly place: SocketNamespace;
+  readonly options: TcpDumpOptions;
+}
+
+/** Addresses and state. */
+interface State {
+  readonly state: number;
+  readonly local: SocketAddress;
+  readonly remote: SocketAddress;
+  readonly backlog: number;
+  readonly shutdown: number;
+}
+
+/** The state of a connection is read once more when its packets are locked out. */
+type Draft = Omit<InetSkEntry, "state"> & { state: number };
+
+const NO_TCP: TcpDumpOptions = { established: false, close: false, skipInFlight: false };
+
+function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const fd = dump.borrow(file);
+  const kind = {
+    family: socketFamily(fd),
+    type: getNumber(fd, so.SOL_SOCKET, so.SO_TYPE),
+    proto: getNumber(fd, so.SOL_SOCKET, so.SO_PROTOCOL),
+  };
+  const look: Look = {
+    file,
+    fd,
+    kind,
+    inode: Number(file.stat.inode),
+    place: socketNamespace(fd, dump),
+    options: dump.options.tcp ?? NO_TCP,
+  };
+  checkKind(look);
+  const sockets = socketsOf(dump);
+  const state = isStream(kind) ? tcpState(look) : datagramState(look, sockets.find(look));
+  const isk = entryOf(look, { id, state, sockets, dump });
+  if (isStream(kind) && isk.dst_port !== 0) {
+    const { local, remote } = state;
+    if (look.options.close) dump.note({ tcp_close: true });
+    else sockets.addConnection({ file, fd, local, remote, isk });
+  }
+  return { type: FdTypes.INETSK, id, isk };
+}
+
+interface Found {
+  readonly id: number;
+  readonly state: State;
+  readonly sockets: Sockets;
+  readonly dump: FilesDump;
+}
+
+function entryOf(look: Look, found: Found): Draft {
+  const { file, fd, kind, place } = look;
+  const { local, remote, state, backlog, shutdown } = found.state;
+  const reprise = readPrivate(look, found);
+  return {
+    id: found.id,
+    ino: look.inode,
+    family: kind.family,
+    type: kind.type,
+    // The other engine makes a plain TCP socket of one for Multipath TCP, which serves as well.
+    proto: kind.proto === inet.IPPROTO_MPTCP ? inet.IPPROTO_TCP : kind.proto,
+    state,
+    src_port: local.port,
+    dst_port: remote.port,
+    flags: file.info.flags & ~O_CLOEXEC,
+    backlog,
+    src_addr: addressWords(local.bytes),
+    dst_addr: addressWords(remote.bytes),
+    fown: readOwner(file, found.dump),
+    opts: collectOptions(file, fd, { family: kind.family }),
+    ip_opts: readIpOptions(fd, kind),
+    tcp_opts: isStream(kind) ? readTcpOptions(fd) : {},
+    ...(kind.family === so.AF_INET6 ? { v6only: isOnlyV6(fd) } : {}),
+    ...(local.scope === 0 ? {} : { ifname: interfaceName(fd, local.scope) }),
+    ...(place.id === undefined ? {} : { ns_id: place.id }),
+    ...(shutdown === 0 ? {} : { shutdown }),
+    ...(reprise === undefined ? {} : { reprise }),
+  };
+}
+
+function isStream({ type, proto }: SocketKind): boolean {
+  return type === so.SOCK_STREAM && (proto === inet.IPPROTO_TCP || proto === inet.IPPROTO_MPTCP);
+}
+
+/** Protocols that are no concern of raw sockets. */
+const PROTOCOLS: readonly number[] = [
+  inet.IPPROTO_TCP,
+  inet.IPPROTO_MPTCP,
+  inet.IPPROTO_UDP,
+  inet.IPPROTO_UDPLITE,
+  inet.IPPROTO_ICMP,
+  inet.IPPROTO_ICMPV6,
+];
+const TYPES: readonly number[] = [so.SOCK_STREAM, so.SOCK_DGRAM, so.SOCK_RAW];
+
+function checkKind(look: Look): void {
+  const { type, proto } = look.kind;
+  if (type === so.SOCK_RAW) return;
+  if (TYPES.includes(type) && PROTOCOLS.includes(proto)) return;
+  throw refusal(look, `an internet socket of type ${type} and protocol ${proto}`, {
+    hint: "Only TCP, UDP, UDP-Lite, ping and raw sockets can be saved. Let the process close it before the dump.",
+  });
+}
+
+/** State of a TCP socket, from the socket itself. */
+function tcpState(look: Look): State {
+  const { fd, kind } = look;
+  const info = readTcpInfo(fd);
+  const local = readLocal(fd) ?? anyAddress(kind.family);
+  const remote = readRemote(fd, kind.family) ?? anyAddress(kind.family);
+  checkTcp(look, info, remote);
+  return {
+    state: info.state,
+    local,
+    remote: info.state === inet.TCP_LISTEN ? anyAddress(kind.family) : remote,
+    backlog: info.state === inet.TCP_LISTEN ? info.backlog : 0,
+    shutdown: info.state === inet.TCP_LISTEN ? 0 : tcpShutdown(fd, info.state),
+  };
+}
+
+const CLOSED_FOR_WRITING: readonly number[] = [
+  inet.TCP_FIN_WAIT1,
+  inet.TCP_FIN_WAIT2,
+  inet.TCP_CLOSING,
+  inet.TCP_LAST_ACK,
+];
+const POLLHUP = 0x10;
+const POLLRDHUP = 0x2000;
+
+/** The kernel tells it by poll(2); a shutdown for writing shows in the state. */
+function tcpShutdown(fd: number, state: number): number {
+  const request = Buffer.alloc(8);
+  request.writeInt32LE(fd, 0);
+  request.writeInt16LE(POLLRDHUP, 4);
+  syscall("ppoll", request, 1, Buffer.alloc(16), 0, 0);
+  const events = request.readUInt16LE(6);
+  const read = (events & POLLRDHUP) === 0 ? 0 : SHUTDOWN_READ;
+  if (state === inet.TCP_CLOSE) return (events & POLLHUP) === 0 ? 0 : read;
+  return read | (CLOSED_FOR_WRITING.includes(state) ? SHUTDOWN_WRITE : 0);
+}
+
+const SHUTDOWN_READ = 1;
+const SHUTDOWN_WRITE = 2;
+
+function checkTcp(look: Look, info: TcpInfo, remote: SocketAddress): void {
+  const { fd, kind, options } = look;
+  if (info.state === inet.TCP_LISTEN) {
+    if (info.waiting === 0 || options.skipInFlight) return;
+    throw refusal(look, `${info.waiting} connections wait to be accepted`, {
+      hint: "Let the server accept them before the dump, or let them go with --skip-in-flight.",
+    });
+  }
+  if (remote.port === 0) return;
+  const end = endpoint(remote);
+  const peer = `${end.address} port ${end.port}`;
+  if (info.state !== inet.TCP_CLOSE && !options.established && !options.close) {
+    throw refusal(look, `a TCP connection to ${peer}`, {
+      hint: "Use --tcp-established at dump and restore to save connections, or --tcp-close to restore them closed.",
+    });
+  }
+  if (options.close) return;
+  if (kind.proto === inet.IPPROTO_MPTCP) {
+    throw refusal(look, `a Multipath TCP connection to ${peer}`, {
+      hint: "The kernel has no way to restore one. Use --tcp-close, or turn it off in the program (Go: GODEBUG=multipathtcp=0).",
+    });
+  }
+  const above = getOption(fd, { level: inet.SOL_TCP, name: inet.TCP_ULP, size: ULP_NAME });
+  if (typeof above !== "number" && above.length > 0 && above[0] !== 0) {
+    const name = above.toString("latin1").replace(/\0.*$/s, "");
+    throw refusal(look, `a TCP connection to ${peer} with ${name} in the kernel`, {
+      hint: "The keys of kernel TLS and the like cannot be read. Use --tcp-close.",
+    });
+  }
+}
+
+/** TCP_ULP_NAME_MAX. */
+const ULP_NAME = 16;
+
+/** State of a UDP, ping or raw socket: what the diagnosis has of it, else what the socket tells. */
+function datagramState({ fd, kind }: Look, known: InetSocket | undefined): State {
+  const local = readLocal(fd) ?? anyAddress(kind.family);
+  const told = readRemote(fd, kind.family);
+  const seen: SocketAddress | undefined =
+    known === undefined
+      ? undefined
+      : { ...anyAddress(kind.family), port: known.destinationPort, bytes: known.destination };
+  const remote = told ?? seen ?? anyAddress(kind.family);
+  const isConnected = remote.port !== 0 || !isAny(remote);
+  return {
+    state: known?.state ?? (isConnected ? inet.TCP_ESTABLISHED : inet.TCP_CLOSE),
+    local,
+    remote,
+    backlog: 0,
+    shutdown: known?.shutdown ?? 0,
+  };
+}
+
+/** What CRIU has no field for. */
+function readPrivate(look: Look, { state, sockets }: Found): RepriseInetEntry | undefined {
+  const { fd, kind } = look;
+  if (isUdp(kind)) checkCork(look);
+  else if (!isStream(kind)) warnOfQueue(look);
+  const mptcp = kind.proto === inet.IPPROTO_MPTCP;
+  const { port, scope } = state.remote;
+  const options = sockets.options(look, isStream(kind) && port !== 0);
+  const datagrams = isUdp(kind) ? peekDatagrams(fd) : [];
+  const memberships = isStream(kind) ? [] : sockets.memberships(look);
+  const nothing = options.length + datagrams.length + memberships.length + scope === 0;
+  if (nothing && !mptcp) return undefined;
+  return {
+    options,
+    datagrams,
+    memberships,
+    ...(mptcp ? { mptcp } : {}),
+    ...(scope === 0 ? {} : { scope_id: scope }),
+  };
+}
+
+function isUdp({ type, proto }: SocketKind): boolean {
+  return type === so.SOCK_DGRAM && (proto === inet.IPPROTO_UDP || proto === inet.IPPROTO_UDPLITE);
+}
+
+/** What is held back by UDP_CORK cannot be seen from outside. */
+function checkCork(look: Look): void {
+  const { fd, kind } = look;
+  const level = kind.proto === inet.IPPROTO_UDP ? inet.SOL_UDP : inet.SOL_UDPLITE;
+  if (getNumber(fd, level, inet.UDP_CORK) === 0 || waiting(fd, inet.SIOCOUTQ) === 0) return;
+  throw refusal(look, "it holds back data to send (UDP_CORK)", {
+    hint: "The kernel does not show that data. Let the process send it before the dump.",
+  });
+}
+
+function warnOfQueue({ file, fd }: Look): void {
+  if (waiting(fd, inet.SIOCINQ) === 0) return;
+  log.warn(`${where(file)}: packets that it has not read yet are lost`);
+}
+
+function waiting(fd: number, request: number): number {
+  const count = Buffer.alloc(4);
+  return trySyscall("ioctl", fd, request, count) < 0 ? 0 : count.readInt32LE(0);
+}
+
+function isOnlyV6(fd: number): boolean {
+  return getNumber(fd, inet.SOL_IPV6, inet.IPV6_V6ONLY) !== 0;
+}
+
+/** struct ifreq: name, index. */
+const IFREQ_SIZE = 40;
+
+function interfaceName(fd: number, index: number): string {
+  const request = Buffer.alloc(IFREQ_SIZE);
+  request.writeInt32LE(index, so.IFNAMSIZ);
+  syscall("ioctl", fd, inet.SIOCGIFNAME, request);
+  return request.toString("latin1", 0, so.IFNAMSIZ).replace(/\0.*$/s, "");
+}
+
+/** A connection of the tree, to be read later. */
+interface Connection extends LockedConnection {
+  readonly file: OpenFile;
+  readonly fd: number;
+  readonly isk: Draft;
+}
+
+/** The internet sockets of one dump. */
+class Sockets {
+  readonly #connections: Connection[] = [];
+  readonly #options = new OptionReader();
+  /** By namespace, family and protocol; then by inode. */
+  readonly #lists = new Map<string, ReadonlyMap<number, InetSocket>>();
+  readonly #groups = new Map<number, readonly Group[]>();
+
+  /** What the kernel's diagnosis tells of a datagram or raw socket. It lists those that have a port or protocol. */
+  find({ kind, inode, place }: Look): InetSocket | undefined {
+    const protocol = kind.type === so.SOCK_RAW ? inet.IPPROTO_RAW : kind.proto;
+    const key = `${place.inode}:${kind.family}:${protocol}`;
+    let list = this.#lists.get(key);
+    if (list === undefined) {
+      const sockets = place.inside(() => listed(kind.family, protocol));
+      this.#lists.set(key, (list = new Map(sockets.map((one) => [one.inode, one]))));
+    }
+    return list.get(inode);
+  }
+
+  options({ fd, kind, place }: Look, isConnection: boolean): RepriseSocketOption[] {
+    return this.#options.read(fd, kind, { isConnection, namespace: place });
+  }
+
+  memberships({ fd, kind, place }: Look): RepriseMembership[] {
+    let groups = this.#groups.get(place.inode);
+    if (groups === undefined) {
+      groups = place.inside(readGroups);
+      this.#groups.set(place.inode, groups);
+    }
+    return readMemberships(fd, kind.family, groups);
+  }
+
+  addConnection(connection: Connection): void {
+    this.#connections.push(connection);
+  }
+
+  /** Locks all connections and writes what is in them. */
+  finish(dump: FilesDump): void {
+    if (this.#connections.length === 0) return;
+    dump.lockConnections(this.#connections);
+    for (const connection of this.#connections) writeConnection(connection, dump);
+    // A socket that is closed in repair mode vanishes in silence. The copies that the engine holds are the last ones.
+    dump.atEnd((tasks) => {
+      if (tasks === "dead") for (const { fd } of this.#connections) beginRepair(fd);
+    });
+  }
+}
+
+function writeConnection({ file, fd, isk }: Connection, dump: FilesDump): void {
+  try {
+    const { state, entry, received, written } = readTcpStream(fd);
+    isk.state = state;
+    const image = dump.images.open("tcp-stream", isk.ino);
+    image.add(entry);
+    image.payload(received);
+    image.payload(written);
+    image.close();
+  } catch (error) {
+    if (!(error instanceof RepriseError) || error.code !== "SYSCALL") throw error;
+    const { task } = file;
+    throw new RepriseError(error.code, `cannot dump ${where(file)}: ${error.message}`, {
+      pid: task.pid,
+      fd: file.fd,
+      ...(error.hint === undefined ? {} : { hint: error.hint }),
+      cause: error,
+    });
+  }
+}
+
+function beginRepair(fd: number): void {
+  const on = Buffer.alloc(4);
+  on.writeInt32LE(inet.TCP_REPAIR_ON);
+  const result = trySyscall("setsockopt", fd, inet.SOL_TCP, inet.TCP_REPAIR, on, on.length);
+  if (result < 0)
+    log.warn(`a peer may be told that its connection ends: setsockopt: ${errnoName(-result)}`);
+}
+
+/** Not every protocol can be diagnosed: ping sockets cannot, raw ones only with a module. */
+function listed(family: number, protocol: number): InetSocket[] {
+  try {
+    return readInetSockets(family, protocol);
+  } catch (error) {
+    if (error instanceof RepriseError && error.errno === "ENOENT") return [];
+    throw error;
+  }
+}
+
+const known = new WeakMap<FilesDump, Sockets>();
+
+function socketsOf(dump: FilesDump): Sockets {
+  let sockets = known.get(dump);
+  if (sockets === undefined) {
+    const fresh = new Sockets();
+    known.set(dump, (sockets = fresh));
+    dump.later(() => fresh.finish(dump));
+  }
+  return sockets;
+}
+
+function where({ task, fd, target }: OpenFile): string {
+  return `fd ${fd} of pid ${task.pid} (${target})`;
+}
+
+function refusal({ file }: Look, why: string, more: { readonly hint: string }): RepriseError {
+  return new RepriseError("UNSUPPORTED", `cannot dump ${where(file)}: ${why}`, {
+    pid: file.task.pid,
+    fd: file.fd,
+    ...more,
+  });
+}
