@@ -26,6 +26,7 @@ export function namespaceRestoreOptions(options: CriuOptions): NamespacesRestore
   if (emptyNet && join.some(({ kind }) => kind === "net"))
     throw bad("join-ns", "net", "a network namespace can be joined or empty, not both");
   return {
+    weakSysctls: options.flags.has("weak-sysctls"),
     external: externalResources(options),
     emptyNet,
     join,

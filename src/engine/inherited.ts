@@ -34,7 +34,7 @@ export function copyInherited(inherited: InheritFds, first: number): InheritedCo
     fds.clear();
   };
   try {
-    for (const [key, fd] of inherited) fds.set(key, copy(fd, key, first + ROOM));
+    for (const [key, fd] of inherited) fds.set(key, copyAbove(fd, key, first));
   } catch (error) {
     close();
     throw error;
@@ -69,7 +69,13 @@ export function inheritedKey(
   return keys.find((key) => inherited.has(key));
 }
 
-function copy(fd: number, key: string, first: number): number {
+/**
+ * A copy that the seed inherits, above all places of the pool that begins at `start`: what is put there must not be lost.
+ *
+ * @throws RepriseError BAD_ARGUMENT for a descriptor that is not open
+ */
+export function copyAbove(fd: number, key: string, start: number): number {
+  const first = start + ROOM;
   const made = trySyscall("fcntl", fd, F_DUPFD, first);
   if (made >= 0) return made;
   if (made !== -EINVAL) {

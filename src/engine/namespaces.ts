@@ -13,12 +13,13 @@ import { namespaceOf } from "../objects/namespaces/ns-file.ts";
 import type { NamespacesRestore } from "../objects/namespaces/room.ts";
 import { enterTimeNamespace, makeTimeNamespace, setOffsets } from "../objects/namespaces/time.ts";
 import { becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts";
-import { AT_FDCWD, F_DUPFD, F_SETFD, O_RDONLY } from "../sys/abi/fcntl.ts";
+import { AT_FDCWD, F_DUPFD, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { CLONE_NEWNS } from "../sys/abi/sched.ts";
 import { syscall } from "../sys/ffi.ts";
 import { Program } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
+import { copyAbove } from "./inherited.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { EngineHooks } from "./progress.ts";
@@ -45,15 +46,17 @@ export interface ExistingNamespaces {
 }
 
 /** Opens the namespaces that the plan wants entered. @throws RepriseError BAD_ARGUMENT, SYSCALL */
-export function openExisting({ namespaces, options }: RestorePlan): ExistingNamespaces {
+export function openExisting(plan: RestorePlan): ExistingNamespaces {
+  const { namespaces, options } = plan;
   const opened: { namespace: PlannedNamespace; fd: number }[] = [];
   const close = (): void => opened.splice(0).forEach(({ fd }) => closeSync(fd));
   try {
     for (const namespace of namespaces.all) {
-      const fd = openOne(namespace, options.inheritFds ?? new Map());
-      if (fd === undefined) continue;
+      const found = openOne(namespace, options.inheritFds ?? new Map());
+      if (found === undefined) continue;
+      const fd = copyAbove(found, `the ${namespace.kind} namespace`, firstPoolFd(plan));
+      closeSync(found);
       opened.push({ namespace, fd });
-      syscall("fcntl", fd, F_SETFD, 0);
     }
   } catch (error) {
     close();

@@ -5,6 +5,7 @@
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import { release } from "node:os";
 import { join } from "node:path";
+import { RepriseError } from "../errors.ts";
 import {
   MFD_CLOEXEC,
   MFD_HUGETLB,
@@ -13,11 +14,14 @@ import {
   PAGE_IS_PRESENT,
   PAGE_SIZE,
 } from "../sys/abi/mman.ts";
+import { NETLINK_NETFILTER } from "../sys/abi/netlink.ts";
+import { NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN } from "../sys/abi/nftables.ts";
 import { PTRACE_O_SUSPEND_SECCOMP, PTRACE_SEIZE } from "../sys/abi/ptrace.ts";
 import { ARCH_MAP_VDSO_64, CLONE_ARGS_SIZE, PR_SET_MM } from "../sys/abi/sched.ts";
 import { EEXIST, EFAULT, EINVAL, ENOSYS, errnoName } from "../sys/errno.ts";
 import { addressOf, trySyscall } from "../sys/ffi.ts";
 import { writeU64 } from "../sys/memory.ts";
+import { NetlinkSocket } from "../sys/netlink.ts";
 
 /** The reason why a feature is missing, or nothing. */
 type Probe = () => string | undefined;
@@ -66,9 +70,9 @@ export const PROBES = {
   mnt_id: () => lineIn("/proc/self/fdinfo/2", /^mnt_id:/m),
   move_mount_set_group: () => since("5.15"),
   net_diag_raw: probeRawDiag,
-  network_lock_nftables: () => "connections are not locked yet",
+  network_lock_nftables: probeNftables,
   newifindex: () => since("3.9"),
-  nftables: () => "network namespaces are not saved yet",
+  nftables: () => probeNftables() ?? programInPath("nft"),
   ns_pid: () => lineIn("/proc/self/status", /^NSpid:/m),
   nsid: () => since("4.0"),
   openat2: () => since("5.6"),
@@ -180,6 +184,19 @@ function probeSocketNamespace(): string | undefined {
 }
 
 /** Asks sock_diag for raw IPv4 sockets: a kernel without the module answers with an error message. */
+/** The kernel's answer to the question for the generation of its rules. */
+function probeNftables(): string | undefined {
+  try {
+    const socket = new NetlinkSocket(NETLINK_NETFILTER);
+    const type = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETGEN;
+    const answer = socket.tryRequest({ type, body: Buffer.alloc(4) });
+    socket.close();
+    return typeof answer === "number" ? errnoName(-answer) : undefined;
+  } catch (error) {
+    return error instanceof RepriseError ? error.errno : String(error);
+  }
+}
+
 function probeRawDiag(): string | undefined {
   const NETLINK_SOCK_DIAG = 4;
   const SOCK_DIAG_BY_FAMILY = 20;
