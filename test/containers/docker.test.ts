@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import { canRun, checkpointsDir, startDocker, type CgroupVersion, type Docker } from "./dockerd.ts";
+import { canRunDocker, checkpointsDir, startDocker, type Docker } from "./dockerd.ts";
+import type { CgroupVersion } from "./host.ts";
 
 const REPRISE = fileURLToPath(new URL("../../bin/reprise", import.meta.url));
 const COUNT = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.2; done";
@@ -15,7 +16,7 @@ const COUNT = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.2; done";
 describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) => {
   let docker: Docker;
   beforeAll(async () => {
-    if (canRun(version)) docker = await startDocker(version);
+    if (canRunDocker(version)) docker = await startDocker(version);
   }, 60_000);
   afterAll(async () => docker?.stop(), 60_000);
 
@@ -23,7 +24,7 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
     "run, checkpoint, restore, clone, and the clone again",
     { timeout: 90_000 },
     async (context) => {
-      if (!canRun(version)) context.skip("no dockerd, or no such cgroups");
+      if (!canRunDocker(version)) context.skip("no dockerd, or no such cgroups");
       runContainer(docker, "looper");
       await counted(docker, "looper", 3);
       docker.run("checkpoint", "create", "looper", "c1");
@@ -57,7 +58,7 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
   );
 
   test("by reprise's own commands", { timeout: 90_000 }, async (context) => {
-    if (!canRun(version)) context.skip("no dockerd, or no such cgroups");
+    if (!canRunDocker(version)) context.skip("no dockerd, or no such cgroups");
     runContainer(docker, "mine");
     onTestFinished(() => void docker.try("rm", "-f", "twin"));
     await counted(docker, "mine", 3);
@@ -78,7 +79,7 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
   });
 
   test("left running, and in a directory of one's own", { timeout: 60_000 }, async (context) => {
-    if (!canRun(version)) context.skip("no dockerd, or no such cgroups");
+    if (!canRunDocker(version)) context.skip("no dockerd, or no such cgroups");
     runContainer(docker, "going");
     await counted(docker, "going", 2);
     const dir = join(docker.dir, "checkpoints");

@@ -1,31 +1,22 @@
-// A Docker daemon of the tests' own, in a network and a mount namespace that go with it, with Reprise as its criu; on cgroup v1
-// as the machine has it, or with a pure cgroup2 mount at /sys/fs/cgroup. Its image is made from busybox.
+// A Docker daemon of the tests' own, on a host of the tests' own, with an image of busybox.
 
 import { execFileSync, spawn, spawnSync, type ChildProcess } from "node:child_process";
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  rmdirSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { openSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
-
-const REPRISE_CRIU = fileURLToPath(new URL("../../bin/criu", import.meta.url));
-
-export type CgroupVersion = "v1" | "v2";
+import {
+  canHost,
+  hasProgram,
+  lastLines,
+  logsBelow,
+  startHost,
+  type CgroupVersion,
+  type Host,
+} from "./host.ts";
 
 export interface Docker {
+  readonly host: Host;
   readonly dir: string;
-  readonly version: CgroupVersion;
   /** Runs the client; its output without the last newline. Throws with what it said when it fails. */
   run(...args: readonly string[]): string;
   /** Like run; the exit code and both outputs. */
@@ -35,26 +26,21 @@ export interface Docker {
   stop(): Promise<void>;
 }
 
-/** Whether this machine can run such a daemon in this way. */
-export function canRun(version: CgroupVersion): boolean {
-  if (spawnSync("dockerd", ["--version"]).status !== 0) return false;
-  const isV1 = existsSync("/sys/fs/cgroup/freezer") || existsSync("/sys/fs/cgroup/memory");
-  // v1 needs the machine's hierarchies; a v2 mount can be made anywhere.
-  return version === "v2" || isV1;
+/** Whether this machine can run such a daemon. */
+export function canRunDocker(version: CgroupVersion): boolean {
+  return canHost(version) && hasProgram("dockerd");
 }
 
 /** Starts a daemon with the image `busybox` and waits until it answers. */
 export async function startDocker(version: CgroupVersion): Promise<Docker> {
-  const dir = mkdtempSync(join(tmpdir(), `reprise-docker-${version}-`));
-  const bin = join(dir, "bin");
-  mkdirSync(bin);
-  symlinkSync(process.env["REPRISE_TEST_CRIU"] ?? REPRISE_CRIU, join(bin, "criu"));
+  const host = await startHost(version);
+  const { dir } = host;
   const socket = `unix://${dir}/socket`;
-  const daemon = spawnDaemon({ dir, version, bin, socket });
   const env = { ...process.env, DOCKER_HOST: socket, DOCKER_CONFIG: dir };
+  const daemon = spawnDaemon(host, socket);
   const docker: Docker = {
+    host,
     dir,
-    version,
     env,
     try(...args) {
       const { status, stdout, stderr } = spawnSync("docker", args, {
@@ -66,14 +52,16 @@ export async function startDocker(version: CgroupVersion): Promise<Docker> {
     },
     run(...args) {
       const { status, output } = docker.try(...args);
-      if (status !== 0) throw new Error(`docker ${args.join(" ")}: ${output}\n${engineLogs(dir)}`);
+      if (status !== 0) throw new Error(`docker ${args.join(" ")}: ${output}\n${logsBelow(dir)}`);
       return output;
     },
-    stop: () => stopDaemon(docker, daemon),
+    stop: () => stopDocker(docker, daemon),
   };
   try {
     await waitUntilUp(docker, daemon);
-    makeImage(docker);
+    const archive = join(dir, "rootfs.tar");
+    execFileSync("tar", ["-C", host.rootfs, "-cf", archive, "."]);
+    docker.run("import", archive, "busybox");
     return docker;
   } catch (error) {
     await docker.stop();
@@ -87,17 +75,8 @@ export function checkpointsDir(docker: Docker, container: string): string {
   return join(docker.dir, "data", "containers", id, "checkpoints");
 }
 
-function spawnDaemon(of: {
-  readonly dir: string;
-  readonly version: CgroupVersion;
-  readonly bin: string;
-  readonly socket: string;
-}): ChildProcess {
-  const { dir, version, bin, socket } = of;
-  const cgroups =
-    version === "v2"
-      ? "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && "
-      : "";
+function spawnDaemon({ dir, enter, env, cgroup }: Host, socket: string): ChildProcess {
+  const log = openSync(join(dir, "dockerd.log"), "a");
   const args = [
     "dockerd",
     "--experimental",
@@ -105,24 +84,14 @@ function spawnDaemon(of: {
     `--exec-root=${dir}/exec`,
     `--pidfile=${dir}/pid`,
     `--host=${socket}`,
-    `--cgroup-parent=/${cgroupParent(dir)}`,
+    `--cgroup-parent=/${cgroup}`,
     "--userland-proxy=false",
   ];
-  const script = `ip link set lo up && ${cgroups}exec "$@"`;
-  const log = openSync(join(dir, "log"), "a");
-  return spawn(
-    "unshare",
-    ["-n", "-m", "--propagation=private", "sh", "-c", script, "sh", ...args],
-    {
-      stdio: ["ignore", log, log],
-      detached: true,
-      env: { ...process.env, PATH: `${bin}:${process.env["PATH"] ?? ""}` },
-    },
-  );
-}
-
-function cgroupParent(dir: string): string {
-  return dir.slice(dir.lastIndexOf("/") + 1);
+  return spawn("nsenter", [...enter, ...args], {
+    stdio: ["ignore", log, log],
+    detached: true,
+    env,
+  });
 }
 
 const START_TIMEOUT_MS = 30_000;
@@ -131,74 +100,19 @@ async function waitUntilUp(docker: Docker, daemon: ChildProcess): Promise<void> 
   const deadline = Date.now() + START_TIMEOUT_MS;
   while (docker.try("version").status !== 0) {
     if (daemon.exitCode !== null || Date.now() > deadline)
-      throw new Error(`dockerd does not come up:\n${tail(join(docker.dir, "log"))}`);
+      throw new Error(`dockerd does not come up:\n${lastLines(join(docker.dir, "dockerd.log"))}`);
     await sleep(100);
   }
 }
 
-/** busybox-static alone, with its names. */
-function makeImage(docker: Docker): void {
-  const root = join(docker.dir, "rootfs");
-  for (const name of ["bin", "dev", "etc", "proc", "sys", "tmp", "root"])
-    mkdirSync(join(root, name), { recursive: true });
-  execFileSync("cp", ["/bin/busybox", join(root, "bin/busybox")]);
-  for (const name of [
-    "sh",
-    "sleep",
-    "expr",
-    "cat",
-    "echo",
-    "ps",
-    "ls",
-    "nc",
-    "wget",
-    "httpd",
-    "ip",
-    "mount",
-    "id",
-  ])
-    symlinkSync("busybox", join(root, "bin", name));
-  const archive = join(docker.dir, "rootfs.tar");
-  execFileSync("tar", ["-C", root, "-cf", archive, "."]);
-  docker.run("import", archive, "busybox");
-}
-
-async function stopDaemon(docker: Docker, daemon: ChildProcess): Promise<void> {
+async function stopDocker(docker: Docker, daemon: ChildProcess): Promise<void> {
   const { output } = docker.try("ps", "-aq");
   const containers = output.split("\n").filter((line) => /^[0-9a-f]+$/.test(line));
   if (containers.length > 0) docker.try("rm", "-f", ...containers);
-  if (daemon.pid !== undefined && daemon.exitCode === null) {
-    daemon.kill("SIGTERM");
+  if (daemon.exitCode === null) {
     const ended = new Promise<void>((resolve) => daemon.once("exit", () => resolve()));
+    daemon.kill("SIGTERM");
     await Promise.race([ended, sleep(15_000).then(() => daemon.kill("SIGKILL"))]);
   }
-  removeCgroups(cgroupParent(docker.dir));
-  rmSync(docker.dir, { recursive: true, force: true });
-}
-
-/** The daemon leaves the parent of its containers' cgroups behind. */
-function removeCgroups(name: string): void {
-  const hierarchies = readdirSync("/sys/fs/cgroup").map((each) =>
-    join("/sys/fs/cgroup", each, name),
-  );
-  for (const directory of [join("/sys/fs/cgroup", name), ...hierarchies]) {
-    if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() !== true) continue;
-    rmdirSync(directory);
-  }
-}
-
-/** What the engine said in the directories in which the daemon lets it work. */
-function engineLogs(dir: string): string {
-  const { stdout } = spawnSync("find", [dir, "-name", "*dump.log", "-o", "-name", "restore.log"], {
-    encoding: "utf8",
-  });
-  return stdout
-    .split("\n")
-    .filter(Boolean)
-    .map((file) => `${file}:\n${tail(file)}`)
-    .join("\n");
-}
-
-function tail(file: string): string {
-  return existsSync(file) ? readFileSync(file, "utf8").split("\n").slice(-40).join("\n") : "";
+  await docker.host.stop();
 }

@@ -1,0 +1,167 @@
+// A small host of the tests' own for container tools that have no daemon: a mount and a network namespace that live as long as a
+// process of ours, with the machine's cgroup v1 or a pure v2 mount, and Reprise as its criu.
+
+import { spawn, spawnSync } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+
+export type CgroupVersion = "v1" | "v2";
+
+const REPRISE_BIN = fileURLToPath(new URL("../../bin", import.meta.url));
+
+export interface Host {
+  readonly version: CgroupVersion;
+  /** For everything that the test makes. */
+  readonly dir: string;
+  /** A root file system with busybox. */
+  readonly rootfs: string;
+  /** Name of a cgroup at the top of each hierarchy for the containers of the host; it goes with it. */
+  readonly cgroup: string;
+  /** Arguments of nsenter that lead into the host, for what stays. */
+  readonly enter: readonly string[];
+  readonly env: NodeJS.ProcessEnv;
+  /** Runs a command on the host; its output without the last newline. Throws with what it said when it fails. */
+  run(...words: readonly [string, ...string[]]): string;
+  try(...words: readonly [string, ...string[]]): {
+    readonly status: number | null;
+    readonly output: string;
+  };
+  /** Ends everything that still runs on the host. */
+  stop(): Promise<void>;
+}
+
+/** The engine that the container tools find as `criu`. */
+export function criuPath(): string {
+  return process.env["REPRISE_TEST_CRIU"] ?? join(REPRISE_BIN, "criu");
+}
+
+/** Whether the machine can have such a host; v1 needs the machine's hierarchies, a v2 mount can be made anywhere. */
+export function canHost(version: CgroupVersion): boolean {
+  return version === "v2" || existsSync("/sys/fs/cgroup/freezer");
+}
+
+/** Whether a program is installed. */
+export function hasProgram(name: string): boolean {
+  return spawnSync("sh", ["-c", `command -v ${name}`]).status === 0;
+}
+
+export async function startHost(version: CgroupVersion): Promise<Host> {
+  const dir = mkdtempSync(join(tmpdir(), `reprise-host-${version}-`));
+  const bin = join(dir, "bin");
+  mkdirSync(bin);
+  symlinkSync(criuPath(), join(bin, "criu"));
+  symlinkSync(join(REPRISE_BIN, "reprise"), join(bin, "reprise"));
+  const rootfs = makeRootfs(join(dir, "rootfs"));
+  const cgroups =
+    version === "v2"
+      ? "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && "
+      : "";
+  // The input is a pipe of ours: the host ends with the tests, however they end.
+  const script = `ip link set lo up && ${cgroups}touch "$1/up" && cat`;
+  const holder = spawn(
+    "unshare",
+    ["-n", "-m", "--propagation=private", "sh", "-c", script, "sh", dir],
+    { stdio: ["pipe", "ignore", "inherit"], detached: true },
+  );
+  const env = {
+    ...process.env,
+    PATH: `${bin}:${process.env["PATH"] ?? ""}`,
+    REPRISE_HOME: join(dir, "reprise"),
+    XDG_RUNTIME_DIR: dir,
+  };
+  const enter = ["-t", String(holder.pid), "-m", "-n", "--wd=/", "--"];
+  const host: Host = {
+    version,
+    dir,
+    rootfs,
+    cgroup: basename(dir),
+    enter,
+    env,
+    try(...words) {
+      const { status, stdout, stderr } = spawnSync("nsenter", [...enter, ...words], {
+        env,
+        encoding: "utf8",
+        timeout: 60_000,
+        stdio: ["ignore", "pipe", "pipe"],
+      });
+      return { status, output: `${stdout}${stderr}`.trimEnd() };
+    },
+    run(...words) {
+      const { status, output } = host.try(...words);
+      if (status !== 0) throw new Error(`${words.join(" ")}: ${output}\n${logsBelow(dir)}`);
+      return output;
+    },
+    async stop() {
+      holder.stdin?.end();
+      await new Promise((resolve) => holder.once("exit", resolve));
+      removeCgroups(basename(dir));
+      rmSync(dir, { recursive: true, force: true });
+    },
+  };
+  for (const deadline = Date.now() + 10_000; !existsSync(join(dir, "up")); await sleep(10)) {
+    if (holder.exitCode !== null || Date.now() > deadline)
+      throw new Error(`a host with cgroup ${version} does not come up`);
+  }
+  return host;
+}
+
+/** busybox-static alone, with some of its names. */
+export function makeRootfs(root: string): string {
+  for (const name of ["bin", "dev", "etc", "proc", "sys", "tmp", "root"])
+    mkdirSync(join(root, name), { recursive: true });
+  spawnSync("cp", ["/bin/busybox", join(root, "bin/busybox")]);
+  for (const name of [
+    "sh",
+    "sleep",
+    "expr",
+    "cat",
+    "echo",
+    "ps",
+    "ls",
+    "nc",
+    "ip",
+    "mount",
+    "id",
+    "tty",
+  ])
+    symlinkSync("busybox", join(root, "bin", name));
+  return root;
+}
+
+/** The ends of the engine's logs, for the messages of failed tests. */
+export function logsBelow(dir: string): string {
+  const { stdout } = spawnSync("find", [dir, "-name", "*dump.log", "-o", "-name", "restore.log"], {
+    encoding: "utf8",
+  });
+  const logs = stdout.split("\n").filter(Boolean);
+  return logs.map((file) => `${file}:\n${lastLines(file)}`).join("\n");
+}
+
+/** The last lines of a file, if there is one. */
+export function lastLines(file: string): string {
+  return existsSync(file) ? readFileSync(file, "utf8").split("\n").slice(-40).join("\n") : "";
+}
+
+/** Container tools leave the parent of the cgroups that they were told to make. */
+function removeCgroups(name: string): void {
+  const hierarchies = readdirSync("/sys/fs/cgroup").map((each) =>
+    join("/sys/fs/cgroup", each, name),
+  );
+  for (const directory of [join("/sys/fs/cgroup", name), ...hierarchies]) {
+    if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() === true)
+      rmdirSync(directory);
+  }
+}
