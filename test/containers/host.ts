@@ -12,6 +12,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
@@ -65,6 +66,7 @@ export async function startHost(version: CgroupVersion): Promise<Host> {
   symlinkSync(criuPath(), join(bin, "criu"));
   symlinkSync(join(REPRISE_BIN, "reprise"), join(bin, "reprise"));
   const rootfs = makeRootfs(join(dir, "rootfs"));
+  writePodmanFiles(dir);
   const cgroups =
     version === "v2"
       ? "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && "
@@ -79,6 +81,8 @@ export async function startHost(version: CgroupVersion): Promise<Host> {
   const env = {
     ...process.env,
     PATH: `${bin}:${process.env["PATH"] ?? ""}`,
+    CONTAINERS_CONF: join(dir, "containers.conf"),
+    CONTAINERS_STORAGE_CONF: join(dir, "storage.conf"),
     REPRISE_HOME: join(dir, "reprise"),
     XDG_RUNTIME_DIR: dir,
   };
@@ -107,7 +111,7 @@ export async function startHost(version: CgroupVersion): Promise<Host> {
     async stop() {
       holder.stdin?.end();
       await new Promise((resolve) => holder.once("exit", resolve));
-      removeCgroups(basename(dir));
+      await removeCgroups(basename(dir));
       rmSync(dir, { recursive: true, force: true });
     },
   };
@@ -116,6 +120,24 @@ export async function startHost(version: CgroupVersion): Promise<Host> {
       throw new Error(`a host with cgroup ${version} does not come up`);
   }
   return host;
+}
+
+/** Podman with everything in the host's directory, without systemd, and with runc: Debian's crun has no checkpoints. */
+function writePodmanFiles(dir: string): void {
+  const storage = `[storage]\ndriver = "overlay"\ngraphroot = "${dir}/podman"\nrunroot = "${dir}/podman-run"\n`;
+  writeFileSync(join(dir, "storage.conf"), storage);
+  const engine = [
+    "[engine]",
+    'runtime = "runc"',
+    'cgroup_manager = "cgroupfs"',
+    'events_logger = "file"',
+    `tmp_dir = "${dir}/podman-tmp"`,
+    "[containers]",
+    // The default would need a controller that not every machine has on v2.
+    "pids_limit = 0",
+    'log_driver = "k8s-file"',
+  ];
+  writeFileSync(join(dir, "containers.conf"), `${engine.join("\n")}\n`);
 }
 
 /** busybox-static alone, with some of its names. */
@@ -155,13 +177,29 @@ export function lastLines(file: string): string {
   return existsSync(file) ? readFileSync(file, "utf8").split("\n").slice(-40).join("\n") : "";
 }
 
-/** Container tools leave the parent of the cgroups that they were told to make. */
-function removeCgroups(name: string): void {
+/** Container tools leave cgroups behind, with processes in them that are still ending. */
+async function removeCgroups(name: string): Promise<void> {
   const hierarchies = readdirSync("/sys/fs/cgroup").map((each) =>
     join("/sys/fs/cgroup", each, name),
   );
-  for (const directory of [join("/sys/fs/cgroup", name), ...hierarchies]) {
-    if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() === true)
-      rmdirSync(directory);
+  const left = [join("/sys/fs/cgroup", name), ...hierarchies].filter(
+    (directory) => statSync(directory, { throwIfNoEntry: false })?.isDirectory() === true,
+  );
+  for (const deadline = Date.now() + 10_000; !left.every(removeCgroup); await sleep(50)) {
+    if (Date.now() > deadline) throw new Error(`cgroups are in use still: ${left.join(" ")}`);
+  }
+}
+
+function removeCgroup(directory: string): boolean {
+  if (statSync(directory, { throwIfNoEntry: false }) === undefined) return true;
+  const children = readdirSync(directory, { withFileTypes: true }).filter((child) =>
+    child.isDirectory(),
+  );
+  if (!children.every((child) => removeCgroup(join(directory, child.name)))) return false;
+  try {
+    rmdirSync(directory);
+    return true;
+  } catch {
+    return false; // EBUSY
   }
 }
