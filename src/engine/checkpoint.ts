@@ -108,6 +108,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       `froze ${tree.tasks.length} tasks with ${threads} threads in ${(frozenAt - freezing).toFixed(3)} ms`,
     );
 
+    const phase = phases(frozenAt);
     lock = NetworkLock.forDump({
       method: options.networkLock,
       namespaces: openOwnNetNamespaces(tree.tasks),
@@ -127,16 +128,19 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       emptyNet: options.emptyNet ?? false,
       external: [...(options.external ?? []), ...added],
     });
+    phase("looked at the tree from outside");
     const inside = lookInside(tree, collected);
     work = inside.injections;
     options.onEvent?.({ kind: "collected", ms: since() });
     cure(work);
     work = [];
+    phase("looked at it from inside");
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
     const memory = await writeTree(tree, collected, inside, images, parent);
     images.remotePages?.finish();
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
+    phase("wrote its memory and images");
 
     if (options.dryRun === true) {
       images.abort();
@@ -153,7 +157,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const tracked = options.trackMemory ?? options.parentDir !== undefined;
     const inventory = inventoryEntry(collected, { lock, uptime: tracked });
     const stats = memory.stats(tree, { frozenAt, begun: freezing });
-    writeDumpStats(options.workDir ?? options.imagesDir, stats);
     if (leave !== "killed") {
       images.commit(inventory);
       if (options.hooks?.script !== undefined) {
@@ -166,12 +169,16 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       unlock(lock, options);
       releaseTree(tree, { leaveStopped: leave === "stopped" });
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
+      writeDumpStats(options.workDir ?? options.imagesDir, stats);
       options.onEvent?.({ kind: "resumed", ms: since() });
+      phase("let it go");
       images.tidy();
       syncDirectory(options.imagesDir);
     } else {
       images.commit(inventory);
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
+      phase("committed");
+      writeDumpStats(options.workDir ?? options.imagesDir, stats);
       syncDirectory(options.imagesDir);
       options.onEvent?.({ kind: "committed", ms: since() });
       // When this throws the tasks go on.
@@ -195,6 +202,16 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     });
     throw asRepriseError(error, `dump pid ${options.pid}`);
   }
+}
+
+/** Logs how long each part took. */
+function phases(start: number): (done: string) => void {
+  let last = start;
+  return (done) => {
+    const now = performance.now();
+    log.debug(`${done} in ${(now - last).toFixed(3)} ms`);
+    last = now;
+  };
 }
 
 function makeDirectory({

@@ -2,6 +2,7 @@
 // images will be written, and they are made now. The tree may change until it is frozen: a guess that is wrong costs a little
 // time and nothing else.
 
+import { prepareCrc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName, type ImageKind } from "../images/names.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
@@ -17,6 +18,7 @@ const FIRST_FILES_ID = 2;
 
 /** Makes the images that a dump of the tree of `root` will probably write. */
 export function prepareImages(root: number, images: ImageSetWriter): void {
+  prepareCrc32();
   images.prepare(ALWAYS.map((kind) => imageName(kind)));
   const depth = (readStatusIfAlive(root)?.nsPid.length ?? 1) - 1;
   const seen = new Set([root]);

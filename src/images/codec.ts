@@ -6,10 +6,11 @@
 // Letters of the table: u uint32, i int32, s sint32, e enum (all `number`); U uint64, I int64,
 // S sint64, F fixed64 (`bigint`); N uint64 and Z sint64 as an exact `number`; A a page address as
 // `number`; b bool, t string, y bytes, m message. Labels: ! required, ? optional, * repeated, + packed.
-import { BinaryReader, BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
+import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { RepriseError } from "../errors.ts";
 import { MESSAGE_TABLE, type Messages } from "./schema/messages.generated.ts";
 import { bytesToText, textToBytes } from "./text.ts";
+import { WireWriter } from "./wire-writer.ts";
 
 export type MessageName = keyof Messages;
 
@@ -41,10 +42,13 @@ export function encode<N extends MessageName>(
   name: N,
   value: MessageInput<Messages[N]>,
 ): Uint8Array {
-  const writer = new BinaryWriter();
-  writeMessage(writer, fieldsOf(name), value);
+  writer.reset();
+  writeMessage(fieldsOf(name), value);
   return writer.finish();
 }
+
+/** Used again for each message: nothing here is asynchronous. */
+const writer = new WireWriter();
 
 /**
  * The message in `bytes`. Lists that are absent are empty; byte fields are views into `bytes`;
@@ -77,6 +81,10 @@ export interface FieldSpec {
   readonly label: FieldLabel;
   /** Name of the message or enum. */
   readonly typeName: string;
+  /** What stands before a value: number and wire type. */
+  readonly tag: number;
+  /** The fields of the message, once they were looked up. */
+  fields?: MessageFields;
 }
 
 export interface MessageFields {
@@ -101,12 +109,14 @@ export function fieldsOf(name: string): MessageFields {
 function parseSpec(spec: string): FieldSpec {
   const [number = "", name = "", code = "", typeName = ""] = spec.split(",");
   const label = code.charAt(1) as FieldLabel;
-  return { number: Number(number), name, type: code.charAt(0), label, typeName };
+  const type = code.charAt(0);
+  const tag = Number(number) * 8 + wireTypeOf(type);
+  return { number: Number(number), name, type, label, typeName, tag };
 }
 
 type PlainMessage = Record<string, unknown>;
 
-function writeMessage(writer: BinaryWriter, message: MessageFields, value: PlainMessage): void {
+function writeMessage(message: MessageFields, value: PlainMessage): void {
   for (const field of message.list) {
     const content = value[field.name];
     if (content === undefined) {
@@ -114,7 +124,7 @@ function writeMessage(writer: BinaryWriter, message: MessageFields, value: Plain
       continue;
     }
     try {
-      writeField(writer, field, content);
+      writeField(field, content);
     } catch (error) {
       if (error instanceof RepriseError) throw error;
       throw badField(message, field, errorText(error), error);
@@ -122,61 +132,110 @@ function writeMessage(writer: BinaryWriter, message: MessageFields, value: Plain
   }
 }
 
-function writeField(writer: BinaryWriter, field: FieldSpec, content: unknown): void {
+function writeField(field: FieldSpec, content: unknown): void {
   if (field.label === "+") {
     const items = content as readonly unknown[];
     if (items.length === 0) return;
-    writer.tag(field.number, WireType.LengthDelimited).fork();
-    for (const item of items) writeValue(writer, field, item);
-    writer.join();
+    writer.uint32(field.number * 8 + WireType.LengthDelimited);
+    const start = writer.begin();
+    for (const item of items) writeValue(field, item);
+    writer.end(start);
   } else if (field.label === "*") {
-    for (const item of content as readonly unknown[]) writeTagged(writer, field, item);
+    for (const item of content as readonly unknown[]) writeTagged(field, item);
   } else {
-    writeTagged(writer, field, content);
+    writeTagged(field, content);
   }
 }
 
-function writeTagged(writer: BinaryWriter, field: FieldSpec, value: unknown): void {
-  writer.tag(field.number, wireTypeOf(field.type));
+function writeTagged(field: FieldSpec, value: unknown): void {
+  writer.uint32(field.tag);
   if (field.type === "m") {
-    writer.fork();
-    writeMessage(writer, fieldsOf(field.typeName), value as PlainMessage);
-    writer.join();
+    field.fields ??= fieldsOf(field.typeName);
+    const start = writer.begin();
+    writeMessage(field.fields, value as PlainMessage);
+    writer.end(start);
   } else {
-    writeValue(writer, field, value);
+    writeValue(field, value);
   }
 }
 
-function writeValue(writer: BinaryWriter, field: FieldSpec, value: unknown): void {
+const MAX_U64 = 2n ** 64n;
+const MAX_I64 = 2n ** 63n;
+
+function writeValue(field: FieldSpec, value: unknown): void {
   switch (field.type) {
     case "u":
-      return void writer.uint32(value as number);
+      return writer.uint32(unsigned32(value as number));
     case "i":
     case "e":
-      return void writer.int32(value as number);
+      return writer.int32(signed32(value as number));
     case "s":
-      return void writer.sint32(value as number);
+      return writer.uint32(zigZag32(signed32(value as number)));
     case "N":
-      return void writer.uint64(BigInt(safeNumber(value as number)));
+      return writer.exact(notNegative(safeNumber(value as number)));
     case "Z":
-      return void writer.sint64(BigInt(safeNumber(value as number)));
+      return writer.word(zigZag64(BigInt(safeNumber(value as number))));
     case "A":
-      return void writer.uint64(BigInt(value as number));
+      return writeAddress(value as number);
     case "U":
-      return void writer.uint64(value as bigint);
+      return writer.word(unsigned64(value as bigint));
     case "I":
-      return void writer.int64(value as bigint);
+      return writer.word(signed64(value as bigint));
     case "S":
-      return void writer.sint64(value as bigint);
+      return writer.word(zigZag64(signed64(value as bigint)));
     case "F":
-      return void writer.fixed64(value as bigint);
+      return writer.fixed64(unsigned64(value as bigint));
     case "b":
-      return void writer.bool(value as boolean);
+      return writer.uint32((value as boolean) ? 1 : 0);
     case "t":
-      return void writer.bytes(textToBytes(value as string));
+      return writer.bytes(textToBytes(value as string));
     default:
-      return void writer.bytes(value as Uint8Array);
+      return writer.bytes(value as Uint8Array);
   }
+}
+
+/** The highest addresses (vsyscall) are no safe integers, but exact ones. */
+function writeAddress(value: number): void {
+  if (Number.isSafeInteger(value)) writer.exact(notNegative(value));
+  else writer.word(unsigned64(BigInt(value)));
+}
+
+function unsigned32(value: number): number {
+  if (!Number.isInteger(value) || value < 0 || value > 0xffff_ffff) throw outOfRange(value);
+  return value;
+}
+
+function signed32(value: number): number {
+  if (!Number.isInteger(value) || value < -0x8000_0000 || value > 0x7fff_ffff)
+    throw outOfRange(value);
+  return value;
+}
+
+function notNegative(value: number): number {
+  if (value < 0) throw outOfRange(value);
+  return value;
+}
+
+function unsigned64(value: bigint): bigint {
+  if (value < 0n || value >= MAX_U64) throw outOfRange(value);
+  return value;
+}
+
+function signed64(value: bigint): bigint {
+  if (value < -MAX_I64 || value >= MAX_I64) throw outOfRange(value);
+  return value;
+}
+
+function zigZag32(value: number): number {
+  return ((value << 1) ^ (value >> 31)) >>> 0;
+}
+
+function zigZag64(value: bigint): bigint {
+  return value < 0n ? -2n * value - 1n : 2n * value;
+}
+
+function outOfRange(value: number | bigint): RangeError {
+  return new RangeError(`${value} is out of range`);
 }
 
 interface ReadScope {
@@ -307,7 +366,7 @@ function exactNumber(wide: bigint | string, message: MessageFields, field: Field
 }
 
 function safeNumber(value: number): number {
-  if (!Number.isSafeInteger(value)) throw new RangeError(`${value} is out of range`);
+  if (!Number.isSafeInteger(value)) throw outOfRange(value);
   return value;
 }
 

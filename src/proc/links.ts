@@ -1,26 +1,11 @@
 // /proc/PID/exe, cwd, root and map_files/START-END: links that name a file and, followed, lead to that very
 // file even when its name is gone or means another file by now; see proc_pid_exe(5) and
 // proc_pid_map_files(5). Following map_files needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
-import { statSync, type BigIntStats } from "node:fs";
-import { attempt, procPath, readProcLink, undefinedIfUnsupported } from "./procfs.ts";
+import type { PlainStat } from "../sys/files.ts";
+import { procPath, readProcLink, readProcStat, undefinedIfUnsupported } from "./procfs.ts";
 
 /** What stat says about the file behind a link. */
-export interface FileStat {
-  readonly devMajor: number;
-  readonly devMinor: number;
-  readonly inode: bigint;
-  /** File type and permission bits. */
-  readonly mode: number;
-  /** Names that the file has; 0 for a deleted one. */
-  readonly nlink: number;
-  readonly uid: number;
-  readonly gid: number;
-  /** Of a device file. */
-  readonly rdevMajor: number;
-  readonly rdevMinor: number;
-  readonly size: bigint;
-  readonly mtimeNs: bigint;
-}
+export type FileStat = PlainStat;
 
 /** A link's text, as the kernel says it (` (deleted)` included), and the file behind it. */
 export interface LinkedFile {
@@ -61,12 +46,12 @@ export function fdPath(pid: number, fd: number): string {
 
 /** Stat of the file behind a descriptor. Throws NO_SUCH_PROCESS, NOT_PERMITTED, KERNEL_FEATURE (closed) or SYSCALL. */
 export function readFdStat(pid: number, fd: number): FileStat {
-  return statBehind(pid, `fd/${fd}`);
+  return readProcStat(pid, `fd/${fd}`);
 }
 
 /** Reads and follows a link /proc/PID/NAME. Throws as readCwd does. */
 export function readLinkedFile(pid: number, name: string): LinkedFile {
-  return { target: readProcLink(pid, name), stat: statBehind(pid, name) };
+  return { target: readProcLink(pid, name), stat: readProcStat(pid, name) };
 }
 
 /** Major number of a device as stat(2) gives it. */
@@ -82,26 +67,4 @@ export function deviceMinor(dev: bigint): number {
 /** Lower-case hexadecimal without leading zeros: the kernel refuses any other spelling. */
 function mapFileName({ start, end }: MapRange): string {
   return `map_files/${start.toString(16)}-${end.toString(16)}`;
-}
-
-function statBehind(pid: number, name: string): FileStat {
-  return attempt({ pid, name, verb: "examine", call: "stat" }, () =>
-    fileStat(statSync(procPath(pid, name), { bigint: true })),
-  );
-}
-
-function fileStat(stat: BigIntStats): FileStat {
-  return {
-    devMajor: deviceMajor(stat.dev),
-    devMinor: deviceMinor(stat.dev),
-    inode: stat.ino,
-    mode: Number(stat.mode),
-    nlink: Number(stat.nlink),
-    uid: Number(stat.uid),
-    gid: Number(stat.gid),
-    rdevMajor: deviceMajor(stat.rdev),
-    rdevMinor: deviceMinor(stat.rdev),
-    size: stat.size,
-    mtimeNs: stat.mtimeNs,
-  };
 }

@@ -2,8 +2,10 @@
 // The kernel answers ENOENT when the directory of a task is gone and ESRCH when the task died after the
 // open; ENOENT also means that this kernel has no such file, so the directory decides which one it was.
 // See proc(5). Text is taken as UTF-8: names that are not valid UTF-8 come out with U+FFFD.
-import { existsSync, readFileSync, readdirSync, readlinkSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
+import { errnoName } from "../sys/errno.ts";
+import { readBytes, readLink, readStat, readText, type PlainStat } from "../sys/files.ts";
 
 /** Something below /proc/PID: the process and the rest of the path, e.g. `task/12/stat`. */
 export type ProcName = string;
@@ -18,9 +20,9 @@ export function procPath(pid: number, name: ProcName): string {
  * @throws RepriseError NO_SUCH_PROCESS, NOT_PERMITTED, KERNEL_FEATURE (no such file on this kernel) or SYSCALL
  */
 export function readProcText(pid: number, name: ProcName): string {
-  return attempt({ pid, name, verb: "read", call: "read" }, () =>
-    readFileSync(procPath(pid, name), "utf8"),
-  );
+  const text = readText(procPath(pid, name));
+  if (typeof text === "string") return text;
+  throw explain({ pid, name, verb: "read", call: "read" }, text);
 }
 
 /** Like readProcText, but undefined when the process is gone. */
@@ -35,9 +37,9 @@ export function readProcTextIfSupported(pid: number, name: ProcName): string | u
 
 /** Reads /proc/PID/NAME as bytes. Throws as readProcText does. */
 export function readProcBytes(pid: number, name: ProcName): Uint8Array {
-  return attempt({ pid, name, verb: "read", call: "read" }, () =>
-    readFileSync(procPath(pid, name)),
-  );
+  const bytes = readBytes(procPath(pid, name));
+  if (typeof bytes !== "number") return bytes;
+  throw explain({ pid, name, verb: "read", call: "read" }, bytes);
 }
 
 /** Entries of the directory /proc/PID/NAME, in the kernel's order. Throws as readProcText does. */
@@ -49,9 +51,16 @@ export function readProcDir(pid: number, name: ProcName): string[] {
 
 /** Target of the symbolic link /proc/PID/NAME. Throws as readProcText does. */
 export function readProcLink(pid: number, name: ProcName): string {
-  return attempt({ pid, name, verb: "read link", call: "readlink" }, () =>
-    readlinkSync(procPath(pid, name)),
-  );
+  const target = readLink(procPath(pid, name));
+  if (typeof target === "string") return target;
+  throw explain({ pid, name, verb: "read link", call: "readlink" }, target);
+}
+
+/** Stat of what /proc/PID/NAME leads to. Throws as readProcText does. */
+export function readProcStat(pid: number, name: ProcName): PlainStat {
+  const stat = readStat(procPath(pid, name));
+  if (typeof stat !== "number") return stat;
+  throw explain({ pid, name, verb: "examine", call: "stat" }, stat);
 }
 
 /** Runs a reader; undefined instead of NO_SUCH_PROCESS. */
@@ -99,12 +108,18 @@ function undefinedIfCode<T>(code: RepriseError["code"], read: () => T): T | unde
   }
 }
 
+/** The error for a failed call: an error of node:fs, or a negative error number. */
 function explain(what: Attempt, cause: unknown): unknown {
-  const errno = errnoOf(cause);
+  const errno = typeof cause === "number" ? errnoName(-cause) : errnoOf(cause);
   if (errno === undefined) return cause;
   const { pid } = what;
   const message = `cannot ${what.verb} ${procPath(pid, what.name)}: ${what.call}: ${errno}`;
-  const details = { pid, syscall: what.call, errno, cause };
+  const details = {
+    pid,
+    syscall: what.call,
+    errno,
+    ...(typeof cause === "number" ? {} : { cause }),
+  };
   // Every process has a stat: without it this one went, even if its number is another's already.
   if (errno === "ESRCH" || (errno === "ENOENT" && (what.name === "stat" || isGone(what)))) {
     return new RepriseError("NO_SUCH_PROCESS", message, {

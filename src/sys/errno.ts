@@ -154,6 +154,7 @@ export const ENOTDIR = 20;
 export const EINVAL = 22;
 export const EMFILE = 24;
 export const ENOSPC = 28;
+export const ENAMETOOLONG = 36;
 export const ERANGE = 34;
 export const ENOSYS = 38;
 export const ENODATA = 61;

@@ -1,0 +1,111 @@
+// Reading small files, links and stats by plain system calls. node:fs does the same with several layers of checks, which V8 has to
+// compile while the tree stands still; and thousands of descriptors are looked at that way.
+
+import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "./abi/fcntl.ts";
+import { EINTR, ENAMETOOLONG } from "./errno.ts";
+import { addressOf, trySyscall } from "./ffi.ts";
+
+/** PATH_MAX, with room for the zero behind it. */
+const PATH_ROOM = 4096;
+const FIRST_ROOM = 64 * 1024;
+/** struct statx, and the mask for what stat tells. */
+const STATX_SIZE = 256;
+const STATX_BASIC_STATS = 0x7ff;
+
+/** Buffers that are used again and again, with their addresses. */
+const path = Buffer.alloc(PATH_ROOM);
+const pathAt = addressOf(path);
+const link = Buffer.alloc(PATH_ROOM);
+const linkAt = addressOf(link);
+const statx = Buffer.alloc(STATX_SIZE);
+const statxAt = addressOf(statx);
+const statxView = new DataView(statx.buffer, statx.byteOffset, STATX_SIZE);
+let content = Buffer.alloc(FIRST_ROOM);
+let contentAt = addressOf(content);
+
+/** What stat tells about a file. */
+export interface PlainStat {
+  readonly devMajor: number;
+  readonly devMinor: number;
+  readonly inode: bigint;
+  readonly mode: number;
+  readonly nlink: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly rdevMajor: number;
+  readonly rdevMinor: number;
+  readonly size: bigint;
+  readonly mtimeNs: bigint;
+}
+
+/** The text of a file, taken as UTF-8, or the negative error number. */
+export function readText(name: string): string | number {
+  const length = readContent(name);
+  return length < 0 ? length : content.toString("utf8", 0, length);
+}
+
+/** The bytes of a file, or the negative error number. */
+export function readBytes(name: string): Uint8Array | number {
+  const length = readContent(name);
+  return length < 0 ? length : new Uint8Array(content.subarray(0, length));
+}
+
+/** The target of a symbolic link, or the negative error number. */
+export function readLink(name: string): string | number {
+  if (!putPath(name)) return -ENAMETOOLONG;
+  const length = trySyscall("readlinkat", AT_FDCWD, pathAt, linkAt, PATH_ROOM);
+  return length < 0 ? length : link.toString("utf8", 0, length);
+}
+
+/** The stat of the file that a path leads to, or the negative error number. */
+export function readStat(name: string): PlainStat | number {
+  if (!putPath(name)) return -ENAMETOOLONG;
+  const result = trySyscall("statx", AT_FDCWD, pathAt, 0, STATX_BASIC_STATS, statxAt);
+  if (result < 0) return result;
+  const view = statxView;
+  return {
+    devMajor: view.getUint32(136, true),
+    devMinor: view.getUint32(140, true),
+    inode: view.getBigUint64(32, true),
+    mode: view.getUint16(28, true),
+    nlink: view.getUint32(16, true),
+    uid: view.getUint32(20, true),
+    gid: view.getUint32(24, true),
+    rdevMajor: view.getUint32(128, true),
+    rdevMinor: view.getUint32(132, true),
+    size: view.getBigInt64(40, true),
+    mtimeNs: view.getBigInt64(112, true) * 1_000_000_000n + BigInt(view.getUint32(120, true)),
+  };
+}
+
+/** Puts a path where the kernel reads it. */
+function putPath(name: string): boolean {
+  const length = path.write(name);
+  path[Math.min(length, PATH_ROOM - 1)] = 0;
+  return length < PATH_ROOM;
+}
+
+/** Reads a whole file into `content`; returns its length. */
+function readContent(name: string): number {
+  if (!putPath(name)) return -ENAMETOOLONG;
+  const fd = trySyscall("openat", AT_FDCWD, pathAt, O_RDONLY | O_CLOEXEC, 0);
+  if (fd < 0) return fd;
+  let length = 0;
+  for (;;) {
+    if (length === content.length) grow();
+    const count = trySyscall("read", fd, contentAt + length, content.length - length);
+    if (count === -EINTR) continue;
+    if (count <= 0) {
+      trySyscall("close", fd);
+      return count < 0 ? count : length;
+    }
+    length += count;
+  }
+}
+
+function grow(): void {
+  const larger = Buffer.alloc(content.length * 2);
+  larger.set(content);
+  content = larger;
+  contentAt = addressOf(larger);
+}
