@@ -24,6 +24,7 @@ import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
 import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { asRepriseError } from "./system-error.ts";
+import { WrittenAhead } from "./write-ahead.ts";
 import { writeTree } from "./write.ts";
 
 export interface CheckpointOptions extends NamespacesDumpOptions {
@@ -96,12 +97,18 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let lock: NetworkLock | undefined;
   try {
     prepareImages(options.pid, images);
+    const isWhole =
+      options.parentDir === undefined && images.remotePages === undefined && !options.dryRun;
+    const ahead = isWhole
+      ? await WrittenAhead.of(options.pid, images)
+      : WrittenAhead.nothing(images);
     const freezing = performance.now();
     tree = freezeTree(options.pid, {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,
     });
     const frozenAt = performance.now();
+    ahead.compare(tree);
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
     log.info(
@@ -137,7 +144,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     phase("looked at it from inside");
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
-    const memory = await writeTree(tree, collected, inside, images, parent);
+    const memory = await writeTree(tree, collected, inside, images, { parent, ahead });
+    ahead.end();
     images.remotePages?.finish();
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
     phase("wrote its memory and images");

@@ -1,6 +1,6 @@
 // Writing the images of a collected tree: memory first, then one small set of images a task, then the files of all.
 
-import { nextPagesId, remoteSharedPages, writtenPages } from "../objects/files/pages-id.ts";
+import { remoteSharedPages, writtenPages } from "../objects/files/pages-id.ts";
 import { writePages, scanPages, type PageScan } from "../objects/memory/pages.ts";
 import { movePages } from "../objects/memory/page-sink.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
@@ -25,11 +25,18 @@ import type { FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
 import type { InsideView } from "./look-inside.ts";
 import type { DumpStats } from "./progress.ts";
+import type { WrittenAhead } from "./write-ahead.ts";
 
 /** What was written, for the statistics. */
 export interface WrittenTree {
   readonly pagesWritten: number;
   stats(tree: FrozenTree, times: { readonly begun: number; readonly frozenAt: number }): DumpStats;
+}
+
+/** Where pages may be already: in a set before this one, or in this one's files. */
+export interface MemorySources {
+  readonly parent: ParentSet;
+  readonly ahead: WrittenAhead;
 }
 
 /** Writes everything but the inventory. */
@@ -38,12 +45,12 @@ export async function writeTree(
   collected: CollectedTree,
   inside: InsideView,
   images: ImageSetWriter,
-  parent: ParentSet,
+  memory: MemorySources,
 ): Promise<WrittenTree> {
   const begun = performance.now();
   writeNamespaces(tree, collected, images);
   const scans: TaskScan[] = [];
-  for (const task of collected.live) scans.push(await writeMemory(task, images, parent));
+  for (const task of collected.live) scans.push(await writeMemory(task, images, memory));
   const written = performance.now();
   for (const task of collected.live) {
     writeTask(
@@ -129,23 +136,25 @@ function countPages(runs: readonly PageRun[], bit: number): number {
 async function writeMemory(
   task: CollectedTask,
   images: ImageSetWriter,
-  parent: ParentSet,
+  { parent, ahead }: MemorySources,
 ): Promise<TaskScan> {
   if (images.remotePages !== undefined) return sendMemory(task, images.remotePages, parent);
-  const pagesId = nextPagesId(images);
   const scan = scanPages(task.task, task.vmas);
   const runs = markRuns(task, scan, parent);
-  const raw = images.openRaw("pages", pagesId);
+  const { pagesId, raw, isWritten } = ahead.place(task.task, runs);
   const present = runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0);
-  const isChecked = countPages(present, PE_PRESENT) * PAGE_SIZE <= MAX_CHECKED_PAGES;
+  const bytes = countPages(present, PE_PRESENT) * PAGE_SIZE;
+  const isChecked = bytes <= MAX_CHECKED_PAGES;
   let crc = 0;
   try {
-    const size = await writePages(task.task, present, {
-      path: images.path(imageName("pages", pagesId)),
-      fd: raw.fd,
-      ...(isChecked ? { passing: (bytes) => (crc = crc32(bytes, crc)) } : {}),
-    });
-    raw.description = isChecked ? { size, crc32: crc } : { size };
+    if (!isWritten) {
+      await writePages(task.task, present, {
+        path: images.path(imageName("pages", pagesId)),
+        fd: raw.fd,
+        ...(isChecked ? { passing: (passed) => (crc = crc32(passed, crc)) } : {}),
+      });
+    }
+    raw.description = isChecked ? { size: bytes, crc32: crc } : { size: bytes };
   } finally {
     raw.close();
   }

@@ -54,7 +54,7 @@ export class ImageSetWriter {
   /** A page server: pagemaps and pages go there. */
   remotePages: RemotePages | undefined;
   readonly #sync: "files" | "none";
-  readonly #open = new Set<ImageWriter>();
+  #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
   /** Files that exist and are empty. */
   readonly #prepared = new Set<string>();
@@ -100,6 +100,15 @@ export class ImageSetWriter {
    */
   openRaw(kind: RawKind, id: number): RawImage {
     return new RawImage(this.#create(imageName(kind, id)));
+  }
+
+  /** Takes an image back that was opened. */
+  drop(kind: RawKind, id: number): void {
+    const name = imageName(kind, id);
+    for (const image of this.#open) if (image.name === name) image.discard();
+    this.#open = new Set([...this.#open].filter((image) => image.name !== name));
+    this.#written.delete(name);
+    rmSync(this.path(name), { force: true });
   }
 
   writePagemap(
@@ -151,7 +160,7 @@ export class ImageSetWriter {
       ? openSync(path, constants.O_RDWR | constants.O_NOFOLLOW)
       : createFile(path);
     this.#written.set(name, undefined);
-    const image = new ImageWriter(fd, (description) => {
+    const image = new ImageWriter(fd, name, (description) => {
       this.#open.delete(image);
       this.#written.set(name, description);
     });
@@ -262,6 +271,7 @@ const BUFFER_BYTES = 256 * 1024;
 
 /** A file being written, with its checksum as long as nobody else writes to it. */
 export class ImageWriter {
+  readonly name: string;
   readonly #fd: number;
   readonly #onClose: (description: ManifestFile | undefined) => void;
   #pending: Uint8Array[] = [];
@@ -271,8 +281,9 @@ export class ImageWriter {
   #lent = false;
   #closed = false;
 
-  constructor(fd: number, onClose: (description: ManifestFile | undefined) => void) {
+  constructor(fd: number, name: string, onClose: (description: ManifestFile | undefined) => void) {
     this.#fd = fd;
+    this.name = name;
     this.#onClose = onClose;
   }
 

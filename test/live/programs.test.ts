@@ -19,6 +19,7 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   threads: [["40"]],
   many_tasks: [["60"]],
   big_heap: [["16"]],
+  heap_at_work: [["16"]],
   many_fds: [["1000"]],
 };
 

@@ -20,6 +20,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "aio_rings" },
     { name: "anon_memory" },
     { name: "big_heap" },
+    { name: "heap_at_work" },
     { name: "changing_pages" },
     { name: "cmdline_env_auxv" },
     { name: "cow_fork" },

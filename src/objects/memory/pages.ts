@@ -24,7 +24,7 @@ export interface PageScan {
 }
 
 /** Finds the pages that a restore could not get from anywhere else. */
-export function scanPages(task: FrozenTask, vmas: readonly DumpedVma[]): PageScan {
+export function scanPages(task: Pick<FrozenTask, "pid">, vmas: readonly DumpedVma[]): PageScan {
   const own = vmas.map(({ entry }) => entry).filter(hasPrivatePages);
   const { dirty, guards } = scan(task.pid);
   const runs = intersect(own, dirty);
@@ -204,7 +204,7 @@ export interface PagesTarget {
  * @throws RepriseError SYSCALL (a full disk, say)
  */
 export async function writePages(
-  task: FrozenTask,
+  task: Pick<FrozenTask, "pid">,
   runs: readonly PageRun[],
   target: PagesTarget,
 ): Promise<number> {
@@ -225,6 +225,42 @@ export async function writePages(
     if (direct !== undefined) closeSync(direct);
   }
   return total;
+}
+
+/** Writes those pages of a pages file once more that lie in given ranges of memory. */
+export function rewritePages(
+  task: Pick<FrozenTask, "pid">,
+  runs: readonly PageRun[],
+  { fd, ranges }: { readonly fd: number; readonly ranges: readonly MemoryRange[] },
+): void {
+  const memory = openSync(`/proc/${task.pid}/mem`, "r");
+  try {
+    let offset = 0;
+    for (const run of runs) {
+      const size = run.pages * mm.PAGE_SIZE;
+      for (const range of ranges) {
+        const from = Math.max(range.address, run.vaddr);
+        const to = Math.min(rangeEnd(range), run.vaddr + size);
+        if (from < to)
+          copyAgain({ memory, fd }, from, { length: to - from, offset: offset + from - run.vaddr });
+      }
+      offset += size;
+    }
+  } finally {
+    closeSync(memory);
+  }
+}
+
+function copyAgain(
+  { memory, fd }: { memory: number; fd: number },
+  address: number,
+  { length, offset }: { length: number; offset: number },
+): void {
+  const bytes = Buffer.alloc(length);
+  const got = syscall("pread64", memory, bytes, length, address);
+  const written = syscall("pwrite64", fd, bytes, length, offset);
+  if (got !== length || written !== length)
+    throw new RepriseError("SYSCALL", "cannot write pages again: short copy");
 }
 
 /** Hands out windows to fill, and writes them one behind the other. */
@@ -349,7 +385,11 @@ function* batches(runs: readonly PageRun[]): Generator<MemoryRange[]> {
   if (batch.length > 0) yield batch;
 }
 
-function copyOut(task: FrozenTask, batch: readonly MemoryRange[], window: MemoryRange): void {
+function copyOut(
+  task: Pick<FrozenTask, "pid">,
+  batch: readonly MemoryRange[],
+  window: MemoryRange,
+): void {
   const local = iovecs([window]);
   const moved = trySyscall("process_vm_readv", task.pid, local, 1, iovecs(batch), batch.length, 0);
   if (moved === window.length) return;

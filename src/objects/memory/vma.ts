@@ -46,7 +46,7 @@ export type MappedFileIds = (
  * @throws RepriseError UNSUPPORTED naming the area that cannot be saved.
  */
 export function collectVmas(
-  task: FrozenTask,
+  task: Pick<FrozenTask, "pid">,
   areas: readonly SmapsVma[],
   fileIds: MappedFileIds,
 ): DumpedVma[] {
@@ -97,7 +97,7 @@ export function guardEntry(range: { start: number; end: number }): VmaEntry {
   return { ...range, pgoff: 0, shmid: 0, prot: 0, flags: 0, status: VMA_GUARD, fd: -1 };
 }
 
-function vmaEntry(task: FrozenTask, area: SmapsVma, fileIds: MappedFileIds): VmaEntry {
+function vmaEntry(task: Pick<FrozenTask, "pid">, area: SmapsVma, fileIds: MappedFileIds): VmaEntry {
   refuseSpecial(task, area);
   const base = {
     start: area.start,
@@ -189,7 +189,7 @@ const SPECIAL_AREAS: readonly {
   },
 ];
 
-function refuseSpecial(task: FrozenTask, area: SmapsVma): void {
+function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
   const refuse = (what: string, hint: string): never => {
     const range = `${area.start.toString(16)}-${area.end.toString(16)}`;
     throw new RepriseError(

@@ -1,0 +1,227 @@
+// Writing the memory of sleeping tasks before the tree is frozen, so that the time for which it stands still does not grow with
+// its memory. It is kept only when nothing can have changed it: each thread of the task was blocked in one and the same system
+// call from before the first page was read until it was stopped. Three things say so together: the call, with arguments, stack
+// and instruction pointer; the number of times that the thread gave up the processor, which the stop itself raises by one; and
+// the call's result, which is that it was interrupted. What the kernel writes when it interrupts a call (the rest of a sleep, the
+// events of a poll) lies where the arguments point to, and is written once more.
+
+import { ftruncateSync } from "node:fs";
+import { RepriseError } from "../errors.ts";
+import type { ImageSetWriter } from "../images/image-set.ts";
+import type { RawImage } from "../images/image-set-writer.ts";
+import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
+import { imageName } from "../images/names.ts";
+import type { PageRun } from "../images/pagemap.ts";
+import { log } from "../log.ts";
+import { nextPagesId } from "../objects/files/pages-id.ts";
+import { rewritePages, scanPages, writePages } from "../objects/memory/pages.ts";
+import { collectVmas } from "../objects/memory/vma.ts";
+import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
+import { readChildrenIfAlive } from "../proc/children.ts";
+import { readSleep, readSwitches, type Sleep } from "../proc/sleep.ts";
+import { readSmaps } from "../proc/smaps.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
+import { readStatusIfAlive } from "../proc/status.ts";
+import { readTasksIfAlive } from "../proc/tasks.ts";
+import { PAGE_SIZE } from "../sys/abi/mman.ts";
+import { EINTR } from "../sys/errno.ts";
+import type { MemoryRange } from "../sys/memory.ts";
+import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
+import type { FrozenTree } from "./freeze.ts";
+
+/** Below this a task's pages are written so soon that two looks at its threads would not pay. */
+const FROM_BYTES = MAX_CHECKED_PAGES;
+/** Most threads that are watched. */
+const MAX_THREADS = 64;
+/** How often they are looked at while pages are written. */
+const LOOK_EVERY_MS = 10;
+/** How much is written again from each argument on that may be an address: 8,192 pollfds. */
+const ARGUMENT_BYTES = 64 * 1024;
+/** A pollfd, and how many fit. */
+const POLLFD_SIZE = 8;
+
+/** ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (include/linux/errno.h), and what some calls say instead. */
+const INTERRUPTED: readonly bigint[] = [-512n, -513n, -514n, -516n, BigInt(-EINTR)];
+
+/** Memory that has been written; the file is still open. */
+interface EarlyPages {
+  readonly pid: number;
+  readonly starttime: number;
+  readonly pagesId: number;
+  readonly raw: RawImage;
+  /** Empty when the task woke up. */
+  runs: readonly PageRun[];
+  readonly sleeps: ReadonlyMap<number, Sleep>;
+}
+
+/** A pages file for a task, and whether the pages are in it already. */
+export interface PagesPlace {
+  readonly pagesId: number;
+  readonly raw: RawImage;
+  readonly isWritten: boolean;
+}
+
+/** What has been written ahead of a dump. */
+export class WrittenAhead {
+  readonly #images: ImageSetWriter;
+  readonly #early = new Map<number, EarlyPages>();
+
+  private constructor(images: ImageSetWriter) {
+    this.#images = images;
+  }
+
+  /** For dumps that cannot use it: incremental ones, and those to a page server. */
+  static nothing(images: ImageSetWriter): WrittenAhead {
+    return new WrittenAhead(images);
+  }
+
+  /** Writes the memory of all tasks of a running tree that have much of it and sleep. */
+  static async of(root: number, images: ImageSetWriter): Promise<WrittenAhead> {
+    const ahead = new WrittenAhead(images);
+    const seen = new Set([root]);
+    // The set grows while it is walked.
+    for (const pid of seen) {
+      const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
+      if (anonymous * 1024 > FROM_BYTES) await ahead.#write(pid);
+      for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
+    }
+    return ahead;
+  }
+
+  /** Finds out which tasks slept on. To be called when they have been stopped, and before they do anything for us. */
+  compare({ tasks }: FrozenTree): void {
+    for (const task of tasks) {
+      const early = this.#early.get(task.pid);
+      if (early !== undefined && !sleptOn(task, early)) early.runs = [];
+    }
+  }
+
+  /** The file for a task's pages. */
+  place(task: FrozenTask, runs: readonly PageRun[]): PagesPlace {
+    const early = this.#early.get(task.pid);
+    if (early === undefined) {
+      const pagesId = nextPagesId(this.#images);
+      return { pagesId, raw: this.#images.openRaw("pages", pagesId), isWritten: false };
+    }
+    this.#early.delete(task.pid);
+    const { raw, pagesId } = early;
+    const isWritten = areSame(runs, early.runs);
+    if (isWritten) rewritePages(task, runs, { fd: raw.fd, ranges: touchedBy(task) });
+    else ftruncateSync(raw.fd);
+    const what = isWritten ? "was written while it slept" : "is written again: it woke up";
+    log.debug(`the memory of pid ${task.pid} ${what}`);
+    return { pagesId, raw, isWritten };
+  }
+
+  /** Takes back what is of no use: tasks that ended meanwhile. */
+  end(): void {
+    for (const { pagesId } of this.#early.values()) this.#images.drop("pages", pagesId);
+    this.#early.clear();
+  }
+
+  async #write(pid: number): Promise<void> {
+    const stat = readStatIfAlive(pid);
+    const sleeps = readSleeps(pid);
+    if (stat === undefined || sleeps === undefined) return;
+    const runs = runsOf(pid);
+    if (runs === undefined) return;
+    const pagesId = nextPagesId(this.#images);
+    const raw = this.#images.openRaw("pages", pagesId);
+    const early = { pid, starttime: stat.starttime, pagesId, raw, sleeps, runs };
+    this.#early.set(pid, early);
+    let lookedAt = performance.now();
+    const look = (): void => {
+      if (performance.now() - lookedAt < LOOK_EVERY_MS) return;
+      lookedAt = performance.now();
+      for (const [tid, { switches }] of sleeps)
+        if (readSwitches(pid, tid) !== switches) throw new WokeUp();
+    };
+    try {
+      const path = this.#images.path(imageName("pages", pagesId));
+      await writePages({ pid }, runs, { path, fd: raw.fd, passing: look });
+    } catch (error) {
+      // The memory may have changed under our hands; the dump itself tells when a disk is full.
+      if (!(error instanceof WokeUp) && !(error instanceof RepriseError)) throw error;
+      early.runs = [];
+    }
+  }
+}
+
+class WokeUp extends Error {}
+
+/** The pages of a running task, as the dump will find them if it sleeps on; undefined when it cannot be dumped as it is. */
+function runsOf(pid: number): readonly PageRun[] | undefined {
+  try {
+    const vmas = collectVmas({ pid }, readSmaps(pid), () => ({ id: 0, memfd: false }));
+    const { runs } = scanPages({ pid }, vmas);
+    const pages = runs.reduce((sum, run) => sum + run.pages, 0);
+    return pages * PAGE_SIZE > FROM_BYTES ? runs : undefined;
+  } catch (error) {
+    if (error instanceof RepriseError) return undefined; // the dump will say it
+    throw error;
+  }
+}
+
+/** All threads of a process, if they sleep in calls that touch no memory but where their arguments point to. */
+function readSleeps(pid: number): Map<number, Sleep> | undefined {
+  const tids = readTasksIfAlive(pid) ?? [];
+  if (tids.length === 0 || tids.length > MAX_THREADS) return undefined;
+  const sleeps = new Map<number, Sleep>();
+  for (const tid of tids) {
+    const sleep = readSleep(pid, tid);
+    if (sleep === undefined || writesMuch(sleep)) return undefined;
+    sleeps.set(tid, sleep);
+  }
+  return sleeps;
+}
+
+/** A poll of more files than are written again. */
+function writesMuch({ call, words }: Sleep): boolean {
+  const polls = call === POLL || call === SYSCALLS.ppoll.nr;
+  return polls && Number(words[1] ?? 0n) * POLLFD_SIZE > ARGUMENT_BYTES;
+}
+
+const POLL = 7;
+
+function sleptOn(task: FrozenTask, { starttime, sleeps }: EarlyPages): boolean {
+  return (
+    task.stat.starttime === starttime &&
+    task.threads.length === sleeps.size &&
+    task.threads.every((thread) => {
+      const sleep = sleeps.get(thread.tid);
+      return sleep !== undefined && isSame(task.pid, thread, sleep);
+    })
+  );
+}
+
+const ARGUMENTS = ["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const;
+
+function isSame(pid: number, { tid, stopped: { regs } }: FrozenThread, sleep: Sleep): boolean {
+  const words = [...ARGUMENTS, "rsp" as const, "rip" as const].map((name) => regs.get(name));
+  return (
+    regs.get("orig_rax") === BigInt(sleep.call) &&
+    INTERRUPTED.includes(BigInt.asIntN(64, regs.get("rax"))) &&
+    words.every((word, index) => word === sleep.words[index]) &&
+    readSwitches(pid, tid) === sleep.switches + 1
+  );
+}
+
+/** Where the kernel may have written when it interrupted the calls. */
+function touchedBy({ threads }: FrozenTask): MemoryRange[] {
+  return threads.flatMap(({ stopped: { regs } }) =>
+    ARGUMENTS.map((name) => {
+      const address = Math.floor(regs.getNumber(name) / PAGE_SIZE) * PAGE_SIZE;
+      return { address, length: ARGUMENT_BYTES };
+    }),
+  );
+}
+
+function areSame(a: readonly PageRun[], b: readonly PageRun[]): boolean {
+  return (
+    a.length === b.length &&
+    a.every((run, index) => {
+      const other = b[index] as PageRun;
+      return run.vaddr === other.vaddr && run.pages === other.pages && run.flags === other.flags;
+    })
+  );
+}

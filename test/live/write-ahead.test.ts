@@ -1,0 +1,47 @@
+// Memory that is written before the tree is frozen: kept when the program slept, written once more when it did not.
+
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, expect, test } from "vitest";
+import { LogLevel, setLogSink } from "../../src/log.ts";
+import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { restore } from "../../src/engine/restore.ts";
+import { attachProgram } from "./programs.ts";
+import { endWithTest, imagesDirOf, start } from "./suite.ts";
+
+const SLEPT = "was written while it slept";
+const WOKE_UP = "is written again: it woke up";
+
+afterEach(() => setLogSink(undefined));
+
+/** Dumps a program that goes on running; says what became of its memory. */
+async function dump(pid: number, imagesDir: string, leave: "running" | "killed"): Promise<string> {
+  const lines: string[] = [];
+  setLogSink((_level, text) => void lines.push(text), LogLevel.DEBUG);
+  mkdirSync(imagesDir);
+  await checkpoint({ pid, imagesDir, leave });
+  return lines.find((line) => line.startsWith("the memory of pid ")) ?? "nothing ahead";
+}
+
+test.each([
+  { name: "big_heap", args: ["96"], often: undefined },
+  { name: "heap_at_work", args: ["96", "1"], often: WOKE_UP },
+  { name: "heap_at_work", args: ["96", "60"], often: undefined },
+])("$name $args", async ({ name, args, often }) => {
+  const program = await start(name, args);
+  const seen: string[] = [];
+  for (let round = 1; round <= 3; round += 1) {
+    const imagesDir = join(imagesDirOf(program), `running-${round}`);
+    seen.push(await dump(program.pid, imagesDir, "running"));
+    expect(await program.ask()).toBe(`ok ${round}`);
+  }
+  if (name === "big_heap") expect(seen.some((line) => line.includes(SLEPT))).toBe(true);
+  if (often !== undefined) expect(seen.some((line) => line.includes(SLEPT))).toBe(false);
+
+  const imagesDir = join(imagesDirOf(program), "last");
+  await dump(program.pid, imagesDir, "killed");
+  const { pid } = await restore({ imagesDir });
+  const restored = endWithTest(attachProgram(program.name, pid, program.dir));
+  expect(await restored.ask()).toMatch(/^ok /);
+  expect(await restored.finish()).toBe("pass");
+});
