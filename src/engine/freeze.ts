@@ -8,7 +8,12 @@ import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
-import { readStatus, readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
+import {
+  readStatus,
+  readStatusIfAlive,
+  readThreadStatus,
+  type TaskStatus,
+} from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
@@ -220,23 +225,21 @@ class Freezer {
         stopSignal: task.stopSignal,
         stat,
         status,
-        threads: task.zombie ? [] : this.#threads(task, depth),
+        threads: task.zombie ? [] : this.#threads(task, status, depth),
       });
     }
     return [...frozen.values()];
   }
 
-  #threads(task: SeizedTask, depth: number): FrozenThread[] {
+  #threads(task: SeizedTask, leader: TaskStatus, depth: number): FrozenThread[] {
     const tids = [...task.threads.keys()].sort((a, b) =>
       a === task.pid ? -1 : b === task.pid ? 1 : a - b,
     );
     return tids.map((tid) => {
       const tracee = task.threads.get(tid) as Tracee;
-      const innerTid =
-        depth === 0
-          ? tid
-          : innerId(tid, readThreadStatusIfAlive(task.pid, tid)?.nsPid ?? [], depth);
-      return { tid, innerTid, ...stoppedThread(tracee) };
+      const status = tid === task.pid ? leader : readThreadStatus(task.pid, tid);
+      const innerTid = depth === 0 ? tid : innerId(tid, status.nsPid, depth);
+      return { tid, innerTid, status, ...stoppedThread(tracee) };
     });
   }
 

@@ -74,7 +74,7 @@ function inquire(task: CollectedTask, tree: FrozenTree): Inquiry {
     innerTid: (tid) => innerTid(tree, tid) ?? tid,
   });
   const threads = task.task.threads.map((thread, index) =>
-    probeThread(programs[index] as Program, task.task, thread),
+    probeThread(programs[index] as Program, thread),
   );
   return { task, programs, process, threads };
 }

@@ -303,6 +303,16 @@ function ghostParts(file: ImageFile, place: PayloadPlace): Payload {
 
 /** Head of an image of format 1.1. */
 export function headBytes(kind: EntryKind): Uint8Array {
+  const known = heads.get(kind);
+  if (known !== undefined) return known;
+  const head = makeHead(kind);
+  heads.set(kind, head);
+  return head;
+}
+
+const heads = new Map<EntryKind, Uint8Array>();
+
+function makeHead(kind: EntryKind): Uint8Array {
   const spec = kindSpec(kind);
   const own = spec.magic === undefined ? 0 : MAGIC[spec.magic];
   if (spec.framing === "inventory") return wordBytes(own);

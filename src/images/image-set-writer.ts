@@ -5,11 +5,13 @@
 import {
   closeSync,
   constants,
+  existsSync,
   fsyncSync,
   mkdirSync,
   openSync,
   renameSync,
   rmSync,
+  unlinkSync,
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -65,7 +67,7 @@ export class ImageSetWriter {
     this.#sync = options.sync ?? "files";
     mkdirSync(dir, { recursive: true, mode: DIRECTORY_MODE });
     for (const name of [imageName("inventory"), MANIFEST_NAME])
-      rmSync(this.path(name), { force: true });
+      if (existsSync(this.path(name))) rmSync(this.path(name), { force: true });
   }
 
   /**
@@ -331,7 +333,7 @@ function createFile(path: string): number {
     return openSync(path, flags, FILE_MODE);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    rmSync(path);
+    unlinkSync(path);
     return openSync(path, flags, FILE_MODE);
   }
 }

@@ -7,13 +7,18 @@ import * as pt from "../sys/abi/ptrace.ts";
 import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signal.ts";
 import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
 import { addressOf, trySyscall } from "../sys/ffi.ts";
-import { iovecs, readU64 } from "../sys/memory.ts";
+import { iovecs, readU64, writeU64 } from "../sys/memory.ts";
 import { waitFor } from "../sys/process.ts";
 import { REGISTERS_SIZE, Registers } from "./arch/x86_64/registers.ts";
 import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.ts";
 
 /** Largest extended state that any x86-64 CPU has today (AMX tiles included), with room. */
 const XSTATE_MAX = 16384;
+
+/** Where register sets are read into: thousands of threads are looked at, and each has less than there is room for. */
+const regset = Buffer.alloc(XSTATE_MAX);
+const regsetAt = addressOf(regset);
+const regsetVector = Buffer.alloc(16);
 
 /** Counts for the statistics: ptrace stops waited for, and system calls run by programs. */
 export interface TraceCounters {
@@ -238,10 +243,10 @@ export class Tracee {
   }
 
   #getRegset(type: number, size: number): Buffer {
-    const buffer = Buffer.alloc(size);
-    const vector = iovecs([{ address: addressOf(buffer), length: size }]);
-    this.#ptrace("read the registers", pt.PTRACE_GETREGSET, type, vector);
-    return buffer.subarray(0, readU64(vector, 8));
+    writeU64(regsetVector, 0, regsetAt);
+    writeU64(regsetVector, 8, size);
+    this.#ptrace("read the registers", pt.PTRACE_GETREGSET, type, regsetVector);
+    return Buffer.from(regset.subarray(0, readU64(regsetVector, 8)));
   }
 
   #setRegset(type: number, bytes: Uint8Array): void {

@@ -15,7 +15,6 @@ import {
   type ThreadCoreEntry,
   type ThreadSasEntry,
 } from "../../images/schema/messages.generated.ts";
-import { readThreadStatus } from "../../proc/status.ts";
 import { log } from "../../log.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
@@ -69,13 +68,8 @@ export function probeProcess(
 }
 
 /** Adds the questions for one thread to its program. */
-export function probeThread(
-  program: Program,
-  task: FrozenTask,
-  thread: FrozenThread,
-): Probe<ThreadState> {
-  const status = thread.tid === task.pid ? task.status : readThreadStatus(task.pid, thread.tid);
-  const creds = probeCreds(program, status);
+export function probeThread(program: Program, thread: FrozenThread): Probe<ThreadState> {
+  const creds = probeCreds(program, thread.status);
   const sas = probeAlternateStack(program);
   const attributesOf = attributes.probeThreadAttributes(program);
   return (result) => ({ creds: creds(result), sas: sas(result), attributes: attributesOf(result) });

@@ -202,7 +202,14 @@ function holds(mask: Uint8Array, cpu: number): boolean {
 }
 
 /** Numbers of the processors that are online, from a list like `0-3,6`. */
-function onlineProcessors(): number[] {
+function onlineProcessors(): readonly number[] {
+  online ??= readOnlineProcessors();
+  return online;
+}
+
+let online: readonly number[] | undefined;
+
+function readOnlineProcessors(): number[] {
   const text = readFileSync("/sys/devices/system/cpu/online", "utf8");
   return text
     .trim()

@@ -13,7 +13,6 @@ import {
   type SeccompFilter,
   type ThreadCoreEntry,
 } from "../../images/schema/messages.generated.ts";
-import { readStatus, readThreadStatus } from "../../proc/status.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { SeccompProgram } from "../../tracee/tracee.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
@@ -41,7 +40,7 @@ export class SeccompTable {
    * @throws RepriseError UNSUPPORTED for filters that the kernel does not give out
    */
   add(task: FrozenTask): void {
-    const modes = task.threads.map(({ tid }) => modeOf(task, tid));
+    const modes = task.threads.map(({ status }) => status.seccomp ?? 0);
     if (modes.every((mode) => mode === SeccompMode.disabled)) return;
     const chains = task.threads.map((thread, index) =>
       modes[index] === SeccompMode.filter ? readChain(task, thread) : [],
@@ -89,11 +88,6 @@ export class SeccompTable {
     });
     return first;
   }
-}
-
-function modeOf(task: FrozenTask, tid: number): number {
-  const status = tid === task.pid ? readStatus(task.pid) : readThreadStatus(task.pid, tid);
-  return status.seccomp ?? 0;
 }
 
 function readChain(task: FrozenTask, { stopped, tid }: FrozenThread): SeccompProgram[] {

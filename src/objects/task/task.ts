@@ -11,6 +11,7 @@ export interface FrozenThread {
   readonly tid: number;
   readonly innerTid: number;
   readonly stopped: StoppedThread;
+  readonly status: TaskStatus;
   /** Its registration for restartable sequences. */
   readonly rseq: RseqEntry;
 }
