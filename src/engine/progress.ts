@@ -61,7 +61,7 @@ export interface DumpStats {
   remote_calls: number;
   tasks: number;
   threads: number;
-  /** Pages that several processes share by fork and that a restore gives each of them anew. */
+  /** Pages by which the tree grows at restore: processes have them in common since a fork, and each comes back with its own. */
   pages_shared_by_fork: number;
 }
 

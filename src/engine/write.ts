@@ -4,10 +4,11 @@ import { remoteSharedPages, writtenPages } from "../objects/files/pages-id.ts";
 import { writePages, scanPages, type PageScan } from "../objects/memory/pages.ts";
 import { movePages } from "../objects/memory/page-sink.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
-import { guardEntry } from "../objects/memory/vma.ts";
+import { guardEntry, hasPrivatePages, VMA_VDSO } from "../objects/memory/vma.ts";
 import { mmEntry } from "../objects/memory/mm.ts";
 import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
+import { log } from "../log.ts";
 import { crc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
@@ -90,7 +91,7 @@ export async function writeTree(
       remote_calls: of.counters.remoteCalls,
       tasks: of.tasks.length,
       threads: of.tasks.reduce((sum, task) => sum + task.threads.length, 0),
-      pages_shared_by_fork: 0,
+      pages_shared_by_fork: sharedByFork(collected),
     }),
   };
 }
@@ -109,6 +110,21 @@ function writeNamespaces(
     } else writeExternal(namespace, images);
   }
   if (namespaces.ofRoot("time") === undefined) writeOwnClocks(images);
+}
+
+/**
+ * Pages that are there once for several tasks since a fork, counted as often as a restore makes them more: tasks that come back
+ * have each their own.
+ */
+function sharedByFork({ live }: CollectedTree): number {
+  const kilobytes = live
+    .flatMap(({ vmas }) => vmas)
+    .filter(({ entry }) => hasPrivatePages(entry) && (entry.status & VMA_VDSO) === 0)
+    .reduce((sum, { area }) => sum + area.beyondShare, 0);
+  const pages = Math.round((kilobytes * 1024) / PAGE_SIZE);
+  if (pages > 0)
+    log.info(`${pages} pages are shared by fork: the restored tasks need this much memory more`);
+  return pages;
 }
 
 /** Pages of shared memory, which the rooms of their files have written. */

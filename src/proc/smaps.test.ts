@@ -12,6 +12,9 @@ THPeligible:           0
 VmFlags: rd mr mw me 
 7f77f0000000-7f77f0021000 rw-p 00000000 00:00 0 
 Size:                132 kB
+Rss:                 120 kB
+Pss:                  61 kB
+Pss_Dirty:            60 kB
 Locked:              132 kB
 THPeligible:           0
 ProtectionKey:         0
@@ -42,8 +45,11 @@ describe("parseSmaps()", () => {
       path: "/usr/bin/head",
       vmFlags: ["rd", "mr", "mw", "me"],
       locked: 0,
+      beyondShare: 0,
     });
     expect(locked?.locked).toBe(132);
+    expect(locked?.beyondShare).toBe(59);
+    expect(stack?.beyondShare).toBe(0);
     expect(locked?.vmFlags).toEqual([
       "rd",
       "wr",
@@ -88,7 +94,16 @@ describe("parseSmaps()", () => {
 describe("readSmaps()", () => {
   it("agrees with maps, and the flags with the permissions", () => {
     const stack = readSmaps(process.pid).find((vma) => vma.path === "[stack]");
-    const { vmFlags, locked, ...header } = stack ?? { vmFlags: [], locked: -1 };
+    const {
+      vmFlags,
+      locked,
+      beyondShare: _,
+      ...header
+    } = stack ?? {
+      vmFlags: [],
+      locked: -1,
+      beyondShare: 0,
+    };
     expect(vmFlags).toEqual(expect.arrayContaining(["rd", "wr", "gd"]));
     expect(locked).toBe(0);
     const inMaps = readMaps(process.pid).find((vma) => vma.path === "[stack]");

@@ -58,6 +58,11 @@ export interface SmapsVma extends MapsVma {
   readonly vmFlags: readonly VmFlag[];
   /** Memory locked by mlock that counts for this area, in kB (of 1024 bytes). */
   readonly locked: number;
+  /**
+   * Of anonymous memory: what is resident beyond its share of it (Rss less Pss), in kB. Processes that have pages in common since
+   * a fork have this much less together than if each had its own.
+   */
+  readonly beyondShare: number;
 }
 
 /**
@@ -100,10 +105,22 @@ export function parseSmaps(text: string): SmapsVma[] {
       path: header.path,
       vmFlags: flagSet(line, flagSets),
       locked: locked < 0 || locked > end ? 0 : Number.parseInt(text.slice(locked + 8, end), 10),
+      beyondShare: header.inode === 0n ? beyondShare(text, { from: headerEnd, to: end }) : 0,
     });
     at = end + 1;
   }
   return vmas;
+}
+
+function beyondShare(text: string, block: { readonly from: number; readonly to: number }): number {
+  const size = (name: string): number => {
+    const at = text.indexOf(name, block.from);
+    return at < 0 || at > block.to
+      ? NaN
+      : Number.parseInt(text.slice(at + name.length, at + 32), 10);
+  };
+  // Neither is there without CONFIG_PROC_PAGE_MONITOR.
+  return size("\nRss:") - size("\nPss:") || 0;
 }
 
 function lineEnd(text: string, from: number): number {
