@@ -3,10 +3,18 @@
 //
 //   npm run bench                                   all rows, ours alone
 //   REPRISE_REAL_CRIU=/path/to/criu npm run bench   with CRIU beside
-//   npm run bench -- --rows counter,heap --runs 7
+//   npm run bench -- --rows looper,heap --runs 7
 
-import { spawnSync } from "node:child_process";
-import { mkdtempSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -18,12 +26,15 @@ import { readTasks } from "../src/proc/tasks.ts";
 import { readPidUsage } from "../src/proc/pid-usage.ts";
 import { attachProgram, killProgram, startProgram } from "../test/live/programs.ts";
 
-interface Workload {
-  readonly program: string;
-  readonly args: readonly string[];
-}
+/** A program of test/programs, or a script for the shell that prints lines for ever. */
+type Workload =
+  | { readonly program: string; readonly args: readonly string[] }
+  | { readonly script: string };
+
+const LOOPER = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 1; done";
 
 const WORKLOADS: Readonly<Record<string, Workload>> = {
+  looper: { script: LOOPER },
   counter: { program: "counter", args: [] },
   tasks: { program: "many_tasks", args: ["200"] },
   threads: { program: "threads", args: ["500"] },
@@ -39,6 +50,8 @@ interface Times {
 }
 
 const OURS = fileURLToPath(new URL("../bin/criu", import.meta.url));
+/** Longest that a program may take to get ready, and to answer. */
+const PATIENCE_MS = 60_000;
 /** Magic words and length before the message in stats-dump. */
 const STATS_HEAD = 12;
 
@@ -66,31 +79,86 @@ async function benchRow(row: string, workload: Workload, runs: number): Promise<
       if (run > 0) times.get(name)?.push(cycle); // the first warms caches up
     }
   }
-  for (const [name, list] of times) {
-    const show = (key: keyof Times): string => median(list.map((one) => one[key])).toFixed(1);
+  const medians = new Map(
+    [...times].map(([name, list]) => [
+      name,
+      (key: keyof Times) => median(list.map((one) => one[key])),
+    ]),
+  );
+  for (const [name, of] of medians) {
+    const show = (key: keyof Times): string => `${key} ${of(key).toFixed(1).padStart(8)}`;
     console.log(
-      `${row.padEnd(12)} ${name.padEnd(8)} frozen ${show("frozen").padStart(8)}  dump ${show("dump").padStart(8)}  restore ${show("restore").padStart(8)}  ms, median of ${list.length}`,
+      `${row.padEnd(12)} ${name.padEnd(8)} ${show("frozen")}  ${show("dump")}  ${show("restore")}  ms, median of ${runs}`,
     );
   }
+  const [ours, theirs] = [medians.get("reprise"), medians.get("criu")];
+  if (ours === undefined || theirs === undefined) return;
+  const ratio = (key: keyof Times): string => `${key} ${(ours(key) / theirs(key)).toFixed(2)}`;
+  console.log(
+    `${" ".repeat(12)} ratio    ${ratio("frozen")}, ${ratio("dump")}, ${ratio("restore")}`,
+  );
 }
 
 async function benchCycle(workload: Workload, criu: string): Promise<Times> {
   const dir = mkdtempSync(join(tmpdir(), "reprise-bench-"));
   const images = join(dir, "images");
   mkdirSync(images);
-  const program = await startProgram(workload.program, workload.args, { dir });
+  const subject = await startSubject(workload, dir);
   try {
-    await program.waitReady(60_000);
-    const numbers = numbersOf(program.pid);
-    const dump = timed(criu, ["dump", "-t", `${program.pid}`, "-D", images, "-o", "dump.log"]);
+    const numbers = numbersOf(subject.pid);
+    const dump = timed(criu, ["dump", "-t", `${subject.pid}`, "-D", images, "-o", "dump.log"]);
     await freed(numbers);
     const restore = timed(criu, ["restore", "-d", "-D", images, "-o", "restore.log"]);
-    await attachProgram(program.name, program.pid, dir).ask(60_000);
+    await subject.check();
     return { frozen: frozenTime(images), dump, restore };
   } finally {
-    await killProgram(program);
+    await subject.end();
     rmSync(dir, { recursive: true });
   }
+}
+
+/** What is saved and brought back. */
+interface Subject {
+  readonly pid: number;
+  /** Throws when it does not work any more. */
+  check(): Promise<void>;
+  end(): Promise<void>;
+}
+
+async function startSubject(workload: Workload, dir: string): Promise<Subject> {
+  if ("script" in workload) return startScript(workload.script, dir);
+  const program = await startProgram(workload.program, workload.args, { dir });
+  await program.waitReady(PATIENCE_MS);
+  return {
+    pid: program.pid,
+    check: async () => void (await attachProgram(program.name, program.pid, dir).ask(PATIENCE_MS)),
+    end: () => killProgram(program),
+  };
+}
+
+async function startScript(script: string, dir: string): Promise<Subject> {
+  const file = join(dir, "out");
+  const out = openSync(file, "a");
+  const child = spawn("sh", ["-c", script], {
+    detached: true,
+    stdio: ["ignore", out, out],
+    cwd: dir,
+  });
+  child.unref();
+  closeSync(out);
+  const pid = child.pid ?? 0;
+  const moreThan = async (size: number): Promise<void> => {
+    for (const end = Date.now() + PATIENCE_MS; statSync(file).size <= size;) {
+      if (Date.now() > end) throw new Error(`${file} does not grow`);
+      await sleep(20);
+    }
+  };
+  await moreThan(0);
+  return {
+    pid,
+    check: () => moreThan(statSync(file).size),
+    end: () => killProgram(attachProgram("looper", pid, dir)),
+  };
 }
 
 function timed(command: string, args: readonly string[]): number {
