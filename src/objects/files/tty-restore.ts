@@ -42,6 +42,7 @@ import {
 } from "./controlling-terminal.ts";
 import type { FilesRestore } from "./file-kind.ts";
 import { restoreOwner } from "./owner.ts";
+import { pathArgument } from "./path.ts";
 import { quietTermios, readNumber, termiosBytes, winsizeBytes } from "./tty-state.ts";
 
 /** Adds the calls that make a terminal's open file. */
@@ -112,6 +113,8 @@ function masterOf(info: TtyInfoEntry, { set }: FilesRestore): FileEntry | undefi
 
 function openEnd(program: Program, { file, info }: Terminal, restore: FilesRestore): Argument {
   if (isMaster(info)) return openMaster(program, { file, info }, restore);
+  if (info.type === TtyType.CONSOLE || info.type === TtyType.VT || info.type === TtyType.SERIAL)
+    return openHardware(program, { file, info }, restore);
   const master = masterOf(info, restore);
   if (master !== undefined) return openSlave(program, restore.open(master.id), file);
   if (info.termios === undefined && info.pty !== undefined)
@@ -133,17 +136,44 @@ function openSlave(program: Program, master: Argument, file: TtyFileEntry): Ref 
   });
 }
 
-/** A slave whose master was closed before the dump: the master goes at once. */
+/** A slave whose master was closed before the dump. */
 function openHungUp(
   program: Program,
   index: number,
   file: TtyFileEntry,
   restore: FilesRestore,
 ): Argument {
-  const master = claimIndex(program, index, { flags: O_RDWR, restore });
-  const slave = openSlave(program, master, file);
-  program.call("close", [master]);
-  return slave;
+  const known = hungUp.get(restore) ?? new Map<number, number>();
+  hungUp.set(restore, known);
+  let master = known.get(index);
+  if (master === undefined) {
+    const made = claimIndex(program, index, { flags: O_RDWR, restore });
+    const kept = restore.reserve();
+    program.call("dup3", [made, kept, O_CLOEXEC]);
+    program.call("close", [made]);
+    restore.later((end) => void end.call("close", [kept]));
+    known.set(index, kept);
+    master = kept;
+  }
+  return openSlave(program, master, file);
+}
+
+/** Masters of terminals that are to be hung up, by index: they live until all slaves are open. */
+const hungUp = new WeakMap<FilesRestore, Map<number, number>>();
+
+/** A console or a serial line, by the path of its device. */
+function openHardware(program: Program, { file, info }: Terminal, restore: FilesRestore): Argument {
+  const path = restore.set.regularFiles.get(file.regf_id ?? 0)?.name;
+  assert(path !== undefined, `terminal file ${file.id} has no path`);
+  const label = { label: `open terminal ${path}`, hint: "Its device must be there." };
+  const flags = openFlags(file.flags);
+  const fd = program.call("openat", [AT_FDCWD, pathArgument(program, path), flags, 0], label);
+  if (info.termios !== undefined) {
+    const termios = program.data(termiosBytes(info.termios));
+    program.call("ioctl", [fd, TCSETS, termios], label);
+  }
+  if (info.exclusive) program.call("ioctl", [fd, TIOCEXCL, NO_VALUE], label);
+  return fd;
 }
 
 /** Takes a terminal whose index is the wanted one; the kernel gives the lowest that is free. */

@@ -321,17 +321,21 @@ describe("a terminal from outside", () => {
 });
 
 describe("a console", () => {
-  it("is refused by name", () => {
+  it("is one of its kind in an image", () => {
     const fd = keep(syscall("openat", -100, Buffer.from("/dev/null\0"), 0, 0));
     const file = openFileOf(process.pid, fd);
     using dump = new DumpFixture();
-    const console = {
+    const consoleOf = (rdevMinor: number) => ({
       ...file,
-      target: "/dev/tty3",
-      stat: { ...file.stat, rdevMajor: 4, rdevMinor: 3 },
-    };
-    expect(ttyKind.recognise(console, dump)).toBe(true);
-    expect(() => ttyKind.write(console, 1, dump)).toThrow("(/dev/tty3): it is a virtual console");
+      target: `/dev/tty${rdevMinor}`,
+      stat: { ...file.stat, rdevMajor: 4, rdevMinor },
+    });
+    expect(ttyKind.recognise(consoleOf(3), dump)).toBe(true);
+    expect(ttyKind.write(consoleOf(3), 1, dump).tty?.tty_info_id).toBe(2008);
+    expect(ttyKind.write(consoleOf(3), 2, dump).tty?.tty_info_id).toBe(2008);
+    expect(() => ttyKind.write(consoleOf(4), 3, dump)).toThrow(
+      "(/dev/tty4): it is a second virtual console",
+    );
   });
 });
 

@@ -1,5 +1,6 @@
 // Terminals: pseudo terminals whose two ends are in the tree, and the slave whose master (a terminal window, sshd) is
-// outside, which needs --shell-job. See pty(7), tty_ioctl(4), format.md 11. A terminal has one entry in tty-info for each
+// outside, which needs --shell-job. Consoles and serial lines are opened again and get their
+// settings. See pty(7), tty_ioctl(4), format.md 11. A terminal has one entry in tty-info for each
 // end, named by its index; each open file of it has one in files.img, with a regular file entry for its path.
 
 import { RepriseError } from "../../errors.ts";
@@ -74,6 +75,14 @@ export function deviceKind(major: number, minor: number): TtyDevice | undefined 
 const CURRENT_TTY_INDEX = 1006;
 /** Indexes of terminals that --external names begin above this one. */
 const EXTERNAL_INDEX = 1012;
+/** What is no pseudo terminal. */
+const TYPES: Partial<Record<Seen["device"], number>> = {
+  current: TtyType.CTTY,
+  external: TtyType.EXT_TTY,
+  console: TtyType.CONSOLE,
+  "virtual console": TtyType.VT,
+  "serial line": TtyType.SERIAL,
+};
 /** Indexes up to here are pseudo terminals; the next ones have other meanings. */
 const MAX_PTY_INDEX = 1000;
 /** Minor bits of a device number as stat(2) and TIOCGDEV give it: the low 8, the rest above 12 bits of major. */
@@ -85,7 +94,7 @@ interface Seen {
   /** The engine's copy. */
   readonly fd: number;
   readonly index: number;
-  readonly device: "master" | "slave" | "current" | "external";
+  readonly device: TtyDevice | "external";
   readonly info: TtyInfoEntry;
 }
 
@@ -95,14 +104,15 @@ function writeTerminal(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const device = isExternal(file, dump)
     ? "external"
     : deviceKind(file.stat.rdevMajor, file.stat.rdevMinor);
-  if (device !== "external" && device !== "master" && device !== "slave" && device !== "current")
-    throw hardware(file, device);
+  if (device === undefined) throw refused(file, "it is no terminal", "Close it.");
   const fd = dump.borrow(file);
-  const index = indexOf(file, fd, device, seenIn(dump));
+  const hardware = hardwareIndex(device);
+  const index = hardware ?? indexOf(file, fd, device, seenIn(dump));
   const infoId =
     device === "current" ? CURRENT_TTY_INDEX * 2 : index * 2 + (device === "master" ? 1 : 0);
   const seen = seenIn(dump);
   const known = seen.get(infoId);
+  if (hardware !== undefined && known !== undefined) refuseSecond(file, known);
   const info = known?.info ?? infoEntry({ file, fd, index, device }, infoId, dump);
   // Only a task of the session can tell the session of a slave.
   const session = info.sid === 0 ? sessionOf(file, fd, dump) : info;
@@ -166,6 +176,7 @@ function checkPairs(
     ({ device, index, info }) =>
       device !== "master" &&
       device !== "external" &&
+      hardwareIndex(device) === undefined &&
       info.termios !== undefined &&
       !masters.has(index),
   );
@@ -259,15 +270,14 @@ function infoEntry(end: Omit<Seen, "info">, id: number, dump: FilesDump): TtyInf
     log.debug(`fd ${file.fd} of pid ${file.task.pid}: terminal ${index} is hung up`);
   return {
     id,
-    type:
-      device === "external" ? TtyType.EXT_TTY : device === "current" ? TtyType.CTTY : TtyType.PTY,
+    type: TYPES[device] ?? TtyType.PTY,
     locked: device === "master" && readNumber(fd, TIOCGPTLCK) !== 0,
     exclusive: readNumber(fd, TIOCGEXCL) !== 0,
     packet_mode: device === "master" && readNumber(fd, TIOCGPKT) !== 0,
     ...sessionOf(file, fd, dump),
     rdev: encodeDevice(stat.rdevMajor, stat.rdevMinor),
     ...settings,
-    ...(device === "current" || device === "external" ? {} : { pty: { index } }),
+    ...(TYPES[device] === undefined ? { pty: { index } } : {}),
     dev: encodeDevice(stat.devMajor, stat.devMinor),
     uid: stat.uid,
     gid: stat.gid,
@@ -296,11 +306,18 @@ function sessionOf(
   }
 }
 
-function hardware(file: OpenFile, device: TtyDevice | undefined): RepriseError {
-  return refused(
+/** All consoles have one index in the images, all virtual ones another, all serial lines a third. */
+function hardwareIndex(device: Seen["device"]): number | undefined {
+  const indexes = { console: 1002, "virtual console": 1004, "serial line": 1010 };
+  return Object.entries(indexes).find(([name]) => name === device)?.[1];
+}
+
+function refuseSecond(file: OpenFile, { file: { stat }, device }: Seen): void {
+  if (stat.rdevMajor === file.stat.rdevMajor && stat.rdevMinor === file.stat.rdevMinor) return;
+  throw refused(
     file,
-    `it is a ${device ?? "terminal"}, which belongs to the machine`,
-    "Start the program in a pseudo terminal (ssh, tmux, a terminal window) or without one.",
+    `it is a second ${device}, of which an image can hold one`,
+    "Have the program close one of them for the time of the dump.",
   );
 }
 
