@@ -14,6 +14,7 @@ import {
 import { restoreMm } from "../objects/memory/mm.ts";
 import { restoreAioRing } from "../objects/memory/aio.ts";
 import { readPages, readsDirectly } from "../objects/memory/pages.ts";
+import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
@@ -34,12 +35,14 @@ import { firstPoolFd, job, type Growth } from "./growth.ts";
 import { openImage } from "./image-files.ts";
 import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
+import { attachedSegments } from "./segments.ts";
 import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
 
 /** Gives every task its memory, files and threads. */
 export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   const settled = new Set<number>();
-  const around = { files, settled, growth, imagesDir: plan.set.reader.dir };
+  const segments = attachedSegments(plan, growth);
+  const around = { files, settled, growth, segments, imagesDir: plan.set.reader.dir };
   runNoted(
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
@@ -156,6 +159,7 @@ interface TaskSurroundings {
   readonly files: OpenedFiles;
   /** Ids of files that some task has settled. */
   readonly settled: Set<number>;
+  readonly segments: Segments | undefined;
   readonly growth: Growth;
   readonly imagesDir: string;
 }
@@ -196,10 +200,14 @@ const THREAD_FLAGS =
 function addMemory(
   program: Program,
   task: TaskPlan,
-  { files, growth, imagesDir }: TaskSurroundings,
+  { files, growth, imagesDir, segments }: TaskSurroundings,
 ): void {
   const mapped = task.mm.vmas.filter(isMapped);
-  for (const vma of mapped) mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
+  if (segments !== undefined) attachSegments(program, mapped, segments);
+  for (const vma of mapped) {
+    if (isSegment(vma)) continue;
+    mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
+  }
   for (const { name, places } of task.pages) {
     const file = openImage(program, growth.images, name);
     const length = places.reduce((sum, place) => sum + place.length, 0);

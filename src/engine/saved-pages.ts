@@ -6,7 +6,7 @@ import type { ImageSetReader } from "../images/image-set.ts";
 import type { PagePlace, PlacedPages } from "../images/page-places.ts";
 import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { isMapped, VMA_GUARD } from "../objects/memory/vma.ts";
-import { readAt } from "./read-image.ts";
+import { readAt } from "../images/read-at.ts";
 
 /** What a task reads back: all but the pages of areas that the kernel makes. A run of pages may reach over several areas. */
 export function withoutKernelAreas(

@@ -25,6 +25,7 @@ import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
 import type { InsideView } from "./look-inside.ts";
+import { writeAttachedSegments } from "./segments.ts";
 import type { DumpStats } from "./progress.ts";
 import type { WrittenAhead } from "./write-ahead.ts";
 
@@ -97,11 +98,8 @@ export async function writeTree(
 }
 
 /** What is in the tree's namespaces of its own; and where it shares the engine's clocks, what they say. */
-function writeNamespaces(
-  tree: FrozenTree,
-  { namespaces, namespaceOptions: options }: CollectedTree,
-  images: ImageSetWriter,
-): void {
+function writeNamespaces(tree: FrozenTree, collected: CollectedTree, images: ImageSetWriter): void {
+  const { namespaces, namespaceOptions: options } = collected;
   const rootPid = (tree.tasks[0] as FrozenTask).pid;
   for (const namespace of namespaces.all) {
     if (namespace.externalKey === undefined) {
@@ -109,6 +107,7 @@ function writeNamespaces(
       room?.write(namespace, { images, options, namespaces, rootPid });
     } else writeExternal(namespace, images);
   }
+  writeAttachedSegments(collected, images);
   if (namespaces.ofRoot("time") === undefined) writeOwnClocks(images);
 }
 

@@ -33,6 +33,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "personality_oom" },
     { name: "shared_memory" },
     { name: "stack_grows" },
+    { name: "sysv_ipc" },
+    { name: "sysv_shm", alone: "a segment that other programs can attach" },
     { name: "vdso_clock" },
   ],
   threads: [

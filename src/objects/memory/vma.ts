@@ -130,6 +130,7 @@ function vmaEntry(task: Pick<FrozenTask, "pid">, area: SmapsVma, fileIds: Mapped
     default:
       if (area.path.startsWith("/[aio]"))
         return { ...base, flags: mm.MAP_SHARED, status: VMA_AIORING, fdflags: O_RDWR };
+      if (isSysvSegment(area)) return { ...base, ...segmentPart(area) };
       return area.inode === 0n || isPrivateDevZero(area) || isPrivateHuge(area)
         ? { ...base, flags: anonymous, status: VMA_REGULAR | VMA_ANON_PRIVATE }
         : { ...base, ...mappedFile(area, fileIds) };
@@ -162,6 +163,24 @@ export function isSocketRing({ path }: SmapsVma): boolean {
   return path.startsWith("socket:");
 }
 
+/** System V shared memory: the inode number is the segment's id (objects/ipc/shm.ts). */
+function isSysvSegment(area: SmapsVma): boolean {
+  return area.devMajor === 0 && /^\/SYSV[0-9a-f]{8} \(deleted\)$/.test(area.path);
+}
+
+function segmentPart(
+  area: SmapsVma,
+): Pick<VmaEntry, "pgoff" | "shmid" | "flags" | "status" | "fdflags"> {
+  return {
+    pgoff: area.offset,
+    shmid: Number(area.inode),
+    flags: mm.MAP_SHARED | mm.MAP_ANONYMOUS | flagBits(area),
+    status: VMA_REGULAR | VMA_ANON_SHARED | VMA_SYSVIPC,
+    // A segment that was attached read-only can never be made writable.
+    fdflags: area.vmFlags.includes("mw") ? O_RDWR : O_RDONLY,
+  };
+}
+
 /** A private mapping of /dev/zero is anonymous memory with a name. */
 function isPrivateDevZero(area: SmapsVma): boolean {
   return !area.shared && area.path === "/dev/zero";
@@ -176,11 +195,6 @@ const SPECIAL_AREAS: readonly {
     prefix: "[uprobes]",
     what: "a uprobes area",
     hint: "Remove the uprobes (perf, bpftrace) on this program first.",
-  },
-  {
-    prefix: "/SYSV",
-    what: "System V shared memory",
-    hint: "System V shared memory cannot be saved yet.",
   },
   {
     prefix: "anon_inode:",

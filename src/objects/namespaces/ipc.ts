@@ -1,25 +1,32 @@
 // IPC namespaces: the limits, which are sysctls of the namespace (see ipc_namespaces(7), proc_sys_kernel(5), mq_overview(7)).
-// ipcns-var-ID.img. System V objects and message queues are rooms of their own.
+// ipcns-var-ID.img. System V objects are rooms of their own (objects/ipc).
 
 import { readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import type { IpcVarEntry } from "../../images/schema/messages.generated.ts";
+import type { IpcVarEntry, UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { errnoOf } from "../../proc/procfs.ts";
 import { AT_FDCWD, O_WRONLY } from "../../sys/abi/fcntl.ts";
 import { Program } from "../../tracee/program.ts";
+import { restoreMessageQueues, writeMessageQueues } from "../ipc/msg.ts";
+import { restoreSemaphores, writeSemaphores } from "../ipc/sem.ts";
+import { restoreSegments, writeSegments } from "../ipc/shm.ts";
+import { SAME_IDS, type IdMap } from "../ipc/sysv.ts";
 import { inNamespace } from "./enter.ts";
 import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
+import { collectMaps, idInside, idOutside, savedMaps } from "./user.ts";
 
 export const ipcRoom: NamespaceRoom = {
   kind: "ipc",
 
   write({ id, pid }, { images }) {
-    const entry = inNamespace("ipc", { pid }, () => {
-      refuseObjects(pid);
-      return collectLimits();
+    const ids = idsInside(collectMaps(pid));
+    inNamespace("ipc", { pid }, () => {
+      images.write("ipcns-var", id, [collectLimits()]);
+      writeSegments(images, { id, ids });
+      writeSemaphores(images, { id, ids });
+      writeMessageQueues(images, { id, ids });
     });
-    images.write("ipcns-var", id, [entry]);
   },
 
   restore([namespace], restore) {
@@ -31,6 +38,7 @@ export const ipcRoom: NamespaceRoom = {
       );
     }
     restoreLimits(entry, restore);
+    restoreObjects(namespace?.id ?? 0, restore);
   },
 };
 
@@ -142,16 +150,31 @@ function readSysctl(path: string): string | undefined {
   }
 }
 
-/** /proc/sysvipc shows the objects of the reader's namespace, one a line under a heading. */
-function refuseObjects(pid: number): void {
-  for (const kind of ["shm", "sem", "msg"]) {
-    const lines = readFileSync(`/proc/sysvipc/${kind}`, "utf8").trim().split("\n").length - 1;
-    if (lines > 0) {
-      throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot dump pid ${pid}: its IPC namespace has ${lines} System V objects (${kind}), which cannot be saved yet`,
-        { pid, hint: "ipcs shows them, ipcrm removes them." },
-      );
-    }
-  }
+/** The engine makes them: it may choose their ids. */
+function restoreObjects(id: number, restore: NamespacesRestore): void {
+  const user = restore.plan.ofRoot("user");
+  const ids = user === undefined ? SAME_IDS : idsOutside(savedMaps(restore.set, user.id));
+  const where = { pid: restore.rootPid };
+  const segments = inNamespace("ipc", where, () => {
+    restoreSemaphores(restore.set.reader, { id, ids });
+    restoreMessageQueues(restore.set.reader, { id, ids });
+    return restoreSegments(restore.set, { id, ids, isShared: false });
+  });
+  restore.atEnd({ release: () => inNamespace("ipc", where, () => segments.removeDead()) });
+}
+
+const NOBODY = 65534;
+
+function idsInside(maps: UsernsEntry): IdMap {
+  return {
+    uid: (id) => idInside(maps.uid_map, id) ?? NOBODY,
+    gid: (id) => idInside(maps.gid_map, id) ?? NOBODY,
+  };
+}
+
+function idsOutside(maps: UsernsEntry): IdMap {
+  return {
+    uid: (id) => idOutside(maps.uid_map, id) ?? NOBODY,
+    gid: (id) => idOutside(maps.gid_map, id) ?? NOBODY,
+  };
 }

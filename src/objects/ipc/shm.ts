@@ -1,0 +1,292 @@
+// System V shared memory: segments that are attached by id (shmop(2)). A segment is a file of the kernel's own tmpfs or hugetlbfs,
+// whose inode number is the segment's id; its content is stored as that of other shared memory, under this number.
+//
+// A tree in an IPC namespace of its own comes with all segments of it. Of the namespace that it shares with the engine it comes
+// with those that it has attached; one that is still there at restore is attached again, as a file would be opened again.
+
+import { closeSync, openSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
+import type { ImageSetWriter } from "../../images/image-set.ts";
+import { placePages } from "../../images/page-places.ts";
+import type { IpcShmEntry, VmaEntry } from "../../images/schema/messages.generated.ts";
+import { readMaps } from "../../proc/maps.ts";
+import * as ipc from "../../sys/abi/ipc.ts";
+import { O_ACCMODE, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
+import { readU64 } from "../../sys/memory.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import type { Program } from "../../tracee/program.ts";
+import { writeSharedMemory } from "../files/shared-content.ts";
+import { HUGE_SHIFT, hugeSizeBits } from "../memory/hugetlb.ts";
+import { VMA_SYSVIPC } from "../memory/vma.ts";
+import {
+  control,
+  describe,
+  failed,
+  makeWithId,
+  objectIds,
+  setOwner,
+  status,
+  type IdMap,
+} from "./sysv.ts";
+
+/** Saves segments of the engine's own IPC namespace of the moment: all, or those that are named. */
+export function writeSegments(
+  images: ImageSetWriter,
+  namespace: { readonly id: number; readonly ids: IdMap; readonly only?: ReadonlySet<number> },
+): void {
+  const image = images.open("ipcns-shm", namespace.id);
+  for (const id of namespace.only ?? objectIds("shm")) {
+    const bytes = status("shm", id);
+    if (bytes === undefined) continue;
+    const size = readU64(bytes, ipc.SHM_SEGSZ);
+    const content = attachHere(id, size, ipc.SHM_RDONLY, (place) => {
+      const fd = openSync(`/proc/self/map_files/${place.name}`, O_RDONLY);
+      try {
+        writeSharedMemory(fd, { shmid: id, size }, { images });
+      } finally {
+        closeSync(fd);
+      }
+      return place;
+    });
+    image.add({
+      desc: describe(id, bytes, namespace.ids),
+      size,
+      in_pagemaps: true,
+      ...(content.huge === undefined ? {} : { hugetlb_flag: ipc.SHM_HUGETLB + content.huge }),
+    });
+  }
+  image.close();
+}
+
+/** Segments that exist for a restored tree. */
+export interface Segments {
+  /** The id that a saved segment has now. */
+  idOf(shmid: number): number;
+  /** Bytes that it takes when it is attached. */
+  sizeOf(shmid: number): number;
+  /** Removes what was removed at the dump already and lived only as long as it was attached. To be called when it is attached. */
+  removeDead(): void;
+  /** Removes what was made. */
+  giveUp(): void;
+}
+
+/**
+ * Makes the saved segments of a namespace in the engine's own one of the moment.
+ *
+ * @param options.isShared the namespace was there before: segments may exist, and are left as they are
+ */
+export function restoreSegments(
+  set: LoadedSet,
+  options: { readonly id: number; readonly ids: IdMap; readonly isShared: boolean },
+): Segments {
+  const entries = set.reader.has("ipcns-shm", options.id)
+    ? set.reader.read("ipcns-shm", options.id)
+    : [];
+  const made: number[] = [];
+  const dead: number[] = [];
+  const places = new Map<number, { id: number; size: number }>();
+  const giveUp = (): void => made.forEach(remove);
+  try {
+    for (const entry of entries) {
+      const { id } = entry.desc;
+      const isDead = (entry.desc.mode & ipc.SHM_DEST) !== 0;
+      const there = options.isShared ? existing(entry) : undefined;
+      // Somebody else has it attached: it is another one that nobody can ask for by its key.
+      const isPrivate = there !== undefined && isDead;
+      const now =
+        there !== undefined && !isPrivate ? id : make(set, entry, { ...options, isPrivate });
+      if (there === undefined || isPrivate) made.push(now);
+      if (isDead) dead.push(now);
+      places.set(id, { id: now, size: attachedSize(entry) });
+    }
+  } catch (error) {
+    giveUp();
+    throw error;
+  }
+  const place = (shmid: number): { id: number; size: number } => {
+    const found = places.get(shmid);
+    if (found !== undefined) return found;
+    throw new RepriseError(
+      "BAD_IMAGE",
+      `cannot restore: shared memory segment ${shmid} is not in the images`,
+    );
+  };
+  return {
+    idOf: (shmid) => place(shmid).id,
+    sizeOf: (shmid) => place(shmid).size,
+    removeDead: () => dead.forEach(remove),
+    giveUp,
+  };
+}
+
+/** The segments of a namespace whose room has made them: they have their old ids. */
+export function savedSegments(set: LoadedSet, namespaceId: number): Segments {
+  const entries = set.reader.read("ipcns-shm", namespaceId);
+  return {
+    idOf: (shmid) => shmid,
+    sizeOf: (shmid) => {
+      const entry = entries.find(({ desc }) => desc.id === shmid);
+      return entry === undefined ? 0 : attachedSize(entry);
+    },
+    removeDead: () => undefined,
+    giveUp: () => undefined,
+  };
+}
+
+function remove(id: number): void {
+  control("shm", { id, command: ipc.IPC_RMID, argument: 0 });
+}
+
+/** The segment as it is now, when it is the saved one: same id, key and size. */
+function existing({ desc, size }: IpcShmEntry): Buffer | undefined {
+  const bytes = status("shm", desc.id);
+  if (bytes === undefined) return undefined;
+  const isSame = bytes.readUInt32LE(ipc.PERM_KEY) === desc.key;
+  return isSame && readU64(bytes, ipc.SHM_SEGSZ) === size ? bytes : undefined;
+}
+
+function make(
+  set: LoadedSet,
+  entry: IpcShmEntry,
+  { ids, isPrivate }: { readonly ids: IdMap; readonly isPrivate: boolean },
+): number {
+  const { desc, size, hugetlb_flag = 0 } = entry;
+  const what = `shared memory segment ${desc.id} (${size} bytes)`;
+  let { id } = desc;
+  if (isPrivate) {
+    id = trySyscall(
+      "shmget",
+      ipc.IPC_PRIVATE,
+      size,
+      ipc.IPC_CREAT | hugetlb_flag | (desc.mode & 0o777),
+    );
+    if (id < 0) throw failed(`make ${what}`, "shmget", -id);
+    setOwner("shm", { id, desc, what, ids });
+  } else {
+    const key = (desc.mode & ipc.SHM_DEST) === 0 ? desc.key : ipc.IPC_PRIVATE;
+    makeWithId("shm", { desc, what, ids }, (flags) =>
+      trySyscall("shmget", key, size, flags | hugetlb_flag),
+    );
+  }
+  fill(set, { saved: desc.id, id, size });
+  return id;
+}
+
+function fill(
+  set: LoadedSet,
+  { saved, id, size }: { readonly saved: number; readonly id: number; readonly size: number },
+): void {
+  const pagemap = loadSharedPagemap(set.reader, saved);
+  if (pagemap === undefined) throw set.reader.missing("pagemap-shmem", saved);
+  attachHere(id, size, 0, ({ address }) => {
+    for (const { name, places } of placePages(set.reader, {
+      kind: "pagemap-shmem",
+      id: saved,
+      pagemap,
+    })) {
+      const fd = openSync(`${set.reader.dir}/${name}`, "r");
+      try {
+        for (const place of places) readInto(fd, address, place);
+      } finally {
+        closeSync(fd);
+      }
+    }
+  });
+}
+
+function readInto(
+  fd: number,
+  base: number,
+  place: { readonly address: number; readonly length: number; readonly offset: number },
+): void {
+  for (let done = 0; done < place.length;) {
+    const got = syscall(
+      "pread64",
+      fd,
+      base + place.address + done,
+      place.length - done,
+      place.offset + done,
+    );
+    if (got === 0)
+      throw new RepriseError("BAD_IMAGE", "cannot restore shared memory: its pages are cut off");
+    done += got;
+  }
+}
+
+/** A segment in the engine's own memory. */
+interface Attached {
+  readonly address: number;
+  /** Its name in map_files. */
+  readonly name: string;
+  /** Size bits, for huge pages. */
+  readonly huge: number | undefined;
+}
+
+function attachHere<T>(id: number, size: number, flags: number, use: (place: Attached) => T): T {
+  const address = trySyscall("shmat", id, 0, flags);
+  if (address < 0)
+    throw failed(`attach shared memory segment ${id} (${size} bytes)`, "shmat", -address);
+  try {
+    const area = readMaps(process.pid).find(({ start }) => start === address);
+    if (area === undefined) throw failed(`find shared memory segment ${id}`, "shmat", 0);
+    const name = `${area.start.toString(16)}-${area.end.toString(16)}`;
+    return use({ address, name, huge: hugeSizeBits(area) });
+  } finally {
+    trySyscall("shmdt", address);
+  }
+}
+
+function attachedSize({ size, hugetlb_flag }: IpcShmEntry): number {
+  const page =
+    hugetlb_flag === undefined
+      ? PAGE_SIZE
+      : 2 ** (Math.floor(hugetlb_flag / 2 ** HUGE_SHIFT) & 0x3f);
+  return Math.ceil(size / page) * page;
+}
+
+/** Whether an area is of a segment. */
+export function isSegment({ status: bits }: VmaEntry): boolean {
+  return (bits & VMA_SYSVIPC) !== 0;
+}
+
+/**
+ * Adds the calls that attach a task's segments. One attachment may be several areas (mprotect) and have holes (munmap): it is made
+ * whole, and what is not in the images goes again. To be made before the other areas, which may lie in the holes.
+ */
+export function attachSegments(
+  program: Program,
+  vmas: readonly VmaEntry[],
+  segments: Segments,
+): void {
+  const attachments = new Map<string, VmaEntry[]>();
+  for (const vma of vmas.filter(isSegment)) {
+    const key = `${vma.shmid}:${vma.start - vma.pgoff}`;
+    attachments.set(key, [...(attachments.get(key) ?? []), vma]);
+  }
+  for (const parts of attachments.values()) attach(program, parts, segments);
+}
+
+function attach(program: Program, parts: readonly VmaEntry[], segments: Segments): void {
+  const [first] = parts;
+  if (first === undefined) return;
+  const { shmid } = first;
+  const base = first.start - first.pgoff;
+  const label = `attach shared memory segment ${shmid}`;
+  const writes = parts.some(
+    ({ prot, fdflags }) => (prot & PROT_WRITE) !== 0 || ((fdflags ?? 0) & O_ACCMODE) !== 0,
+  );
+  const executes = parts.some(({ prot }) => (prot & PROT_EXEC) !== 0);
+  const flags = (writes ? 0 : ipc.SHM_RDONLY) | (executes ? ipc.SHM_EXEC : 0);
+  program.call("shmat", [segments.idOf(shmid), base, flags], { label, expect: base });
+  const given = PROT_READ | (writes ? PROT_WRITE : 0) | (executes ? PROT_EXEC : 0);
+  let at = base;
+  for (const { start, end, prot } of parts.toSorted((a, b) => a.start - b.start)) {
+    if (start > at) program.call("munmap", [at, start - at], { label });
+    if (prot !== given) program.call("mprotect", [start, end - start, prot], { label });
+    at = end;
+  }
+  const end = base + segments.sizeOf(shmid);
+  if (at < end) program.call("munmap", [at, end - at], { label });
+}
