@@ -46,8 +46,8 @@ export function attachedSegments(plan: RestorePlan, growth: Growth): Segments | 
   );
   // The engine may be in another namespace than the tree, and the tree gone when it has failed.
   growth.ends.push({
-    release: () => inNamespace("ipc", where, segments.removeDead),
-    failed: segments.giveUp,
+    release: () => inNamespace("ipc", where, () => segments.removeDead()),
+    failed: () => segments.giveUp(),
   });
   return segments;
 }

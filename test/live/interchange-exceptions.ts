@@ -103,6 +103,22 @@ export const interchangeExceptions: Exceptions = {
       says: /the orphan of a session has the parent 1/,
     },
   },
+  sysv_ipc: {
+    "restored by CRIU": {
+      why: "CRIU does not restore the size of a message queue",
+      says: /msg_qbytes is 16384, wanted 5000/,
+    },
+  },
+  sysv_shm: {
+    "restored by CRIU": {
+      why: "CRIU knows shared memory segments only in an IPC namespace of the tree's own",
+      says: /Can't find sysv shmem/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU knows shared memory segments only in an IPC namespace of the tree's own",
+      says: /doesn't live in IPC ns/,
+    },
+  },
   timerfds: {
     "dumped by CRIU": {
       why: "CRIU saves a timer that went off and was not read as disarmed",
