@@ -57,6 +57,16 @@ export const interchangeExceptions: Exceptions = {
     "restored by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
     "dumped by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
   },
+  mqueues: {
+    "restored by CRIU": {
+      why: "CRIU has no POSIX message queues: it opens them in /dev/mqueue, if that is there",
+      says: /dev\/mqueue/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU cannot save POSIX message queues",
+      says: /Can't lookup mount/,
+    },
+  },
   nanosleep_restart: {
     "dumped by CRIU": {
       why: "CRIU ends an interrupted nanosleep by EINTR",

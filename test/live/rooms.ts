@@ -78,6 +78,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
       alone: "it counts the names of a file, and the set keeps one for the next restore",
     },
     { name: "many_fds" },
+    { name: "mqueues", alone: "queues that both would use" },
     { name: "notify_marks", alone: "both write to the same file" },
     { name: "pipes" },
     { name: "regular_files", alone: "both append to the same files" },

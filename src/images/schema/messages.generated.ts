@@ -625,6 +625,7 @@ export interface FileEntry {
   readonly memfd?: MemfdFileEntry | undefined;
   readonly bpf?: BpfmapFileEntry | undefined;
   readonly pidfd?: PidfdEntry | undefined;
+  readonly reprise_mqueue?: RepriseMqueueEntry | undefined;
 }
 
 export interface FileLockEntry {
@@ -1133,6 +1134,25 @@ export interface RepriseMmEntry {
   readonly saved_auxv: readonly bigint[];
   readonly mdwe?: number | undefined;
   readonly def_flags_mlock?: number | undefined;
+}
+
+export interface RepriseMqueueEntry {
+  readonly id: number;
+  readonly flags: number;
+  readonly fown: FownEntry;
+  readonly name: string;
+  readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly maxmsg: number;
+  readonly msgsize: number;
+  readonly removed: boolean;
+  readonly messages: readonly RepriseMqueueMessage[];
+}
+
+export interface RepriseMqueueMessage {
+  readonly priority: number;
+  readonly data: Uint8Array;
 }
 
 export interface RepriseSocketOption {
@@ -2023,6 +2043,8 @@ export interface Messages {
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_mm_entry: RepriseMmEntry;
+  readonly reprise_mqueue_entry: RepriseMqueueEntry;
+  readonly reprise_mqueue_message: RepriseMqueueMessage;
   readonly reprise_socket_option: RepriseSocketOption;
   readonly reprise_sysctl: RepriseSysctl;
   readonly reprise_task_entry: RepriseTaskEntry;
@@ -2169,7 +2191,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   fh_entry: "1,bytes,u! 2,type,u! 3,handle,U* 4,path,t? 5,mnt_id,u?",
   fifo_entry: "1,id,u! 2,pipe_id,u! 3,regf_id,u?",
   file_entry:
-    "1,type,e!,fd_types 2,id,u! 3,reg,m?,reg_file_entry 4,isk,m?,inet_sk_entry 5,nsf,m?,ns_file_entry 6,psk,m?,packet_sock_entry 7,nlsk,m?,netlink_sk_entry 8,efd,m?,eventfd_file_entry 9,epfd,m?,eventpoll_file_entry 10,sgfd,m?,signalfd_entry 11,tunf,m?,tunfile_entry 12,tfd,m?,timerfd_entry 13,ify,m?,inotify_file_entry 14,ffy,m?,fanotify_file_entry 15,ext,m?,ext_file_entry 16,usk,m?,unix_sk_entry 17,fifo,m?,fifo_entry 18,pipe,m?,pipe_entry 19,tty,m?,tty_file_entry 20,memfd,m?,memfd_file_entry 21,bpf,m?,bpfmap_file_entry 22,pidfd,m?,pidfd_entry",
+    "1,type,e!,fd_types 2,id,u! 3,reg,m?,reg_file_entry 4,isk,m?,inet_sk_entry 5,nsf,m?,ns_file_entry 6,psk,m?,packet_sock_entry 7,nlsk,m?,netlink_sk_entry 8,efd,m?,eventfd_file_entry 9,epfd,m?,eventpoll_file_entry 10,sgfd,m?,signalfd_entry 11,tunf,m?,tunfile_entry 12,tfd,m?,timerfd_entry 13,ify,m?,inotify_file_entry 14,ffy,m?,fanotify_file_entry 15,ext,m?,ext_file_entry 16,usk,m?,unix_sk_entry 17,fifo,m?,fifo_entry 18,pipe,m?,pipe_entry 19,tty,m?,tty_file_entry 20,memfd,m?,memfd_file_entry 21,bpf,m?,bpfmap_file_entry 22,pidfd,m?,pidfd_entry 30001,reprise_mqueue,m?,reprise_mqueue_entry",
   file_lock_entry: "1,flag,u! 2,type,u! 3,pid,i! 4,fd,i! 5,start,I! 6,len,I!",
   file_perms_entry: "1,mode,u! 2,uid,u! 3,gid,u!",
   fown_entry: "1,uid,u! 2,euid,u! 3,signum,u! 4,pid_type,u! 5,pid,u!",
@@ -2242,6 +2264,9 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
+  reprise_mqueue_entry:
+    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message",
+  reprise_mqueue_message: "1,priority,u! 2,data,y!",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",
   reprise_task_entry:

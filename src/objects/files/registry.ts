@@ -11,6 +11,7 @@ import { fifoKind } from "./fifo.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { inotifyKind } from "./inotify.ts";
 import { memfdKind } from "./memfd.ts";
+import { mqueueKind } from "./mqueue.ts";
 import { needsOwner, settleOwner } from "./owner.ts";
 import { pidfdKind } from "./pidfd.ts";
 import { pipeKind } from "./pipe.ts";
@@ -29,6 +30,7 @@ const KINDS: readonly FileKind[] = [
   pipeKind,
   fifoKind,
   memfdKind,
+  mqueueKind,
   regularKind,
   eventfdKind,
   epollKind,

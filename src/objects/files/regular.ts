@@ -36,6 +36,7 @@ import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts
 import { pathForOpening } from "./ghost-restore.ts";
 import { nameForImages } from "./ghost.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
+import { openMessageQueue } from "./mqueue.ts";
 import { pathArgument } from "./path.ts";
 
 export const regularKind: FileKind = {
@@ -45,6 +46,7 @@ export const regularKind: FileKind = {
   write: (file, id, dump) => ({ type: FdTypes.REG, id, reg: regularEntry(file, id, dump) }),
   open: (program, entry, restore) => {
     assert(entry.reg !== undefined, `file ${entry.id} is no regular file`);
+    if (entry.reprise_mqueue !== undefined) return openMessageQueue(program, entry, restore);
     return openRegular(program, entry.reg, restore);
   },
   settle: settleRegular,

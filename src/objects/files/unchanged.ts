@@ -40,7 +40,8 @@ export function checkRegularFiles(
 ): void {
   const skipped = madeByRestore(set);
   const seen = new Set<string>();
-  for (const { reg, fifo } of files) {
+  for (const { reg, fifo, reprise_mqueue } of files) {
+    if (reprise_mqueue !== undefined) continue;
     const entry = reg ?? set.regularFiles.get(fifo?.regf_id ?? 0);
     if (entry === undefined || skipped.has(entry.id) || entry.ext === true) continue;
     if (APPEARS_LATER.test(entry.name)) continue;

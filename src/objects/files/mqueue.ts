@@ -1,0 +1,173 @@
+// POSIX message queues, see mq_overview(7) and ipc/mqueue.c: a queue is an inode of the IPC namespace's own file system, opened by name.
+// Nothing lets messages be looked at, so they are taken and sent again at once, in the same order, while nobody else runs. A queue
+// that is still there at restore is opened as it is, like a file; one that is gone is made again with its messages.
+//
+// CRIU has no such kind. The entry is that of a regular file in /dev/mqueue, which CRIU can open where the queue is still there, with
+// a message of ours.
+
+import { closeSync, openSync, readFileSync, statfsSync } from "node:fs";
+import { assert, RepriseError } from "../../errors.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type RepriseMqueueEntry,
+} from "../../images/schema/messages.generated.ts";
+import {
+  O_ACCMODE,
+  O_CLOEXEC,
+  O_CREAT,
+  O_EXCL,
+  O_NONBLOCK,
+  O_PATH,
+  O_RDWR,
+  O_WRONLY,
+  S_IFMT,
+  S_IFREG,
+} from "../../sys/abi/fcntl.ts";
+import { EAGAIN, errnoName } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { readU64, writeU64 } from "../../sys/memory.ts";
+import type { Argument, Program } from "../../tracee/program.ts";
+import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+import { readOwner, restoreOwner } from "./owner.ts";
+
+export const mqueueKind: FileKind = {
+  name: "POSIX message queue",
+  type: FdTypes.REG,
+  recognise: isQueue,
+  write: writeQueue,
+  open: openMessageQueue,
+};
+
+const MQUEUE_MAGIC = 0x19800202;
+/** Every queue says this size, whatever is in it (FILENT_SIZE). */
+const SIZE = 80n;
+const DELETED = " (deleted)";
+/** struct mq_attr: flags, most messages, size of a message, messages now; then reserved words. */
+const ATTR_SIZE = 64;
+const ATTR_MAXMSG = 8;
+const ATTR_MSGSIZE = 16;
+
+function isQueue({ stat, info, procPath }: OpenFile): boolean {
+  if ((stat.mode & S_IFMT) !== S_IFREG || stat.size !== SIZE || stat.devMajor !== 0) return false;
+  return (info.flags & O_PATH) === 0 && statfsSync(procPath).type === MQUEUE_MAGIC;
+}
+
+/** The content of queues that a dump has seen, by inode number. */
+const contents = new WeakMap<FilesDump, Map<bigint, RepriseMqueueEntry["messages"]>>();
+
+function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const { stat, target, info } = file;
+  const removed = target.endsWith(DELETED);
+  const name = (removed ? target.slice(0, -DELETED.length) : target).slice(1);
+  // A description of the engine's own: the task's may be for sending only.
+  const fd = openSync(file.procPath, O_RDWR | O_NONBLOCK);
+  try {
+    refuseNotification(file);
+    const attributes = Buffer.alloc(ATTR_SIZE);
+    syscall("mq_getsetattr", fd, 0, attributes);
+    let known = contents.get(dump);
+    if (known === undefined) contents.set(dump, (known = new Map()));
+    const size = readU64(attributes, ATTR_MSGSIZE);
+    const messages = known.get(stat.inode) ?? copyMessages(file, fd, size);
+    known.set(stat.inode, messages);
+    const reprise_mqueue = {
+      id,
+      flags: info.flags & ~O_CLOEXEC,
+      fown: readOwner(file, dump),
+      name,
+      mode: stat.mode & 0o7777,
+      uid: stat.uid,
+      gid: stat.gid,
+      maxmsg: readU64(attributes, ATTR_MAXMSG),
+      msgsize: size,
+      removed,
+      messages,
+    };
+    const { flags, fown } = reprise_mqueue;
+    const reg = { id, flags, pos: 0n, fown, name: `/dev/mqueue/${name}`, build_id: [] };
+    return { type: FdTypes.REG, id, reg, reprise_mqueue };
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The kernel does not tell all of a registration (mq_notify), and sending a message again might set it off. */
+function refuseNotification(file: OpenFile): void {
+  const registered = /NOTIFY_PID:([1-9]\d*)/.exec(readFileSync(file.procPath, "latin1"))?.[1];
+  if (registered === undefined) return;
+  throw refused(file, `pid ${registered} waits to be told of its next message (mq_notify)`);
+}
+
+function copyMessages(file: OpenFile, fd: number, size: number): RepriseMqueueEntry["messages"] {
+  const messages: { priority: number; data: Uint8Array }[] = [];
+  const buffer = Buffer.alloc(size);
+  const priority = Buffer.alloc(4);
+  try {
+    for (;;) {
+      const got = trySyscall("mq_timedreceive", fd, buffer, size, priority, 0);
+      if (got === -EAGAIN) break;
+      if (got < 0)
+        throw refused(file, `its messages cannot be read: mq_timedreceive: ${errnoName(-got)}`);
+      messages.push({
+        priority: priority.readUInt32LE(0),
+        data: Buffer.from(buffer.subarray(0, got)),
+      });
+    }
+  } finally {
+    for (const { priority: value, data } of messages)
+      syscall("mq_timedsend", fd, data, data.length, value, 0);
+  }
+  return messages;
+}
+
+/** Queues that the opening program has made, by name; a removed one has its own place. */
+const made = new WeakMap<FilesRestore, Set<string>>();
+
+/** Adds the calls that open a queue, and make it where it is gone. */
+export function openMessageQueue(
+  program: Program,
+  { id, reprise_mqueue: queue }: FileEntry,
+  restore: FilesRestore,
+): Argument {
+  assert(queue !== undefined, `file ${id} is no message queue`);
+  const label = `open message queue /${queue.name} (file ${id})`;
+  const name = program.string(queue.removed ? `${queue.name}.reprise` : queue.name);
+  let known = made.get(restore);
+  if (known === undefined) made.set(restore, (known = new Set()));
+  const key = `${queue.name}:${queue.removed}`;
+  if (!known.has(key)) {
+    known.add(key);
+    make(program, queue, { name, label });
+    if (queue.removed) restore.later((end) => end.call("mq_unlink", [name], { label }));
+  }
+  const flags = queue.flags & (O_ACCMODE | O_NONBLOCK);
+  const fd = program.call("mq_open", [name, flags, 0, 0], { label });
+  restoreOwner(program, queue.fown, fd);
+  return fd;
+}
+
+/** Where the queue is there, all of this fails and does no harm. */
+function make(
+  program: Program,
+  queue: RepriseMqueueEntry,
+  { name, label }: { readonly name: Argument; readonly label: string },
+): void {
+  const may = { label, mayFail: true };
+  const attributes = Buffer.alloc(ATTR_SIZE);
+  writeU64(attributes, ATTR_MAXMSG, queue.maxmsg);
+  writeU64(attributes, ATTR_MSGSIZE, queue.msgsize);
+  const flags = O_WRONLY | O_CREAT | O_EXCL | O_NONBLOCK | O_CLOEXEC;
+  const fd = program.call("mq_open", [name, flags, queue.mode, program.data(attributes)], may);
+  for (const { priority, data } of queue.messages)
+    program.call("mq_timedsend", [fd, program.data(data), data.length, priority, 0], may);
+  program.call("fchown", [fd, queue.uid, queue.gid], may);
+  program.call("fchmod", [fd, queue.mode], may);
+  program.call("close", [fd], may);
+}
+
+function refused({ task, fd, target }: OpenFile, why: string): RepriseError {
+  const message = `cannot dump fd ${fd} of pid ${task.pid} (message queue ${target}): ${why}`;
+  const hint = "Have the program close the queue, or end its wait, for the time of the dump.";
+  return new RepriseError("UNSUPPORTED", message, { pid: task.pid, fd, hint });
+}
