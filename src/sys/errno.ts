@@ -159,6 +159,7 @@ export const ERANGE = 34;
 export const ENOSYS = 38;
 export const ENODATA = 61;
 export const ENOPROTOOPT = 92;
+export const EBADFD = 77;
 export const EOPNOTSUPP = 95;
 export const EADDRINUSE = 98;
 export const ENOTCONN = 107;

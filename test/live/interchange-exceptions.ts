@@ -83,6 +83,12 @@ export const interchangeExceptions: Exceptions = {
       says: /marks are , were fanotify sdev/,
     },
   },
+  net_namespaces: {
+    "dumped by CRIU": {
+      why: "CRIU saves the routes of the main table alone",
+      says: /and before '10.79.0.0\/16 via 10.78.0.2 dev a0 table 77/,
+    },
+  },
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },
@@ -133,6 +139,12 @@ export const interchangeExceptions: Exceptions = {
     "dumped by CRIU": {
       why: "CRIU saves a timer that went off and was not read as disarmed",
       says: /timer 0: 0 ms are left/,
+    },
+  },
+  tun_files: {
+    "restored by CRIU": {
+      why: "CRIU sets the send buffer of a tun device before its files are attached, each of which has its own",
+      says: /send buffer of 2147483647/,
     },
   },
   unix_dgram: {

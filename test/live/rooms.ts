@@ -96,6 +96,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "netlink_sockets", alone: "its port" },
     { name: "netlink_sockets", args: ["high"], alone: "its port" },
     { name: "packet_sockets", alone: "its fanout group" },
+    { name: "tun_files" },
+    { name: "net_namespaces" },
   ],
   namespaces: [
     { name: "namespaces" },

@@ -20,6 +20,7 @@ import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
 import { ttyKind } from "./tty.ts";
 import { nsFileKind } from "../namespaces/ns-file.ts";
+import { tunFileKind } from "../network/tun-file.ts";
 import { netlinkKind } from "../sockets/netlink.ts";
 import { packetKind } from "../sockets/packet.ts";
 import { inetKind } from "../sockets/inet.ts";
@@ -43,6 +44,7 @@ const KINDS: readonly FileKind[] = [
   unixKind,
   netlinkKind,
   packetKind,
+  tunFileKind,
   inetKind,
   nsFileKind,
 ].map(withOwner);

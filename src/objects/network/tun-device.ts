@@ -18,6 +18,8 @@ export const TUN_PATH = "/dev/net/tun";
 export interface TunState {
   readonly headerSize: number;
   readonly sendBuffer: number;
+  /** IFF_NAPI, IFF_NAPI_FRAGS: told by files alone. */
+  readonly further: number;
 }
 
 /** States of the devices of one namespace that files of the tree are attached to. */
@@ -59,6 +61,7 @@ export function readTunState(fd: number, device: string, flags: number): TunStat
   return {
     headerSize: ask("TUNGETVNETHDRSZ", tun.TUNGETVNETHDRSZ),
     sendBuffer: ask("TUNGETSNDBUF", tun.TUNGETSNDBUF),
+    further: flags & (tun.IFF_NAPI | tun.IFF_NAPI_FRAGS),
   };
 }
 
@@ -76,7 +79,7 @@ export function tunLinkEntry(link: Link, states: TunStates): TunLinkEntry {
     flag(tun.IFLA_TUN_MULTI_QUEUE, tun.IFF_MULTI_QUEUE);
   const state = states.of(link.name) ?? detachedState(link.name, flags);
   return {
-    flags,
+    flags: flags | state.further,
     owner: owner === undefined ? -1 : states.innerUid(owner),
     group: group === undefined ? -1 : states.innerGid(group),
     vnethdr: state.headerSize,

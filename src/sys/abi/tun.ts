@@ -21,6 +21,8 @@ export const IFREQ_FLAGS = 16;
 
 export const IFF_TUN = 0x1;
 export const IFF_TAP = 0x2;
+export const IFF_NAPI = 0x10;
+export const IFF_NAPI_FRAGS = 0x20;
 export const IFF_MULTI_QUEUE = 0x100;
 export const IFF_DETACH_QUEUE = 0x400;
 export const IFF_PERSIST = 0x800;
