@@ -20,6 +20,7 @@ import { linkParent, ParentSet } from "./incremental.ts";
 import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
+import { rehearse } from "./rehearse.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
 import { PageClient, type PageServerPlace } from "./page-client.ts";
@@ -97,6 +98,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let lock: NetworkLock | undefined;
   try {
     prepareImages(options.pid, images);
+    rehearse(options.pid);
     const isWhole =
       options.parentDir === undefined && images.remotePages === undefined && !options.dryRun;
     const ahead = isWhole

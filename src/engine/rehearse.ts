@@ -1,0 +1,122 @@
+// Going once through the code that a dump runs while tasks stand still: V8 loads and compiles a function when it is called first,
+// and half of the time that a small tree is frozen was spent with that. Nothing is kept of what is done here.
+
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { encode } from "../images/codec.ts";
+import { CoreEntryMarch, type VmaEntry } from "../images/schema/messages.generated.ts";
+import { scanPages } from "../objects/memory/pages.ts";
+import { collectVmas } from "../objects/memory/vma.ts";
+import { cpuStateEntry } from "../objects/task/cpu-state.ts";
+import { collectLimits } from "../objects/task/limits.ts";
+import { collectScheduling } from "../objects/task/scheduling.ts";
+import { readBuildId } from "../proc/build-id.ts";
+import { readFdNumbers } from "../proc/fd.ts";
+import { readFdInfo } from "../proc/fdinfo.ts";
+import { readFdStat, readLinkedFile } from "../proc/links.ts";
+import { readSmaps } from "../proc/smaps.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
+import { readStatus } from "../proc/status.ts";
+import { REGISTERS_SIZE, Registers } from "../tracee/arch/x86_64/registers.ts";
+import { XCR0 } from "../tracee/arch/x86_64/xstate.ts";
+import { signalFrame } from "../tracee/arch/x86_64/sigframe.ts";
+import { Program } from "../tracee/program.ts";
+import { Tracee } from "../tracee/tracee.ts";
+
+/** Extended state of a thread on a processor with AVX-512, and the components that it has. */
+const XSTATE_SIZE = 2696;
+const X87_TO_AVX512 = 0xe7n;
+
+/** Does with the running root task and with the engine itself what will be done with stopped ones. */
+export function rehearse(root: number): void {
+  const task = { pid: root };
+  try {
+    const vmas = collectVmas(task, readSmaps(root), () => ({ id: 0, memfd: false }));
+    scanPages(task, vmas);
+    readStatIfAlive(root);
+    readLinkedFile(root, "exe");
+    readBuildId(`/proc/${root}/exe`);
+    for (const fd of readFdNumbers(root).slice(0, 1)) {
+      readFdStat(root, fd);
+      readFdInfo({ pid: root, fd });
+    }
+    encodeMemory(vmas.map(({ entry }) => entry));
+    encodeThread();
+    layOutProgram();
+  } catch (error) {
+    // The dump will meet the same and tell it.
+    if (!(error instanceof RepriseError)) throw error;
+    log.debug(`rehearsal: ${error.message}`);
+  }
+}
+
+function encodeMemory(vmas: readonly VmaEntry[]): void {
+  encode("mm_entry", {
+    mm_start_code: 0,
+    mm_end_code: 0,
+    mm_start_data: 0,
+    mm_end_data: 0,
+    mm_start_stack: 0,
+    mm_start_brk: 0,
+    mm_brk: 0,
+    mm_arg_start: 0,
+    mm_arg_end: 0,
+    mm_env_start: 0,
+    mm_env_end: 0,
+    exe_file_id: 0,
+    mm_saved_auxv: [0n],
+    vmas,
+  });
+}
+
+function encodeThread(): void {
+  const { pid } = process;
+  const regs = new Registers(Buffer.alloc(REGISTERS_SIZE));
+  const tracee = new Tracee(pid, pid, { stops: 0, remoteCalls: 0 });
+  const xstate = Buffer.alloc(XSTATE_SIZE);
+  xstate.writeBigUInt64LE(X87_TO_AVX512, XCR0);
+  const status = readStatus(pid);
+  encode("core_entry", {
+    mtype: CoreEntryMarch.X86_64,
+    thread_info: cpuStateEntry({ tracee, regs, xstate, mask: 0n }, regs, 0n),
+    tc: {
+      task_state: 0,
+      exit_code: 0,
+      personality: 0,
+      flags: 0,
+      blk_sigset: 0n,
+      comm: "",
+      rlimits: { rlimits: collectLimits(pid) },
+    },
+    thread_core: {
+      futex_rla: 0n,
+      futex_rla_len: 0,
+      ...collectScheduling(pid),
+      creds: {
+        uid: status.uid.real,
+        gid: 0,
+        euid: 0,
+        egid: 0,
+        suid: 0,
+        sgid: 0,
+        fsuid: 0,
+        fsgid: 0,
+        cap_inh: [0, 0],
+        cap_prm: [0, 0],
+        cap_eff: [0, 0],
+        cap_bnd: [0, 0],
+        secbits: 0,
+      },
+    },
+  });
+  signalFrame(0, regs, xstate, 0n);
+}
+
+function layOutProgram(): void {
+  const program = new Program();
+  const output = program.output(8);
+  const ref = program.call("getpid", [], { label: "rehearse" });
+  program.call("kill", [ref, 0], { mayFail: true });
+  program.call("rt_sigpending", [output, 8]);
+  program.layout(0x1000);
+}
