@@ -18,10 +18,22 @@ function emit(level: LogLevelValue, text: string): void {
   if (sink !== undefined && level <= threshold) sink(level, text);
 }
 
+let refuse: ((text: string) => never) | undefined;
+
+/** What becomes of a loss that is told from now on: a warning, or an error that `by` throws (--strict). */
+export function refuseLosses(by: ((text: string) => never) | undefined): void {
+  refuse = by;
+}
+
 /** Log lines at the four levels; text is one line without a newline. */
 export const log = {
   error: (text: string): void => emit(LogLevel.ERROR, text),
   warn: (text: string): void => emit(LogLevel.WARN, text),
+  /** Something of a task that no image will hold: "what: why". A dump with --strict ends here. */
+  loss: (text: string): void => {
+    refuse?.(text);
+    emit(LogLevel.WARN, text);
+  },
   info: (text: string): void => emit(LogLevel.INFO, text),
   debug: (text: string): void => emit(LogLevel.DEBUG, text),
   /** Whether debug lines go anywhere: guards expensive formatting. */

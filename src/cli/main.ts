@@ -59,11 +59,17 @@ function addLifeCommands(root: Command): void {
     .description("save a task, or a container, and end it")
     .argument("<name>", "a task's name, or docker:NAME, podman:NAME, runc:ID, crun:ID")
     .option("-r, --leave-running", "let it run on")
+    .option("--strict", "refuse what no image can hold, instead of a warning")
     .option("--explain", "print what would be saved, and save nothing")
-    .action(async (name: string, options: { leaveRunning?: boolean; explain?: boolean }) => {
-      const { checkpoint } = await import("./commands/checkpoint.ts");
-      await checkpoint(name, options);
-    });
+    .action(
+      async (
+        name: string,
+        options: { leaveRunning?: boolean; explain?: boolean; strict?: boolean },
+      ) => {
+        const { checkpoint } = await import("./commands/checkpoint.ts");
+        await checkpoint(name, options);
+      },
+    );
   root
     .command("restore")
     .description("bring a task or container back from its newest checkpoint")

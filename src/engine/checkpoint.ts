@@ -2,7 +2,7 @@
 // then end the tasks (or let them go on). Until the commit every error leaves the tasks running as they were.
 
 import { RepriseError } from "../errors.ts";
-import { log } from "../log.ts";
+import { log, refuseLosses } from "../log.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
@@ -40,6 +40,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly shellJob?: boolean;
   /** Give deleted files that have another hard link a name again. @default false */
   readonly linkRemap?: boolean;
+  /** Refuse what would be lost in silence but for a warning. @default false */
+  readonly strict?: boolean;
   /** Save file locks too; without it a lock is an error. @default false */
   readonly fileLocks?: boolean;
   /** Bytes up to which a deleted file's content is saved. @default 1 MiB */
@@ -90,6 +92,7 @@ const DEFAULT_GHOST_LIMIT = 1024 * 1024;
 export async function checkpoint(options: CheckpointOptions): Promise<CheckpointResult> {
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
+  refuseLosses(options.strict === true ? refuseLoss : undefined);
   options.hooks?.script?.("pre-dump", options.pid);
   const images = makeDirectory(options);
   let tree: FrozenTree | undefined;
@@ -222,6 +225,13 @@ function phases(start: number): (done: string) => void {
     log.debug(`${done} in ${(now - last).toFixed(3)} ms`);
     last = now;
   };
+}
+
+/** What --strict makes of something that no image will hold. */
+function refuseLoss(text: string): never {
+  throw new RepriseError("UNSUPPORTED", `cannot dump without a loss: ${text}`, {
+    hint: "Leave --strict out to have it lost.",
+  });
 }
 
 function makeDirectory({

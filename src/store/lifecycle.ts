@@ -53,7 +53,11 @@ export async function runTask(name: string, command: readonly string[]): Promise
  */
 export async function checkpointTask(
   name: string,
-  options: { readonly leaveRunning: boolean; readonly onEvent?: ProgressListener },
+  options: {
+    readonly leaveRunning: boolean;
+    readonly strict?: boolean;
+    readonly onEvent?: ProgressListener;
+  },
 ): Promise<{ readonly checkpoint: StoredCheckpoint; readonly result: CheckpointResult }> {
   using _lock = await lockTask(name);
   const record = aliveTask(name);
@@ -67,6 +71,7 @@ export async function checkpointTask(
       pid,
       imagesDir: checkpoint.imagesDir,
       leave: options.leaveRunning ? "running" : "killed",
+      strict: options.strict ?? false,
       ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
     });
     if (!options.leaveRunning) writeTask({ ...record, checkpointedAs: checkpoint.number });

@@ -12,7 +12,7 @@ import { bytesText, microsText } from "../text.ts";
 
 export async function checkpoint(
   name: string,
-  options: { leaveRunning?: boolean; explain?: boolean },
+  options: { leaveRunning?: boolean; explain?: boolean; strict?: boolean },
 ): Promise<void> {
   const reference = parseReference(name);
   if (reference !== undefined) return checkpointContainer(reference, options);
@@ -21,7 +21,10 @@ export async function checkpoint(
     return;
   }
   const leaveRunning = options.leaveRunning === true;
-  const { checkpoint: made, result } = await checkpointTask(name, { leaveRunning });
+  const { checkpoint: made, result } = await checkpointTask(name, {
+    leaveRunning,
+    strict: options.strict ?? false,
+  });
   const { bytes } = findCheckpoint(name, made.number);
   const { tasks, frozen_time: frozen } = result.stats;
   process.stdout.write(

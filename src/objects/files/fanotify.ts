@@ -206,7 +206,7 @@ function warnOfEvents(file: OpenFile, dump: FilesDump): void {
   const waiting = Buffer.alloc(4);
   syscall("ioctl", dump.borrow(file), FIONREAD, waiting);
   if (waiting.readInt32LE(0) === 0) return;
-  log.warn(`fanotify fd ${file.fd} of pid ${file.task.pid}: queued events will be lost`);
+  log.loss(`fanotify fd ${file.fd} of pid ${file.task.pid}: queued events will be lost`);
 }
 
 function refused({ task, fd }: OpenFile, why: string): RepriseError {

@@ -123,7 +123,7 @@ function warnOfEvents(file: OpenFile, dump: FilesDump): void {
   syscall("ioctl", dump.borrow(file), FIONREAD, waiting);
   const bytes = waiting.readInt32LE(0);
   if (bytes === 0) return;
-  log.warn(
+  log.loss(
     `inotify fd ${file.fd} of pid ${file.task.pid}: ${bytes} bytes of queued events will be lost`,
   );
 }

@@ -45,7 +45,7 @@ export function readOwner(file: OpenFile, dump: FilesDump): FownEntry {
   const inner = dump.innerPid(pid);
   if (inner === undefined) {
     const what = `fd ${file.fd} of pid ${file.task.pid} (${file.target})`;
-    log.warn(`${what}: pid ${pid}, which gets its signals, is not in the tree: restored without`);
+    log.loss(`${what}: pid ${pid}, which gets its signals, is not in the tree: restored without`);
     return { ...NO_OWNER, signum };
   }
   const uids = Buffer.alloc(8);

@@ -96,7 +96,7 @@ function warnOfHalves(pipes: ReadonlyMap<number, Ends>): void {
     if (reads && writes) continue;
     const end = reads ? "reading" : "writing";
     const where = `fd ${file.fd} of pid ${file.task.pid} (${file.target})`;
-    log.warn(`${where}: the tree has only the ${end} end; whoever has the other is not restored`);
+    log.loss(`${where}: the tree has only the ${end} end; whoever has the other is not restored`);
   }
 }
 

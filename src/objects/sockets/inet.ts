@@ -294,7 +294,7 @@ function checkCork(look: Look): void {
 
 function warnOfQueue({ file, fd }: Look): void {
   if (waiting(fd, inet.SIOCINQ) === 0) return;
-  log.warn(`${where(file)}: packets that it has not read yet are lost`);
+  log.loss(`${where(file)}: packets that it has not read yet are lost`);
 }
 
 function waiting(fd: number, request: number): number {

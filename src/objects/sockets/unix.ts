@@ -199,7 +199,7 @@ function checkWaiting({ file, socket }: Seen, seen: ReadonlyMap<number, Seen>): 
   }
   const strangers = socket.waiting.filter((inode) => !seen.has(inode)).length;
   if (strangers === 0) return;
-  log.warn(
+  log.loss(
     `${where(file)}: ${strangers} connections from outside of the tree wait to be accepted: they are not restored`,
   );
 }

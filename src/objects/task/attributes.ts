@@ -80,7 +80,7 @@ export function probeProcessAttributes(program: Program): Probe<ProcessAttribute
     mayFail: true,
   });
   return (result) => {
-    if (result.value(thp) > 1) log.warn("huge pages are off but for advised memory: saved as off");
+    if (result.value(thp) > 1) log.loss("huge pages are off but for advised memory: saved as off");
     return {
       brk: result.value(brk),
       dumpable: result.value(dumpable),
@@ -98,6 +98,8 @@ export interface ThreadAttributes {
   readonly parentDeathSignal: number;
   /** Word that is cleared when the thread ends; 0 for none. */
   readonly clearTidAddress: bigint;
+  /** MPOL_* of set_mempolicy(2); 0 is the default. */
+  readonly memoryPolicy: number;
 }
 
 /** Asks a thread for its attributes. */
@@ -107,7 +109,13 @@ export function probeThreadAttributes(program: Program): Probe<ThreadAttributes>
     label: "read the parent death signal",
   });
   const clearTidAddress = probeClearTidAddress(program);
+  const policy = program.output(4, 4);
+  const asked = program.call("get_mempolicy", [policy, 0, 0, 0, 0], {
+    label: "read the memory policy",
+    mayFail: true,
+  });
   return (result) => ({
+    memoryPolicy: result.value(asked) < 0 ? 0 : result.bytes(policy, 4).readInt32LE(0),
     parentDeathSignal: result.bytes(signal, 4).readInt32LE(0),
     clearTidAddress: clearTidAddress(result),
   });

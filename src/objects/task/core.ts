@@ -32,6 +32,7 @@ import {
   restorePending,
   restoreSignalActions,
 } from "./signals.ts";
+import { tellLosses } from "./losses.ts";
 import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
 import { collectRobustList, restoreRegistrations } from "./thread-registrations.ts";
@@ -139,6 +140,7 @@ function threadPart(
   { thread: state, cgroupSet, seccomp }: Omit<LeaderParts, "process">,
 ): CoreEntry {
   const { stopped, tid } = thread;
+  tellLosses(task, thread, state.attributes);
   const isLeader = tid === task.pid;
   return {
     mtype: CoreEntryMarch.X86_64,

@@ -60,7 +60,7 @@ export function probeTimers(
   const timers = readTimers(pid).sort((a, b) => a.id - b.id);
   const posix = timers.map((timer) => probePosixTimer(program, timer, options));
   if (timers.some(({ clockId }) => clockId === THREAD_CPUTIME_CLOCK)) {
-    log.warn(`pid ${pid} has a timer on a thread's processor time: it is taken for the leader's`);
+    log.loss(`pid ${pid} has a timer on a thread's processor time: it is taken for the leader's`);
   }
   return (result) => ({
     real: real(result),

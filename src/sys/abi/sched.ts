@@ -38,6 +38,10 @@ export const SCHED_DEADLINE = 6;
 export const SCHED_RESET_ON_FORK = 0x40000000;
 /** struct sched_attr (SCHED_ATTR_SIZE_VER0): size, policy, flags, nice, priority, and three times. */
 export const SCHED_ATTR_SIZE = 48;
+/** SCHED_ATTR_SIZE_VER1: with the utilization clamps behind. */
+export const SCHED_ATTR_WITH_CLAMPS = 56;
+export const PR_SCHED_CORE = 62;
+export const PR_SCHED_CORE_GET = 0;
 export const SCHED_FLAG_RESET_ON_FORK = 1;
 export const PRIO_PROCESS = 0;
 
