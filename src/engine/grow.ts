@@ -112,6 +112,23 @@ export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles):
       growth.tracees.set(pid, adopt(growth.counters, { pid, outer: outer(pid) }));
     level = next;
   }
+  for (const { helper, orphan } of plan.tree.orphanages) leaveOrphan(plan, growth, helper, orphan);
+}
+
+/** The orphan's parent adopts it: that one is a subreaper for the moment, as nobody else in the tree is one yet. */
+function leaveOrphan(plan: RestorePlan, growth: Growth, helper: TreeNode, orphan: TreeNode): void {
+  const parent = growth.tracees.get(orphan.ppid) as Tracee;
+  const adopts = (subreaper: number): void => {
+    const program = new Program();
+    program.call("prctl", [sched.PR_SET_CHILD_SUBREAPER, subreaper, 0, 0, 0], {
+      label: `let pid ${orphan.ppid} adopt pid ${orphan.pid}`,
+    });
+    run(plan, parent, program);
+  };
+  adopts(1);
+  endHelper(plan, growth, helper, growth.tracees.get(helper.pid) as Tracee);
+  growth.tracees.delete(helper.pid);
+  adopts(0);
 }
 
 /** Numbers here of new tasks: each parent's children are looked through once. */
@@ -121,7 +138,7 @@ function outerNumbers(
   nodes: readonly TreeNode[],
 ): (pid: number) => number | undefined {
   if (!plan.hasInnerPids) return (pid) => pid;
-  const parents = new Set(nodes.map(({ ppid }) => ppid));
+  const parents = new Set(nodes.map(({ ppid, viaOrphanage }) => viaOrphanage?.pid ?? ppid));
   const found = new Map(
     [...parents].flatMap((ppid) => {
       const parent = growth.tracees.get(ppid);
@@ -137,7 +154,9 @@ function outerNumbers(
 export function settleTree(plan: RestorePlan, growth: Growth): void {
   // Zombies first: a helper may be all that keeps the group that a zombie still has to join.
   const zombies = plan.tree.nodes.filter(({ role }) => role === "zombie");
-  const helpers = plan.tree.nodes.filter(({ role }) => role === "helper");
+  const helpers = plan.tree.nodes.filter(
+    ({ role, pid }) => role === "helper" && growth.tracees.has(pid),
+  );
   for (const node of [...zombies, ...helpers]) {
     const tracee = growth.tracees.get(node.pid) as Tracee;
     if (node.role === "zombie") endZombie(plan, node, tracee);

@@ -47,6 +47,20 @@ const TREES: Readonly<Record<string, readonly Row[]>> = {
     [12, 11, 10, 10],
     [13, 11, 11, 11],
   ],
+  "an orphan whose session's leader is below its parent's child": [
+    [10, 0, 10, 10],
+    [20, 10, 10, 10],
+    [11, 20, 11, 11],
+    [12, 10, 11, 11],
+  ],
+  "an orphan of a subreaper": [
+    [10, 0, 10, 10],
+    [20, 10, 10, 10],
+    [30, 20, 10, 10],
+    [11, 30, 11, 11],
+    [12, 20, 11, 11],
+    [13, 12, 13, 13],
+  ],
   "children of two older sessions, nested": [
     [10, 0, 10, 10],
     [11, 10, 11, 11],
@@ -161,18 +175,19 @@ test("a group whose first leader is in another one is refused", () => {
 });
 
 test("a member of a session that no process could be born into is refused", () => {
-  // Session 11 begins below pid 20, whose parent is another than that of the member.
+  // Session 11 begins below pid 20, and the member's parent stands beside it.
   const error = refusal(
     tree([
       [10, 0, 10, 10],
       [20, 10, 10, 10],
       [11, 20, 11, 11],
-      [12, 10, 11, 11],
+      [30, 10, 10, 10],
+      [12, 30, 11, 11],
     ]),
     { shellJob: false },
   );
   expect(error).toMatchObject({ code: "UNSUPPORTED", pid: 12 });
-  expect(error.message).toContain("in session 11 with parent 10");
+  expect(error.message).toContain("in session 11 with parent 30");
   expect(error.hint).toContain("ps -eo");
 });
 

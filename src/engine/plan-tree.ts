@@ -28,6 +28,8 @@ export interface TreeNode {
   readonly late: TreeNode[];
   /** Made with CLONE_PARENT: the creator is a sibling. */
   viaSibling: boolean;
+  /** Made by a helper below the session's leader, whose end gives it to its parent as an orphan. */
+  viaOrphanage?: TreeNode;
   /** Calls setsid. */
   readonly leadsSession: boolean;
   /** Calls setpgid(0, 0). */
@@ -38,6 +40,8 @@ export interface TreeNode {
 
 export interface TreePlan {
   readonly root: TreeNode;
+  /** Helpers that end as soon as all processes are there, and the nodes that they leave to those nodes' parents. */
+  readonly orphanages: readonly { readonly helper: TreeNode; readonly orphan: TreeNode }[];
   /** Creators before those they make. */
   readonly nodes: readonly TreeNode[];
 }
@@ -49,9 +53,13 @@ export interface TreePlan {
  */
 export function planTree(
   tasks: readonly TreeTask[],
-  options: { readonly shellJob: boolean },
+  options: {
+    readonly shellJob: boolean;
+    /** From here on no process, thread, group or session of the tree has the number. @default by the processes */
+    readonly freePid?: number;
+  },
 ): TreePlan {
-  const planner = new TreePlanner(tasks, options.shellJob);
+  const planner = new TreePlanner(tasks, options);
   return planner.plan();
 }
 
@@ -65,8 +73,14 @@ class TreePlanner {
   readonly #outsidePgid: number;
   /** Session at birth, once it is settled. */
   readonly #born = new Map<TreeNode, number>();
+  #freePid: number;
 
-  constructor(tasks: readonly TreeTask[], shellJob: boolean) {
+  constructor(
+    tasks: readonly TreeTask[],
+    { shellJob, freePid }: { readonly shellJob: boolean; readonly freePid?: number },
+  ) {
+    this.#freePid =
+      freePid ?? 1 + Math.max(0, ...tasks.flatMap(({ pid, pgid, sid }) => [pid, pgid, sid]));
     const root = tasks[0];
     if (root === undefined)
       throw new RepriseError("BAD_IMAGE", "cannot restore an empty process tree");
@@ -94,10 +108,18 @@ class TreePlanner {
     // Each round places whoever has a creator by now; leaders come before their session's members.
     while (waiting.length > 0) {
       const placed = waiting.filter((node) => this.#place(node));
-      if (placed.length === 0) throw noCreator(waiting[0] as TreeNode);
+      if (placed.length === 0) {
+        const orphan = waiting.find((node) => this.#placeOrphan(node));
+        if (orphan === undefined) throw noCreator(waiting[0] as TreeNode);
+        placed.push(orphan);
+      }
       for (const node of placed) waiting.splice(waiting.indexOf(node), 1);
     }
-    return { root: this.#root, nodes: inCreationOrder(this.#root) };
+    const nodes = inCreationOrder(this.#root);
+    const orphanages = nodes.flatMap((orphan) =>
+      orphan.viaOrphanage === undefined ? [] : [{ helper: orphan.viaOrphanage, orphan }],
+    );
+    return { root: this.#root, nodes, orphanages };
   }
 
   #add(task: Omit<TreeTask, "zombie">, role: TreeNode["role"]): void {
@@ -172,6 +194,34 @@ class TreePlanner {
     if (sibling === undefined) return false;
     node.viaSibling = true;
     return this.#attach(node, afterSetsid(sibling), session);
+  }
+
+  /**
+   * Its parent is not the one who made it: an orphan, which went to the next subreaper above (prctl(2), PR_SET_CHILD_SUBREAPER) or to
+   * the init of the pid namespace. A helper below somebody in the right session makes it again.
+   */
+  #placeOrphan(node: TreeNode): boolean {
+    const session = this.#session(node.sid);
+    const maker = [...this.#nodes.values()].find(
+      (other) =>
+        this.#born.has(other) &&
+        (other.leadsSession ? other.pid : this.#bornOf(other)) === session &&
+        this.#isBelow(other, node.ppid),
+    );
+    if (node.leadsSession || maker === undefined) return false;
+    const pid = this.#freePid++;
+    this.#add({ pid, ppid: maker.pid, pgid: pid, sid: maker.sid }, "helper");
+    const helper = { ...(this.#nodes.get(pid) as TreeNode), leadsGroup: false };
+    this.#nodes.set(pid, helper);
+    this.#attach(helper, afterSetsid(maker), session);
+    node.viaOrphanage = helper;
+    return this.#attach(node, helper.late, session);
+  }
+
+  #isBelow(node: TreeNode, ancestor: number): boolean {
+    for (let at = this.#nodes.get(node.ppid); at !== undefined; at = this.#nodes.get(at.ppid))
+      if (at.pid === ancestor) return true;
+    return false;
   }
 
   #attach(node: TreeNode, list: TreeNode[], session: number): boolean {

@@ -79,7 +79,10 @@ export interface RestorePlan {
 export function planRestore(set: LoadedSet, options: RestorePlanOptions): RestorePlan {
   const namespaces = planNamespaces(set, options);
   const loaded = [...set.tasks.values()];
-  const tree = planTree(loaded.map(treeTask), { shellJob: options.shellJob });
+  const tree = planTree(loaded.map(treeTask), {
+    shellJob: options.shellJob,
+    freePid: 1 + Math.max(...loaded.flatMap(numbersOf)),
+  });
   const tasks = new Map(
     loaded.filter((task) => task.live !== undefined).map((task) => [task.pid, planTask(set, task)]),
   );
@@ -116,6 +119,10 @@ function treeTask(task: LoadedTask): {
 } {
   const { pid, ppid, pgid, sid } = task.pstree;
   return { pid, ppid, pgid, sid, zombie: task.isZombie };
+}
+
+function numbersOf({ pstree, threads }: LoadedTask): number[] {
+  return [pstree.pid, pstree.pgid, pstree.sid, ...threads.keys()];
 }
 
 function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {

@@ -131,11 +131,17 @@ export function playPlan(plan: TreePlan, order: (nodes: TreeNode[]) => TreeNode[
     for (const node of order([...level])) branch(table, node);
     level = level.flatMap((node) => [...node.early, ...node.late]);
   }
+  for (const { helper, orphan } of plan.orphanages) {
+    table.get(orphan.ppid).subreaper = true;
+    table.exit(helper.pid);
+    table.reap(helper.pid);
+    table.get(orphan.ppid).subreaper = orphan.ppid === root.pid;
+  }
   const joining = plan.nodes.filter((node) => node.joinsGroup !== 0);
   for (const node of order(joining)) table.setpgid(node.pid, node.joinsGroup);
   for (const node of plan.nodes) if (node.role === "zombie") table.exit(node.pid);
   for (const node of plan.nodes) {
-    if (node.role !== "helper") continue;
+    if (node.role !== "helper" || plan.orphanages.some(({ helper }) => helper === node)) continue;
     if (table.list().some(({ ppid }) => ppid === node.pid))
       throw new Error(`the helper ${node.pid} has children`);
     table.exit(node.pid);
