@@ -24,6 +24,7 @@ import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
 import { collectLimits } from "../objects/task/limits.ts";
 import { CLOSE_RANGE_MAX, F_SETFL, FD_CLOEXEC, O_CLOEXEC, O_DIRECT } from "../sys/abi/fcntl.ts";
+import { LOGINUID_UNSET } from "../proc/loginuid.ts";
 import * as sched from "../sys/abi/sched.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
@@ -176,7 +177,12 @@ function addTask(
       label: `put pid ${task.pid} into process group ${node.joinsGroup}`,
     });
   }
-  const notes = restoreProcessEarly(program, task.core);
+  const notes = restoreProcessEarly(
+    program,
+    task.core,
+    // The seed has forgotten the engine's own: see grow.ts.
+    plan.namespaces.ofRoot("user") === undefined ? {} : { inheritedLoginuid: LOGINUID_UNSET },
+  );
   addMemory(program, task, around);
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
   // Entering a mount namespace changes the root and current directory.

@@ -29,6 +29,7 @@ import {
   settleFirst,
   type ExistingNamespaces,
 } from "./namespaces.ts";
+import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import { copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import type { OpenedFiles } from "./open-files.ts";
@@ -224,6 +225,7 @@ function prepareSeed(
     });
     program.call("close", [directory]);
   }
+  if (plan.namespaces.ofRoot("user") !== undefined) forgetLoginuid(program);
   const images = openImages(program, plan, imagesFd);
   const firstPlace = imagesFd + 1 + images.opened.size;
   const inheritedFds = placeInherited(program, inherited, firstPlace);

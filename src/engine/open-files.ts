@@ -7,6 +7,7 @@ import { log } from "../log.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
 import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
 import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
+import { inNamespace } from "../objects/namespaces/enter.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
@@ -169,6 +170,11 @@ class Opener implements FilesRestore {
 
   namespaceFd(kind: NamespaceKind, id: number): number | undefined {
     return namespaceFd(this.#plan, this.#growth, { kind, id });
+  }
+
+  inRootMounts<T>(action: () => T): T {
+    if (this.#plan.namespaces.ofRoot("mnt") === undefined) return action();
+    return inNamespace("mnt", { pid: this.#growth.outerPid(this.#plan.tree.root.pid) }, action);
   }
 
   openImage(program: Program, name: string): Argument {

@@ -20,6 +20,8 @@ import type { SeccompTable } from "../objects/task/seccomp.ts";
 import { NAMESPACE_ROOMS } from "../objects/namespaces/registry.ts";
 import { writeExternal } from "../objects/namespaces/external.ts";
 import { writeOwnClocks } from "../objects/namespaces/time.ts";
+import type { CollectedNamespaces } from "../objects/namespaces/collect.ts";
+import { idsInside } from "../objects/namespaces/user.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
@@ -57,7 +59,13 @@ export async function writeTree(
   for (const task of collected.live) {
     writeTask(
       task,
-      { scans, inside, seccomp: collected.seccomp, cgroups: collected.cgroups },
+      {
+        scans,
+        inside,
+        seccomp: collected.seccomp,
+        namespaces: collected.namespaces,
+        cgroups: collected.cgroups,
+      },
       images,
     );
   }
@@ -202,6 +210,7 @@ interface TaskParts {
   readonly scans: readonly TaskScan[];
   readonly inside: InsideView;
   readonly seccomp: SeccompTable;
+  readonly namespaces: CollectedNamespaces;
   readonly cgroups: CgroupTable;
 }
 
@@ -221,6 +230,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
         process: state,
         thread: inside.thread(leader.tid),
         cgroupSet: around.cgroups.setOf(leader.tid),
+        uidInside: (uid) => idsInside(around.namespaces, { uid, gid: 0 }).uid,
         seccomp: around.seccomp.thread(leader.tid),
       }),
     ]);

@@ -109,6 +109,8 @@ export interface FilesRestore {
    * in, and for the root's own namespaces of which no file is open.
    */
   namespaceFd?(kind: NamespaceKind, id: number): number | undefined;
+  /** Runs something of the engine's where paths are those of the root task. Undefined in tests of single files. */
+  inRootMounts?<T>(action: () => T): T;
   /** Opens another entry (the regular file behind a FIFO) and gives its descriptor. */
   open(id: number): Argument;
   /** Adds calls to the end of the opening program: removing a ghost's name, filling a pipe. */

@@ -48,6 +48,7 @@ import { readOwner, restoreOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
 import { reopen } from "./pipe.ts";
 import { fillSharedMemory, writeSharedMemory } from "./shared-content.ts";
+import { idsInside } from "../namespaces/user.ts";
 
 export const memfdKind: FileKind = {
   name: "memfd",
@@ -118,21 +119,20 @@ function inodeOf(file: OpenFile, dump: FilesDump): MemfdInodeEntry {
   const { stat } = file;
   let entry = known.get(stat.inode);
   if (entry === undefined) {
-    entry = describeInode(file, known.size + 1);
+    entry = describeInode(file, known.size + 1, dump);
     known.set(stat.inode, entry);
     writeContent(file, entry, dump);
   }
   return entry;
 }
 
-function describeInode(file: OpenFile, inode_id: number): MemfdInodeEntry {
+function describeInode(file: OpenFile, inode_id: number, dump: FilesDump): MemfdInodeEntry {
   const { stat } = file;
   const size = hugeSizeBits(stat);
   return {
     name: nameOf(file),
     ...(size === undefined ? {} : { hugetlb_flag: MFD_HUGETLB + size }),
-    uid: stat.uid,
-    gid: stat.gid,
+    ...idsInside(dump.namespaces, stat),
     size: Number(stat.size),
     shmid: Number(stat.inode & 0xffff_ffffn),
     seals: sealsOf(file),

@@ -16,6 +16,7 @@ import {
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FilesDump, OpenFile } from "./file-kind.ts";
+import { idsInside } from "../namespaces/user.ts";
 
 /** fown_entry of a file without an owner. */
 export const NO_OWNER: FownEntry = { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
@@ -50,9 +51,11 @@ export function readOwner(file: OpenFile, dump: FilesDump): FownEntry {
   }
   const uids = Buffer.alloc(8);
   const known = trySyscall("fcntl", fd, F_GETOWNER_UIDS, uids) === 0;
+  const idOf = (at: number): number =>
+    known ? idsInside(dump.namespaces, { uid: uids.readUInt32LE(at), gid: 0 }).uid : 0;
   return {
-    uid: known ? uids.readUInt32LE(0) : 0,
-    euid: known ? uids.readUInt32LE(4) : 0,
+    uid: idOf(0),
+    euid: idOf(4),
     signum,
     pid_type: owner.readInt32LE(0),
     pid: inner,

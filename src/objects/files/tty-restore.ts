@@ -183,7 +183,8 @@ function claimIndex(
   { flags, restore }: { readonly flags: number; readonly restore: FilesRestore },
 ): Ref {
   const taken = takenBy(restore);
-  const fillers = freeBelow(index, taken);
+  const inThere = restore.inRootMounts?.bind(restore) ?? (<T>(action: () => T): T => action());
+  const fillers = inThere(() => freeBelow(index, taken));
   taken.add(index);
   const label = {
     label: `make terminal /dev/pts/${index}`,
@@ -261,19 +262,19 @@ function restorePair(
   const bytes = termios === undefined ? Buffer.alloc(TERMIOS_SIZE) : termiosBytes(termios);
   restoreData(program, { master, file, info, quiet: quietTermios(bytes) }, restore);
   if (termios !== undefined) program.call("ioctl", [master, TCSETS, program.data(bytes)], label);
-  if (termios_locked !== undefined) {
-    program.call(
-      "ioctl",
-      [master, TIOCSLCKTRMIOS, program.data(termiosBytes(termios_locked))],
-      label,
-    );
-  }
+  if (termios_locked !== undefined) lockSettings(termiosBytes(termios_locked), file.id, restore);
   if (winsize !== undefined)
     program.call("ioctl", [master, TIOCSWINSZ, program.data(winsizeBytes(winsize))], label);
   if (info.packet_mode) program.call("ioctl", [master, TIOCPKT, numberData(program, 1)], label);
   if (slaveInfo !== undefined) restoreSlave(program, slaveInfo, restore);
   if (info.exclusive) program.call("ioctl", [master, TIOCEXCL, NO_VALUE], label);
   if (info.locked) program.call("ioctl", [master, TIOCSPTLCK, numberData(program, 1)], label);
+}
+
+/** What of the settings is locked (TIOCSLCKTRMIOS): by the engine, as a tree in a user namespace must not. Nothing is at first. */
+function lockSettings(locked: Buffer, id: number, restore: FilesRestore): void {
+  if (locked.every((byte) => byte === 0)) return;
+  restore.inEngine((copies) => void syscall("ioctl", copies.file(id), TIOCSLCKTRMIOS, locked));
 }
 
 /** Owner, permissions and exclusive mode of the slave, through one of its open files. */

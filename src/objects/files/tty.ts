@@ -37,6 +37,7 @@ import { readOwner } from "./owner.ts";
 import { openInheritedTerminal, openTerminal, settleTerminal } from "./tty-restore.ts";
 import { terminalKey } from "./controlling-terminal.ts";
 import { copyDataInFlight, readNumber, readSettings } from "./tty-state.ts";
+import { idsInside } from "../namespaces/user.ts";
 
 export const ttyKind: FileKind = {
   name: "terminal",
@@ -279,8 +280,7 @@ function infoEntry(end: Omit<Seen, "info">, id: number, dump: FilesDump): TtyInf
     ...settings,
     ...(TYPES[device] === undefined ? { pty: { index } } : {}),
     dev: encodeDevice(stat.devMajor, stat.devMinor),
-    uid: stat.uid,
-    gid: stat.gid,
+    ...idsInside(dump.namespaces, stat),
   };
 }
 

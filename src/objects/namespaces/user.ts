@@ -9,6 +9,7 @@ import type { UidGidExtent, UsernsEntry } from "../../images/schema/messages.gen
 import { errnoOf } from "../../proc/procfs.ts";
 import { PR_SET_DUMPABLE } from "../../sys/abi/sched.ts";
 import type { Program } from "../../tracee/program.ts";
+import type { CollectedNamespaces } from "./collect.ts";
 import type { NamespaceRoom } from "./room.ts";
 
 export const userRoom: NamespaceRoom = {
@@ -57,6 +58,30 @@ export function idOutside(map: readonly UidGidExtent[], inside: number): number 
   const extent = map.find(({ first, count }) => first <= inside && inside < first + count);
   return extent === undefined ? undefined : extent.lower_first + inside - extent.first;
 }
+
+export interface Ids {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+const known = new WeakMap<CollectedNamespaces, UsernsEntry>();
+
+/**
+ * Ids as the tree sees them: those that images hold. One that has no number in the tree's user namespace becomes -1, which changes
+ * nothing where it is set again.
+ */
+export function idsInside(namespaces: CollectedNamespaces | undefined, { uid, gid }: Ids): Ids {
+  const user = namespaces?.ofRoot("user");
+  if (namespaces === undefined || user === undefined) return { uid, gid };
+  const maps = known.get(namespaces) ?? collectMaps(user.pid);
+  known.set(namespaces, maps);
+  return {
+    uid: idInside(maps.uid_map, uid) ?? NO_ID,
+    gid: idInside(maps.gid_map, gid) ?? NO_ID,
+  };
+}
+
+const NO_ID = 0xffff_ffff;
 
 /** The maps of the set's user namespace. @throws RepriseError IMAGE_MISSING */
 export function savedMaps(set: LoadedSet, id: number): UsernsEntry {

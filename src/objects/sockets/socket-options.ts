@@ -110,12 +110,29 @@ export function restoreOptions(
 
 /** Adds the calls that set the sizes of the buffers. */
 export function restoreBuffers(program: Program, opts: SkOptsEntry, socket: SocketInProgram): void {
-  const set = (name: number, value: number, option: string): void =>
-    setOption(program, socket, { name, value: int(value), option });
-  // The kernel doubles what it is given. Setting a size locks it; the lock itself comes right after.
-  set(so.SO_SNDBUFFORCE, opts.so_sndbuf >>> 1, "SO_SNDBUF");
-  set(so.SO_RCVBUFFORCE, opts.so_rcvbuf >>> 1, "SO_RCVBUF");
-  if (opts.so_buf_lock !== undefined) set(so.SO_BUF_LOCK, opts.so_buf_lock, "SO_BUF_LOCK");
+  // Setting a size locks it; the lock itself comes right after.
+  setBuffer(program, socket, { direction: "SND", size: opts.so_sndbuf >>> 1 });
+  setBuffer(program, socket, { direction: "RCV", size: opts.so_rcvbuf >>> 1 });
+  if (opts.so_buf_lock !== undefined) {
+    const value = int(opts.so_buf_lock);
+    setOption(program, socket, { name: so.SO_BUF_LOCK, value, option: "SO_BUF_LOCK" });
+  }
+}
+
+/**
+ * The kernel doubles what it is given. Beyond the limit (net.core.wmem_max) only CAP_NET_ADMIN of the initial user namespace
+ * gets; a tree in another one cannot have got beyond it either.
+ */
+function setBuffer(
+  program: Program,
+  socket: SocketInProgram,
+  { direction, size }: { readonly direction: "SND" | "RCV"; readonly size: number },
+): void {
+  const [name, force] =
+    direction === "SND" ? [so.SO_SNDBUF, so.SO_SNDBUFFORCE] : [so.SO_RCVBUF, so.SO_RCVBUFFORCE];
+  setOption(program, socket, { name, value: int(size), option: `SO_${direction}BUF` });
+  const args = [socket.fd, so.SOL_SOCKET, force, program.data(int(size)), 4];
+  program.call("setsockopt", args, { mayFail: true });
 }
 
 /** Adds the calls that set SO_REUSEADDR and SO_REUSEPORT as they were. A fresh socket has neither. */
@@ -129,8 +146,7 @@ export function restoreReuse(program: Program, opts: SkOptsEntry, socket: Socket
 
 /** Adds the call that lets a socket send as much as it may: what is put into a queue must not wait. */
 export function liftSendLimit(program: Program, socket: SocketInProgram): void {
-  const value = int(MAX_BUFFER);
-  setOption(program, socket, { name: so.SO_SNDBUFFORCE, value, option: "SO_SNDBUF" });
+  setBuffer(program, socket, { direction: "SND", size: MAX_BUFFER });
 }
 
 /** The kernel doubles it, into an int. */

@@ -155,7 +155,11 @@ export function collectThreadAttributes(pid: number, tid: number): { readonly co
  *
  * @returns a probe of what could not be set, a sentence each.
  */
-export function restoreProcessAttributes(program: Program, core: TaskCoreEntry): Probe<string[]> {
+export function restoreProcessAttributes(
+  program: Program,
+  core: TaskCoreEntry,
+  { inheritedLoginuid }: { readonly inheritedLoginuid?: number } = {},
+): Probe<string[]> {
   const { reprise } = core;
   if (reprise?.personality_set === true) restorePersonality(program, core.personality);
   restoreChildSubreaper(program, { isSubreaper: core.child_subreaper === true });
@@ -165,7 +169,7 @@ export function restoreProcessAttributes(program: Program, core: TaskCoreEntry):
   const nice = reprise?.autogroup_nice;
   const files = [
     ...(oom === undefined ? [] : [restoreOomScoreAdj(program, oom)]),
-    ...(loginuid === undefined ? [] : [restoreLoginuid(program, loginuid)]),
+    ...(loginuid === undefined ? [] : [restoreLoginuid(program, loginuid, inheritedLoginuid)]),
     ...(filter === undefined ? [] : [restoreCoredumpFilter(program, filter)]),
     ...(nice === undefined ? [] : [restoreAutogroupNice(program, nice)]),
   ];
@@ -287,10 +291,19 @@ export function restoreCoredumpFilter(program: Program, mask: number): Probe<str
  * Sets the audit login uid. One that is set may be changed only with CAP_AUDIT_CONTROL, and not at all where audit is told
  * to keep it. Returns a probe of what could not be set.
  */
-export function restoreLoginuid(program: Program, uid: number): Probe<string[]> {
+export function restoreLoginuid(
+  program: Program,
+  uid: number,
+  inherited?: number,
+): Probe<string[]> {
   const own = readLoginuid(process.pid);
-  if (own === undefined || own === uid) return () => [];
+  if (own === undefined || (inherited ?? own) === uid) return () => [];
   return writeProcFile(program, "loginuid", uid.toString());
+}
+
+/** Takes the login uid away, so that tasks in a user namespace, who may not change one, can set their own. */
+export function forgetLoginuid(program: Program): void {
+  restoreLoginuid(program, LOGINUID_UNSET);
 }
 
 /** Sets the nice value of the session's autogroup: by its leader. Returns a probe of what could not be set. */

@@ -15,6 +15,7 @@ import {
   type ThreadCoreEntry,
   type ThreadSasEntry,
 } from "../../images/schema/messages.generated.ts";
+import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { log } from "../../log.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
@@ -81,12 +82,17 @@ export interface LeaderParts {
   readonly thread: ThreadState;
   /** Undefined when cgroups are left alone. */
   readonly cgroupSet: number | undefined;
+  /** The number of a user in the tree's user namespace. */
+  readonly uidInside: (uid: number) => number;
   readonly seccomp: Pick<ThreadCoreEntry, "seccomp_mode" | "seccomp_filter">;
 }
 
+type FollowerParts = Omit<LeaderParts, "process" | "uidInside">;
+
 /** The core image of a live task: its process and its leading thread. */
 export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: LeaderParts): CoreEntry {
-  const { process, thread, cgroupSet, seccomp } = parts;
+  const { process, thread, cgroupSet, seccomp, uidInside } = parts;
+  const collected = attributes.collectProcessAttributes(task.pid);
   const { childSubreaper, membarriers } = process.attributes;
   return {
     ...threadPart(task, leader, { thread, cgroupSet, seccomp }),
@@ -104,7 +110,8 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
       ...(childSubreaper ? { child_subreaper: true } : {}),
       ...(membarriers === 0 ? {} : { membarrier_registration_mask: membarriers }),
       ...(task.state === "stopped" ? { stop_signo: task.stopSignal } : {}),
-      ...attributes.collectProcessAttributes(task.pid),
+      ...collected,
+      loginuid: uidInside(collected.loginuid ?? LOGINUID_UNSET),
     },
   };
 }
@@ -113,7 +120,7 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
 export function followerCore(
   task: FrozenTask,
   thread: FrozenThread,
-  parts: Omit<LeaderParts, "process">,
+  parts: FollowerParts,
 ): CoreEntry {
   return threadPart(task, thread, parts);
 }
@@ -137,7 +144,7 @@ export function zombieCore(task: FrozenTask): CoreEntry {
 function threadPart(
   task: FrozenTask,
   thread: FrozenThread,
-  { thread: state, cgroupSet, seccomp }: Omit<LeaderParts, "process">,
+  { thread: state, cgroupSet, seccomp }: FollowerParts,
 ): CoreEntry {
   const { stopped, tid } = thread;
   tellLosses(task, thread, state.attributes);
@@ -167,10 +174,14 @@ function threadPart(
  * First part of a process: what is written through /proc, before the task's root directory is changed, and what comes
  * before the credentials.
  */
-export function restoreProcessEarly(program: Program, core: CoreEntry): Probe<string[]> {
+export function restoreProcessEarly(
+  program: Program,
+  core: CoreEntry,
+  options: { readonly inheritedLoginuid?: number },
+): Probe<string[]> {
   return core.tc === undefined
     ? (): string[] => []
-    : attributes.restoreProcessAttributes(program, core.tc);
+    : attributes.restoreProcessAttributes(program, core.tc, options);
 }
 
 export interface ProcessSurroundings {
