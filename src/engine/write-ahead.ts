@@ -1,9 +1,6 @@
 // Writing the memory of sleeping tasks before the tree is frozen, so that the time for which it stands still does not grow with
-// its memory. It is kept only when nothing can have changed it: each thread of the task was blocked in one and the same system
-// call from before the first page was read until it was stopped. Three things say so together: the call, with arguments, stack
-// and instruction pointer; the number of times that the thread gave up the processor, which the stop itself raises by one; and
-// the call's result, which is that it was interrupted. What the kernel writes when it interrupts a call (the rest of a sleep, the
-// events of a poll) lies where the arguments point to, and is written once more.
+// its memory. It is kept only when the task slept until it was stopped (sleepers.ts). What the kernel writes when it interrupts a
+// call (the rest of a sleep, the events of a poll) lies where the arguments point to, and is written once more.
 
 import { ftruncateSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
@@ -15,24 +12,20 @@ import type { PageRun } from "../images/pagemap.ts";
 import { log } from "../log.ts";
 import { nextPagesId } from "../objects/files/pages-id.ts";
 import { rewritePages, scanPages, writePages } from "../objects/memory/pages.ts";
-import { collectVmas } from "../objects/memory/vma.ts";
-import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
+import { collectVmas, VMA_AIORING } from "../objects/memory/vma.ts";
+import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
-import { readSleep, readSwitches, type Sleep } from "../proc/sleep.ts";
+import type { Sleep } from "../proc/sleep.ts";
 import { readSmaps } from "../proc/smaps.ts";
-import { readStatIfAlive } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
-import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
-import { EINTR } from "../sys/errno.ts";
 import type { MemoryRange } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import type { FrozenTree } from "./freeze.ts";
+import { ARGUMENTS, Sleeper } from "./sleepers.ts";
 
 /** Below this a task's pages are written so soon that two looks at its threads would not pay. */
 const FROM_BYTES = MAX_CHECKED_PAGES;
-/** Most threads that are watched. */
-const MAX_THREADS = 64;
 /** How often they are looked at while pages are written. */
 const LOOK_EVERY_MS = 10;
 /** How much is written again from each argument on that may be an address: 8,192 pollfds. */
@@ -40,18 +33,13 @@ const ARGUMENT_BYTES = 64 * 1024;
 /** A pollfd, and how many fit. */
 const POLLFD_SIZE = 8;
 
-/** ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (include/linux/errno.h), and what some calls say instead. */
-const INTERRUPTED: readonly bigint[] = [-512n, -513n, -514n, -516n, BigInt(-EINTR)];
-
 /** Memory that has been written; the file is still open. */
 interface EarlyPages {
-  readonly pid: number;
-  readonly starttime: number;
+  readonly sleeper: Sleeper;
   readonly pagesId: number;
   readonly raw: RawImage;
   /** Empty when the task woke up. */
   runs: readonly PageRun[];
-  readonly sleeps: ReadonlyMap<number, Sleep>;
 }
 
 /** A pages file for a task, and whether the pages are in it already. */
@@ -92,7 +80,7 @@ export class WrittenAhead {
   compare({ tasks }: FrozenTree): void {
     for (const task of tasks) {
       const early = this.#early.get(task.pid);
-      if (early !== undefined && !sleptOn(task, early)) early.runs = [];
+      if (early !== undefined && !early.sleeper.sleptUntil(task)) early.runs = [];
     }
   }
 
@@ -120,21 +108,19 @@ export class WrittenAhead {
   }
 
   async #write(pid: number): Promise<void> {
-    const stat = readStatIfAlive(pid);
-    const sleeps = readSleeps(pid);
-    if (stat === undefined || sleeps === undefined) return;
+    const sleeper = Sleeper.of(pid);
+    if (sleeper === undefined || sleeper.calls.some(writesMuch)) return;
     const runs = runsOf(pid);
     if (runs === undefined) return;
     const pagesId = nextPagesId(this.#images);
     const raw = this.#images.openRaw("pages", pagesId);
-    const early = { pid, starttime: stat.starttime, pagesId, raw, sleeps, runs };
+    const early = { sleeper, pagesId, raw, runs };
     this.#early.set(pid, early);
     let lookedAt = performance.now();
     const look = (): void => {
       if (performance.now() - lookedAt < LOOK_EVERY_MS) return;
       lookedAt = performance.now();
-      for (const [tid, { switches }] of sleeps)
-        if (readSwitches(pid, tid) !== switches) throw new WokeUp();
+      if (!sleeper.sleepsStill()) throw new WokeUp();
     };
     try {
       const path = this.#images.path(imageName("pages", pagesId));
@@ -153,6 +139,8 @@ class WokeUp extends Error {}
 function runsOf(pid: number): readonly PageRun[] | undefined {
   try {
     const vmas = collectVmas({ pid }, readSmaps(pid), () => ({ id: 0, memfd: false }));
+    // AIO writes to memory while the task sleeps.
+    if (vmas.some(({ entry }) => (entry.status & VMA_AIORING) !== 0)) return undefined;
     const { runs } = scanPages({ pid }, vmas);
     const pages = runs.reduce((sum, run) => sum + run.pages, 0);
     return pages * PAGE_SIZE > FROM_BYTES ? runs : undefined;
@@ -162,19 +150,6 @@ function runsOf(pid: number): readonly PageRun[] | undefined {
   }
 }
 
-/** All threads of a process, if they sleep in calls that touch no memory but where their arguments point to. */
-function readSleeps(pid: number): Map<number, Sleep> | undefined {
-  const tids = readTasksIfAlive(pid) ?? [];
-  if (tids.length === 0 || tids.length > MAX_THREADS) return undefined;
-  const sleeps = new Map<number, Sleep>();
-  for (const tid of tids) {
-    const sleep = readSleep(pid, tid);
-    if (sleep === undefined || writesMuch(sleep)) return undefined;
-    sleeps.set(tid, sleep);
-  }
-  return sleeps;
-}
-
 /** A poll of more files than are written again. */
 function writesMuch({ call, words }: Sleep): boolean {
   const polls = call === POLL || call === SYSCALLS.ppoll.nr;
@@ -182,29 +157,6 @@ function writesMuch({ call, words }: Sleep): boolean {
 }
 
 const POLL = 7;
-
-function sleptOn(task: FrozenTask, { starttime, sleeps }: EarlyPages): boolean {
-  return (
-    task.stat.starttime === starttime &&
-    task.threads.length === sleeps.size &&
-    task.threads.every((thread) => {
-      const sleep = sleeps.get(thread.tid);
-      return sleep !== undefined && isSame(task.pid, thread, sleep);
-    })
-  );
-}
-
-const ARGUMENTS = ["rdi", "rsi", "rdx", "r10", "r8", "r9"] as const;
-
-function isSame(pid: number, { tid, stopped: { regs } }: FrozenThread, sleep: Sleep): boolean {
-  const words = [...ARGUMENTS, "rsp" as const, "rip" as const].map((name) => regs.get(name));
-  return (
-    regs.get("orig_rax") === BigInt(sleep.call) &&
-    INTERRUPTED.includes(BigInt.asIntN(64, regs.get("rax"))) &&
-    words.every((word, index) => word === sleep.words[index]) &&
-    readSwitches(pid, tid) === sleep.switches + 1
-  );
-}
 
 /** Where the kernel may have written when it interrupted the calls. */
 function touchedBy({ threads }: FrozenTask): MemoryRange[] {
