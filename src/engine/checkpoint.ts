@@ -8,11 +8,13 @@ import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts"
 import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
+import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
+import { FilesAhead } from "./files-ahead.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
@@ -99,6 +101,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let work: readonly Injection[] = [];
   let collected: CollectedTree | undefined;
   let lock: NetworkLock | undefined;
+  let early: FilesAhead | undefined;
   try {
     prepareImages(options.pid, images);
     rehearse(options.pid);
@@ -107,6 +110,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const ahead = isWhole
       ? await WrittenAhead.of(options.pid, images)
       : WrittenAhead.nothing(images);
+    const files = filesOptions(options);
+    // What is external is told later.
+    if (isWhole && options.hooks?.queryExternal === undefined)
+      early = FilesAhead.of(options.pid, images, files);
     const freezing = performance.now();
     tree = freezeTree(options.pid, {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
@@ -114,6 +121,11 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     });
     const frozenAt = performance.now();
     ahead.compare(tree);
+    if (early?.holds(tree) === false) {
+      log.debug("the open files are looked at again: a task woke up");
+      early.discard();
+      early = undefined;
+    }
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
     log.info(
@@ -129,16 +141,13 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     lock.lockNamespaces();
     const added = options.hooks?.queryExternal?.() ?? [];
     collected = collectTree(tree, images, {
+      ...files,
       lock,
-      shellJob: options.shellJob ?? false,
-      linkRemap: options.linkRemap ?? false,
       fileLocks: options.fileLocks ?? false,
-      ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
-      extUnixSk: options.extUnixSk ?? false,
-      tcp: { established: false, close: false, skipInFlight: false, ...options.tcp },
       cgroups: options.cgroups ?? { mode: "soft" },
       emptyNet: options.emptyNet ?? false,
       external: [...(options.external ?? []), ...added],
+      ahead: early,
     });
     phase("looked at the tree from outside");
     const inside = lookInside(tree, collected);
@@ -208,6 +217,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   } catch (error) {
     undo({
       images,
+      early,
       collected,
       work,
       tree,
@@ -215,6 +225,17 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     });
     throw asRepriseError(error, `dump pid ${options.pid}`);
   }
+}
+
+function filesOptions(options: CheckpointOptions): FilesDumpOptions {
+  return {
+    shellJob: options.shellJob ?? false,
+    linkRemap: options.linkRemap ?? false,
+    ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
+    extUnixSk: options.extUnixSk ?? false,
+    tcp: { established: false, close: false, skipInFlight: false, ...options.tcp },
+    external: options.external ?? [],
+  };
 }
 
 /** Logs how long each part took. */
@@ -261,6 +282,7 @@ function giveBack(imagesDir: string): void {
 
 interface Unfinished {
   readonly images: ImageSetWriter;
+  readonly early: FilesAhead | undefined;
   readonly collected: CollectedTree | undefined;
   readonly work: readonly Injection[];
   readonly tree: FrozenTree | undefined;
@@ -268,13 +290,14 @@ interface Unfinished {
 }
 
 /** Takes everything back; each step is tried even when one before it failed. */
-function undo({ images, collected, work, tree, unlock: unlockNetwork }: Unfinished): void {
+function undo({ images, early, collected, work, tree, unlock: unlockNetwork }: Unfinished): void {
   const steps: (() => void)[] = [
     () => cure(work),
     unlockNetwork,
     () => tree !== undefined && releaseTree(tree, { leaveStopped: false }),
     () => collected?.files.abort(),
     () => collected?.files.close(),
+    () => early?.discard(),
     () => images.abort(),
   ];
   for (const step of steps) {

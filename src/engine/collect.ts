@@ -25,6 +25,7 @@ import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { KernelOrder } from "../sys/process.ts";
+import type { FilesAhead } from "./files-ahead.ts";
 import type { FrozenTree } from "./freeze.ts";
 
 /** A descriptor of a task: number, the id of its open file, close-on-exec. */
@@ -65,6 +66,8 @@ export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions 
   readonly fileLocks: boolean;
   readonly lock: NetworkLock;
   readonly cgroups: CgroupDumpOptions;
+  /** Files that were looked at before the tree was frozen. */
+  readonly ahead?: FilesAhead | undefined;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -76,19 +79,19 @@ export function collectTree(
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const alive = tree.tasks.filter(({ state }) => state !== "zombie");
   const namespaces = collectNamespaces(alive, { external: options.external ?? [] });
-  const files = new FileTable(images, {
-    ...options,
-    namespaces,
-    innerPid: (pid) => inner.get(pid),
-  });
+  const filesOptions = { ...options, namespaces, innerPid: (pid: number) => inner.get(pid) };
+  const files = options.ahead?.files ?? new FileTable(images, filesOptions);
   try {
+    if (options.ahead !== undefined) files.complete(filesOptions);
     const ids = new ObjectIds(namespaces);
     const locks = new LockTable({ isAllowed: options.fileLocks });
     const seccomp = new SeccompTable();
     const cgroups = new CgroupTable(options.cgroups);
     checkTree(tree, options);
     for (const task of alive) cgroups.add(task);
-    const live = alive.map((task) => collectTask(task, { files, ids, locks, seccomp }));
+    const live = alive.map((task) =>
+      collectTask(task, { files, ids, locks, seccomp, ahead: options.ahead }),
+    );
     return {
       live,
       files,
@@ -113,17 +116,18 @@ interface Tables {
   readonly ids: ObjectIds;
   readonly locks: LockTable;
   readonly seccomp: SeccompTable;
+  readonly ahead: FilesAhead | undefined;
 }
 
 function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
-  const { files, ids, seccomp } = tables;
+  const { files, ids, seccomp, ahead } = tables;
   seccomp.add(task);
   const shared = ids.of(task);
   const vmas = collectVmas(task, readSmaps(task.pid), mappedFileIds(task, files));
   const exeId = files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY));
   const fds = shared.filesSeen
     ? undefined
-    : readFdNumbers(task.pid).map((fd) => collectFd(task, fd, tables));
+    : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, tables));
   const cwdId = files.describeAlone(
     withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY),
   );
@@ -133,7 +137,9 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   return { task, ids: shared.ids, vmas, exeId, cwdId, rootId, fds };
 }
 
-function collectFd(task: FrozenTask, fd: number, { files, locks }: Tables): CollectedFd {
+function collectFd(task: FrozenTask, fd: number, { files, locks, ahead }: Tables): CollectedFd {
+  const known = ahead?.find(task, fd);
+  if (known !== undefined) return { fd, ...known };
   const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
   const { id, type } = files.describe(file);
   locks.add(file, id);

@@ -27,6 +27,14 @@ export const O_ASYNC = 0o20000;
 /** The id 0xffffffff leaves a user id as it is. */
 const KEEP_ID = 0xffff_ffff;
 
+/** Whether an open file has an owner, or a signal of its own. */
+export function hasOwner(file: OpenFile, dump: Pick<FilesDump, "borrow">): boolean {
+  const fd = dump.borrow(file);
+  const owner = Buffer.alloc(8);
+  if (trySyscall("fcntl", fd, F_GETSIG, 0) > 0) return true;
+  return trySyscall("fcntl", fd, F_GETOWN_EX, owner) === 0 && owner.readInt32LE(4) !== 0;
+}
+
 /**
  * Signal owner of an open file; all zero when there is none. Pids are those of the root task's namespace. An owner
  * outside of the tree is dropped with a warning.

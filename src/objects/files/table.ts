@@ -4,9 +4,10 @@
 import { closeSync, openSync, readlinkSync } from "node:fs";
 import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
-import { RepriseError } from "../../errors.ts";
+import { assert, RepriseError } from "../../errors.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
 import { readFdStat, type FileStat } from "../../proc/links.ts";
+import { F_GETFL, SEEK_CUR } from "../../sys/abi/fcntl.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -26,15 +27,15 @@ interface Known {
 
 export interface FileTableOptions extends FilesDumpOptions {
   readonly namespaces?: CollectedNamespaces;
-  /** Where connections are locked. */
-  readonly lock: NetworkLock;
+  /** Where connections are locked; not there yet while tasks run. */
+  readonly lock?: NetworkLock;
   innerPid(pid: number): number | undefined;
 }
 
 export class FileTable implements FilesDump {
   readonly images: ImageSetWriter;
-  readonly options: FileTableOptions;
-  readonly namespaces?: CollectedNamespaces;
+  options: FileTableOptions;
+  namespaces?: CollectedNamespaces;
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, Known[]>();
   readonly #paths = new Map<string, number>();
@@ -54,6 +55,32 @@ export class FileTable implements FilesDump {
     this.images = images;
     this.options = options;
     if (options.namespaces !== undefined) this.namespaces = options.namespaces;
+  }
+
+  /**
+   * For files that were described while tasks ran: what was not known then, and what may have changed since through descriptors
+   * of others.
+   */
+  complete(options: FileTableOptions): void {
+    this.options = options;
+    if (options.namespaces !== undefined) this.namespaces = options.namespaces;
+    const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
+    const before = [...this.#descriptions.values()].flat();
+    this.#descriptions.clear();
+    for (const { file, id, type } of before) {
+      const copy = this.borrow(file);
+      const pos = syscall("lseek", copy, 0, SEEK_CUR);
+      const flags = syscall("fcntl", copy, F_GETFL, 0);
+      const place = places.get(id) ?? -1;
+      const entry = this.#entries[place];
+      if (entry?.reg !== undefined)
+        this.#entries[place] = { ...entry, reg: { ...entry.reg, pos: BigInt(pos), flags } };
+      const now = { ...file, info: { ...file.info, pos: BigInt(pos), flags } };
+      this.#copies.set(now, copy);
+      const key = looks(now);
+      const known = { file: now, id, type };
+      this.#descriptions.set(key, [...(this.#descriptions.get(key) ?? []), known]);
+    }
   }
 
   /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */
@@ -147,6 +174,7 @@ export class FileTable implements FilesDump {
   }
 
   lockConnections(connections: readonly LockedConnection[]): void {
+    assert(this.options.lock !== undefined, "connections were looked at while tasks ran");
     this.options.lock.lockConnections(connections);
   }
 

@@ -70,6 +70,7 @@ export const S_IFCHR = 0o020000;
 export const S_IFIFO = 0o010000;
 
 export const SEEK_SET = 0;
+export const SEEK_CUR = 1;
 export const FIONREAD = 0x541b;
 /** Last descriptor number of close_range(2): all that are open. */
 export const CLOSE_RANGE_MAX = 0xffff_ffff;

@@ -1,0 +1,159 @@
+// Looking at the open files of sleeping tasks before the tree is frozen. Only plain files that have their name, no lock and no
+// owner are described then; of each what others may change through a descriptor of their own, position and flags, is read once
+// more at the end. All of it is dropped when a task woke up (sleepers.ts) or one of the files was locked meanwhile.
+
+import { readFileSync } from "node:fs";
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { FdTypes } from "../images/schema/messages.generated.ts";
+import type { ImageSetWriter } from "../images/image-set.ts";
+import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
+import { hasOwner } from "../objects/files/owner.ts";
+import { locate } from "../objects/files/path.ts";
+import { FileTable, lookAtFd } from "../objects/files/table.ts";
+import type { FrozenTask } from "../objects/task/task.ts";
+import { readChildrenIfAlive } from "../proc/children.ts";
+import { readFdNumbers } from "../proc/fd.ts";
+import { readFdStat } from "../proc/links.ts";
+import { readStat } from "../proc/stat.ts";
+import { readStatus } from "../proc/status.ts";
+import { O_CLOEXEC, O_PATH, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
+import type { FrozenTree } from "./freeze.ts";
+import { Sleeper } from "./sleepers.ts";
+
+/** Tasks with fewer descriptors are looked at when they stand still: that is soon done. */
+const MANY_DESCRIPTORS = 128;
+/** File systems whose files are not what their names say. */
+const NOT_PLAIN = ["/proc/", "/sys/", "/memfd:", "/dev/"];
+
+/** What a descriptor leads to. */
+export interface EarlyFd {
+  readonly id: number;
+  readonly type: number;
+  readonly cloexec: boolean;
+}
+
+interface EarlyTable {
+  readonly sleeper: Sleeper;
+  /** Every descriptor, and what is known of it already. */
+  readonly fds: ReadonlyMap<number, EarlyFd | undefined>;
+}
+
+/** Files that were described before the tasks were stopped. */
+export class FilesAhead {
+  readonly files: FileTable;
+  readonly #tables = new Map<number, EarlyTable>();
+  /** Device and inode of each file, as /proc/locks has them. */
+  readonly #inodes = new Set<string>();
+
+  /** Undefined when there is nothing that would be worth it. */
+  static of(
+    root: number,
+    images: ImageSetWriter,
+    options: FilesDumpOptions,
+  ): FilesAhead | undefined {
+    const ahead = new FilesAhead(images, options);
+    const seen = new Set([root]);
+    try {
+      // The set grows while it is walked.
+      for (const pid of seen) {
+        ahead.#look(pid);
+        for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
+      }
+    } catch (error) {
+      ahead.discard();
+      // A running task may end, or close what is looked at.
+      if (!(error instanceof RepriseError)) throw error;
+      log.debug(`files are looked at later: ${error.message}`);
+      return undefined;
+    }
+    return ahead.#tables.size === 0 ? undefined : ahead;
+  }
+
+  private constructor(images: ImageSetWriter, options: FilesDumpOptions) {
+    this.files = new FileTable(images, { ...options, innerPid: () => undefined });
+  }
+
+  /** Whether everything still holds. To be asked when the tasks have been stopped, and before they do anything for us. */
+  holds({ tasks }: FrozenTree): boolean {
+    const byPid = new Map(tasks.map((task) => [task.pid, task]));
+    for (const [pid, { sleeper }] of this.#tables) {
+      const task = byPid.get(pid);
+      if (task === undefined || !sleeper.sleptUntil(task)) return false;
+    }
+    const locks = readFileSync("/proc/locks", "utf8").matchAll(/ ([\da-f]+:[\da-f]+:\d+) /g);
+    return ![...locks].some(([, inode = ""]) => this.#inodes.has(inode));
+  }
+
+  /** The descriptors of a task; undefined when it was not looked at. */
+  numbers(task: FrozenTask): number[] | undefined {
+    const table = this.#tables.get(task.pid);
+    return table === undefined ? undefined : [...table.fds.keys()];
+  }
+
+  /** What a descriptor leads to, if that was found out. */
+  find(task: FrozenTask, fd: number): EarlyFd | undefined {
+    return this.#tables.get(task.pid)?.fds.get(fd);
+  }
+
+  /** Drops everything. */
+  discard(): void {
+    this.files.abort();
+    this.files.close();
+    this.#tables.clear();
+  }
+
+  #look(pid: number): void {
+    const numbers = readFdNumbers(pid);
+    if (numbers.length < MANY_DESCRIPTORS) return;
+    const sleeper = Sleeper.of(pid);
+    if (sleeper === undefined) return;
+    const task = runningTask(pid);
+    const fds = new Map(numbers.map((fd) => [fd, this.#describe(task, fd)]));
+    this.#tables.set(pid, { sleeper, fds });
+  }
+
+  #describe(task: FrozenTask, fd: number): EarlyFd | undefined {
+    const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
+    if (!isPlain(file) || hasOwner(file, this.files)) return undefined;
+    const { id, type } = this.files.describe(file);
+    if (type !== FdTypes.REG) return undefined;
+    const { devMajor, devMinor, inode } = file.stat;
+    this.#inodes.add(`${hex(devMajor)}:${hex(devMinor)}:${inode}`);
+    return { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
+  }
+}
+
+/** A task as far as its files are concerned; it runs, so there is nothing to say about its threads. */
+function runningTask(pid: number): FrozenTask {
+  return {
+    pid,
+    innerPid: pid,
+    parent: undefined,
+    state: "alive",
+    stopSignal: 0,
+    stat: readStat(pid),
+    status: readStatus(pid),
+    threads: [],
+  };
+}
+
+/** A regular file under its own name, of which fdinfo has nothing to say but position, flags and mount. */
+function isPlain(file: OpenFile): boolean {
+  const { stat, info, target } = file;
+  return (
+    (stat.mode & S_IFMT) === S_IFREG &&
+    stat.nlink > 0 &&
+    (info.flags & O_PATH) === 0 &&
+    info.locks.length === 0 &&
+    info.extra.length === 0 &&
+    target.startsWith("/") &&
+    !NOT_PLAIN.some((prefix) => target.startsWith(prefix)) &&
+    locate(file).kind === "there"
+  );
+}
+
+/** As /proc/locks writes device numbers. */
+function hex(number: number): string {
+  return number.toString(16).padStart(2, "0");
+}
