@@ -47,6 +47,20 @@ export function encode<N extends MessageName>(
   return writer.finish();
 }
 
+/**
+ * The entry of a message in an image, its length before it; good until the next message is encoded.
+ * @throws RepriseError as `encode` does
+ */
+export function encodeEntry<N extends MessageName>(
+  name: N,
+  value: MessageInput<Messages[N]>,
+): Uint8Array {
+  writer.reset();
+  writer.beginEntry();
+  writeMessage(fieldsOf(name), value);
+  return writer.endEntry();
+}
+
 /** Used again for each message: nothing here is asynchronous. */
 const writer = new WireWriter();
 

@@ -4,7 +4,13 @@
 // that is cut off between two entries can only be seen by the manifest.
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
-import { decode, encode, MAX_MESSAGE_BYTES, type MessageInput, type MessageName } from "./codec.ts";
+import {
+  decode,
+  encodeEntry,
+  MAX_MESSAGE_BYTES,
+  type MessageInput,
+  type MessageName,
+} from "./codec.ts";
 import { COMMON_MAGIC, MAGIC, magicName, SERVICE_MAGIC } from "./magic.ts";
 import { kindSpec, type EntryKind, type KindSpec, type MessageOf } from "./names.ts";
 import type {
@@ -325,8 +331,7 @@ export function entryBytes<N extends MessageName>(
   name: N,
   value: MessageInput<Messages[N]>,
 ): Uint8Array {
-  const message = encode(name, value);
-  return Buffer.concat([wordBytes(message.length), message]);
+  return encodeEntry(name, value).slice();
 }
 
 /** Zero bytes that fill `length` up to a multiple of `multiple`. */

@@ -17,7 +17,7 @@ import {
 import { join } from "node:path";
 import { crc32 } from "./crc32.ts";
 import { assert } from "../errors.ts";
-import type { MessageInput } from "./codec.ts";
+import { encodeEntry, type MessageInput } from "./codec.ts";
 import { entryBytes, headBytes, paddingFor } from "./image-file.ts";
 import { describeFile, MANIFEST_NAME, renderManifest, type ManifestFile } from "./manifest.ts";
 import { imageName, kindSpec, type EntryKind, type MessageOf, type RawKind } from "./names.ts";
@@ -196,18 +196,17 @@ export class ImageSetWriter {
 /** Adds entries to one image; payload goes right behind its entry. */
 export class EntryWriter<K extends ListKind> {
   readonly #image: ImageWriter;
-  readonly #kind: K;
+  readonly #message: MessageOf<K>;
   #payloadBytes = 0;
 
   constructor(image: ImageWriter, kind: K) {
     this.#image = image;
-    this.#kind = kind;
+    this.#message = kindSpec(kind).message as MessageOf<K>;
     image.append(headBytes(kind));
   }
 
   add(entry: EntryInput<K>): void {
-    const message = kindSpec(this.#kind).message as MessageOf<K>;
-    this.#image.append(entryBytes(message, entry));
+    this.#image.append(encodeEntry(this.#message, entry));
     this.#payloadBytes = 0;
   }
 
@@ -270,14 +269,16 @@ export class RawImage implements Disposable {
 }
 
 const BUFFER_BYTES = 256 * 1024;
+/** Most images are smaller. */
+const FIRST_BYTES = 2048;
 
 /** A file being written, with its checksum as long as nobody else writes to it. */
 export class ImageWriter {
   readonly name: string;
   readonly #fd: number;
   readonly #onClose: (description: ManifestFile | undefined) => void;
-  #pending: Uint8Array[] = [];
-  #pendingBytes = 0;
+  #buffer = new Uint8Array(0);
+  #filled = 0;
   #size = 0;
   #crc = 0;
   #lent = false;
@@ -290,9 +291,15 @@ export class ImageWriter {
   }
 
   append(bytes: Uint8Array): void {
-    this.#pending.push(bytes);
-    this.#pendingBytes += bytes.length;
-    if (this.#pendingBytes >= BUFFER_BYTES) this.#flush();
+    if (this.#filled + bytes.length > BUFFER_BYTES) this.#flush();
+    const wanted = this.#filled + bytes.length;
+    if (wanted > this.#buffer.length) {
+      const grown = new Uint8Array(Math.max(wanted, FIRST_BYTES, this.#buffer.length * 2));
+      grown.set(this.#buffer.subarray(0, this.#filled));
+      this.#buffer = grown;
+    }
+    this.#buffer.set(bytes, this.#filled);
+    this.#filled = wanted;
   }
 
   lend(): number {
@@ -316,10 +323,9 @@ export class ImageWriter {
   }
 
   #flush(): void {
-    if (this.#pendingBytes === 0) return;
-    const bytes = Buffer.concat(this.#pending);
-    this.#pending = [];
-    this.#pendingBytes = 0;
+    if (this.#filled === 0) return;
+    const bytes = this.#buffer.subarray(0, this.#filled);
+    this.#filled = 0;
     this.#size += bytes.length;
     this.#crc = crc32(bytes, this.#crc);
     writeAll(this.#fd, bytes);

@@ -5,6 +5,8 @@
 const FIRST_SIZE = 16 * 1024;
 /** Most bytes of a varint. */
 const VARINT_MAX = 10;
+/** Bytes of the word before an entry. */
+const ENTRY_HEAD = 4;
 const TWO_32 = 0x1_0000_0000;
 
 export class WireWriter {
@@ -17,6 +19,18 @@ export class WireWriter {
   /** Starts anew, with the room that is there. */
   reset(): void {
     this.#at = 0;
+  }
+
+  /** Leaves room for the word that tells the length of an entry. */
+  beginEntry(): void {
+    this.#reserve(ENTRY_HEAD);
+    this.#at += ENTRY_HEAD;
+  }
+
+  /** Length word and message; the bytes are good until something else is written. */
+  endEntry(): Uint8Array {
+    this.#view.setUint32(0, this.#at - ENTRY_HEAD, true);
+    return this.#bytes.subarray(0, this.#at);
   }
 
   /** A copy of what was written. */

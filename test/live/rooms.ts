@@ -77,6 +77,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
       restore: { removeLinks: true },
       alone: "it counts the names of a file, and the set keeps one for the next restore",
     },
+    { name: "shared_offsets" },
     { name: "many_fds" },
     { name: "mqueues", alone: "queues that both would use" },
     { name: "notify_marks", alone: "both write to the same file" },

@@ -1,4 +1,5 @@
-// Memory that is written before the tree is frozen: kept when the program slept, written once more when it did not.
+// What is done before the tree is frozen: memory that is written, files that are looked at. It is kept when the program slept, and
+// done once more when it did not.
 
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -43,5 +44,28 @@ test.each([
   const { pid } = await restore({ imagesDir });
   const restored = endWithTest(attachProgram(program.name, pid, program.dir));
   expect(await restored.ask()).toMatch(/^ok /);
+  expect(await restored.finish()).toBe("pass");
+});
+
+const LOOKED_AGAIN = "the open files are looked at again: a task woke up";
+
+test.each([
+  { name: "many_fds", args: ["600"] },
+  { name: "shared_offsets", args: ["1"] },
+  { name: "shared_offsets", args: ["50"] },
+])("files of $name $args", async ({ name, args }) => {
+  const program = await start(name, args);
+  const lines: string[] = [];
+  setLogSink((_level, text) => void lines.push(text), LogLevel.DEBUG);
+  for (let round = 1; round <= 3; round += 1) {
+    const imagesDir = join(imagesDirOf(program), `running-${round}`);
+    await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
+  }
+  if (name === "many_fds") expect(lines).not.toContain(LOOKED_AGAIN);
+  const imagesDir = join(imagesDirOf(program), "last");
+  await checkpoint({ pid: program.pid, imagesDir });
+  const { pid } = await restore({ imagesDir });
+  const restored = endWithTest(attachProgram(program.name, pid, program.dir));
+  expect(await restored.ask()).toBe("ok 1");
   expect(await restored.finish()).toBe("pass");
 });
