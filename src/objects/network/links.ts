@@ -215,13 +215,11 @@ export function readNeighbours(socket: NetlinkSocket): Map<number, Buffer[]> {
     body.writeUInt8(family, 0);
     body.writeUInt8(flags, NDM_FLAGS);
     for (const message of socket.dumpMessages({ type: rt.RTM_GETNEIGH, body })) {
-      const written =
-        (message.body.readUInt8(NDM_FLAGS) & rt.NTF_PROXY) !== 0 ||
-        (message.body.readUInt16LE(NDM_STATE) & rt.NUD_PERMANENT) !== 0;
-      const isOwn = family === AF_BRIDGE && isOwnAddress(message.body);
-      if (message.type !== rt.RTM_NEWNEIGH || !written || isOwn) continue;
+      const isKept = family === AF_BRIDGE ? isForwarding(message.body) : isWritten(message.body);
+      if (message.type !== rt.RTM_NEWNEIGH || !isKept) continue;
       const index = message.body.readInt32LE(NDM_IFINDEX);
-      found.set(index, [...(found.get(index) ?? []), encodeMessage({ ...message, flags: 0 })]);
+      const entry = encodeMessage({ ...message, flags: 0 });
+      found.set(index, [...(found.get(index) ?? []), entry]);
     }
   }
   return found;
@@ -232,12 +230,21 @@ const NDM_IFINDEX = 4;
 const NDM_STATE = 8;
 const NDM_FLAGS = 10;
 
-/** A bridge knows its ports' own addresses by itself, and multicast addresses belong to those who listen. */
-function isOwnAddress(body: Buffer): boolean {
-  const address = attributes(body, rt.NDMSG_SIZE).get(rt.NDA_LLADDR);
-  const isGroup =
-    ((address?.[0] ?? 0) & 1) !== 0 && !attributes(body, rt.NDMSG_SIZE).has(rt.NDA_DST);
-  return isGroup || (body.readUInt8(NDM_FLAGS) & (rt.NTF_SELF | rt.NTF_MASTER)) === rt.NTF_MASTER;
+function isWritten(body: Buffer): boolean {
+  return (
+    (body.readUInt8(NDM_FLAGS) & rt.NTF_PROXY) !== 0 ||
+    (body.readUInt16LE(NDM_STATE) & rt.NUD_PERMANENT) !== 0
+  );
+}
+
+/** Where a bridge or a vxlan finds an address. A bridge's permanent entries are its ports' own addresses. */
+function isForwarding(body: Buffer): boolean {
+  const found = attributes(body, rt.NDMSG_SIZE);
+  if (!found.has(rt.NDA_MASTER)) return found.has(rt.NDA_DST);
+  if ((body.readUInt16LE(NDM_STATE) & rt.NUD_NOARP) === 0) return false;
+  // So it is told to the bridge, and not to the port.
+  body.writeUInt8(body.readUInt8(NDM_FLAGS) | rt.NTF_MASTER, NDM_FLAGS);
+  return true;
 }
 
 function parseLink(body: Buffer): Link {

@@ -123,6 +123,7 @@ it("carries over devices, addresses, routes, rules, neighbours and firewall", as
     "ip neigh add 10.1.2.9 lladdr 02:00:00:00:00:09 dev va nud permanent",
     "ip neigh add proxy 10.1.2.77 dev va",
     "bridge fdb add 02:00:00:00:00:11 dev vx0 dst 10.1.2.44",
+    "bridge fdb add 02:00:00:00:00:22 dev vb master static",
     "nft add table inet foo; nft add chain inet foo c '{ type filter hook input priority 5; }'",
     "nft add rule inet foo c tcp dport 99 drop",
     "iptables-legacy -A INPUT -p tcp --dport 98 -j DROP",
@@ -132,6 +133,7 @@ it("carries over devices, addresses, routes, rules, neighbours and firewall", as
   // The kernel tells a device on top of another of its carrier when it finds the time.
   await expect.poll(() => tellAll(fresh), { timeout: 5_000 }).toEqual(tellAll(net));
   expect(fresh.run("bridge fdb show dev vx0")).toContain("02:00:00:00:00:11 dst 10.1.2.44");
+  expect(fresh.run("bridge fdb show dev vb")).toContain("02:00:00:00:00:22 master br0 static");
   expect(fresh.run("bridge -d link show dev vb")).toContain("isolated on");
 });
 

@@ -23,7 +23,13 @@ import { isExternalDevice } from "./external.ts";
 import { readFirewall, restoreFirewall } from "./firewall.ts";
 import { restoreLinks, type FilledNamespace, type LinksRestore } from "./link-restore.ts";
 import { linkEntries, readLinks, readNeighbours } from "./links.ts";
-import { readRouting, restoreAddresses, restoreRoutes, restoreRules } from "./routing.ts";
+import {
+  readRouting,
+  restoreAddresses,
+  restoreRoutes,
+  restoreRules,
+  settleAddresses,
+} from "./routing.ts";
 import { holdAddresses, readNetSettings, releaseAddresses, restoreNetSettings } from "./sysctls.ts";
 import { tunStatesOf } from "./tun-device.ts";
 
@@ -262,6 +268,7 @@ export function fillNetNamespaces(
     restoreRoutes(socket, "route", raw("route"));
     restoreRoutes(socket, "route6", raw("route6"));
     restoreRules(socket, raw("rule"));
+    settleAddresses(socket, raw("ifaddr"));
     inNetNamespace(fd, () => {
       for (const { name, conf6 } of devices) releaseAddresses(name, conf6, { weak });
       releaseAddresses("all", netns.all_conf6, { weak });

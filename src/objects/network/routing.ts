@@ -79,6 +79,31 @@ export function restoreRules(socket: NetlinkSocket, content: Buffer): void {
   for (const message of wanted) if (!same.has(key(message))) must(socket, "rule", message);
 }
 
+/** How long the kernel may take to use addresses that it need not try out; and how often it is asked. */
+const SETTLE_MS = 500;
+const SETTLE_STEP_MS = 1;
+
+/** Waits until addresses that were in use are in use: the kernel decides that in the background. */
+export function settleAddresses(socket: NetlinkSocket, content: Buffer): void {
+  const used = new Set(messagesOf("ifaddr", content).filter(isUsed).map(addressKey));
+  if (used.size === 0) return;
+  const clock = new Int32Array(new SharedArrayBuffer(4));
+  for (const end = performance.now() + SETTLE_MS; performance.now() < end;) {
+    const waiting = addresses(socket).some(
+      (message) =>
+        message.body[0] === AF_INET6 && !isUsed(message) && used.has(addressKey(message)),
+    );
+    if (!waiting) return;
+    Atomics.wait(clock, 0, 0, SETTLE_STEP_MS);
+  }
+}
+
+function isUsed({ body }: NetlinkMessage): boolean {
+  const flags =
+    attributes(body, rt.IFADDRMSG_SIZE).get(rt.IFA_FLAGS)?.readUInt32LE(0) ?? body[2] ?? 0;
+  return body[0] === AF_INET6 && (flags & rt.IFA_F_TENTATIVE) === 0;
+}
+
 function addresses(socket: NetlinkSocket): NetlinkMessage[] {
   const body = Buffer.alloc(rt.IFADDRMSG_SIZE);
   body.writeUInt8(AF_UNSPEC, 0);

@@ -98,5 +98,6 @@ export const NUD_PERMANENT = 0x80;
 export const NUD_NOARP = 0x40;
 export const NDA_DST = 1;
 export const NDA_LLADDR = 2;
-export const NTF_SELF = 0x2;
+export const NDA_MASTER = 9;
+export const IFA_F_TENTATIVE = 0x40;
 export const NTF_MASTER = 0x4;
