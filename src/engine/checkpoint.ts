@@ -14,7 +14,7 @@ import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
-import { FilesAhead } from "./files-ahead.ts";
+import { LookAhead } from "./look-ahead.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
@@ -101,7 +101,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let work: readonly Injection[] = [];
   let collected: CollectedTree | undefined;
   let lock: NetworkLock | undefined;
-  let early: FilesAhead | undefined;
+  let early: LookAhead | undefined;
   try {
     prepareImages(options.pid, images);
     rehearse(options.pid);
@@ -113,7 +113,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const files = filesOptions(options);
     // What is external is told later.
     if (isWhole && options.hooks?.queryExternal === undefined)
-      early = FilesAhead.of(options.pid, images, files);
+      early = LookAhead.of(options.pid, images, files);
     const freezing = performance.now();
     tree = freezeTree(options.pid, {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
@@ -282,7 +282,7 @@ function giveBack(imagesDir: string): void {
 
 interface Unfinished {
   readonly images: ImageSetWriter;
-  readonly early: FilesAhead | undefined;
+  readonly early: LookAhead | undefined;
   readonly collected: CollectedTree | undefined;
   readonly work: readonly Injection[];
   readonly tree: FrozenTree | undefined;

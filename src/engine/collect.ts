@@ -25,7 +25,7 @@ import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { KernelOrder } from "../sys/process.ts";
-import type { FilesAhead } from "./files-ahead.ts";
+import type { LookAhead } from "./look-ahead.ts";
 import type { FrozenTree } from "./freeze.ts";
 
 /** A descriptor of a task: number, the id of its open file, close-on-exec. */
@@ -67,7 +67,7 @@ export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions 
   readonly lock: NetworkLock;
   readonly cgroups: CgroupDumpOptions;
   /** Files that were looked at before the tree was frozen. */
-  readonly ahead?: FilesAhead | undefined;
+  readonly ahead?: LookAhead | undefined;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -116,25 +116,35 @@ interface Tables {
   readonly ids: ObjectIds;
   readonly locks: LockTable;
   readonly seccomp: SeccompTable;
-  readonly ahead: FilesAhead | undefined;
+  readonly ahead: LookAhead | undefined;
 }
 
 function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   const { files, ids, seccomp, ahead } = tables;
   seccomp.add(task);
   const shared = ids.of(task);
-  const vmas = collectVmas(task, readSmaps(task.pid), mappedFileIds(task, files));
-  const exeId = files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY));
+  const places = ahead?.places(task) ?? collectPlaces(task, readSmaps(task.pid), files);
   const fds = shared.filesSeen
     ? undefined
     : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, tables));
-  const cwdId = files.describeAlone(
-    withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY),
-  );
-  const rootId = files.describeAlone(
-    withoutFd(task, `/proc/${task.pid}/root`, O_RDONLY | O_DIRECTORY),
-  );
-  return { task, ids: shared.ids, vmas, exeId, cwdId, rootId, fds };
+  return { task, ids: shared.ids, ...places, fds };
+}
+
+/** What a task maps, and where it is. */
+export type TaskPlaces = Pick<CollectedTask, "vmas" | "exeId" | "cwdId" | "rootId">;
+
+/** Describes what a task has besides its descriptors. */
+export function collectPlaces(
+  task: FrozenTask,
+  areas: readonly SmapsVma[],
+  files: FileTable,
+): TaskPlaces {
+  return {
+    vmas: collectVmas(task, areas, mappedFileIds(task, files)),
+    exeId: files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY)),
+    cwdId: files.describeAlone(withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY)),
+    rootId: files.describeAlone(withoutFd(task, `/proc/${task.pid}/root`, O_RDONLY | O_DIRECTORY)),
+  };
 }
 
 function collectFd(task: FrozenTask, fd: number, { files, locks, ahead }: Tables): CollectedFd {
@@ -147,7 +157,7 @@ function collectFd(task: FrozenTask, fd: number, { files, locks, ahead }: Tables
 }
 
 /** A file that a task uses without a descriptor. */
-function withoutFd(task: FrozenTask, procPath: string, flags: number): OpenFile {
+export function withoutFd(task: FrozenTask, procPath: string, flags: number): OpenFile {
   const link = readLinkedFile(task.pid, procPath.slice(`/proc/${task.pid}/`.length));
   return {
     task,

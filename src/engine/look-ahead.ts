@@ -1,6 +1,7 @@
-// Looking at the open files of sleeping tasks before the tree is frozen. Only plain files that have their name, no lock and no
-// owner are described then; of each what others may change through a descriptor of their own, position and flags, is read once
-// more at the end. All of it is dropped when a task woke up (sleepers.ts) or one of the files was locked meanwhile.
+// Looking at sleeping tasks from outside before the tree is frozen: their memory areas, and their files as far as these are plain
+// ones that have their name, no lock and no owner. What others may change of a file through a descriptor of their own, position
+// and flags, is read once more at the end. All of it is dropped when a task woke up (sleepers.ts) or one of the files was locked
+// meanwhile.
 
 import { readFileSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
@@ -14,15 +15,16 @@ import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readFdNumbers } from "../proc/fd.ts";
-import { readFdStat } from "../proc/links.ts";
+import { mapFilePath, readFdStat } from "../proc/links.ts";
+import { readNamespaces } from "../proc/ns.ts";
+import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStat } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
-import { O_CLOEXEC, O_PATH, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
+import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
+import { collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { Sleeper } from "./sleepers.ts";
 
-/** Tasks with fewer descriptors are looked at when they stand still: that is soon done. */
-const MANY_DESCRIPTORS = 128;
 /** File systems whose files are not what their names say. */
 const NOT_PLAIN = ["/proc/", "/sys/", "/memfd:", "/dev/"];
 
@@ -37,10 +39,12 @@ interface EarlyTable {
   readonly sleeper: Sleeper;
   /** Every descriptor, and what is known of it already. */
   readonly fds: ReadonlyMap<number, EarlyFd | undefined>;
+  /** Undefined when there is more to it than plain files. */
+  readonly places: TaskPlaces | undefined;
 }
 
 /** Files that were described before the tasks were stopped. */
-export class FilesAhead {
+export class LookAhead {
   readonly files: FileTable;
   readonly #tables = new Map<number, EarlyTable>();
   /** Device and inode of each file, as /proc/locks has them. */
@@ -51,8 +55,8 @@ export class FilesAhead {
     root: number,
     images: ImageSetWriter,
     options: FilesDumpOptions,
-  ): FilesAhead | undefined {
-    const ahead = new FilesAhead(images, options);
+  ): LookAhead | undefined {
+    const ahead = new LookAhead(images, options);
     const seen = new Set([root]);
     try {
       // The set grows while it is walked.
@@ -96,6 +100,11 @@ export class FilesAhead {
     return this.#tables.get(task.pid)?.fds.get(fd);
   }
 
+  /** What a task maps and where it is, if that was found out. */
+  places(task: FrozenTask): TaskPlaces | undefined {
+    return this.#tables.get(task.pid)?.places;
+  }
+
   /** Drops everything. */
   discard(): void {
     this.files.abort();
@@ -104,13 +113,13 @@ export class FilesAhead {
   }
 
   #look(pid: number): void {
-    const numbers = readFdNumbers(pid);
-    if (numbers.length < MANY_DESCRIPTORS) return;
     const sleeper = Sleeper.of(pid);
-    if (sleeper === undefined) return;
+    if (sleeper === undefined || !sharesMounts(pid)) return;
     const task = runningTask(pid);
-    const fds = new Map(numbers.map((fd) => [fd, this.#describe(task, fd)]));
-    this.#tables.set(pid, { sleeper, fds });
+    const areas = readSmaps(pid);
+    const places = hasPlainPlaces(task, areas) ? collectPlaces(task, areas, this.files) : undefined;
+    const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd)]));
+    this.#tables.set(pid, { sleeper, fds, places });
   }
 
   #describe(task: FrozenTask, fd: number): EarlyFd | undefined {
@@ -138,6 +147,31 @@ function runningTask(pid: number): FrozenTask {
   };
 }
 
+/** Names of files in another mount namespace are looked up when the namespaces of the tree are known. */
+function sharesMounts(pid: number): boolean {
+  return readNamespaces(pid).mnt === readNamespaces(process.pid).mnt;
+}
+
+/** Whether all that a task maps, its program and its directories have their names. */
+function hasPlainPlaces(task: FrozenTask, areas: readonly SmapsVma[]): boolean {
+  const links = ["exe", "cwd", "root"].map((name) => `/proc/${task.pid}/${name}`);
+  const seen = new Set<string>();
+  for (const area of areas) {
+    if (area.inode === 0n || seen.has(area.path)) continue;
+    if (!isPlainName(area.path)) return false;
+    seen.add(area.path);
+    links.push(mapFilePath(task.pid, area));
+  }
+  return links.every((link) => {
+    const file = withoutFd(task, link, O_RDONLY);
+    return isPlainName(file.target) && file.stat.nlink > 0 && locate(file).kind === "there";
+  });
+}
+
+function isPlainName(target: string): boolean {
+  return target.startsWith("/") && !NOT_PLAIN.some((prefix) => target.startsWith(prefix));
+}
+
 /** A regular file under its own name, of which fdinfo has nothing to say but position, flags and mount. */
 function isPlain(file: OpenFile): boolean {
   const { stat, info, target } = file;
@@ -147,8 +181,7 @@ function isPlain(file: OpenFile): boolean {
     (info.flags & O_PATH) === 0 &&
     info.locks.length === 0 &&
     info.extra.length === 0 &&
-    target.startsWith("/") &&
-    !NOT_PLAIN.some((prefix) => target.startsWith(prefix)) &&
+    isPlainName(target) &&
     locate(file).kind === "there"
   );
 }
