@@ -53,6 +53,16 @@ export const interchangeExceptions: Exceptions = {
       says: /FUTEX_WAIT ended with -1 Interrupted/,
     },
   },
+  inet_options: {
+    "restored by CRIU": {
+      why: "CRIU sets IP_FREEBIND when the address is bound already, and has no place for the other options",
+      says: /Can't bind inet socket/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU refuses Multipath TCP and corked UDP sockets",
+      says: /Unsupported proto 262|corked dgram/,
+    },
+  },
   mlock_flags: {
     "restored by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
     "dumped by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
@@ -146,6 +156,10 @@ export const interchangeExceptions: Exceptions = {
       why: "CRIU sets the send buffer of a tun device before its files are attached, each of which has its own",
       says: /send buffer of 2147483647/,
     },
+  },
+  udp_queues: {
+    "restored by CRIU": { why: "CRIU drops waiting datagrams", says: /received -1: , wanted one/ },
+    "dumped by CRIU": { why: "CRIU drops waiting datagrams", says: /received -1: , wanted one/ },
   },
   unix_dgram: {
     "restored by CRIU": {

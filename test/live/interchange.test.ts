@@ -56,14 +56,16 @@ describe.skipIf(CRIU === undefined)("images of Reprise and CRIU", () => {
 const exchange: Readonly<Record<Direction, (pid: number, dir: string) => Promise<void>>> = {
   "restored by CRIU": async (pid, dir) => {
     const images = imagesIn(dir);
-    await checkpoint({ pid, imagesDir: images, linkRemap: true, fileLocks: true });
+    const tcp = { established: true };
+    await checkpoint({ pid, imagesDir: images, linkRemap: true, fileLocks: true, tcp });
     await freePids(images);
     criu("restore", images, ["-d"]);
   },
   "dumped by CRIU": async (pid, dir) => {
     const images = imagesIn(dir);
     criu("dump", images, ["-t", String(pid)]);
-    await restore({ imagesDir: images, fileLocks: true, removeLinks: true });
+    const tcp = { established: true };
+    await restore({ imagesDir: images, fileLocks: true, removeLinks: true, tcp });
   },
 };
 
@@ -75,7 +77,16 @@ function imagesIn(dir: string): string {
 
 /** Runs CRIU. Throws with the errors of its log. */
 function criu(action: "dump" | "restore", images: string, args: readonly string[]): void {
-  const options = ["-D", images, "-v4", "-o", "criu.log", "--link-remap", "--file-locks"];
+  const options = [
+    "-D",
+    images,
+    "-v4",
+    "-o",
+    "criu.log",
+    "--link-remap",
+    "--file-locks",
+    "--tcp-established",
+  ];
   const { status } = spawnSync(CRIU ?? "", [action, ...options, ...args], { timeout: 20_000 });
   if (status === 0) return;
   const lines = readFileSync(join(images, "criu.log"), "utf8").split("\n");

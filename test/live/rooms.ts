@@ -15,6 +15,12 @@ export interface Subject {
   readonly alone?: string;
 }
 
+/** Connections are saved only when asked for. */
+const CONNECTED = {
+  checkpoint: { tcp: { established: true } },
+  restore: { tcp: { established: true } },
+} as const;
+
 export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   memory: [
     { name: "aio_rings" },
@@ -105,6 +111,16 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "namespaces", args: ["time"] },
     { name: "namespaces", args: ["pid", "uts"], inner: true },
     { name: "namespaces", args: ["pid", "user", "uts", "ipc", "time"], inner: true },
+  ],
+  inet: [
+    { name: "inet_options", ...CONNECTED, alone: "its ports" },
+    { name: "tcp_closing", ...CONNECTED, alone: "its addresses" },
+    { name: "tcp_echo", alone: "its port" },
+    { name: "tcp_listen", alone: "its ports" },
+    { name: "tcp_local", ...CONNECTED, alone: "its addresses" },
+    { name: "tcp_many", ...CONNECTED, alone: "its addresses" },
+    { name: "udp_queues", alone: "its ports" },
+    { name: "udp_sockets", alone: "its ports" },
   ],
   locks: [
     { name: "file_locks", checkpoint: { fileLocks: true }, alone: "locks exclude each other" },

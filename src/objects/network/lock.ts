@@ -22,6 +22,9 @@ export const LOCK_MARK = 0xc114;
 /** network_lock_method of the inventory. */
 const METHODS: readonly NetworkLockMethod[] = ["iptables", "nftables", "skip"];
 
+/** CRIU 4.2 has 31 characters for a table with its family ("inet "), and leaves the rest of its id out. */
+const CRIU_TABLE_NAME = 26;
+
 /** The two ends of a connection, on the wire. */
 export interface LockedConnection {
   readonly local: SocketAddress;
@@ -172,7 +175,7 @@ export class NetworkLock {
   }
 
   get #leftTable(): string {
-    return `CRIU-${this.#runId}`;
+    return `CRIU-${this.#runId}`.slice(0, CRIU_TABLE_NAME);
   }
 
   get #ownTable(): string {

@@ -297,6 +297,7 @@ const TCP_OPTIONS_BEFORE = [
 ];
 
 const UDP_OPTIONS = [
+  inet.UDP_CORK,
   inet.UDP_ENCAP,
   inet.UDP_NO_CHECK6_TX,
   inet.UDP_NO_CHECK6_RX,
@@ -343,7 +344,7 @@ function otherOptions(
       : []),
     ...(plain === inet.IPPROTO_UDP ? ints(inet.SOL_UDP, UDP_OPTIONS) : []),
     ...(plain === inet.IPPROTO_UDPLITE
-      ? ints(inet.SOL_UDPLITE, [inet.UDPLITE_SEND_CSCOV, inet.UDPLITE_RECV_CSCOV])
+      ? ints(inet.SOL_UDPLITE, [inet.UDP_CORK, inet.UDPLITE_SEND_CSCOV, inet.UDPLITE_RECV_CSCOV])
       : []),
   ];
 }

@@ -256,7 +256,10 @@ function connect({ fd, isk }: Made): void {
 
 function setAllOptions(made: readonly Made[]): void {
   const program = new Program();
-  for (const { fd, isk } of made) restoreOptions(program, isk.opts, { fd, what: what(isk) });
+  for (const { fd, isk } of made) {
+    const lenient = isk.reprise?.mptcp === true;
+    restoreOptions(program, isk.opts, { fd, what: what(isk), lenient });
+  }
   if (program.length > 0) runHere(program);
   for (const { fd, isk } of made) setOptions(fd, isk);
 }

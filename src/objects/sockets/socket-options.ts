@@ -72,23 +72,21 @@ export interface SocketInProgram {
   readonly fd: Argument;
   /** For labels: "unix socket 4711 (file 12)". */
   readonly what: string;
+  /** Not all options are known to its protocol: what fails is left out. @default false */
+  readonly lenient?: boolean;
 }
 
 /**
  * Adds the calls that set everything but SO_REUSEADDR and SO_REUSEPORT, which some families need before bind. For a socket
  * whose queues are filled already: the buffers get their own sizes here.
  */
-export function restoreOptions(
-  program: Program,
-  opts: SkOptsEntry,
-  { fd, what }: SocketInProgram,
-): void {
+export function restoreOptions(program: Program, opts: SkOptsEntry, socket: SocketInProgram): void {
   const set = (name: number, value: number, option: string): void =>
-    setOption(program, { fd, what }, { name, value: int(value), option });
+    setOption(program, socket, { name, value: int(value), option });
   const on = (name: number, wanted: boolean | number | undefined, option: string): void => {
     if (wanted === true || (typeof wanted === "number" && wanted !== 0)) set(name, 1, option);
   };
-  restoreBuffers(program, opts, { fd, what });
+  restoreBuffers(program, opts, socket);
   if ((opts.so_priority ?? 0) !== 0) set(so.SO_PRIORITY, opts.so_priority ?? 0, "SO_PRIORITY");
   if ((opts.so_rcvlowat ?? 1) !== 1) set(so.SO_RCVLOWAT, opts.so_rcvlowat ?? 1, "SO_RCVLOWAT");
   if ((opts.so_mark ?? 0) !== 0) set(so.SO_MARK, opts.so_mark ?? 0, "SO_MARK");
@@ -101,11 +99,11 @@ export function restoreOptions(
   on(so.SO_KEEPALIVE, opts.so_keepalive, "SO_KEEPALIVE");
   if (opts.so_linger !== undefined) {
     const value = Buffer.concat([int(1), int(opts.so_linger)]);
-    setOption(program, { fd, what }, { name: so.SO_LINGER, value, option: "SO_LINGER" });
+    setOption(program, socket, { name: so.SO_LINGER, value, option: "SO_LINGER" });
   }
-  restoreTimeouts(program, opts, { fd, what });
-  restoreDevice(program, opts, { fd, what });
-  restoreFilter(program, opts, { fd, what });
+  restoreTimeouts(program, opts, socket);
+  restoreDevice(program, opts, socket);
+  restoreFilter(program, opts, socket);
 }
 
 /** Adds the calls that set the sizes of the buffers. */
@@ -165,11 +163,11 @@ export interface SocketOption {
 /** Adds one setsockopt. */
 export function setOption(
   program: Program,
-  { fd, what }: SocketInProgram,
+  { fd, what, lenient = false }: SocketInProgram,
   { level = so.SOL_SOCKET, name, value, option }: SocketOption,
 ): void {
   const args = [fd, level, name, program.data(value), value.length];
-  program.call("setsockopt", args, { label: `set ${option} of ${what}` });
+  program.call("setsockopt", args, { label: `set ${option} of ${what}`, mayFail: lenient });
 }
 
 function int(value: number): Buffer {
