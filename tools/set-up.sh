@@ -19,11 +19,14 @@ command -v iptables >/dev/null || need iptables
 command -v runc >/dev/null || need runc
 command -v dockerd >/dev/null || need docker.io
 [ -x /bin/busybox ] || need busybox-static
+command -v redis-server >/dev/null || need redis-server
+command -v memcached >/dev/null || need memcached
+[ -x /usr/sbin/nginx ] || need nginx-light
 /usr/bin/python3 -c "import google.protobuf" 2>/dev/null || need python3-protobuf
 
 if [ -n "$missing" ]; then
   echo "Installing system packages:$missing"
-  export DEBIAN_FRONTEND=noninteractive
+  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 # the servers among them are not started
   if ! command -v apt-get >/dev/null; then
     echo "error: these Debian packages, or what they are called here, must be installed by hand:$missing" >&2
     exit 1

@@ -84,6 +84,20 @@ describe("a TCP server with a peer outside of the tree", () => {
   });
 });
 
+test("a connection of Multipath TCP is refused by name, and goes on", async () => {
+  const program = await start("refused", ["mptcp"]);
+  const options = { imagesDir: imagesDirOf(program), tcp: { established: true } };
+  await expect(checkpoint({ pid: program.pid, ...options })).rejects.toMatchObject({
+    code: "UNSUPPORTED",
+    pid: program.pid,
+    message: expect.stringMatching(
+      /fd \d+ of pid \d+ .*a Multipath TCP connection to 127\.0\.0\.1/,
+    ),
+  });
+  expect(await program.ask()).toBe("ok 1");
+  expect(await program.finish()).toBe("pass");
+});
+
 async function connectTo(server: RunningProgram): Promise<Socket> {
   const port = Number(readFileSync(join(server.dir, "port"), "utf8"));
   const peer = connect(port, "127.0.0.1");

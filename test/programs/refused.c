@@ -1,10 +1,16 @@
 // One object that cannot be saved, by the argument: a dump must refuse it, and this process must go on with the object in order.
 #include "test.h"
+#include <arpa/inet.h>
 #include <linux/mempolicy.h>
 #include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
 #include <sys/fanotify.h>
+#include <netinet/in.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
 
 static const char *object;
 static int fd = -1;
@@ -13,6 +19,20 @@ static volatile char selector; // 0: system calls go through
 static void check(void) {
   if (fd >= 0) EXPECT(fcntl(fd, F_GETFD) >= 0, "the descriptor is gone: %m");
   EXPECT(selector == 0, "the selector changed");
+}
+
+// The connected end of a connection to ourselves.
+static int mptcp_connection(void) {
+  struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+  socklen_t size = sizeof here;
+  int listener = (int)MUST(socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
+  MUST(bind(listener, (void *)&here, size));
+  MUST(listen(listener, 1));
+  MUST(getsockname(listener, (void *)&here, &size));
+  int client = (int)MUST(socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
+  MUST(connect(client, (void *)&here, size));
+  MUST(accept(listener, NULL, NULL));
+  return client;
 }
 
 int main(int argc, char **argv) {
@@ -30,6 +50,7 @@ int main(int argc, char **argv) {
     close((int)MUST(open("guarded", O_RDWR | O_CREAT, 0600)));
     MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "guarded"));
   }
+  if (strcmp(object, "mptcp") == 0) fd = mptcp_connection();
   // PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON
   if (strcmp(object, "dispatch") == 0) MUST(prctl(59, 1, 0, 0, &selector));
   serve(check);
