@@ -64,6 +64,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
   return {
     leave: options.leave,
     shellJob: options.flags.has("shell-job"),
+    orphanPtsMaster: options.flags.has("orphan-pts-master"),
     fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
     extUnixSk: externalUnixSockets(options),

@@ -74,6 +74,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     cgroups: cgroupRestoreOptions(options),
     ...namespaceRestoreOptions(options),
     sibling: flags.has("restore-sibling"),
+    orphanPtsMaster: flags.has("orphan-pts-master"),
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,

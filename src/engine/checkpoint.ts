@@ -40,6 +40,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly leave?: "killed" | "running" | "stopped";
   /** The tree belongs to a session and terminal of outside. @default false */
   readonly shellJob?: boolean;
+  /** A terminal may have its other end outside: the restore makes a new one. @default false */
+  readonly orphanPtsMaster?: boolean;
   /** Give deleted files that have another hard link a name again. @default false */
   readonly linkRemap?: boolean;
   /** Refuse what would be lost in silence but for a warning. @default false */
@@ -230,6 +232,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
 function filesOptions(options: CheckpointOptions): FilesDumpOptions {
   return {
     shellJob: options.shellJob ?? false,
+    orphanPtsMaster: options.orphanPtsMaster ?? false,
     linkRemap: options.linkRemap ?? false,
     ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
     extUnixSk: options.extUnixSk ?? false,

@@ -339,7 +339,9 @@ function branchProgram(plan: RestorePlan, node: TreeNode, files: OpenedFiles): P
   node.early.forEach(make);
   if (node.leadsSession) {
     program.call("setsid", [], { label: `make session ${node.pid}` });
-    const terminal = controllingTerminals(plan.set).get(node.pid);
+    const terminal = controllingTerminals(plan.set, {
+      orphans: plan.options.orphanMaster !== undefined,
+    }).get(node.pid);
     if (terminal !== undefined)
       makeControllingTerminal(program, files.fd(terminal.fileId), { end: terminal.end });
   } else if (node.leadsGroup)

@@ -63,6 +63,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly cgroups?: CgroupRestoreOptions;
   /** Where the caller put the engine, for the tree to be there. */
   readonly placement?: Placement | undefined;
+  /** Terminals whose other end was outside get a new one, which `hooks.orphanMaster` takes. @default false */
+  readonly orphanPtsMaster?: boolean;
   readonly hooks?: EngineHooks;
   readonly onEvent?: ProgressListener;
 }
@@ -94,6 +96,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     tcp: { established: false, close: false, ...options.tcp },
     fileLocks: options.fileLocks ?? true,
     sibling: options.sibling ?? false,
+    ...(options.orphanPtsMaster !== true || options.hooks?.orphanMaster === undefined
+      ? {}
+      : { orphanMaster: options.hooks.orphanMaster }),
     clocks: identifyClocks(),
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,

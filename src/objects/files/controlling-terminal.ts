@@ -26,8 +26,14 @@ export interface ControllingTerminal {
 /** What this needs of an image set. */
 type Terminals = Pick<LoadedSet, "files" | "ttyInfos" | "tasks">;
 
-/** The controlling terminals of the tree's sessions, whose master is in the tree, by session. */
-export function controllingTerminals(set: Terminals): Map<number, ControllingTerminal> {
+/**
+ * The controlling terminals of the tree's sessions, by session: those whose master is in the tree, and with `orphans` those that get a
+ * new one.
+ */
+export function controllingTerminals(
+  set: Terminals,
+  options: { readonly orphans?: boolean } = {},
+): Map<number, ControllingTerminal> {
   const found = new Map<number, ControllingTerminal>();
   const masters = masterFiles(set);
   for (const { id, type, tty } of set.files.values()) {
@@ -40,7 +46,8 @@ export function controllingTerminals(set: Terminals): Map<number, ControllingTer
       continue;
     }
     if (info.pty === undefined) continue;
-    if (set.tasks.get(info.sid)?.pstree.sid !== info.sid || !masters.has(info.pty.index)) continue;
+    if (set.tasks.get(info.sid)?.pstree.sid !== info.sid) continue;
+    if (!masters.has(info.pty.index) && options.orphans !== true) continue;
     const end = isMaster(info) ? "master" : "slave";
     const known = found.get(info.sid);
     if (known === undefined || (known.end === "master" && end === "slave")) {

@@ -92,6 +92,8 @@ export interface FilesDumpOptions {
   /** Objects of outside, as --external names them: `file[MOUNT:INODE]`, `tty[RDEV:DEV]`, … @default [] */
   readonly external?: readonly string[];
   readonly tcp?: TcpDumpOptions;
+  /** A terminal may have its other end outside: the restore makes a new one (--orphan-pts-master). @default false */
+  readonly orphanPtsMaster?: boolean;
   readonly linkRemap: boolean;
   /** Bytes up to which the content of a deleted file is put into the images. */
   readonly ghostLimit: number;
@@ -137,6 +139,11 @@ export interface FilesRestoreOptions {
   /** Connect datagram sockets to sockets outside of the tree again. @default false */
   readonly extUnixSk?: boolean;
   readonly tcp?: TcpRestoreOptions;
+  /**
+   * Takes the master of a new terminal whose other end is a task's and whose own end was outside (--orphan-pts-master). Without it
+   * such a terminal is the engine's own (`shellJob`).
+   */
+  readonly orphanMaster?: (fd: number) => void;
   readonly shellJob: boolean;
   readonly skipRwxCheck: boolean;
   readonly fileValidation: "filesize" | "buildid";

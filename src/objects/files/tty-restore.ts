@@ -119,7 +119,39 @@ function openEnd(program: Program, { file, info }: Terminal, restore: FilesResto
   if (master !== undefined) return openSlave(program, restore.open(master.id), file);
   if (info.termios === undefined && info.pty !== undefined)
     return openHungUp(program, info.pty.index, file, restore);
+  if (restore.options.orphanMaster !== undefined && info.pty !== undefined)
+    return openOrphan(program, { file, info }, restore.options.orphanMaster, restore);
   return openOwnTerminal(program, { file, info }, restore);
+}
+
+/** Reserved numbers of masters that were made for slaves whose own is outside, by index. */
+const orphans = new WeakMap<FilesRestore, Map<number, number>>();
+
+/** A slave whose master belongs to someone outside, who gets a new one. */
+function openOrphan(
+  program: Program,
+  { file, info }: Terminal,
+  give: (fd: number) => void,
+  restore: FilesRestore,
+): Argument {
+  const index = info.pty?.index ?? 0;
+  let made = orphans.get(restore);
+  if (made === undefined) orphans.set(restore, (made = new Map<number, number>()));
+  const known = made.get(index);
+  if (known !== undefined) return openSlave(program, known, file);
+  const label = { label: `make a master for terminal /dev/pts/${index}` };
+  const opened = claimIndex(program, index, { flags: O_RDWR, restore });
+  const master = restore.reserve();
+  made.set(index, master);
+  program.call("dup3", [opened, master, O_CLOEXEC], label);
+  program.call("close", [opened]);
+  if (info.termios !== undefined)
+    program.call("ioctl", [master, TCSETS, program.data(termiosBytes(info.termios))], label);
+  if (info.winsize !== undefined)
+    program.call("ioctl", [master, TIOCSWINSZ, program.data(winsizeBytes(info.winsize))], label);
+  restore.later((end) => restoreSlave(end, info, restore));
+  restore.inEngine((copies) => give(copies.reserved(master)));
+  return openSlave(program, master, file);
 }
 
 function openMaster(program: Program, { file, info }: Terminal, restore: FilesRestore): Argument {
@@ -230,9 +262,7 @@ function freeBelow(index: number, taken: ReadonlySet<number>): number {
   const found: number[] = [];
   try {
     while ((found.at(-1) ?? -1) < index) {
-      masters.push(
-        syscall("openat", AT_FDCWD, Buffer.from("/dev/ptmx\0"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0),
-      );
+      masters.push(syscall("openat", AT_FDCWD, ptmx, O_RDWR | O_NOCTTY | O_CLOEXEC, 0));
       found.push(readNumber(masters.at(-1) ?? -1, TIOCGPTN));
     }
   } finally {

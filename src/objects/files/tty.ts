@@ -183,7 +183,8 @@ function checkPairs(
   );
   const [first] = lone;
   if (first === undefined) return;
-  if (!dump.options.shellJob) {
+  const { shellJob, orphanPtsMaster } = dump.options;
+  if (!shellJob && orphanPtsMaster !== true) {
     throw refused(
       first.file,
       `it is a terminal (/dev/pts/${first.index}) whose other end is not in the tree`,
