@@ -141,7 +141,7 @@ function makeCache(options: {
 }): void {
   const path = join(DIST, `${options.stem}.cache`);
   const maker = join(ROOT, "tools", "code-cache.cjs");
-  const env = { PATH: process.env["PATH"] ?? "", REPRISE_HOME: SCRATCH };
+  const env = { PATH: process.env["PATH"] ?? "", REPRISE_HOME: SCRATCH, REPRISE_WARM_UP: "1" };
   try {
     const bundle = join(DIST, `${options.stem}.cjs`);
     execFileSync(process.execPath, [maker, bundle, path, JSON.stringify(options.warmUp)], { env });

@@ -18,12 +18,21 @@ const F_SETFD = 2;
  *
  * @throws RepriseError BAD_ARGUMENT when it is not found, SYSCALL when it cannot be executed.
  */
-export function becomeProgram(command: readonly string[]): never {
+export function becomeProgram(
+  command: readonly string[],
+  options: {
+    /** Standard output and errors of the program. @default those of this process */
+    readonly output?: number;
+  } = {},
+): never {
   const path = findProgram(command[0] ?? "");
   for (const signal of IGNORED_BY_NODE) {
     trySyscall("rt_sigaction", signal, Buffer.alloc(KERNEL_SIGACTION), 0, SIGSET_SIZE);
   }
   trySyscall("rt_sigprocmask", SIG_SETMASK, Buffer.alloc(SIGSET_SIZE), 0, SIGSET_SIZE);
+  if (options.output !== undefined) {
+    for (const fd of [1, 2]) if (fd !== options.output) syscall("dup3", options.output, fd, 0);
+  }
   // Node marks every descriptor that it inherits as close-on-exec.
   for (const fd of [0, 1, 2]) trySyscall("fcntl", fd, F_SETFD, 0);
   const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value ?? ""}`);

@@ -36,6 +36,11 @@ export function openLog(options: {
   setLogSink(target.verbosity < 1 ? undefined : write, target.verbosity as LogLevelValue);
 }
 
+/** Descriptor of the log. */
+export function logFd(): number {
+  return target.fd;
+}
+
 /** The lines that every log begins with: versions, and the system. */
 export function logHeader(): void {
   log.info(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor} (gitid 0)`);

@@ -15,14 +15,21 @@ const FAILURE = 1;
 /** What a return of -1 from a C program's main is. */
 const MINUS_ONE = 255;
 
-const KNOWN_ACTIONS = ["lazy-pages", "service", "cpuinfo"] as const;
+const KNOWN_ACTIONS = ["lazy-pages", "cpuinfo"] as const;
 
 void main(process.argv.slice(2));
+
+/** Whether tasks may have been restored by now. (The build runs actions one after the other in one process.) */
+let touchesTasks = false;
 
 /** Runs one command line and sets the exit code. */
 async function main(args: readonly string[]): Promise<void> {
   try {
     process.exitCode = await run(args);
+    if (touchesTasks) {
+      const { exitNow } = await import("../sys/process.ts");
+      exitNow(process.exitCode);
+    }
   } catch (error) {
     logError(asRepriseError(error));
     process.exitCode = FAILURE;
@@ -38,7 +45,9 @@ async function run(args: readonly string[]): Promise<number> {
     printOut(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor}\n`);
     return 0;
   }
-  if (options.words[0] === "swrk") return swrk(options);
+  if (options.words[0] === "swrk") return serveFd(options, "swrk");
+  // What `criu service` starts for a connection.
+  if (options.words[0] === "service-worker") return serveFd(options, "service");
   checkWords(options);
   for (const fd of options.lists.close ?? []) closeQuietly(Number(fd));
   const [action = ""] = options.words;
@@ -49,6 +58,7 @@ async function run(args: readonly string[]): Promise<number> {
     case "pre-dump":
     case "dedup":
     case "page-server":
+    case "service":
     case "restore":
       return runWithImages(action, options);
     case "check": {
@@ -70,7 +80,7 @@ async function run(args: readonly string[]): Promise<number> {
 }
 
 /** Clients start this with a socket that they made. The number may be any. */
-async function swrk({ words }: CriuOptions): Promise<number> {
+async function serveFd({ words }: CriuOptions, worker: "swrk" | "service"): Promise<number> {
   const [, fd = "", ...rest] = words;
   if (!/^\d+$/.test(fd) || rest.length > 0) {
     writeSync(STDERR, "Usage: criu swrk <fd>\n");
@@ -78,7 +88,7 @@ async function swrk({ words }: CriuOptions): Promise<number> {
   }
   const { serve } = await import("./swrk.ts");
   try {
-    return await serve(Number(fd), "swrk");
+    return await serve(Number(fd), { worker, onAction: () => (touchesTasks = true) });
   } catch (error) {
     logError(asRepriseError(error));
     return MINUS_ONE;
@@ -93,11 +103,13 @@ const FAILED = {
   dedup: "Deduplicating FAILED.",
   "page-server": "Receiving pages FAILED.",
   restore: "Restoring FAILED.",
+  service: "Serving FAILED.",
 } as const;
 
 async function runWithImages(action: keyof typeof FAILED, options: CriuOptions): Promise<number> {
   const { enterDirectories } = await import("./paths.ts");
   const directories = enterDirectories(options);
+  touchesTasks = action === "restore" && process.env["REPRISE_WARM_UP"] === undefined;
   openLog({ verbosity: options.verbosity, file: options.values["log-file"] });
   logHeader();
   try {
@@ -114,6 +126,10 @@ async function runWithImages(action: keyof typeof FAILED, options: CriuOptions):
     if (action === "dedup") {
       const { dedupAction } = await import("./dedup.ts");
       return dedupAction(directories);
+    }
+    if (action === "service") {
+      const { serviceAction } = await import("./service.ts");
+      return await serviceAction(options, directories);
     }
     if (action === "page-server") {
       const { pageServerAction } = await import("./page-server.ts");

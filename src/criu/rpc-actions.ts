@@ -6,7 +6,7 @@ import { CriuReqType, type CriuOpts, type CriuReq } from "../images/schema/messa
 import { log } from "../log.ts";
 import { ERRNO_NAMES } from "../sys/errno.ts";
 import { asRepriseError } from "./failure.ts";
-import { logError } from "./log-file.ts";
+import { logError, logFd } from "./log-file.ts";
 import { rpcClient } from "./rpc-client.ts";
 import { beginSession, endSession, type Session, type SessionKind } from "./rpc-session.ts";
 import { sendResponse, receiveRequest, type Response } from "./rpc-socket.ts";
@@ -48,6 +48,9 @@ export async function act(socket: number, request: CriuReq, worker: Worker): Pro
       return preDumpRequests(socket, opts, worker);
     case CriuReqType.SINGLE_PRE_DUMP:
       return (await preDump(socket, opts, { worker, type: request.type })) ? 0 : MINUS_ONE;
+    case CriuReqType.PAGE_SERVER:
+    case CriuReqType.PAGE_SERVER_CHLD:
+      return pageServerRequest(socket, request, worker);
     case CriuReqType.WAIT_PID:
       return waitRequest(socket, request.pid ?? 0);
     default:
@@ -132,7 +135,7 @@ async function restoreRequest(socket: number, opts: CriuOpts, worker: Worker): P
   if (failure !== undefined) return FAILURE;
   if (opts.exec_cmd.length > 0) {
     const { becomeProgram } = await import("./exec.ts");
-    becomeProgram(opts.exec_cmd);
+    becomeProgram(opts.exec_cmd, { output: logFd() });
   }
   return 0;
 }
@@ -143,10 +146,41 @@ async function checkRequest(socket: number): Promise<number> {
   return 0;
 }
 
+/** CRIU answers both kinds with one type. */
+async function pageServerRequest(
+  socket: number,
+  request: CriuReq,
+  worker: Worker,
+): Promise<number> {
+  let ps: { pid: number; port: number } | undefined;
+  const failure = await attempt("Starting the page server", async (begin) => {
+    const opts = request.opts ?? NO_OPTIONS;
+    const session = begin(() => beginSession(socket, opts, { worker, needsPid: false }));
+    const { startPageServer } = await import("./rpc-page-server.ts");
+    ps = await startPageServer(session, {
+      isChild: request.type === CriuReqType.PAGE_SERVER_CHLD,
+    });
+    endSession(session);
+  });
+  sendResponse(socket, {
+    type: CriuReqType.PAGE_SERVER,
+    success: failure === undefined,
+    ...failure,
+    ...(ps === undefined ? {} : { ps }),
+  });
+  return failure === undefined ? 0 : FAILURE;
+}
+
 /** Waits for a child of the worker: a page server that PAGE_SERVER_CHLD started. */
 async function waitRequest(socket: number, pid: number): Promise<number> {
-  const { waitFor } = await import("../sys/process.ts");
   const type = CriuReqType.WAIT_PID;
+  const { waitForPageServer } = await import("./rpc-page-server.ts");
+  const status = await waitForPageServer(pid);
+  if (status !== undefined) {
+    sendResponse(socket, { type, success: true, status });
+    return 0;
+  }
+  const { waitFor } = await import("../sys/process.ts");
   const result = waitFor(pid);
   if (result === undefined) sendResponse(socket, { type, success: false, cr_errno: ECHILD });
   else sendResponse(socket, { type, success: true, status: result.status });
@@ -159,9 +193,7 @@ function refuse(socket: number, type: number): number {
   const name = Object.entries(CriuReqType).find(([, value]) => value === type)?.[0] ?? String(type);
   const error = new RepriseError("UNSUPPORTED", `the RPC request ${name} is not supported yet`);
   logError(error);
-  // CRIU answers both kinds of page server with one type.
-  const answered = type === CriuReqType.PAGE_SERVER_CHLD ? CriuReqType.PAGE_SERVER : type;
-  sendResponse(socket, { type: answered, success: false, ...failureOf(error) });
+  sendResponse(socket, { type, success: false, ...failureOf(error) });
   return FAILURE;
 }
 
@@ -170,7 +202,7 @@ type Failure = Pick<Exclude<Response, undefined>, "cr_errno" | "cr_errmsg">;
 
 /** Runs an action; `begin` marks the part whose failures are the request's own fault. */
 async function attempt(
-  what: "Dumping" | "Pre-dumping" | "Restoring",
+  what: "Dumping" | "Pre-dumping" | "Restoring" | "Starting the page server",
   action: (begin: (open: () => Session) => Session) => Promise<void>,
 ): Promise<Failure | undefined> {
   let begun = false;

@@ -23,7 +23,14 @@ const KEEPS_OPEN: ReadonlySet<number> = new Set([
 ]);
 
 /** Serves one connection. Returns the exit code. */
-export async function serve(socket: number, worker: SessionKind["worker"]): Promise<number> {
+export async function serve(
+  socket: number,
+  options: {
+    readonly worker: SessionKind["worker"];
+    /** Called before the engine is loaded. */
+    readonly onAction: () => void;
+  },
+): Promise<number> {
   for (;;) {
     const request = receiveFirst(socket);
     if (request === undefined) {
@@ -35,7 +42,7 @@ export async function serve(socket: number, worker: SessionKind["worker"]): Prom
       log.error(`a request of type ${type} cannot keep the connection open`);
       return MINUS_ONE;
     }
-    const status = await answer(socket, request, worker);
+    const status = await answer(socket, request, options);
     if (status !== 0 || request.keep_open !== true) return status;
   }
 }
@@ -56,7 +63,7 @@ function receiveFirst(socket: number): CriuReq | undefined {
 async function answer(
   socket: number,
   request: CriuReq,
-  worker: SessionKind["worker"],
+  { worker, onAction }: Parameters<typeof serve>[1],
 ): Promise<number> {
   switch (request.type) {
     case CriuReqType.VERSION:
@@ -80,6 +87,7 @@ async function answer(
     case CriuReqType.WAIT_PID:
     case CriuReqType.CPUINFO_DUMP:
     case CriuReqType.CPUINFO_CHECK: {
+      onAction();
       const { act } = await import("./rpc-actions.ts");
       return act(socket, request, worker);
     }

@@ -26,9 +26,13 @@ function loadKoffi(): typeof Koffi {
 export type SyscallArgument = number | bigint | Uint8Array;
 
 const libc = koffi.load("libc.so.6");
-const rawSyscall = libc.func("syscall", "long", Array(7).fill("intptr_t")) as (
-  ...args: readonly (number | bigint)[]
-) => number | bigint;
+interface RawSyscall {
+  (...args: readonly (number | bigint)[]): number | bigint;
+  /** On a thread of Node's pool; the last argument is called with the result. */
+  readonly async: (...args: readonly unknown[]) => void;
+}
+
+const rawSyscall = libc.func("syscall", "long", Array(7).fill("intptr_t")) as RawSyscall;
 
 /** The address of a buffer's first byte in this process. The caller keeps the buffer alive. */
 export function addressOf(buffer: Uint8Array): number {
@@ -53,6 +57,19 @@ export function trySyscall(name: SyscallName, ...args: readonly SyscallArgument[
     ),
   );
   return result === -1 ? -koffi.errno() : result;
+}
+
+/** Makes one system call on another thread, while the event loop goes on. Resolves with the result, or -1. */
+export function syscallInBackground(
+  name: SyscallName,
+  ...args: readonly SyscallArgument[]
+): Promise<number> {
+  const words = Array.from({ length: 6 }, (_, index) => word(args[index]));
+  return new Promise((resolve, reject) => {
+    rawSyscall.async(SYSCALLS[name].nr, ...words, (error: Error | null, result: number | bigint) =>
+      error === null ? resolve(Number(result)) : reject(error),
+    );
+  });
 }
 
 /**

@@ -2,7 +2,7 @@
 // notifications on the way. Reads block, as the worker is another process.
 
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, readSync, writeSync } from "node:fs";
+import { closeSync, writeSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { decode, encode } from "../../src/images/codec.ts";
 import {
@@ -10,10 +10,11 @@ import {
   type CriuNotify,
   type CriuResp,
 } from "../../src/images/schema/messages.generated.ts";
-import { AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET } from "../../src/sys/abi/socket.ts";
+import { AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET } from "../../src/sys/abi/socket.ts";
+import { syscall } from "../../src/sys/ffi.ts";
 import { receiveMessage, socketPair } from "../../src/sys/socket.ts";
 
-const CRIU = fileURLToPath(new URL("../../bin/criu", import.meta.url));
+export const CRIU = fileURLToPath(new URL("../../bin/criu", import.meta.url));
 
 export type Request = Parameters<typeof encode<"criu_req">>[1];
 
@@ -105,7 +106,10 @@ function receive(socket: number): { message: CriuResp; fds: number[] } | undefin
   return { message: decode("criu_resp", received.data), fds };
 }
 
-/** For a test: whether a socket has been closed at the other end. */
-export function isClosed(socket: number): boolean {
-  return readSync(socket, Buffer.alloc(1)) === 0;
+/** Connects to `criu service`. */
+export function connectSeqpacket(path: string): number {
+  const socket = syscall("socket", AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  const name = Buffer.concat([Buffer.of(AF_UNIX, 0), Buffer.from(path), Buffer.of(0)]);
+  syscall("connect", socket, name, name.length);
+  return socket;
 }

@@ -1,13 +1,22 @@
 // The RPC of the criu command as runtimes use it: answers, exit codes, notifications in their order, refusals that are taken
 // back, and descriptors that are the client's.
 
+import { spawn } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
-import { CriuReqType as Type } from "../../src/images/schema/messages.generated.ts";
+import { CriuReqType as Type, type CriuResp } from "../../src/images/schema/messages.generated.ts";
 import { readChildren } from "../../src/proc/children.ts";
-import { ask, askOnce, startWorker, type Notification } from "./rpc-client.ts";
+import {
+  ask,
+  askOnce,
+  connectSeqpacket,
+  CRIU,
+  startWorker,
+  type Notification,
+  type Request,
+} from "./rpc-client.ts";
 import {
   attachProgram,
   killProgram,
@@ -229,6 +238,72 @@ describe("dump and restore", () => {
     expect(existsSync(join(images, "parent"))).toBe(true);
     const opts = { images_dir_fd: imagesFd };
     expect((await askOnce({ type: Type.RESTORE, opts })).response?.success).toBe(true);
+    expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
+  });
+});
+
+describe("criu service", () => {
+  test("a worker for every connection; what needs the client's own worker is refused", async () => {
+    const program = await quietProgram();
+    const service = spawn(CRIU, ["service", "-W", dir, "--address", "s", "--pidfile", "pid"], {
+      stdio: "ignore",
+      env: { PATH: process.env["PATH"] },
+    });
+    onTestFinished(() => void service.kill("SIGKILL"));
+    await until(() => existsSync(join(dir, "pid")));
+    expect(readFileSync(join(dir, "pid"), "utf8").trim()).toBe(String(service.pid));
+    const call = (request: Request): CriuResp | undefined => {
+      const socket = connectSeqpacket(join(dir, "s"));
+      try {
+        return ask({ socket }, request);
+      } finally {
+        closeSync(socket);
+      }
+    };
+    expect(call({ type: Type.VERSION })).toMatchObject({ success: true });
+    const opts = { images_dir_fd: imagesFd };
+    expect(call({ type: Type.RESTORE, opts: { ...opts, rst_sibling: true } })).toMatchObject({
+      success: false,
+      cr_errno: 56,
+    });
+    expect(call({ type: Type.DUMP, opts: { ...opts, pid: program.pid } })).toMatchObject({
+      success: true,
+    });
+    await until(() => !readChildren(process.pid).includes(program.pid));
+    expect(call({ type: Type.RESTORE, opts })).toMatchObject({
+      success: true,
+      restore: { pid: program.pid },
+    });
+    expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
+  });
+});
+
+describe("page server", () => {
+  test("a child of the worker takes the pages, and its end is told", async () => {
+    const program = await quietProgram();
+    const server = startWorker();
+    const started = ask(server, {
+      type: Type.PAGE_SERVER_CHLD,
+      keep_open: true,
+      opts: { images_dir_fd: imagesFd, log_file: "page-server.log", ps: { address: "127.0.0.1" } },
+    });
+    expect(started).toMatchObject({ type: Type.PAGE_SERVER, success: true });
+    const { pid, port } = started?.ps ?? {};
+    const ps = { address: "127.0.0.1", port };
+    const dumped = await askOnce({
+      type: Type.DUMP,
+      opts: { images_dir_fd: imagesFd, pid: program.pid, ps },
+    });
+    expect(dumped.response).toMatchObject({ success: true });
+    expect(ask(server, { type: Type.WAIT_PID, pid })).toMatchObject({
+      type: Type.WAIT_PID,
+      success: true,
+      status: 0,
+    });
+    expect(await server.ended).toBe(0);
+    closeSync(server.socket);
+    const restored = await askOnce({ type: Type.RESTORE, opts: { images_dir_fd: imagesFd } });
+    expect(restored.response?.success).toBe(true);
     expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
   });
 });
