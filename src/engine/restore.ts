@@ -98,7 +98,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     sibling: options.sibling ?? false,
     ...(options.orphanPtsMaster !== true || options.hooks?.orphanMaster === undefined
       ? {}
-      : { orphanMaster: options.hooks.orphanMaster }),
+      : { orphanMaster: (fd: number) => options.hooks?.orphanMaster?.(fd) }),
     clocks: identifyClocks(),
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,
