@@ -10,6 +10,7 @@ import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "
 import { namespaceDumpOptions } from "./namespace-options.ts";
 import { pageServerPlace } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
+import { cpuCapabilities } from "./cpuinfo.ts";
 import { printOut } from "./output.ts";
 import { scriptRunner, type Client } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
@@ -68,6 +69,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
     fileLocks: options.flags.has("file-locks"),
     linkRemap: options.flags.has("link-remap"),
     extUnixSk: externalUnixSockets(options),
+    cpuInfo: cpuCapabilities(options).inImage,
     tcp: {
       established: options.flags.has("tcp-established"),
       close: options.flags.has("tcp-close"),

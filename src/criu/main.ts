@@ -15,7 +15,7 @@ const FAILURE = 1;
 /** What a return of -1 from a C program's main is. */
 const MINUS_ONE = 255;
 
-const KNOWN_ACTIONS = ["lazy-pages", "cpuinfo"] as const;
+const KNOWN_ACTIONS = ["lazy-pages"] as const;
 
 void main(process.argv.slice(2));
 
@@ -59,6 +59,7 @@ async function run(args: readonly string[]): Promise<number> {
     case "dedup":
     case "page-server":
     case "service":
+    case "cpuinfo":
     case "restore":
       return runWithImages(action, options);
     case "check": {
@@ -104,6 +105,7 @@ const FAILED = {
   "page-server": "Receiving pages FAILED.",
   restore: "Restoring FAILED.",
   service: "Serving FAILED.",
+  cpuinfo: "Looking at the processor FAILED.",
 } as const;
 
 async function runWithImages(action: keyof typeof FAILED, options: CriuOptions): Promise<number> {
@@ -126,6 +128,10 @@ async function runWithImages(action: keyof typeof FAILED, options: CriuOptions):
     if (action === "dedup") {
       const { dedupAction } = await import("./dedup.ts");
       return dedupAction(directories);
+    }
+    if (action === "cpuinfo") {
+      const { cpuinfoAction } = await import("./cpuinfo.ts");
+      return cpuinfoAction(options, directories);
     }
     if (action === "service") {
       const { serviceAction } = await import("./service.ts");

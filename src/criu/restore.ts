@@ -12,6 +12,7 @@ import { cgroupRestoreOptions } from "./cgroups.ts";
 import { externalUnixSockets, type CriuOptions } from "./options.ts";
 import { namespaceRestoreOptions } from "./namespace-options.ts";
 import type { Directories } from "./paths.ts";
+import { checkCpuIfAsked } from "./cpuinfo.ts";
 import { printOut } from "./output.ts";
 import { scriptRunner, type Client } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
@@ -48,6 +49,7 @@ export async function restoreTree(
   directories: Directories,
   client?: Client,
 ): Promise<RestoreResult> {
+  checkCpuIfAsked(options, directories);
   const pidfile = pidfileWriter(options.values.pidfile);
   const placement = findPlacement(process.ppid);
   placement?.leave();

@@ -42,6 +42,9 @@ export async function act(socket: number, request: CriuReq, worker: Worker): Pro
       return dumpRequest(socket, opts, worker);
     case CriuReqType.RESTORE:
       return restoreRequest(socket, opts, worker);
+    case CriuReqType.CPUINFO_DUMP:
+    case CriuReqType.CPUINFO_CHECK:
+      return cpuinfoRequest(socket, request, worker);
     case CriuReqType.CHECK:
       return checkRequest(socket);
     case CriuReqType.PRE_DUMP:
@@ -140,6 +143,19 @@ async function restoreRequest(socket: number, opts: CriuOpts, worker: Worker): P
   return 0;
 }
 
+async function cpuinfoRequest(socket: number, request: CriuReq, worker: Worker): Promise<number> {
+  const { type, opts = NO_OPTIONS } = request;
+  const failure = await attempt("Looking at the processor", async (begin) => {
+    const session = begin(() => beginSession(socket, opts, { worker, needsPid: false }));
+    const { cpuinfoAction } = await import("./cpuinfo.ts");
+    const action = type === CriuReqType.CPUINFO_DUMP ? "dump" : "check";
+    cpuinfoAction({ ...session.options, words: ["cpuinfo", action] }, session.directories);
+    endSession(session);
+  });
+  sendResponse(socket, { type, success: failure === undefined, ...failure });
+  return 0;
+}
+
 async function checkRequest(socket: number): Promise<number> {
   const { isGoodEnough } = await import("./check.ts");
   sendResponse(socket, { type: CriuReqType.CHECK, success: isGoodEnough() });
@@ -202,7 +218,7 @@ type Failure = Pick<Exclude<Response, undefined>, "cr_errno" | "cr_errmsg">;
 
 /** Runs an action; `begin` marks the part whose failures are the request's own fault. */
 async function attempt(
-  what: "Dumping" | "Pre-dumping" | "Restoring" | "Starting the page server",
+  what: string,
   action: (begin: (open: () => Session) => Session) => Promise<void>,
 ): Promise<Failure | undefined> {
   let begun = false;

@@ -11,7 +11,6 @@ const REFUSED: readonly OptionName[] = [
   "lazy-pages",
   "stream",
   "tls",
-  "mntns-compat-mode",
   "lsm-profile",
   "lsm-mount-context",
   "ext-mount-map",
@@ -21,17 +20,17 @@ const REFUSED: readonly OptionName[] = [
 /** Options that allow or tune something that the engine does not do yet. */
 const WITHOUT_EFFECT: readonly OptionName[] = [
   "log-pid",
-  "evasive-devices",
-  "force-irmap",
   "unprivileged",
   "allow-uprobes",
   "enable-external-sharing",
   "enable-external-masters",
   "libdir",
-  "cpu-cap",
   "enable-fs",
   "irmap-scan-path",
 ];
+
+/** Options that ask for what is so anyway: another way to the same result, or leave for what is not needed here. */
+const NOT_NEEDED: readonly OptionName[] = ["evasive-devices", "force-irmap", "mntns-compat-mode"];
 
 /** @throws RepriseError UNSUPPORTED when an option is given that the engine cannot honour. */
 export function checkSupport(options: CriuOptions): void {
@@ -43,6 +42,9 @@ export function checkSupport(options: CriuOptions): void {
   }
   for (const name of WITHOUT_EFFECT) {
     if (isGiven(options, name)) log.warn(`option --${name} has no effect yet`);
+  }
+  for (const name of NOT_NEEDED) {
+    if (isGiven(options, name)) log.debug(`option --${name} changes nothing here`);
   }
 }
 

@@ -7,6 +7,7 @@ import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
+import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
@@ -67,6 +68,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly autoDedup?: boolean;
   /** This set may become the parent of a later one. @default with `parentDir` */
   readonly trackMemory?: boolean;
+  /** Save what the processor can (cpuinfo.img). @default false */
+  readonly cpuInfo?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
   readonly timeoutMs?: number;
   /** What is saved of cgroups. @default { mode: "soft" } */
@@ -163,6 +166,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const memory = await writeTree(tree, collected, inside, images, { parent, ahead });
     ahead.end();
     images.remotePages?.finish();
+    if (options.cpuInfo === true) images.write("cpuinfo", 0, [cpuInfoEntry()]);
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
     phase("wrote its memory and images");
 

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { CriuReqType as Type, type CriuResp } from "../../src/images/schema/messages.generated.ts";
+import { decode, encode } from "../../src/images/codec.ts";
 import { readChildren } from "../../src/proc/children.ts";
 import {
   ask,
@@ -91,6 +92,37 @@ describe("small requests", () => {
     const { response, status } = await askOnce({ type: Type.DUMP, keep_open: true, opts });
     expect(response).toBeUndefined();
     expect(status).toBe(255);
+  });
+
+  test("the processor fits its own description, and no better one", async () => {
+    const opts = { images_dir_fd: imagesFd };
+    const request = (type: number): Request => ({ type, opts });
+    expect((await askOnce(request(Type.CPUINFO_CHECK))).response).toMatchObject({
+      type: Type.CPUINFO_CHECK,
+      success: false,
+    });
+    expect((await askOnce(request(Type.CPUINFO_DUMP))).response?.success).toBe(true);
+    expect((await askOnce(request(Type.CPUINFO_CHECK))).response?.success).toBe(true);
+    const path = join(images, "cpuinfo.img");
+    const head = 12;
+    const bytes = readFileSync(path);
+    const entry = decode("cpuinfo_entry", bytes.subarray(head));
+    const [cpu] = entry.x86_entry;
+    const capability = cpu?.capability.map((word, index) =>
+      index === 6 ? word | (1 << 16) : word,
+    );
+    const better = encode("cpuinfo_entry", {
+      ...entry,
+      x86_entry: [{ ...(cpu as NonNullable<typeof cpu>), capability: capability ?? [] }],
+    });
+    const length = Buffer.alloc(4);
+    length.writeUInt32LE(better.length);
+    writeFileSync(path, Buffer.concat([bytes.subarray(0, 8), length, better]));
+    // Word 6, bit 16: FMA4, which no processor has any more.
+    expect((await askOnce(request(Type.CPUINFO_CHECK))).response).toMatchObject({
+      success: false,
+      cr_errno: 95,
+    });
   });
 
   test("WAIT_PID of what is no child", async () => {
