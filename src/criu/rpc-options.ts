@@ -80,8 +80,8 @@ const CGROUP_MODES: Readonly<Record<number, string>> = {
   [CriuCgMode.SOFT]: "soft",
   [CriuCgMode.FULL]: "full",
   [CriuCgMode.STRICT]: "strict",
-  // The default is the soft mode.
-  [CriuCgMode.DEFAULT]: "soft",
+  // Soft, but not in so many words: the caller's own placing of the worker counts more than recorded cgroups.
+  [CriuCgMode.DEFAULT]: "",
 };
 
 const NETWORK_LOCKS: Readonly<Record<number, string>> = {
@@ -128,7 +128,9 @@ function flagArguments(opts: CriuOpts): string[] {
 function cgroupArguments(opts: CriuOpts): string[] {
   const { manage_cgroups, manage_cgroups_mode } = opts;
   const simple =
-    manage_cgroups === undefined ? [] : [`--manage-cgroups=${manage_cgroups ? "soft" : "ignore"}`];
+    manage_cgroups === undefined
+      ? []
+      : [manage_cgroups ? "--manage-cgroups" : "--manage-cgroups=ignore"];
   const roots = opts.cg_root.map(
     ({ ctrl = "", path }) => `--cgroup-root=${ctrl === "" ? "" : `${ctrl}:`}${path}`,
   );
