@@ -148,6 +148,7 @@ export function restoreHere(
       remaps: [],
     },
     options: { shellJob: more.shellJob ?? false, skipRwxCheck: false, fileValidation: "filesize" },
+    rootPid: process.pid,
     open: (id: number) => placed(id),
     later: (step: (program: Program) => void) => later.push(step),
     reserve: () => reserved++,
