@@ -262,7 +262,9 @@ function freeBelow(index: number, taken: ReadonlySet<number>): number {
   const found: number[] = [];
   try {
     while ((found.at(-1) ?? -1) < index) {
-      masters.push(syscall("openat", AT_FDCWD, ptmx, O_RDWR | O_NOCTTY | O_CLOEXEC, 0));
+      masters.push(
+        syscall("openat", AT_FDCWD, Buffer.from("/dev/ptmx\0"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0),
+      );
       found.push(readNumber(masters.at(-1) ?? -1, TIOCGPTN));
     }
   } finally {
