@@ -8,6 +8,7 @@ import type {
 } from "../objects/namespaces/room.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import { RepriseError } from "../errors.ts";
+import { mountOptions } from "./mounts.ts";
 import { externalResources, type CriuOptions } from "./options.ts";
 
 /** What a dump is told about namespaces. */
@@ -15,6 +16,7 @@ export function namespaceDumpOptions(options: CriuOptions): NamespacesDumpOption
   return {
     external: externalResources(options),
     emptyNet: options.values["empty-ns"] === "net",
+    mounts: mountOptions(options),
   };
 }
 
@@ -30,6 +32,7 @@ export function namespaceRestoreOptions(options: CriuOptions): NamespacesRestore
     external: externalResources(options),
     emptyNet,
     join,
+    mounts: mountOptions(options),
     // Of two with one key, the first counts.
     inheritFds: new Map((lists["inherit-fd"] ?? []).flatMap(readInherited).toReversed()),
     ...(values.root === undefined ? {} : { root: values.root }),

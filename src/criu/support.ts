@@ -13,8 +13,6 @@ const REFUSED: readonly OptionName[] = [
   "tls",
   "lsm-profile",
   "lsm-mount-context",
-  "ext-mount-map",
-  "skip-mnt",
 ];
 
 /** Options that allow or tune something that the engine does not do yet. */

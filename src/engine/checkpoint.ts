@@ -153,6 +153,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       emptyNet: options.emptyNet ?? false,
       external: [...(options.external ?? []), ...added],
       ahead: early,
+      ...(options.mounts === undefined ? {} : { mounts: options.mounts }),
     });
     phase("looked at the tree from outside");
     const inside = lookInside(tree, collected);

@@ -13,6 +13,7 @@ import {
   type CollectedNamespaces,
   type NamespaceIds,
 } from "../objects/namespaces/collect.ts";
+import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
@@ -56,6 +57,7 @@ export interface CollectedTree {
   readonly cgroups: CgroupTable;
   readonly rootIds: TaskKobjIdsEntry;
   readonly namespaces: CollectedNamespaces;
+  readonly mounts: MountNamespaces;
   readonly namespaceOptions: NamespacesDumpOptions;
   /** Lines for people. */
   describe(): string[];
@@ -79,7 +81,13 @@ export function collectTree(
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const alive = tree.tasks.filter(({ state }) => state !== "zombie");
   const namespaces = collectNamespaces(alive, { external: options.external ?? [] });
-  const filesOptions = { ...options, namespaces, innerPid: (pid: number) => inner.get(pid) };
+  const mounts = collectMounts(namespaces, options);
+  const filesOptions = {
+    ...options,
+    namespaces,
+    mounts,
+    innerPid: (pid: number) => inner.get(pid),
+  };
   const files = options.ahead?.files ?? new FileTable(images, filesOptions);
   try {
     if (options.ahead !== undefined) files.complete(filesOptions);
@@ -100,6 +108,7 @@ export function collectTree(
       cgroups,
       rootIds: ids.own,
       namespaces,
+      mounts,
       namespaceOptions: options,
       describe: () => describeTree(tree, live),
     };

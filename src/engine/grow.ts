@@ -22,6 +22,8 @@ import {
   makeControllingTerminal,
 } from "../objects/files/controlling-terminal.ts";
 import { openImage, payloadNames, type ImageFiles } from "./image-files.ts";
+import type { PreparedMounts } from "../objects/mounts/mnt.ts";
+import { copyOutsideMounts } from "../objects/mounts/outside.ts";
 import {
   cloneFlags,
   enterExisting,
@@ -31,7 +33,7 @@ import {
 } from "./namespaces.ts";
 import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
-import { copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
+import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
@@ -45,6 +47,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   const path = Buffer.from(`${plan.set.reader.dir}\0`);
   const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
   const existing = openExisting(plan);
+  const mounts = prepareMounts(plan);
   const inherited = copyInherited(plan.options.inheritFds ?? new Map(), firstPoolFd(plan));
   // The root of a pid namespace of its own is its init, or gets one at its side.
   const firstPid = plan.namespaces.made("pid") === undefined ? plan.tree.root.pid : INIT_PID;
@@ -79,6 +82,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   } finally {
     trySyscall("close", directory);
     existing.close();
+    mounts?.outside.close();
     inherited.close();
   }
   return {
@@ -88,6 +92,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     tracees,
     ...kept,
     rootNamespaceFds: new Map(),
+    mounts,
     ends: [],
     outerPid: (pid) => (tracees.get(pid) as Tracee).tid,
     madePids: () => [
@@ -96,6 +101,16 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
       ...[...tracees.values()].filter(({ tid, leader }) => tid === leader).map(({ tid }) => tid),
     ],
   };
+}
+
+function prepareMounts(plan: RestorePlan): PreparedMounts | undefined {
+  if (plan.mounts === undefined) return undefined;
+  const start = firstPoolFd(plan);
+  const outside = copyOutsideMounts(plan.mounts, {
+    root: plan.options.root ?? "/",
+    keep: (fd, what) => copyAbove(fd, what, start),
+  });
+  return { plan: plan.mounts, outside };
 }
 
 /** Makes all other processes, level by level, each level at the same time. */

@@ -1,6 +1,8 @@
 // What exists so far of a tree that is being restored, and where its programs and descriptors go.
 
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
+import type { MountPlaces } from "../objects/mounts/places.ts";
+import type { PreparedMounts } from "../objects/mounts/mnt.ts";
 import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
 import type { Program } from "../tracee/program.ts";
 import type { Job } from "../tracee/run.ts";
@@ -24,6 +26,10 @@ export interface Growth {
   readonly namespaceFds: Map<PlannedNamespace, number>;
   /** … and of the root's own, of which tasks have files open. */
   readonly rootNamespaceFds: Map<NamespaceKind, number>;
+  /** What the root task has of the mounts of outside. */
+  readonly mounts: PreparedMounts | undefined;
+  /** Where its files are, when it has mounts of its own and they are there. */
+  mountPlaces?: MountPlaces;
   /** What rooms of namespaces want done at the end. */
   readonly ends: { readonly release: () => void; readonly failed?: () => void }[];
   /** Number in the engine's pid namespace of a pid in the images. */

@@ -69,6 +69,15 @@ export function inheritedKey(
   return keys.find((key) => inherited.has(key));
 }
 
+/** The files that are opened by their own names. */
+export function withoutInherited(
+  files: readonly FileEntry[],
+  set: LoadedSet,
+  inherited: InheritFds = new Map(),
+): readonly FileEntry[] {
+  return files.filter((file) => inheritedKey(file, set, inherited) === undefined);
+}
+
 /**
  * A copy that the seed inherits, above all places of the pool that begins at `start`: what is put there must not be lost.
  *

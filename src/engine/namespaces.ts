@@ -227,6 +227,12 @@ function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): Names
     options: plan.options,
     plan: plan.namespaces,
     rootPid,
+    mounts: growth.mounts,
+    firstFreeFd: firstPoolFd(plan),
+    keepMounts: (places) => {
+      growth.mountPlaces = places;
+      growth.ends.push({ release: () => places.close(), failed: () => places.close() });
+    },
     run: (program) => {
       const [result] = runPrograms([job(plan, root, program)]);
       if (result === undefined) throw new RepriseError("INTERNAL", "internal error: no result");

@@ -10,9 +10,11 @@ import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
 import { inNamespace } from "../objects/namespaces/enter.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import { kindOfType } from "../objects/files/registry.ts";
+import type { MountPlaces, Place } from "../objects/mounts/places.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
-import { F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
+import { AT_FDCWD, F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
 import { PROT_WRITE } from "../sys/abi/mman.ts";
+import { CLONE_NEWNS } from "../sys/abi/sched.ts";
 import { syscall } from "../sys/ffi.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { entriesRun, runPrograms } from "../tracee/run.ts";
@@ -61,11 +63,15 @@ class Opener implements FilesRestore {
   readonly #last: ((program: Program) => void)[] = [];
   readonly #inEngine: ((copies: EngineCopies) => void)[] = [];
   readonly #ends: { readonly release: () => void; readonly failed?: () => void }[] = [];
+  readonly #places: MountPlaces | undefined;
+  /** The mount namespace that the program is in at its end; undefined: the root task's. */
+  #namespace: number | undefined;
   #nextReserved: number;
 
   constructor(plan: RestorePlan, growth: Growth) {
     const { images, namespaceFds, rootNamespaceFds } = growth;
     this.#growth = growth;
+    this.#places = growth.mountPlaces;
     this.#plan = plan;
     this.set = plan.set;
     this.options = plan.options;
@@ -86,6 +92,8 @@ class Opener implements FilesRestore {
       for (const vma of mm.vmas) if (mapsFile(vma)) this.#openMapped(vma);
     }
     for (const step of this.#later) step(this.#program);
+    this.#places?.finish(this.#program, (mntId) => void this.inMountsOf(this.#program, mntId));
+    this.inMountsOf(this.#program, undefined);
     const result = this.#runIn(root);
     const number = (argument: Argument | undefined, id: number): number => {
       if (argument === undefined)
@@ -159,6 +167,7 @@ class Opener implements FilesRestore {
 
   /** Opens a file of an entry, above the descriptors of the tasks. */
   #make(entry: FileEntry): Argument {
+    this.inMountsOf(this.#program, entry.reg?.mnt_id ?? entry.usk?.mnt_id);
     const fd = this.#inherit(entry) ?? kindOfType(entry.type).open(this.#program, entry, this);
     const moved = this.#program.call("fcntl", [fd, F_DUPFD, firstPoolFd(this.#plan)], {
       label: `keep file ${entry.id} open`,
@@ -193,6 +202,21 @@ class Opener implements FilesRestore {
       kind.openInherited?.(this.#program, entry, fd, this) ??
       this.#program.call("fcntl", [fd, F_DUPFD, 0], { label: `take over ${key}` })
     );
+  }
+
+  inMountsOf(program: Program, mntId: number | undefined): string {
+    if (this.#places === undefined) return "";
+    const wanted = this.#places.namespaceOf(mntId);
+    if (wanted !== this.#namespace) {
+      const fd = this.#places.namespaceFd(wanted);
+      program.call("setns", [fd, CLONE_NEWNS], { label: "go to another mount namespace" });
+      this.#namespace = wanted;
+    }
+    return this.#places.prefixOf(mntId);
+  }
+
+  temporaryPlace(mntId: number | undefined, path: string): Place {
+    return this.#places?.onSource(mntId, path) ?? { directory: AT_FDCWD, path, prefix: "" };
   }
 
   later(step: (program: Program) => void): void {

@@ -23,10 +23,12 @@ import {
   type NamespacesPlan,
   type NamespacesPlanOptions,
 } from "../objects/namespaces/plan.ts";
+import { planTreeMounts } from "../objects/mounts/mnt.ts";
+import type { MountPlan } from "../objects/mounts/plan.ts";
 import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
-import { inheritedKey } from "./inherited.ts";
+import { withoutInherited } from "./inherited.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
 import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
 
@@ -64,6 +66,8 @@ export interface RestorePlan {
   /** First descriptor number above all that the tasks use. */
   readonly firstFreeFd: number;
   readonly namespaces: NamespacesPlan;
+  /** The mounts of the tree; undefined when it lives in the engine's mount namespace. */
+  readonly mounts: MountPlan | undefined;
   /** The tasks' numbers are those of another pid namespace than the engine's. */
   readonly hasInnerPids: boolean;
   readonly pages: number;
@@ -90,9 +94,13 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
   checkNumbers(namespaces, tree, tasks);
   checkSharedTables(tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
-  const inherited = options.inheritFds ?? new Map<string, number>();
-  const own = files.filter((file) => inheritedKey(file, set, inherited) === undefined);
-  checkRegularFiles(own, set, options);
+  const mounts = planTreeMounts(set, namespaces, options);
+  // In a mount namespace of its own the tree's files are there when the mounts are.
+  if (mounts === undefined) {
+    const { skipRwxCheck, fileValidation } = options;
+    const own = withoutInherited(files, set, options.inheritFds);
+    checkRegularFiles(own, set, { skipRwxCheck, fileValidation });
+  }
   const pages = [...tasks.values()].reduce((sum, task) => sum + countPages(task), 0);
   const plan: Omit<RestorePlan, "describe"> = {
     set,
@@ -104,6 +112,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     firstFreeFd:
       1 + Math.max(2, ...[...tasks.values()].flatMap(({ fdinfo }) => fdinfo.map(({ fd }) => fd))),
     namespaces,
+    mounts,
     hasInnerPids: namespaces.ofRoot("pid") !== undefined,
     pages,
   };

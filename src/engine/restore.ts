@@ -15,11 +15,13 @@ import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { punchPlaces } from "../objects/memory/dedup.ts";
+import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
 import { openFiles, type OpenedFiles } from "./open-files.ts";
+import { withoutInherited } from "./inherited.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
 import type { EngineHooks, ProgressListener, RestoreStats } from "./progress.ts";
 import { fillTasks, fillThreads } from "./fill.ts";
@@ -103,6 +105,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,
     weakSysctls: options.weakSysctls ?? false,
+    ...(options.mounts === undefined ? {} : { mounts: options.mounts }),
     join: options.join ?? [],
     inheritFds: options.inheritFds ?? new Map<string, number>(),
     ...(options.root === undefined ? {} : { root: options.root }),
@@ -142,6 +145,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
       lock.takeOver([]);
       setupNamespaces(plan, growth, options.hooks);
     }
+    checkOwnFiles(plan, growth);
     files = openFiles(plan, growth);
     growTree(plan, growth, files);
     spreadTasks(plan, growth, cgroups);
@@ -157,7 +161,10 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     if (lock.ofNamespaces) options.hooks?.script?.("network-unlock", root);
     lock.unlock();
     options.hooks?.script?.("pre-resume", root);
-    if (options.removeLinks === true) linkRemapPaths(set).forEach(removeLink);
+    if (options.removeLinks === true) {
+      const places = growth.mountPlaces;
+      linkRemapPaths(set, (mntId) => places?.prefixOf(mntId) ?? "").forEach(removeLink);
+    }
     files.release();
     growth.ends.splice(0).forEach((end) => end.release());
     files.close();
@@ -192,6 +199,15 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
       await waitForFreePids(plan, { thorough: true });
     throw failure;
   }
+}
+
+/** In a mount namespace of its own the tree's files are there only now. */
+function checkOwnFiles(plan: RestorePlan, growth: Growth): void {
+  const places = growth.mountPlaces;
+  if (places === undefined) return;
+  const root = ({ mnt_id }: { mnt_id?: number | undefined }): string => places.prefixOf(mnt_id);
+  const files = withoutInherited(plan.files, plan.set, plan.options.inheritFds);
+  checkRegularFiles(files, plan.set, { ...plan.options, root });
 }
 
 function readImages(dir: string): LoadedSet {

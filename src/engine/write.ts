@@ -107,12 +107,12 @@ export async function writeTree(
 
 /** What is in the tree's namespaces of its own; and where it shares the engine's clocks, what they say. */
 function writeNamespaces(tree: FrozenTree, collected: CollectedTree, images: ImageSetWriter): void {
-  const { namespaces, namespaceOptions: options } = collected;
+  const { namespaces, mounts, namespaceOptions: options } = collected;
   const rootPid = (tree.tasks[0] as FrozenTask).pid;
   for (const namespace of namespaces.all) {
     if (namespace.externalKey === undefined) {
       const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);
-      room?.write(namespace, { images, options, namespaces, rootPid });
+      room?.write(namespace, { images, options, namespaces, mounts, rootPid });
     } else writeExternal(namespace, images);
   }
   writeAttachedSegments(collected, images);

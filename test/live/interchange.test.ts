@@ -59,7 +59,9 @@ const exchange: Readonly<Record<Direction, (pid: number, dir: string) => Promise
     const tcp = { established: true };
     await checkpoint({ pid, imagesDir: images, linkRemap: true, fileLocks: true, tcp });
     await freePids(images);
-    criu("restore", images, ["-d"]);
+    // CRIU wants to be told where the mounts of a namespace begin.
+    const hasMounts = readdirSync(images).some((name) => name.startsWith("mountpoints-"));
+    criu("restore", images, ["-d", ...(hasMounts ? ["--root", "/"] : [])]);
   },
   "dumped by CRIU": async (pid, dir) => {
     const images = imagesIn(dir);

@@ -10,6 +10,8 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import type { LockedConnection } from "../network/lock.ts";
 import type { CollectedNamespaces } from "../namespaces/collect.ts";
 import type { NamespaceKind } from "../namespaces/kinds.ts";
+import type { Place } from "../mounts/places.ts";
+import type { MountNamespaces } from "../mounts/collect.ts";
 import type { FrozenTask } from "../task/task.ts";
 
 /** One open file description, seen through one descriptor of one task that holds it. */
@@ -33,6 +35,8 @@ export interface FilesDump {
   readonly options: FilesDumpOptions;
   /** The namespaces of the tree; undefined in tests of single files. */
   readonly namespaces?: CollectedNamespaces;
+  /** The mount namespaces of the tree; undefined where all live in the engine's. */
+  readonly mounts?: MountNamespaces | undefined;
   /** Adds a further entry to files.img (the path of a FIFO, say); the entry's id is in the answer. */
   addEntry(make: (id: number) => FileEntry): number;
   /** The engine's own copy of the description (pidfd_getfd), open until the end of the dump. */
@@ -113,6 +117,15 @@ export interface FilesRestore {
   namespaceFd?(kind: NamespaceKind, id: number): number | undefined;
   /** Runs something of the engine's where paths are those of the root task. Undefined in tests of single files. */
   inRootMounts?<T>(action: () => T): T;
+  /**
+   * Has the program go on in the mount namespace in which `mntId` (of an entry) is a mount: the root task's when it is not known. Calls
+   * by absolute paths then lead where the entry means.
+   *
+   * @returns prefix for these paths, seen from the engine
+   */
+  inMountsOf(program: Program, mntId: number | undefined): string;
+  /** Where a file of an entry with this mnt_id, and this path, can be made for a moment, also on a mount that is read-only. */
+  temporaryPlace(mntId: number | undefined, path: string): Place;
   /** Opens another entry (the regular file behind a FIFO) and gives its descriptor. */
   open(id: number): Argument;
   /** Adds calls to the end of the opening program: removing a ghost's name, filling a pipe. */

@@ -33,11 +33,12 @@ import {
 import type { Argument, Program } from "../../tracee/program.ts";
 import { processForProc } from "./dead-process.ts";
 import type { FilesRestore } from "./file-kind.ts";
+import { joinPath } from "../mounts/external.ts";
+import type { Place } from "../mounts/places.ts";
 import { pathArgument, pathBytes } from "./path.ts";
 
 /** A name that exists only while files are opened. */
-export interface TemporaryName {
-  readonly path: string;
+export interface TemporaryName extends Place {
   readonly isDirectory: boolean;
   /** Index in the program of the call that makes it. */
   readonly madeBy: number;
@@ -45,10 +46,11 @@ export interface TemporaryName {
 
 /** What this room keeps while one opening program is built. */
 interface Made {
-  /** Path by ghost id. */
-  readonly ghosts: Map<number, string>;
+  /** Where it is made, and by which name it is opened, by ghost id. */
+  readonly ghosts: Map<number, { readonly place: Place; readonly path: string }>;
   /** Path by id of the hard link's entry, then of the name it is wanted for. */
   readonly links: Map<string, string>;
+  /** By their paths seen from the engine. */
   readonly names: Map<string, TemporaryName>;
 }
 
@@ -72,6 +74,7 @@ export function pathForOpening(
       { hint: "Give it with --inherit-fd." },
     );
   }
+  restore.inMountsOf(program, entry.mnt_id);
   const remap = remapsOf(restore.set).get(entry.id);
   if (remap === undefined) return entry.name;
   switch (remap.type) {
@@ -115,10 +118,11 @@ export function temporaryNames(restore: FilesRestore): readonly TemporaryName[] 
  * that may be somebody else's.
  */
 export function removeTemporaryNames(restore: FilesRestore, failedAt: number): void {
-  for (const { path, isDirectory, madeBy } of temporaryNames(restore)) {
-    if (madeBy >= failedAt) continue;
+  for (const name of temporaryNames(restore)) {
+    if (name.madeBy >= failedAt) continue;
+    const path = engineSide(name);
     try {
-      if (isDirectory) rmdirSync(pathBytes(path));
+      if (name.isDirectory) rmdirSync(pathBytes(path));
       else unlinkSync(pathBytes(path));
     } catch (error) {
       if (errnoOf(error) !== "ENOENT")
@@ -130,9 +134,15 @@ export function removeTemporaryNames(restore: FilesRestore, failedAt: number): v
 }
 
 /** Hard links that the dump left (link_remap.N): no longer needed once the set is not to be restored again. */
-export function linkRemapPaths(set: LoadedSet): readonly string[] {
+export function linkRemapPaths(
+  set: LoadedSet,
+  prefixOf: (mntId: number | undefined) => string,
+): readonly string[] {
   const links = [...remapsOf(set).values()].filter(({ type }) => type === RemapType.LINKED);
-  return links.flatMap(({ id }) => set.regularFiles.get(id)?.name ?? []);
+  return links.flatMap(({ id }) => {
+    const link = set.regularFiles.get(id);
+    return link === undefined ? [] : prefixOf(link.mnt_id) + link.name;
+  });
 }
 
 type Remap = ReturnType<typeof remapOf>;
@@ -158,8 +168,8 @@ function stateOf(restore: FilesRestore): Made {
 }
 
 function removeNames(program: Program, restore: FilesRestore): void {
-  for (const { path, isDirectory } of temporaryNames(restore)) {
-    const args = [AT_FDCWD, pathArgument(program, path), isDirectory ? AT_REMOVEDIR : 0];
+  for (const { directory, path, isDirectory } of temporaryNames(restore)) {
+    const args = [directory, pathArgument(program, path), isDirectory ? AT_REMOVEDIR : 0];
     program.call("unlinkat", args, { label: `remove the temporary name ${path}` });
   }
 }
@@ -170,46 +180,101 @@ interface Wanted {
   readonly id: number;
 }
 
-function makeGhost(program: Program, { entry, id }: Wanted, restore: FilesRestore): string {
+function makeGhost(program: Program, wanted: Wanted, restore: FilesRestore): string {
+  const { entry, id } = wanted;
   const { ghosts, names } = stateOf(restore);
   const known = ghosts.get(id);
-  if (known !== undefined) return known;
+  if (known !== undefined) return openGhostAgain(program, wanted, known, restore);
   const ghost = loadGhost(restore.set.reader, id);
   const isDirectory = (ghost.value.mode & S_IFMT) === S_IFDIR;
-  makeParents(program, entry.name, restore);
+  makeParents(program, wanted, restore);
   // Made already, as the directory of another deleted file.
-  const isMade = isDirectory && names.has(entry.name);
-  const path = isMade ? entry.name : freeName(entry.name, `.cr.${id.toString(16)}.ghost`, names);
-  ghosts.set(id, path);
+  const own = restore.temporaryPlace(entry.mnt_id, entry.name);
+  const isMade = isDirectory && names.has(engineSide(own));
+  const free = isMade ? entry.name : freeName(entry, `.cr.${id.toString(16)}.ghost`, restore);
+  const place = restore.temporaryPlace(entry.mnt_id, free);
+  ghosts.set(id, { place, path: free });
   if (!isMade) {
-    names.set(path, { path, isDirectory, madeBy: program.length });
-    createGhost(program, ghost, { path, id, restore });
+    addName(names, { ...place, isDirectory, madeBy: program.length });
+    createGhost(program, ghost, { place, name: free, id, restore });
   }
-  setAttributes(program, ghost.value, path);
-  return path;
+  setAttributes(program, ghost.value, place);
+  return free;
+}
+
+/** The same file by another name, or by another mount: a hard link, which takes no harm from being removed. */
+function openGhostAgain(
+  program: Program,
+  { entry, id }: Wanted,
+  known: { readonly place: Place; readonly path: string },
+  restore: FilesRestore,
+): string {
+  const { names } = stateOf(restore);
+  const own = restore.temporaryPlace(entry.mnt_id, entry.name);
+  const suffix = known.path.slice(entry.name.length);
+  const same = restore.temporaryPlace(entry.mnt_id, entry.name + suffix);
+  if (engineSide(same) === engineSide(known.place)) return entry.name + suffix;
+  if (own.directory === AT_FDCWD) return known.path;
+  makeParents(program, { entry, id }, restore);
+  const free = freeName(entry, `.cr.${id.toString(16)}.ghost`, restore);
+  const place = restore.temporaryPlace(entry.mnt_id, free);
+  addName(names, { ...place, isDirectory: false, madeBy: program.length });
+  program.call(
+    "linkat",
+    [
+      known.place.directory,
+      pathArgument(program, known.place.path),
+      place.directory,
+      pathArgument(program, place.path),
+      0,
+    ],
+    { label: `give the deleted file ${known.path} its other name ${free}` },
+  );
+  return free;
+}
+
+/** Path of a place, seen from the engine. */
+function engineSide({ prefix, path }: Place): string {
+  return prefix === "" ? path : joinPath(prefix, path);
 }
 
 /** Directories that are gone, too: they live as long as the name. */
-function makeParents(program: Program, name: string, restore: FilesRestore): void {
+function makeParents(program: Program, { entry }: Wanted, restore: FilesRestore): void {
   const { names } = stateOf(restore);
-  const missing: string[] = [];
-  for (let at = dirname(name); at !== "/" && !names.has(at) && !exists(at); at = dirname(at)) {
-    missing.unshift(at);
+  const { name, mnt_id } = entry;
+  const placeOf = (path: string): Place => restore.temporaryPlace(mnt_id, path);
+  const missing: Place[] = [];
+  for (let at = dirname(name); at !== "/"; at = dirname(at)) {
+    const place = placeOf(at);
+    if (isThere(engineSide(place), names)) break;
+    missing.unshift(place);
   }
-  for (const path of missing) {
-    names.set(path, { path, isDirectory: true, madeBy: program.length });
-    program.call("mkdirat", [AT_FDCWD, pathArgument(program, path), 0o700], {
+  for (const place of missing) {
+    addName(names, { ...place, isDirectory: true, madeBy: program.length });
+    program.call("mkdirat", [place.directory, pathArgument(program, place.path), 0o700], {
       label: `make the directory of deleted file ${name} for a moment`,
     });
   }
 }
 
-function freeName(name: string, suffix: string, taken: ReadonlyMap<string, TemporaryName>): string {
+/** The name of an entry, or one beside it when that is taken. */
+function freeName({ name, mnt_id }: RegFileEntry, suffix: string, restore: FilesRestore): string {
+  const { names } = stateOf(restore);
+  const taken = (path: string): boolean =>
+    isThere(engineSide(restore.temporaryPlace(mnt_id, path)), names);
   let candidate = name;
-  for (let attempt = 0; taken.has(candidate) || exists(candidate); attempt++) {
+  for (let attempt = 0; taken(candidate); attempt++) {
     candidate = `${name}${suffix}${attempt === 0 ? "" : `.${attempt}`}`;
   }
   return candidate;
+}
+
+function addName(names: Map<string, TemporaryName>, name: TemporaryName): void {
+  names.set(engineSide(name), name);
+}
+
+function isThere(path: string, names: ReadonlyMap<string, TemporaryName>): boolean {
+  return names.has(path) || exists(path);
 }
 
 function exists(path: string): boolean {
@@ -220,47 +285,56 @@ function exists(path: string): boolean {
   }
 }
 
-interface Place {
-  readonly path: string;
+interface Creation {
+  readonly place: Place;
+  /** For messages. */
+  readonly name: string;
   readonly id: number;
   readonly restore: FilesRestore;
 }
 
-function createGhost(program: Program, ghost: ImageEntry<GhostFileEntry>, place: Place): void {
+function createGhost(
+  program: Program,
+  ghost: ImageEntry<GhostFileEntry>,
+  creation: Creation,
+): void {
   const { mode, rdev, symlnk_target } = ghost.value;
+  const { place, name, id } = creation;
+  const { directory } = place;
   const path = pathArgument(program, place.path);
   const options = {
-    label: `make the deleted file ${place.path} again`,
+    label: `make the deleted file ${name} again`,
     hint: "Its directory must be writable for a moment.",
   };
   switch (mode & S_IFMT) {
     case S_IFREG:
-      fillGhost(program, ghost, { ...place, options });
+      fillGhost(program, ghost, { ...creation, options });
       return;
     case S_IFDIR:
-      program.call("mkdirat", [AT_FDCWD, path, 0o700], options);
+      program.call("mkdirat", [directory, path, 0o700], options);
       return;
     case S_IFLNK: {
-      assert(symlnk_target !== undefined, `ghost ${place.id} is a link without a target`);
-      program.call("symlinkat", [pathArgument(program, symlnk_target), AT_FDCWD, path], options);
+      assert(symlnk_target !== undefined, `ghost ${id} is a link without a target`);
+      program.call("symlinkat", [pathArgument(program, symlnk_target), directory, path], options);
       return;
     }
     default:
-      program.call("mknodat", [AT_FDCWD, path, mode & ~0o777, rdev ?? 0], options);
+      program.call("mknodat", [directory, path, mode & ~0o777, rdev ?? 0], options);
   }
 }
 
-interface Filling extends Place {
+interface Filling extends Creation {
   readonly options: { readonly label: string; readonly hint: string };
 }
 
 function fillGhost(
   program: Program,
   { value, payload }: ImageEntry<GhostFileEntry>,
-  { path, id, restore, options }: Filling,
+  { place, id, restore, options }: Filling,
 ): void {
   const flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW;
-  const to = program.call("openat", [AT_FDCWD, pathArgument(program, path), flags, 0o600], options);
+  const path = pathArgument(program, place.path);
+  const to = program.call("openat", [place.directory, path, flags, 0o600], options);
   if (payload.some(({ length }) => length > 0)) {
     const from = restore.openImage(program, imageName("ghost-file", id));
     for (const part of payload) copyPart(program, { from, to, part }, options);
@@ -292,14 +366,18 @@ function copyPart(
   }
 }
 
-function setAttributes(program: Program, ghost: GhostFileEntry, name: string): void {
+function setAttributes(
+  program: Program,
+  ghost: GhostFileEntry,
+  { directory, path: name }: Place,
+): void {
   const path = pathArgument(program, name);
   const { uid, gid, mode, atim, mtim } = ghost;
   const label = `set owner, mode and times of deleted file ${name}`;
   // The order matters: chown takes set-user-ID bits away.
-  program.call("fchownat", [AT_FDCWD, path, uid, gid, AT_SYMLINK_NOFOLLOW], { label });
+  program.call("fchownat", [directory, path, uid, gid, AT_SYMLINK_NOFOLLOW], { label });
   if ((mode & S_IFMT) !== S_IFLNK) {
-    program.call("fchmodat", [AT_FDCWD, path, mode & 0o7777], { label });
+    program.call("fchmodat", [directory, path, mode & 0o7777], { label });
   }
   if (atim === undefined || mtim === undefined) return;
   const times = Buffer.alloc(32);
@@ -308,27 +386,27 @@ function setAttributes(program: Program, ghost: GhostFileEntry, name: string): v
     times.writeBigInt64LE(BigInt.asIntN(64, tv_usec * 1000n), index * 16 + 8);
   });
   const pointer = program.data(times);
-  program.call("utimensat", [AT_FDCWD, path, pointer, AT_SYMLINK_NOFOLLOW], { label });
+  program.call("utimensat", [directory, path, pointer, AT_SYMLINK_NOFOLLOW], { label });
 }
 
-function linkBack(program: Program, { entry, id }: Wanted, restore: FilesRestore): string {
+function linkBack(program: Program, wanted: Wanted, restore: FilesRestore): string {
+  const { entry, id } = wanted;
   const { links, names } = stateOf(restore);
-  const key = `${id}:${entry.name}`;
+  const key = `${id}:${entry.mnt_id ?? 0}:${entry.name}`;
   const known = links.get(key);
   if (known !== undefined) return known;
-  const link = restore.set.regularFiles.get(id)?.name;
+  const link = restore.set.regularFiles.get(id);
   assert(link !== undefined, `file ${entry.id} is remapped to file ${id}, which is not there`);
-  makeParents(program, entry.name, restore);
-  const path = freeName(entry.name, ".cr_link", names);
+  makeParents(program, wanted, restore);
+  const path = freeName(entry, ".cr_link", restore);
   links.set(key, path);
-  names.set(path, { path, isDirectory: false, madeBy: program.length });
-  program.call(
-    "linkat",
-    [AT_FDCWD, pathArgument(program, link), AT_FDCWD, pathArgument(program, path), 0],
-    {
-      label: `link ${link} back to the lost name ${path}`,
-      hint: "The dump made this hard link for the restore. Without it the file cannot be found.",
-    },
-  );
+  const from = restore.temporaryPlace(link.mnt_id, link.name);
+  const to = restore.temporaryPlace(entry.mnt_id, path);
+  addName(names, { ...to, isDirectory: false, madeBy: program.length });
+  const [source, target] = [pathArgument(program, from.path), pathArgument(program, to.path)];
+  program.call("linkat", [from.directory, source, to.directory, target, 0], {
+    label: `link ${link.name} back to the lost name ${path}`,
+    hint: "The dump made this hard link for the restore. Without it the file cannot be found.",
+  });
   return path;
 }

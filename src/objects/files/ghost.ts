@@ -31,13 +31,15 @@ import {
   S_IFMT,
   S_IFREG,
 } from "../../sys/abi/fcntl.ts";
+import { mountIdOf } from "../../proc/mount-id.ts";
 import type { FileStat } from "../../proc/links.ts";
 import { EEXIST, ENOENT, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { dataRanges, type DataRange } from "./data-ranges.ts";
 import type { FilesDump, OpenFile } from "./file-kind.ts";
+import { asOwner } from "../mounts/as-owner.ts";
 import { NO_OWNER } from "./owner.ts";
-import { locate, mountRoot, pathBytes } from "./path.ts";
+import { locate, mountIdField, mountRoot, pathBytes, type Whereabouts } from "./path.ts";
 
 /** What this room keeps during one dump. */
 interface Ghosts {
@@ -58,9 +60,10 @@ const states = new WeakMap<FilesDump, Ghosts>();
  * @throws RepriseError UNSUPPORTED for what cannot be kept, naming pid, fd and path; SYSCALL
  */
 export function nameForImages(file: OpenFile, id: number, dump: FilesDump): string {
-  const found = locate(file);
-  if (found.kind === "there") return found.name;
+  const found = locate(file, dump);
   const { name } = found;
+  refuseCovered(file, found, dump);
+  if (found.kind === "there") return name;
   if (name.startsWith("/dev/pts/") && statfsSync(file.procPath).type === DEVPTS_SUPER_MAGIC)
     return name;
   const state = stateOf(dump);
@@ -76,6 +79,19 @@ export function nameForImages(file: OpenFile, id: number, dump: FilesDump): stri
     state.remaps.push({ orig_id: id, remap_id, remap_type: RemapType.LINKED });
   }
   return name;
+}
+
+/** A file that something is mounted over cannot be opened by a path. */
+function refuseCovered(file: OpenFile, { kind, name }: Whereabouts, dump: FilesDump): void {
+  const { mnt_id } = mountIdField(file, dump);
+  if (mnt_id === undefined) return;
+  // A file that is gone should at least have its directory on the mount; a mounted file has not.
+  const mountPoint = dump.mounts?.all.find(({ byId }) => byId.has(mnt_id))?.byId.get(mnt_id);
+  const path = kind === "there" || mountPoint?.mountpoint === name ? name : dirname(name);
+  const follow = (file.stat.mode & S_IFMT) !== S_IFLNK;
+  const seen = mountIdOf(pathBytes(mountRoot(file, dump) + path), { follow });
+  if (seen === undefined || seen === mnt_id) return;
+  throw refused(file, `something is mounted over it (at ${path})`, "Take that mount away first.");
 }
 
 const DEVPTS_SUPER_MAGIC = 0x1cd1;
@@ -158,8 +174,8 @@ function writeGhost(
   const chunks = kind === S_IFREG && stat.size >= CHUNKS_FROM;
   const image = openGhost(dump, id);
   image.add({
-    uid: Number(stat.uid),
-    gid: Number(stat.gid),
+    uid: innerId(dump, "uid", stat.uid),
+    gid: innerId(dump, "gid", stat.gid),
     mode: Number(stat.mode),
     dev: kernelDevice(file.stat),
     ino: stat.ino,
@@ -171,6 +187,11 @@ function writeGhost(
   });
   if (kind === S_IFREG) copyContent(file, { image, size: Number(stat.size), chunks });
   image.close();
+}
+
+/** Ids in images are those of the tree's user namespace. */
+function innerId({ mounts }: FilesDump, kind: "uid" | "gid", outer: bigint): number {
+  return mounts?.innerId(kind, Number(outer)) ?? Number(outer);
 }
 
 /** A device number as the kernel itself writes it: the major number above 20 bits of minor. */
@@ -250,6 +271,7 @@ function linkOf(file: OpenFile, name: string, dump: FilesDump): number {
       fown: NO_OWNER,
       name: makeLink(file, { name, linkId, dump }),
       build_id: [],
+      ...mountIdField(file, dump),
     },
   }));
   links.set(key, id);
@@ -278,13 +300,15 @@ interface LinkOptions {
 }
 
 function makeLink(file: OpenFile, { name, linkId, dump }: LinkOptions): string {
-  const root = mountRoot(file.task);
+  const root = mountRoot(file, dump);
   for (let directory = dirname(name), attempt = 0; ;) {
     const suffix = attempt === 0 ? "" : `.${attempt}`;
     const link = `${directory === "/" ? "" : directory}/link_remap.${linkId}${suffix}`;
     const path = Buffer.concat([pathBytes(root + link), Buffer.of(0)]);
     const source = Buffer.from(`${file.procPath}\0`);
-    const result = trySyscall("linkat", AT_FDCWD, source, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+    const result = asOwner(dump.mounts?.maps, () =>
+      trySyscall("linkat", AT_FDCWD, source, AT_FDCWD, path, AT_SYMLINK_FOLLOW),
+    );
     if (result === 0) {
       dump.onAbort(() => rmSync(pathBytes(root + link), { force: true }));
       return link;

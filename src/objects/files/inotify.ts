@@ -44,10 +44,10 @@ const OWN_EVENTS_SIZE = 64 * 1024;
 
 function writeInotify(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   warnOfEvents(file, dump);
-  using finder = new PathFinder(file);
+  using finder = new PathFinder(file, dump.mounts);
   const wd = file.info.inotify
     .toSorted((a, b) => a.wd - b.wd)
-    .map((mark) => watchEntry(mark, finder.find(mark)));
+    .map((mark) => watchEntry(mark, finder.findAnywhere(mark)));
   const ify = { id, flags: file.info.flags & ~O_CLOEXEC, fown: readOwner(file, dump), wd };
   return { type: FdTypes.INOTIFY, id, ify };
 }
@@ -85,6 +85,7 @@ function addWatch(
   restore: FilesRestore,
 ): void {
   const path = pathOfGhost(program, watch, restore) ?? watch.f_handle.path;
+  restore.inMountsOf(program, watch.f_handle.mnt_id);
   const what = `watch ${watch.wd} of inotify ${id}`;
   program.call("ioctl", [fd, INOTIFY_IOC_SETNEXTWD, watch.wd], {
     label: `choose the number of ${what}`,
@@ -128,7 +129,10 @@ function warnOfEvents(file: OpenFile, dump: FilesDump): void {
   );
 }
 
-function watchEntry(mark: InotifyMark, path: string): InotifyWdEntry {
+function watchEntry(
+  mark: InotifyMark,
+  { path, ...mount }: { readonly path: string; readonly mnt_id?: number },
+): InotifyWdEntry {
   return {
     id: 0,
     i_ino: mark.ino,
@@ -136,7 +140,7 @@ function watchEntry(mark: InotifyMark, path: string): InotifyWdEntry {
     ignored_mask: mark.ignoredMask,
     s_dev: mark.sdev,
     wd: mark.wd,
-    f_handle: handleEntry(mark.handle, path),
+    f_handle: { ...handleEntry(mark.handle, path), ...mount },
   };
 }
 

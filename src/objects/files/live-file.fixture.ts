@@ -151,6 +151,7 @@ export function restoreHere(
     rootPid: process.pid,
     open: (id: number) => placed(id),
     later: (step: (program: Program) => void) => later.push(step),
+    inMountsOf: () => "",
     reserve: () => reserved++,
   } as unknown as FilesRestore;
   let reserved = 900;

@@ -12,6 +12,7 @@ import {
 import type { LoadedSet } from "../../images/check-set.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import {
+  AT_EMPTY_PATH,
   AT_FDCWD,
   F_ADD_SEALS,
   F_DUPFD,
@@ -291,9 +292,8 @@ function setAttributes(
   fd: number,
 ): void {
   const label = `set owner and mode of memfd ${name}`;
-  const path = program.string(`/proc/self/fd/${fd}`);
-  program.call("fchownat", [AT_FDCWD, path, uid, gid, 0], { label });
-  if (mode !== undefined) program.call("fchmodat", [AT_FDCWD, path, mode & 0o7777], { label });
+  program.call("fchownat", [fd, program.string(""), uid, gid, AT_EMPTY_PATH], { label });
+  if (mode !== undefined) program.call("fchmod", [fd, mode & 0o7777], { label });
 }
 
 function seal(program: Program, { seals, name }: MemfdInodeEntry, fd: number): void {

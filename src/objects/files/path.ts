@@ -5,10 +5,13 @@
 import { lstatSync, readlinkSync, statSync } from "node:fs";
 import { bytesToText, textToBytes } from "../../images/text.ts";
 import { deviceMajor, deviceMinor, type FileStat } from "../../proc/links.ts";
+import { mountIdOf } from "../../proc/mount-id.ts";
+import { RepriseError } from "../../errors.ts";
 import { S_IFLNK, S_IFMT } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
-import type { OpenFile } from "./file-kind.ts";
+import type { CollectedMounts } from "../mounts/collect.ts";
+import type { FilesDump, OpenFile } from "./file-kind.ts";
 
 const DELETED = " (deleted)";
 
@@ -19,11 +22,11 @@ export type Whereabouts =
   /** Not by the name that it had; `taken` when another file has this name now. */
   | { readonly kind: "gone"; readonly name: string; readonly taken: boolean };
 
-/** Looks for a file by its link text, in the task's mount namespace. */
-export function locate(file: OpenFile): Whereabouts {
+/** Looks for a file by its link text, in its mount namespace. */
+export function locate(file: OpenFile, dump: FilesDump): Whereabouts {
   const { stat } = file;
   const target = targetOf(file);
-  const base = mountRoot(file.task);
+  const base = mountRoot(file, dump);
   if (leadsTo(base + target, stat) === "it") {
     return { kind: "there", name: target };
   }
@@ -34,8 +37,12 @@ export function locate(file: OpenFile): Whereabouts {
   return { kind: "gone", name, taken: found !== "nothing" };
 }
 
-/** Prefix for absolute paths of a task, seen from the engine: empty in the engine's own mount namespace. */
-export function mountRoot(task: FrozenTask): string {
+/** Prefix for the absolute path of a file, seen from the engine: empty in the engine's own mount namespace. */
+export function mountRoot(file: OpenFile, dump: FilesDump): string {
+  const found = mountOf(file, dump);
+  if (found !== undefined) return found.mounts.prefix;
+  // A mount namespace that counts as the engine's (namespaces/proc-mount.ts).
+  const { task } = file;
   let root = roots.get(task);
   if (root === undefined) {
     const own = readlinkSync("/proc/self/ns/mnt");
@@ -43,6 +50,55 @@ export function mountRoot(task: FrozenTask): string {
     roots.set(task, root);
   }
   return root;
+}
+
+/** The mnt_id of a file's entry: none where the mounts are not saved. */
+export function mountIdField(file: OpenFile, dump: FilesDump): { readonly mnt_id?: number } {
+  const found = mountOf(file, dump);
+  return found === undefined ? {} : { mnt_id: found.id };
+}
+
+/** A mount of the tree. */
+interface FoundMount {
+  readonly mounts: CollectedMounts;
+  readonly id: number;
+}
+
+/**
+ * The mount on which a file is; undefined where the mounts are not saved.
+ *
+ * @throws RepriseError UNSUPPORTED for a file that no namespace of the tree has
+ */
+function mountOf(file: OpenFile, { mounts }: FilesDump): FoundMount | undefined {
+  const own = mounts?.ofTask((file.near ?? file.task).pid);
+  if (mounts === undefined || own === undefined) return undefined;
+  const id = mountId(file);
+  const found = mounts.all.find(({ byId }) => byId.has(id));
+  if (found !== undefined) return { mounts: found, id };
+  // What a task had open or mapped when it left its first mount namespace (unshare) is in its new one, too.
+  const path = own.prefix + targetOf(file);
+  const here = leadsTo(path, file.stat) === "it" ? mountIdOf(pathBytes(path)) : undefined;
+  if (here !== undefined && own.byId.has(here)) return { mounts: own, id: here };
+  const { task, fd, target } = file;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump ${fd < 0 ? "" : `fd ${fd} of `}pid ${task.pid} (${target}): it is in no mount that the tree sees`,
+    {
+      pid: task.pid,
+      ...(fd < 0 ? {} : { fd }),
+      hint: "It was opened outside of the tree's mount namespace, or its mount has been taken away (umount -l).",
+    },
+  );
+}
+
+const mountIds = new WeakMap<OpenFile, number>();
+
+/** fdinfo tells it of descriptors; of links, statx. */
+function mountId(file: OpenFile): number {
+  if (file.info.mntId >= 0) return file.info.mntId;
+  let id = mountIds.get(file);
+  if (id === undefined) mountIds.set(file, (id = mountIdOf(file.procPath) ?? -1));
+  return id;
 }
 
 /** A path as a program's argument: also bytes that are not UTF-8 (see images/text.ts). */

@@ -37,7 +37,7 @@ import { pathForOpening } from "./ghost-restore.ts";
 import { nameForImages } from "./ghost.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import { openMessageQueue } from "./mqueue.ts";
-import { pathArgument } from "./path.ts";
+import { mountIdField, pathArgument } from "./path.ts";
 
 export const regularKind: FileKind = {
   name: "file",
@@ -118,6 +118,7 @@ export function regularEntry(file: OpenFile, id: number, dump: FilesDump): RegFi
     pos: position(file),
     fown: readOwner(file, dump),
     name,
+    ...mountIdField(file, dump),
     ...(isFile && !isLog ? { size: Number(stat.size) } : {}),
     mode: stat.mode,
     build_id: isFile && !isLog ? buildIdWords(file, dump) : [],

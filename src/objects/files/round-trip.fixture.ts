@@ -8,7 +8,7 @@ import { indexFiles } from "../../images/check-files.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import { ImageSetReader } from "../../images/image-set-reader.ts";
 import { ImageSetWriter } from "../../images/image-set-writer.ts";
-import { O_DIRECTORY, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { AT_FDCWD, O_DIRECTORY, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { runHere } from "../../tracee/local.ts";
 import { Program, type Argument } from "../../tracee/program.ts";
@@ -47,6 +47,8 @@ export class FilesOfSet implements Disposable {
       set: this.set,
       options: { shellJob: false, ...CHECKS },
       openImage: (into, name) => into.call("openat", [imagesFd, into.string(name), O_RDONLY, 0]),
+      inMountsOf: () => "",
+      temporaryPlace: (_, path) => ({ directory: AT_FDCWD, path, prefix: "" }),
       open: (id) => {
         const entry = this.set.files.get(id);
         if (entry === undefined) throw new Error(`no file ${id}`);

@@ -17,6 +17,7 @@ import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./fi
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
 import type { CollectedNamespaces } from "../namespaces/collect.ts";
+import type { MountNamespaces } from "../mounts/collect.ts";
 import { kindOf } from "./registry.ts";
 
 interface Known {
@@ -29,6 +30,8 @@ export interface FileTableOptions extends FilesDumpOptions {
   readonly namespaces?: CollectedNamespaces;
   /** Where connections are locked; not there yet while tasks run. */
   readonly lock?: NetworkLock;
+  /** The mount namespaces of the tree. @default all tasks live in the engine's */
+  readonly mounts?: MountNamespaces;
   innerPid(pid: number): number | undefined;
 }
 
@@ -36,6 +39,7 @@ export class FileTable implements FilesDump {
   readonly images: ImageSetWriter;
   options: FileTableOptions;
   namespaces?: CollectedNamespaces;
+  mounts: MountNamespaces | undefined;
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, Known[]>();
   readonly #paths = new Map<string, number>();
@@ -55,6 +59,7 @@ export class FileTable implements FilesDump {
     this.images = images;
     this.options = options;
     if (options.namespaces !== undefined) this.namespaces = options.namespaces;
+    this.mounts = options.mounts;
   }
 
   /**
@@ -63,6 +68,7 @@ export class FileTable implements FilesDump {
    */
   complete(options: FileTableOptions): void {
     this.options = options;
+    this.mounts = options.mounts;
     if (options.namespaces !== undefined) this.namespaces = options.namespaces;
     const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
     const before = [...this.#descriptions.values()].flat();

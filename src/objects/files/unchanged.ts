@@ -21,10 +21,10 @@ export interface UnchangedOptions extends Pick<
   "skipRwxCheck" | "fileValidation"
 > {
   /**
-   * Directory that the paths start at.
-   * @default ""
+   * Directory that the path of an entry starts at.
+   * @default none
    */
-  readonly root?: string;
+  readonly root?: (entry: RegFileEntry) => string;
 }
 
 /**
@@ -57,7 +57,7 @@ export function checkRegularFiles(
  * @throws RepriseError FILE_CHANGED naming the path and what differs.
  */
 export function checkUnchanged(entry: RegFileEntry, options: UnchangedOptions): void {
-  const path = (options.root ?? "") + entry.name;
+  const path = (options.root?.(entry) ?? "") + entry.name;
   const stat = look(entry, path);
   if (entry.size !== undefined && Number(stat.size) !== entry.size) {
     throw changed(entry, `its size was ${entry.size} and is ${stat.size}`);

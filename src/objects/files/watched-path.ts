@@ -12,6 +12,7 @@ import type { InotifyMark } from "../../proc/notify-marks.ts";
 import { FILE_HANDLE_HEAD, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
 import { AT_FDCWD, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_PATH } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import type { MountNamespaces } from "../mounts/collect.ts";
 import type { OpenFile } from "./file-kind.ts";
 
 /** Directory entries that a search looks at before it gives up: a second or so. */
@@ -24,12 +25,15 @@ const MINOR_BITS = 20;
 /** Finds paths for the watches of one inotify. Holds a scratch inotify and the mounts open: dispose of it. */
 export class PathFinder implements Disposable {
   readonly #file: OpenFile;
-  readonly #root: string;
+  readonly #namespaces: MountNamespaces | undefined;
+  #root: string;
   readonly #scratch: number;
   #mounts: readonly Mount[] | undefined;
 
-  constructor(file: OpenFile) {
+  /** `namespaces` are those of the tree, where it has mounts of its own. */
+  constructor(file: OpenFile, namespaces?: MountNamespaces) {
     this.#file = file;
+    this.#namespaces = namespaces;
     this.#root = `/proc/${file.task.pid}/root`;
     this.#scratch = syscall("inotify_init1", O_NONBLOCK | O_CLOEXEC);
   }
@@ -63,6 +67,40 @@ export class PathFinder implements Disposable {
     throw this.#notFound(mark);
   }
 
+  /**
+   * The same, and in the other mount namespaces of the tree, where a mount's id tells which one is meant: a watch may have been put
+   * through /proc/PID/fd or before a namespace was left.
+   *
+   * @throws RepriseError UNSUPPORTED when there is none, or none was found.
+   */
+  findAnywhere(mark: InotifyMark): { readonly path: string; readonly mnt_id?: number } {
+    try {
+      return { path: this.find(mark) };
+    } catch (error) {
+      const found = this.#findInOthers(mark);
+      if (found !== undefined) return found;
+      throw error;
+    }
+  }
+
+  #findInOthers(mark: InotifyMark): { readonly path: string; readonly mnt_id: number } | undefined {
+    const own = this.#root;
+    try {
+      for (const { prefix, entries } of this.#namespaces?.all ?? []) {
+        this.#root = prefix;
+        for (const { root_dev, mountpoint, mnt_id } of entries) {
+          if (root_dev !== mark.sdev) continue;
+          const path = this.#byHandle(mark, { mountPoint: mountpoint });
+          if (path !== undefined && this.#isWatched(mark, path)) return { path, mnt_id };
+          if (this.#isWatched(mark, mountpoint)) return { path: mountpoint, mnt_id };
+        }
+      }
+      return undefined;
+    } finally {
+      this.#root = own;
+    }
+  }
+
   /** A mount of a file system that is known by its device. */
   mountOf(sdev: number): Mount | undefined {
     this.#mounts ??= readMountinfo(this.#file.task.pid);
@@ -82,7 +120,7 @@ export class PathFinder implements Disposable {
   }
 
   /** Link text of the file behind the handle: for a deleted or hidden file it leads elsewhere or nowhere. */
-  #byHandle(mark: InotifyMark, { mountPoint }: Mount): string | undefined {
+  #byHandle(mark: InotifyMark, { mountPoint }: Pick<Mount, "mountPoint">): string | undefined {
     if (mark.handle === undefined) return undefined;
     const mount = trySyscall(
       "openat",

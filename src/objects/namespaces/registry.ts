@@ -6,6 +6,7 @@ import { cgroupRoom } from "./cgroup.ts";
 import { ipcRoom } from "./ipc.ts";
 import type { NamespaceKind } from "./kinds.ts";
 import { pidRoom } from "./pid.ts";
+import { mntRoom } from "../mounts/mnt.ts";
 import type { NamespaceRoom } from "./room.ts";
 import { timeRoom } from "./time.ts";
 import { userRoom } from "./user.ts";
@@ -19,6 +20,7 @@ export const NAMESPACE_ROOMS: readonly NamespaceRoom[] = [
   ipcRoom,
   netRoom,
   cgroupRoom,
+  mntRoom,
 ];
 
 /** Whether namespaces of a kind can be saved. */

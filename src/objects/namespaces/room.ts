@@ -4,6 +4,10 @@
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { Program, ProgramResult, Ref } from "../../tracee/program.ts";
+import type { MountNamespaces } from "../mounts/collect.ts";
+import type { PreparedMounts } from "../mounts/mnt.ts";
+import type { MountPlaces } from "../mounts/places.ts";
+import type { MountOptions } from "../mounts/options.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
 import type { NamespaceKind } from "./kinds.ts";
 import type { NamespacesPlan, PlannedNamespace } from "./plan.ts";
@@ -13,6 +17,7 @@ export interface NamespacesDump {
   readonly images: ImageSetWriter;
   readonly options: NamespacesDumpOptions;
   readonly namespaces: CollectedNamespaces;
+  readonly mounts: MountNamespaces;
   /** The root task in the engine's pid namespace. */
   readonly rootPid: number;
 }
@@ -22,6 +27,7 @@ export interface NamespacesDumpOptions {
   readonly external?: readonly string[];
   /** `--empty-ns net`: what is in network namespaces is not saved. @default false */
   readonly emptyNet?: boolean;
+  readonly mounts?: MountOptions;
 }
 
 /** What a room may use while namespaces are made again. */
@@ -31,6 +37,8 @@ export interface NamespacesRestore {
   readonly plan: NamespacesPlan;
   /** The root task in the engine's pid namespace: /proc/PID/ns/KIND, /proc/PID/root. */
   readonly rootPid: number;
+  /** What the root task has of the mounts of outside; undefined when it has no mount namespace of its own to fill. */
+  readonly mounts: PreparedMounts | undefined;
   /**
    * Runs a program in the root task, which is alone at that time, in all the new namespaces, and root of its user namespace. One
    * stop a call: put what can be put into one program.
@@ -41,6 +49,10 @@ export interface NamespacesRestore {
    * is closed at the end of the restore.
    */
   keep(program: Program, fd: Ref | number, label: string): Ref;
+  /** First number for descriptors that stay until the end of the restore. */
+  readonly firstFreeFd: number;
+  /** Tells where files are, once the mounts are there. */
+  keepMounts(places: MountPlaces): void;
   /** Tells where the descriptor of a namespace of the tree is in all tasks, once `keep` has put it there. */
   setDescriptor(namespace: PlannedNamespace, fd: number): void;
   /** A descriptor of the engine's for `--inherit-fd fd[N]:KEY`; undefined when there is none of this key. */
@@ -62,6 +74,7 @@ export interface NamespacesRestoreOptions {
   readonly join?: readonly JoinedNamespace[];
   /** `--inherit-fd fd[N]:KEY`: descriptors of the engine's by their keys. */
   readonly inheritFds?: ReadonlyMap<string, number>;
+  readonly mounts?: MountOptions;
 }
 
 /** A namespace that exists already and that the root task enters. */

@@ -18,11 +18,16 @@ import { AF_UNIX, SIOCUNIXFILE, UNIX_PATH_MAX } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import type { Program } from "../../tracee/program.ts";
-import type { FilesRestore, OpenFile } from "../files/file-kind.ts";
+import { mountIdOf } from "../../proc/mount-id.ts";
+import type { MountNamespaces } from "../mounts/collect.ts";
+import type { FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { pathArgument, pathBytes } from "../files/path.ts";
 
 /** What the images say of a name. */
-export type SavedName = Pick<UnixSkEntry, "name" | "file_perms" | "name_dir" | "deleted">;
+export type SavedName = Pick<
+  UnixSkEntry,
+  "name" | "file_perms" | "name_dir" | "deleted" | "mnt_id"
+>;
 
 const DELETED = " (deleted)";
 
@@ -30,7 +35,11 @@ const DELETED = " (deleted)";
  * Looks where a socket's name leads; `fd` is the engine's copy of `file`, `name` as the kernel tells it.
  * @throws RepriseError UNSUPPORTED for a relative name whose directory cannot be found, SYSCALL
  */
-export function collectName(file: OpenFile, fd: number, name: Buffer): SavedName {
+export function collectName(
+  file: OpenFile,
+  { fd, name }: { readonly fd: number; readonly name: Buffer },
+  { mounts }: FilesDump,
+): SavedName {
   if (name.length === 0 || name[0] === 0) return { name };
   const opened = trySyscall("ioctl", fd, SIOCUNIXFILE, 0);
   if (opened < 0) throw nameError(file, name, `ioctl SIOCUNIXFILE: ${errnoName(-opened)}`);
@@ -43,13 +52,28 @@ export function collectName(file: OpenFile, fd: number, name: Buffer): SavedName
     const directory = text.startsWith("/") ? undefined : directoryOf(file, path, text);
     return {
       name,
-      file_perms: { mode, uid, gid },
+      file_perms: {
+        mode,
+        uid: mounts?.innerId("uid", uid) ?? uid,
+        gid: mounts?.innerId("gid", gid) ?? gid,
+      },
       ...(directory === undefined ? {} : { name_dir: directory }),
       ...(deleted ? { deleted } : {}),
+      ...mountField(file, opened, mounts),
     };
   } finally {
     closeSync(opened);
   }
+}
+
+function mountField(
+  { task, near }: OpenFile,
+  opened: number,
+  mounts: MountNamespaces | undefined,
+): { readonly mnt_id?: number } {
+  if (mounts?.ofTask((near ?? task).pid) === undefined) return {};
+  const id = mountIdOf(`/proc/self/fd/${opened}`);
+  return id === undefined ? {} : { mnt_id: id };
 }
 
 /** A name as text for messages: `@` stands for the zero of an abstract one. */
@@ -114,10 +138,10 @@ export class NameBinder {
     }
     if (entry.deleted === true || binding.hide === true) return this.#bindDeleted(program, binding);
     const path = fullPath(entry);
-    this.#clear(program, path, what);
+    this.#clear(program, { path, entry }, what);
     this.#inDirectory(program, binding, () => this.#bindCall(program, fd, entry, what));
     this.#setOwner(program, entry, path);
-    this.#made.add(path);
+    this.#made.add(this.#restore.inMountsOf(program, entry.mnt_id) + path);
     return entry.name_dir === undefined ? undefined : this.#openPath(program, path);
   }
 
@@ -130,9 +154,14 @@ export class NameBinder {
   }
 
   /** The file that the saved process left behind goes away; anything else stays. */
-  #clear(program: Program, path: string, what: string): void {
-    if (this.#made.has(path)) return;
-    const found = lstatSync(pathBytes(path), { throwIfNoEntry: false });
+  #clear(
+    program: Program,
+    { path, entry }: { readonly path: string; readonly entry: SavedName },
+    what: string,
+  ): void {
+    const prefix = this.#restore.inMountsOf(program, entry.mnt_id);
+    if (this.#made.has(prefix + path)) return;
+    const found = lstatSync(pathBytes(prefix + path), { throwIfNoEntry: false });
     if (found === undefined) return;
     if (!found.isSocket()) {
       throw new RepriseError("FILE_CHANGED", `cannot restore ${what}: ${path} is no socket now`, {
@@ -155,13 +184,15 @@ export class NameBinder {
   #bindDeleted(program: Program, binding: Binding): number {
     const { entry, fd, what } = binding;
     const path = fullPath(entry);
-    const missing = missingDirectories(dirname(path));
+    const prefix = this.#restore.inMountsOf(program, entry.mnt_id);
+    const missing = missingDirectories(dirname(path), prefix);
     for (const directory of missing) {
       const args = [AT_FDCWD, pathArgument(program, directory), 0o700];
       program.call("mkdirat", args, { label: `make ${directory} for a deleted socket` });
     }
     const taken =
-      this.#made.has(path) || lstatSync(pathBytes(path), { throwIfNoEntry: false }) !== undefined;
+      this.#made.has(prefix + path) ||
+      lstatSync(pathBytes(prefix + path), { throwIfNoEntry: false }) !== undefined;
     const aside = `${path}${ASIDE}`;
     const move = (from: string, to: string): void => {
       if (!taken) return;
@@ -233,10 +264,10 @@ const ASIDE = ".reprise-aside";
 const RENAME_NOREPLACE = 1;
 
 /** Directories that must be made for `path` to be one, the outermost first. */
-function missingDirectories(path: string): string[] {
+function missingDirectories(path: string, prefix: string): string[] {
   const missing: string[] = [];
   for (let at = path; at !== "/" && at !== "."; at = dirname(at)) {
-    if (lstatSync(pathBytes(at), { throwIfNoEntry: false }) !== undefined) break;
+    if (lstatSync(pathBytes(prefix + at), { throwIfNoEntry: false }) !== undefined) break;
     missing.unshift(at);
   }
   return missing;

@@ -380,6 +380,7 @@ class UnixSockets {
     if (to.entry.name.length === 0) {
       throw refusal(entry, `its peer, socket ${to.entry.ino}, has no name to connect to`);
     }
+    this.#restore.inMountsOf(program, to.entry.mnt_id);
     const byFile = isPath(to.entry) && to.file !== undefined;
     const name = byFile ? Buffer.from(`/proc/self/fd/${to.file}\0`) : to.entry.name;
     const address = addressOfName(name);

@@ -79,7 +79,7 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     peer: peer.inode,
     fown: readOwner(file, dump),
     opts: collectOptions(file, fd, { family: so.AF_UNIX }),
-    ...collectName(file, fd, socket.name),
+    ...collectName(file, { fd, name: socket.name }, dump),
     ...(socket.shutdown === 0 ? {} : { shutdown: socket.shutdown }),
     ...(namespace.id === undefined ? {} : { ns_id: namespace.id }),
   };

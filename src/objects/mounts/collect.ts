@@ -1,0 +1,169 @@
+// The mounts of a frozen tree: every mount namespace that is not the engine's, as mountpoints-ID.img will have it, and the way
+// to its files from outside. Collected before the files, whose entries name their mounts.
+
+import { readlinkSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { Fstype, type MntEntry, type UsernsEntry } from "../../images/schema/messages.generated.ts";
+import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
+import type { CollectedNamespace, CollectedNamespaces } from "../namespaces/collect.ts";
+import type { NamespacesDumpOptions } from "../namespaces/room.ts";
+import { collectMaps, idInside } from "../namespaces/user.ts";
+import { relativeTo, resolveExternal } from "./external.ts";
+import { fileSystemOf, plainName } from "./filesystem.ts";
+import { externalMounts } from "./options.ts";
+import { kernelDevice, mountRecord } from "./record.ts";
+
+/** A mount namespace of the tree. */
+export interface CollectedMounts {
+  readonly namespace: CollectedNamespace;
+  /** Prefix for paths in it, seen from the engine. */
+  readonly prefix: string;
+  readonly entries: readonly MntEntry[];
+  readonly byId: ReadonlyMap<number, MntEntry>;
+}
+
+/** The mount namespaces of a tree. */
+export interface MountNamespaces {
+  readonly all: readonly CollectedMounts[];
+  /** Of a task; undefined when it lives in the engine's. */
+  ofTask(pid: number): CollectedMounts | undefined;
+  /** Ids of outside as the tree's user namespace has them; unmapped ones are the overflow id. */
+  readonly innerId: (kind: "uid" | "gid", outer: number) => number;
+  /** Files of a file system that must be empty (device and inode) whose content has been saved with an open file after all. */
+  readonly savedFiles: Set<string>;
+  /** The maps of the tree's user namespace; undefined when it lives in the engine's. */
+  readonly maps: UsernsEntry | undefined;
+}
+
+/**
+ * Collects the mounts of all mount namespaces of a tree.
+ *
+ * @throws RepriseError UNSUPPORTED naming a mount that can neither be saved nor made from another one.
+ */
+export function collectMounts(
+  namespaces: CollectedNamespaces,
+  options: NamespacesDumpOptions,
+): MountNamespaces {
+  const own = namespaces.all.filter(({ kind }) => kind === "mnt");
+  const user = namespaces.ofRoot("user");
+  const maps = user === undefined ? undefined : collectMaps(user.pid);
+  const innerId = idTranslation(maps);
+  let host: readonly Mount[] | undefined;
+  const hostMounts = (): readonly Mount[] => (host ??= readMountinfo(process.pid));
+  const all = own.map((namespace) =>
+    collectOne(namespace, { namespaces, options, innerId, hostMounts }),
+  );
+  checkMounts(all);
+  return {
+    all,
+    innerId,
+    maps,
+    savedFiles: new Set(),
+    ofTask: (pid) => {
+      const namespace = all.length === 0 ? undefined : namespaces.ofTask(pid, "mnt");
+      return all.find((one) => one.namespace === namespace);
+    },
+  };
+}
+
+interface Context {
+  readonly namespaces: CollectedNamespaces;
+  readonly options: NamespacesDumpOptions;
+  readonly innerId: MountNamespaces["innerId"];
+  readonly hostMounts: () => readonly Mount[];
+}
+
+function collectOne(namespace: CollectedNamespace, context: Context): CollectedMounts {
+  const { options, namespaces, innerId, hostMounts } = context;
+  const { skip = [], enableFs = [] } = options.mounts ?? {};
+  checkRoot(namespace);
+  const mounts = readMountinfo(namespace.pid).filter(
+    // What the kernel mounts below debugfs on its own comes with that.
+    ({ mountPoint, fsType }) => !skip.includes(mountPoint) && plainName(fsType) !== "tracefs",
+  );
+  const record = {
+    enabled: enableFs.flatMap((words) => words.split(",")),
+    hostDevpts: hostDevpts(hostMounts),
+    ownCgroupNamespace: namespaces.ofRoot("cgroup") !== undefined,
+    innerId,
+  };
+  const entries = resolveExternal(
+    // The order of CRIU's list: children before their parents.
+    mounts.map((mount) => mountRecord(mount, record)).toReversed(),
+    {
+      external: externalMounts(options.external ?? [], options.mounts),
+      host: hostMounts,
+      isRootNamespace: namespace.role === "root",
+    },
+  );
+  return {
+    namespace,
+    prefix: `/proc/${namespace.pid}/root`,
+    entries,
+    byId: new Map(entries.map((entry) => [entry.mnt_id, entry])),
+  };
+}
+
+/** The mounts are those below the root directory of the task that is asked. */
+function checkRoot({ pid, kind }: CollectedNamespace): void {
+  if (readlinkSync(`/proc/${pid}/root`) === "/") return;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${pid}: all that is seen of its ${kind} namespace is what lies below its changed root`,
+    {
+      pid,
+      hint: "The first task of each mount namespace must have the namespace's root as its root.",
+    },
+  );
+}
+
+function hostDevpts(hostMounts: () => readonly Mount[]): number | undefined {
+  const mount = hostMounts().find(
+    ({ mountPoint, fsType }) => mountPoint === "/dev/pts" && fsType === "devpts",
+  );
+  return mount === undefined ? undefined : kernelDevice(mount.devMajor, mount.devMinor);
+}
+
+const OVERFLOW_ID = 65534;
+
+function idTranslation(maps: UsernsEntry | undefined): MountNamespaces["innerId"] {
+  if (maps === undefined) return (_, outer) => outer;
+  return (kind, outer) =>
+    idInside(kind === "uid" ? maps.uid_map : maps.gid_map, outer) ?? OVERFLOW_ID;
+}
+
+/** Every mount must be one that a restore can make: new, from outside, or from another one (plan.ts). */
+function checkMounts(all: readonly CollectedMounts[]): void {
+  const entries = all.flatMap((one) => one.entries);
+  const root = all.find(({ namespace }) => namespace.role === "root");
+  const rootEntry = root?.entries.find(
+    (entry) => entry.mountpoint === "/" && !root.byId.has(entry.parent_mnt_id),
+  );
+  const given = entries.filter((entry) => entry.ext_key !== undefined || entry === rootEntry);
+  const isGiven = ({ root_dev, root: path }: MntEntry): boolean =>
+    given.some((from) => from.root_dev === root_dev && relativeTo(path, from.root) !== undefined);
+  for (const entry of entries) {
+    if (entry.ext_key !== undefined || isGiven(entry)) continue;
+    if (entry.fstype === Fstype.AUTOFS || entry.fstype === Fstype.FUSE) {
+      refuse(entry, "a server stands behind this file system, which cannot be saved");
+    }
+    const whole = entries.find((one) => one.root_dev === entry.root_dev && one.root === "/");
+    if (whole === undefined)
+      refuse(
+        entry,
+        "it shows a part of a file system of which no other mount of the tree shows all",
+      );
+    if (fileSystemOf(entry) === undefined)
+      refuse(entry, "its file system can neither be saved nor mounted again");
+  }
+}
+
+function refuse(entry: MntEntry, why: string): never {
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump the mount ${entry.mountpoint} (${entry.source}, ${entry.root}): ${why}`,
+    {
+      hint: "Declare it external (--external mnt[MOUNTPOINT]:NAME, or mnt[] for all that come from outside), or leave it out (--skip-mnt).",
+    },
+  );
+}

@@ -1,0 +1,93 @@
+// Mount namespaces, see mount_namespaces(7). mountpoints-ID.img, and the content of file systems that live in memory. The
+// mounts are collected before the files (collect.ts) and written when all the files are known, as those may leave something in a
+// tmpfs (hard links for deleted names); they are made again by two programs in the root task (rebuild.ts).
+
+import { lstatSync, statSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import type { LoadedSet } from "../../images/check-set.ts";
+import type { NamespacesPlan } from "../namespaces/plan.ts";
+import type { NamespaceRoom, NamespacesRestoreOptions } from "../namespaces/room.ts";
+import { savedMaps } from "../namespaces/user.ts";
+import { pathBytes } from "../files/path.ts";
+import { restoreContent, saveContents } from "./contents.ts";
+import { joinPath } from "./external.ts";
+import { externalMounts } from "./options.ts";
+import { mountPlaces } from "./places.ts";
+import { planMounts, type MountNode, type MountPlan, type MountSource } from "./plan.ts";
+import type { OutsideMounts } from "./outside.ts";
+import { MountBuilder } from "./rebuild.ts";
+
+/** What is there before the root task is made. */
+export interface PreparedMounts {
+  readonly plan: MountPlan;
+  readonly outside: OutsideMounts;
+}
+
+export const mntRoom: NamespaceRoom = {
+  kind: "mnt",
+
+  write(namespace, { images, mounts }) {
+    const mine = mounts.all.find((one) => one.namespace === namespace);
+    if (mine === undefined)
+      throw new RepriseError(
+        "INTERNAL",
+        `internal error: mount namespace ${namespace.id} is unknown`,
+      );
+    saveContents(mine, mounts, images);
+    images.write("mountpoints", namespace.id, mine.entries);
+  },
+
+  restore(namespaces, restore) {
+    const { mounts, rootPid, set } = restore;
+    if (mounts === undefined) return;
+    const builder = new MountBuilder(mounts.plan, mounts.outside);
+    const first = builder.sources();
+    const sources = first.done(restore.run(first.program));
+    const user = restore.plan.made("user");
+    const maps = user === undefined ? undefined : savedMaps(set, user.id);
+    const rootOf = (source: MountSource): string => `/proc/${rootPid}/fd/${sources.fd(source)}`;
+    for (const source of mounts.plan.sources)
+      restoreContent(source, { set, root: rootOf(source), maps });
+    const second = builder.tree({
+      isDirectory: (node) => isDirectory(node, rootOf),
+      exists: (source, below) => exists(joinPath(rootOf(source), below)),
+      above: restore.firstFreeFd,
+      keepSources: set.remaps.length > 0,
+    });
+    const kept = second.done(restore.run(second.program));
+    for (const namespace of namespaces) {
+      const fd = kept.namespaces.get(namespace.id)?.namespace;
+      if (namespace.role === "nested" && fd !== undefined) restore.setDescriptor(namespace, fd);
+    }
+    restore.keepMounts(mountPlaces(mounts.plan, kept, rootPid));
+  },
+};
+
+/** The plan of a tree's mounts; undefined when it has none of its own. Throws as planMounts does. */
+export function planTreeMounts(
+  set: LoadedSet,
+  namespaces: NamespacesPlan,
+  options: NamespacesRestoreOptions,
+): MountPlan | undefined {
+  const root = namespaces.made("mnt");
+  if (root === undefined || root.id === 0) return undefined;
+  const external = externalMounts(options.external ?? [], options.mounts);
+  return planMounts(set.namespaces.mounts, { rootId: root.id, external });
+}
+
+/** The mount point tells what the deleted root of a mount was. */
+function isDirectory(node: MountNode, rootOf: (source: MountSource) => string): boolean {
+  const { parent, at } = node;
+  if (parent === undefined || at === "") return true;
+  const place = joinPath(joinPath(rootOf(parent.source), parent.below), at);
+  try {
+    return statSync(pathBytes(place)).isDirectory();
+  } catch {
+    // In a directory that was deleted itself.
+    return true;
+  }
+}
+
+function exists(path: string): boolean {
+  return lstatSync(pathBytes(path), { throwIfNoEntry: false }) !== undefined;
+}
