@@ -8,7 +8,7 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { FdTypes } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
-import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
+import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { hasOwner } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
@@ -117,14 +117,14 @@ export class LookAhead {
     if (sleeper === undefined || !sharesMounts(pid)) return;
     const task = runningTask(pid);
     const areas = readSmaps(pid);
-    const places = hasPlainPlaces(task, areas) ? collectPlaces(task, areas, this.files) : undefined;
+    const places = hasPlainPlaces(task, areas, this.files) ? collectPlaces(task, areas, this.files) : undefined;
     const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd)]));
     this.#tables.set(pid, { sleeper, fds, places });
   }
 
   #describe(task: FrozenTask, fd: number): EarlyFd | undefined {
     const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
-    if (!isPlain(file) || hasOwner(file, this.files)) return undefined;
+    if (!isPlain(file, this.files) || hasOwner(file, this.files)) return undefined;
     const { id, type } = this.files.describe(file);
     if (type !== FdTypes.REG) return undefined;
     const { devMajor, devMinor, inode } = file.stat;
@@ -153,7 +153,11 @@ function sharesMounts(pid: number): boolean {
 }
 
 /** Whether all that a task maps, its program and its directories have their names. */
-function hasPlainPlaces(task: FrozenTask, areas: readonly SmapsVma[]): boolean {
+function hasPlainPlaces(
+  task: FrozenTask,
+  areas: readonly SmapsVma[],
+  dump: FilesDump,
+): boolean {
   const links = ["exe", "cwd", "root"].map((name) => `/proc/${task.pid}/${name}`);
   const seen = new Set<string>();
   for (const area of areas) {
@@ -164,7 +168,7 @@ function hasPlainPlaces(task: FrozenTask, areas: readonly SmapsVma[]): boolean {
   }
   return links.every((link) => {
     const file = withoutFd(task, link, O_RDONLY);
-    return isPlainName(file.target) && file.stat.nlink > 0 && locate(file).kind === "there";
+    return isPlainName(file.target) && file.stat.nlink > 0 && locate(file, dump).kind === "there";
   });
 }
 
@@ -173,7 +177,7 @@ function isPlainName(target: string): boolean {
 }
 
 /** A regular file under its own name, of which fdinfo has nothing to say but position, flags and mount. */
-function isPlain(file: OpenFile): boolean {
+function isPlain(file: OpenFile, dump: FilesDump): boolean {
   const { stat, info, target } = file;
   return (
     (stat.mode & S_IFMT) === S_IFREG &&
@@ -182,7 +186,7 @@ function isPlain(file: OpenFile): boolean {
     info.locks.length === 0 &&
     info.extra.length === 0 &&
     isPlainName(target) &&
-    locate(file).kind === "there"
+    locate(file, dump).kind === "there"
   );
 }
 
