@@ -220,6 +220,7 @@ export class FileTable implements FilesDump {
   close(): void {
     for (const fd of [...this.#borrowed.splice(0), ...this.#pidfds.values()]) closeSync(fd);
     this.#pidfds.clear();
+    this.mounts?.close();
   }
 
   /** A mapped file has no descriptor; its /proc link opens the same file. */

@@ -3,13 +3,20 @@
 // process makes a copy of the namespace (as the root of its user namespace: for others the mounts of a copy are locked) in which the
 // covers are taken off.
 
-import { closeSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { dirname } from "node:path";
 import { RepriseError } from "../../errors.ts";
 import type { MntEntry } from "../../images/schema/messages.generated.ts";
 import { mountIdOf } from "../../proc/mount-id.ts";
 import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
-import { AT_FDCWD, AT_NO_AUTOMOUNT, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import {
+  AT_FDCWD,
+  AT_NO_AUTOMOUNT,
+  O_CLOEXEC,
+  O_DIRECTORY,
+  O_PATH,
+  O_RDONLY,
+} from "../../sys/abi/fcntl.ts";
 import { MNT_DETACH, MS_PRIVATE, MS_REC, OPEN_TREE_CLONE } from "../../sys/abi/mount.ts";
 import { CLONE_NEWNS, CLONE_NEWUSER } from "../../sys/abi/sched.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -21,13 +28,28 @@ import { inNamespace } from "../namespaces/enter.ts";
 import type { CollectedMounts } from "./collect.ts";
 
 /**
- * A descriptor of a detached copy of a mount, for the caller to close.
+ * A descriptor of a mount's root without the mounts on it: where it has some, of a detached copy. To close that is slow (the kernel
+ * waits for all its readers of mounts), so it is better done when the tasks go on.
  *
  * @throws RepriseError UNSUPPORTED when it cannot be reached
  */
 export function openClean(mounts: CollectedMounts, entry: MntEntry): number {
   const { pid } = mounts.namespace;
-  return inNamespace("mnt", { pid }, () => copyVisible(entry)) ?? copyCovered(mounts, entry);
+  return (
+    openBare(mounts, entry) ??
+    inNamespace("mnt", { pid }, () => copyVisible(entry)) ??
+    copyCovered(mounts, entry)
+  );
+}
+
+/** The mount itself, when nothing is mounted on it or over it. */
+function openBare(
+  { entries, prefix }: CollectedMounts,
+  { mountpoint, mnt_id }: MntEntry,
+): number | undefined {
+  if (entries.some((entry) => entry.parent_mnt_id === mnt_id)) return undefined;
+  const path = pathBytes(prefix + mountpoint);
+  return mountIdOf(path) === mnt_id ? openSync(path, O_PATH | O_DIRECTORY) : undefined;
 }
 
 function copyVisible({ mountpoint, mnt_id }: MntEntry): number | undefined {

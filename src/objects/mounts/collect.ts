@@ -1,7 +1,7 @@
 // The mounts of a frozen tree: every mount namespace that is not the engine's, as mountpoints-ID.img will have it, and the way
 // to its files from outside. Collected before the files, whose entries name their mounts.
 
-import { readlinkSync } from "node:fs";
+import { closeSync, readlinkSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { Fstype, type MntEntry, type UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
@@ -31,6 +31,10 @@ export interface MountNamespaces {
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
   /** Files of a file system that must be empty (device and inode) whose content has been saved with an open file after all. */
   readonly savedFiles: Set<string>;
+  /** Leaves a descriptor for `close`. */
+  closeLater(fd: number): void;
+  /** At the end of the dump, when the tasks need not wait for it. */
+  close(): void;
   /** The maps of the tree's user namespace; undefined when it lives in the engine's. */
   readonly maps: UsernsEntry | undefined;
 }
@@ -54,11 +58,14 @@ export function collectMounts(
     collectOne(namespace, { namespaces, options, innerId, hostMounts }),
   );
   checkMounts(all);
+  const open: number[] = [];
   return {
     all,
     innerId,
     maps,
     savedFiles: new Set(),
+    closeLater: (fd) => void open.push(fd),
+    close: () => open.splice(0).forEach((fd) => closeSync(fd)),
     ofTask: (pid) => {
       const namespace = all.length === 0 ? undefined : namespaces.ofTask(pid, "mnt");
       return all.find((one) => one.namespace === namespace);

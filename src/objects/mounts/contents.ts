@@ -1,7 +1,7 @@
 // What is in the file systems of a tree that live in memory: saved once a file system, given back before the mounts are put
 // together. Others must be empty, or are the kernel's own.
 
-import { closeSync, lstatSync, readdirSync } from "node:fs";
+import { lstatSync, readdirSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { bytesToText } from "../../images/text.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
@@ -63,7 +63,7 @@ function saveMemory(
     saveTmpfs({ root, to: image.fd, innerId: all.innerId });
   } finally {
     image.close();
-    closeSync(root);
+    all.closeLater(root);
   }
 }
 

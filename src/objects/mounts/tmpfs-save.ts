@@ -181,6 +181,10 @@ function readXattrs(path: Buffer): Map<string, Uint8Array> {
   return xattrs;
 }
 
+/** A few names and devices, as in most /dev: making the tables of a compressor would take longer than filling them. */
+const SMALL = 32 * 1024;
+const FOR_FEW_BYTES = { level: 1, memLevel: 3, windowBits: 10 };
+
 /** gzip in pieces: a file of several members is one stream for every reader. */
 class Compressor {
   readonly #fd: number;
@@ -199,7 +203,8 @@ class Compressor {
 
   flush(): void {
     if (this.#size === 0) return;
-    const compressed = gzipSync(Buffer.concat(this.#pending), { level: 1 });
+    const bytes = Buffer.concat(this.#pending);
+    const compressed = gzipSync(bytes, bytes.length <= SMALL ? FOR_FEW_BYTES : { level: 1 });
     for (let at = 0; at < compressed.length;) at += writeSync(this.#fd, compressed, at);
     this.#pending = [];
     this.#size = 0;
