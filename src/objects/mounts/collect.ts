@@ -1,13 +1,16 @@
 // The mounts of a frozen tree: every mount namespace that is not the engine's, as mountpoints-ID.img will have it, and the way
 // to its files from outside. Collected before the files, whose entries name their mounts.
 
-import { closeSync, readlinkSync } from "node:fs";
+import { closeSync, openSync, readFileSync, readlinkSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { Fstype, type MntEntry, type UsernsEntry } from "../../images/schema/messages.generated.ts";
-import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
+import { parseMountinfo, readMountinfo, type Mount } from "../../proc/mountinfo.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "../namespaces/collect.ts";
 import type { NamespacesDumpOptions } from "../namespaces/room.ts";
 import { collectMaps, idInside } from "../namespaces/user.ts";
+import { O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { syscall } from "../../sys/ffi.ts";
+import { inNamespace } from "../namespaces/enter.ts";
 import { relativeTo, resolveExternal } from "./external.ts";
 import { fileSystemOf, plainName } from "./filesystem.ts";
 import { externalMounts } from "./options.ts";
@@ -52,19 +55,20 @@ export function collectMounts(
   const user = namespaces.ofRoot("user");
   const maps = user === undefined ? undefined : collectMaps(user.pid);
   const innerId = idTranslation(maps);
+  const open: number[] = [];
+  const closeLater = (fd: number): void => void open.push(fd);
   let host: readonly Mount[] | undefined;
   const hostMounts = (): readonly Mount[] => (host ??= readMountinfo(process.pid));
   const all = own.map((namespace) =>
-    collectOne(namespace, { namespaces, options, innerId, hostMounts }),
+    collectOne(namespace, { namespaces, options, innerId, hostMounts, closeLater }),
   );
   checkMounts(all);
-  const open: number[] = [];
   return {
     all,
     innerId,
     maps,
     savedFiles: new Set(),
-    closeLater: (fd) => void open.push(fd),
+    closeLater,
     close: () => open.splice(0).forEach((fd) => closeSync(fd)),
     ofTask: (pid) => {
       const namespace = all.length === 0 ? undefined : namespaces.ofTask(pid, "mnt");
@@ -78,13 +82,14 @@ interface Context {
   readonly options: NamespacesDumpOptions;
   readonly innerId: MountNamespaces["innerId"];
   readonly hostMounts: () => readonly Mount[];
+  readonly closeLater: (fd: number) => void;
 }
 
 function collectOne(namespace: CollectedNamespace, context: Context): CollectedMounts {
-  const { options, namespaces, innerId, hostMounts } = context;
+  const { options, namespaces, innerId, hostMounts, closeLater } = context;
   const { skip = [], enableFs = [] } = options.mounts ?? {};
-  checkRoot(namespace);
-  const mounts = readMountinfo(namespace.pid).filter(
+  const view = viewOf(namespace, closeLater);
+  const mounts = view.mounts.filter(
     // What the kernel mounts below debugfs on its own comes with that.
     ({ mountPoint, fsType }) => !skip.includes(mountPoint) && plainName(fsType) !== "tracefs",
   );
@@ -105,23 +110,38 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
   );
   return {
     namespace,
-    prefix: `/proc/${namespace.pid}/root`,
+    prefix: view.prefix,
     entries,
     byId: new Map(entries.map((entry) => [entry.mnt_id, entry])),
   };
 }
 
-/** The mounts are those below the root directory of the task that is asked. */
-function checkRoot({ pid, kind }: CollectedNamespace): void {
-  if (readlinkSync(`/proc/${pid}/root`) === "/") return;
-  throw new RepriseError(
-    "UNSUPPORTED",
-    `cannot dump pid ${pid}: all that is seen of its ${kind} namespace is what lies below its changed root`,
-    {
-      pid,
-      hint: "The first task of each mount namespace must have the namespace's root as its root.",
-    },
-  );
+interface View {
+  readonly mounts: readonly Mount[];
+  readonly prefix: string;
+}
+
+/** All mounts of a namespace, and the way to its root: a task whose root was changed shows only what is below that. */
+function viewOf({ pid }: CollectedNamespace, closeLater: (fd: number) => void): View {
+  if (readlinkSync(`/proc/${pid}/root`) === "/")
+    return { mounts: readMountinfo(pid), prefix: `/proc/${pid}/root` };
+  const proc = openSync("/proc", O_PATH | O_DIRECTORY);
+  try {
+    return inNamespace("mnt", { pid }, () => {
+      const root = openSync("/", O_PATH | O_DIRECTORY);
+      closeLater(root);
+      const name = Buffer.from("thread-self/mountinfo\0");
+      const fd = syscall("openat", proc, name, O_RDONLY | O_CLOEXEC, 0);
+      try {
+        const mounts = parseMountinfo(readFileSync(fd, "utf8"));
+        return { mounts, prefix: `/proc/self/fd/${root}` };
+      } finally {
+        closeSync(fd);
+      }
+    });
+  } finally {
+    closeSync(proc);
+  }
 }
 
 function hostDevpts(hostMounts: () => readonly Mount[]): number | undefined {
