@@ -2,6 +2,7 @@
 // plan. New processes and threads are traced from their first instant (CLONE_PTRACE), with the options of their creator.
 
 import { closeSync, openSync } from "node:fs";
+import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
@@ -21,7 +22,7 @@ import {
   controllingTerminals,
   makeControllingTerminal,
 } from "../objects/files/controlling-terminal.ts";
-import { openImage, payloadNames, type ImageFiles } from "./image-files.ts";
+import { payloadNames, type ImageFiles } from "./image-files.ts";
 import type { PreparedMounts } from "../objects/mounts/mnt.ts";
 import { copyOutsideMounts } from "../objects/mounts/outside.ts";
 import {
@@ -48,6 +49,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
   const existing = openExisting(plan);
   const mounts = prepareMounts(plan);
+  const payloads = openPayloads(plan);
   const inherited = copyInherited(plan.options.inheritFds ?? new Map(), firstPoolFd(plan));
   // The root of a pid namespace of its own is its init, or gets one at its side.
   const firstPid = plan.namespaces.made("pid") === undefined ? plan.tree.root.pid : INIT_PID;
@@ -60,7 +62,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   let init: Tracee | undefined;
   let kept: KeptDescriptors;
   try {
-    kept = prepareSeed(plan, seed, { directory, existing, inherited });
+    kept = prepareSeed(plan, seed, { directory, existing, inherited, payloads });
     const { root } = plan.tree;
     const first = isSibling ? seed : makeFirst(plan, seed, firstPid);
     if (first !== seed) made.push(first.tid);
@@ -82,6 +84,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   } finally {
     trySyscall("close", directory);
     existing.close();
+    for (const fd of payloads.values()) trySyscall("close", fd);
     mounts?.outside.close();
     inherited.close();
   }
@@ -222,9 +225,14 @@ type KeptDescriptors = Pick<Growth, "images" | "namespaceFds" | "inheritedFds">;
 function prepareSeed(
   plan: RestorePlan,
   seed: Tracee,
-  fds: { directory: number; existing: ExistingNamespaces; inherited: InheritedCopies },
+  fds: {
+    readonly directory: number;
+    readonly existing: ExistingNamespaces;
+    readonly inherited: InheritedCopies;
+    readonly payloads: ReadonlyMap<string, number>;
+  },
 ): KeptDescriptors {
-  const { directory, existing, inherited } = fds;
+  const { directory, existing, inherited, payloads } = fds;
   const imagesFd = firstPoolFd(plan);
   const program = new Program();
   const { address, size } = plan.area;
@@ -241,7 +249,7 @@ function prepareSeed(
     program.call("close", [directory]);
   }
   if (plan.namespaces.ofRoot("user") !== undefined) forgetLoginuid(program);
-  const images = openImages(program, plan, imagesFd);
+  const images = placePayloads(program, payloads, imagesFd);
   const firstPlace = imagesFd + 1 + images.opened.size;
   const inheritedFds = placeInherited(program, inherited, firstPlace);
   const namespaceFds = enterExisting(program, existing, firstPlace + inheritedFds.size);
@@ -253,14 +261,31 @@ function prepareSeed(
   return { images, namespaceFds, inheritedFds };
 }
 
-/** Opens the files that a tree in another user namespace could not open any more, or tasks of one table not without a race. */
-function openImages(program: Program, plan: RestorePlan, directory: number): ImageFiles {
+/**
+ * Opens the image files that a tree in another user namespace could not open any more, or tasks of one table not without a race. The
+ * seed inherits them: where it is the first task itself, it is in the user namespace from its start.
+ */
+function openPayloads(plan: RestorePlan): Map<string, number> {
   const opened = new Map<string, number>();
   const tables = new Set([...plan.tasks.values()].map(({ ids }) => ids.files_id));
   const isShared = tables.size < plan.tasks.size;
-  if (plan.namespaces.ofRoot("user") === undefined && !isShared) return { directory, opened };
+  if (plan.namespaces.ofRoot("user") === undefined && !isShared) return opened;
   for (const name of payloadNames(plan.set.reader)) {
-    const fd = openImage(program, { directory, opened }, name);
+    const fd = openSync(join(plan.set.reader.dir, name), "r");
+    opened.set(name, copyAbove(fd, name, firstPoolFd(plan)));
+    closeSync(fd);
+  }
+  return opened;
+}
+
+/** Adds the calls that put them behind the directory. */
+function placePayloads(
+  program: Program,
+  payloads: ReadonlyMap<string, number>,
+  directory: number,
+): ImageFiles {
+  const opened = new Map<string, number>();
+  for (const [name, fd] of payloads) {
     const place = directory + 1 + opened.size;
     program.call("dup3", [fd, place, 0], { label: `keep ${name} open` });
     program.call("close", [fd]);
