@@ -117,7 +117,9 @@ export class LookAhead {
     if (sleeper === undefined || !sharesMounts(pid)) return;
     const task = runningTask(pid);
     const areas = readSmaps(pid);
-    const places = hasPlainPlaces(task, areas, this.files) ? collectPlaces(task, areas, this.files) : undefined;
+    const places = hasPlainPlaces(task, areas, this.files)
+      ? collectPlaces(task, areas, this.files)
+      : undefined;
     const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd)]));
     this.#tables.set(pid, { sleeper, fds, places });
   }
@@ -153,11 +155,7 @@ function sharesMounts(pid: number): boolean {
 }
 
 /** Whether all that a task maps, its program and its directories have their names. */
-function hasPlainPlaces(
-  task: FrozenTask,
-  areas: readonly SmapsVma[],
-  dump: FilesDump,
-): boolean {
+function hasPlainPlaces(task: FrozenTask, areas: readonly SmapsVma[], dump: FilesDump): boolean {
   const links = ["exe", "cwd", "root"].map((name) => `/proc/${task.pid}/${name}`);
   const seen = new Set<string>();
   for (const area of areas) {
