@@ -16,7 +16,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   objects: ["sys/abi", "sys", "proc", "tracee", "kernel", "images"],
   engine: ["sys/abi", "sys", "proc", "tracee", "kernel", "images", "objects"],
   store: ["sys/abi", "sys", "proc", "tracee", "kernel", "images", "objects", "engine"],
-  containers: ["sys/abi", "sys", "proc", "images", "store"],
+  containers: ["sys/abi", "sys", "proc", "kernel", "images", "store"],
   cli: [
     "sys/abi",
     "sys",

@@ -1,6 +1,8 @@
 // reprise check: what this kernel and this machine allow, line by line, and what to do about the rest.
 
 import { mkdirSync, statfsSync } from "node:fs";
+import { resolve } from "node:path";
+import { containerToolFacts } from "../../containers/tools.ts";
 import { probeAll, type Category } from "../../kernel/features.ts";
 import { machineFacts, purposeOf, type MachineFact } from "../../kernel/machine.ts";
 import { homeDirectory } from "../../store/home.ts";
@@ -8,7 +10,12 @@ import { bytesText, table } from "../text.ts";
 
 /** Returns the exit code: 0 when everything that is needed always is there. */
 export function check(): number {
-  const facts = [...machineFacts(), homeFact(), ...featureFacts()];
+  const facts = [
+    ...machineFacts(),
+    homeFact(),
+    ...containerToolFacts(ownCriu()),
+    ...featureFacts(),
+  ];
   const rows = facts.map(({ name, purpose, needed, fault }) => [
     fault === undefined ? "ok" : needed ? "NO" : "no",
     name,
@@ -23,6 +30,11 @@ export function check(): number {
       : "\nCheckpoints do not work here: see what is marked NO.\n",
   );
   return good ? 0 : 1;
+}
+
+/** bin/criu beside the bin/reprise that started this program in dist/. */
+function ownCriu(): string {
+  return resolve(process.argv[1] ?? "", "../../bin/criu");
 }
 
 function featureFacts(): MachineFact[] {
