@@ -8,7 +8,7 @@ import type { MachineFact } from "../kernel/machine.ts";
 /** One line for each tool that is installed, and one for the `criu` that they find. */
 export function containerToolFacts(ownCriu: string): MachineFact[] {
   const facts = [dockerFact(), podmanFact(), runcFact(), crunFact(), containerdFact()];
-  const installed = facts.filter((fact) => fact !== undefined);
+  const installed = facts.filter((found) => found !== undefined);
   return installed.length === 0 ? [] : [...installed, criuFact(ownCriu)];
 }
 
