@@ -32,8 +32,8 @@ export function canRunDocker(version: CgroupVersion): boolean {
 }
 
 /** Starts a daemon with the image `busybox` and waits until it answers. */
-export async function startDocker(version: CgroupVersion): Promise<Docker> {
-  const host = await startHost(version);
+export async function startDocker(version: CgroupVersion, criu?: string): Promise<Docker> {
+  const host = await startHost(version, criu);
   const { dir } = host;
   const socket = `unix://${dir}/socket`;
   const env = { ...process.env, DOCKER_HOST: socket, DOCKER_CONFIG: dir };

@@ -59,11 +59,12 @@ export function hasProgram(name: string): boolean {
   return spawnSync("sh", ["-c", `command -v ${name}`]).status === 0;
 }
 
-export async function startHost(version: CgroupVersion): Promise<Host> {
+/** Starts a host. `criu` is what its container tools find under that name. @default bin/criu, or $REPRISE_TEST_CRIU */
+export async function startHost(version: CgroupVersion, criu: string = criuPath()): Promise<Host> {
   const dir = mkdtempSync(join(tmpdir(), `reprise-host-${version}-`));
   const bin = join(dir, "bin");
   mkdirSync(bin);
-  symlinkSync(criuPath(), join(bin, "criu"));
+  symlinkSync(criu, join(bin, "criu"));
   symlinkSync(join(REPRISE_BIN, "reprise"), join(bin, "reprise"));
   const rootfs = makeRootfs(join(dir, "rootfs"));
   writePodmanFiles(dir);
