@@ -33,6 +33,8 @@ export interface Host {
   readonly cgroup: string;
   /** Arguments of nsenter that lead into the host, for what stays. */
   readonly enter: readonly string[];
+  /** A process of the host's namespaces. */
+  readonly pid: number;
   readonly env: NodeJS.ProcessEnv;
   /** Runs a command on the host; its output without the last newline. Throws with what it said when it fails. */
   run(...words: readonly [string, ...string[]]): string;
@@ -94,6 +96,7 @@ export async function startHost(version: CgroupVersion, criu: string = criuPath(
     rootfs,
     cgroup: basename(dir),
     enter,
+    pid: holder.pid ?? 0,
     env,
     try(...words) {
       const { status, stdout, stderr } = spawnSync("nsenter", [...enter, ...words], {
