@@ -1,6 +1,7 @@
 // What the kernel remembers of connections that pass its firewall (conntrack(8)), and those that it expects. Images hold its
 // messages, one behind the other. format.md section 14, netns-ct, netns-exp.
 
+import { readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { NETLINK_NETFILTER, NLM_F_CREATE } from "../../sys/abi/netlink.ts";
@@ -16,6 +17,7 @@ const NFGENMSG_SIZE = 4;
 
 /** The table in the namespace of the calling thread; empty where the kernel has none. @throws RepriseError SYSCALL */
 export function readConntrack(kind: ConntrackImage): Buffer {
+  if (!tracksConnections()) return Buffer.alloc(0);
   const socket = new NetlinkSocket(NETLINK_NETFILTER);
   try {
     const type = (SUBSYSTEM[kind] << 8) | MSG_GET;
@@ -27,6 +29,15 @@ export function readConntrack(kind: ConntrackImage): Buffer {
     throw error;
   } finally {
     socket.close();
+  }
+}
+
+/** The kernel looks through the tables of all namespaces together, which takes long. */
+function tracksConnections(): boolean {
+  try {
+    return readFileSync("/proc/sys/net/netfilter/nf_conntrack_count", "utf8").trim() !== "0";
+  } catch {
+    return false;
   }
 }
 

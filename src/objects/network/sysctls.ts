@@ -12,9 +12,8 @@ import type {
   RepriseSysctl,
   SysctlEntry,
 } from "../../images/schema/messages.generated.ts";
-import { AT_FDCWD, O_RDWR } from "../../sys/abi/fcntl.ts";
-import { runHere } from "../../tracee/local.ts";
-import { Program, type Pointer, type Ref } from "../../tracee/program.ts";
+import { AT_FDCWD, O_CLOEXEC, O_RDWR } from "../../sys/abi/fcntl.ts";
+import { trySyscall } from "../../sys/ffi.ts";
 import { CONF4, CONF6 } from "./sysctl-names.ts";
 
 const ROOT = "/proc/sys/net";
@@ -25,8 +24,6 @@ const CTL_STR = 5;
 const CTL_32 = 6;
 /** Nearly all are shorter. */
 const VALUE_SIZE = 512;
-/** How many are read by one program. */
-const BATCH = 512;
 
 type ConfOfAll = Pick<NetnsEntry, "all_conf4" | "def_conf4" | "all_conf6" | "def_conf6">;
 type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
@@ -192,12 +189,16 @@ function writeConf(
     const isFresh = name !== "mtu" && value === textOf(options.fresh?.[index]);
     if (value !== undefined && !isFresh) writes.push({ name, value });
   });
-  // Forwarding sets it.
-  const late = writes.filter(({ name }) => name === "accept_redirects");
+  const now = readAll(writes.map(({ name }) => `${family}/conf/${of}/${name}`));
+  const late = writes.filter(({ name }) => name === LATE);
   for (const { name, value } of [...writes.filter((one) => !late.includes(one)), ...late]) {
-    writeOne(`${family}/conf/${of}/${name}`, value, options.weak);
+    const path = `${family}/conf/${of}/${name}`;
+    if (name === LATE || now.get(path) !== value) writeOne(path, value, options.weak);
   }
 }
+
+/** Forwarding sets it. */
+const LATE = "accept_redirects";
 
 function writeOne(name: string, value: string, weak: boolean): void {
   try {
@@ -250,30 +251,25 @@ function settingNames(dir: string): string[] {
 /** Values by name, without the line's end. A setting that cannot be both read and written has none. */
 function readAll(names: readonly string[]): Map<string, string> {
   const values = new Map<string, string>();
-  for (let at = 0; at < names.length; at += BATCH) readSome(names.slice(at, at + BATCH), values);
-  return values;
-}
-
-function readSome(names: readonly string[], values: Map<string, string>): void {
-  const program = new Program();
-  const reads = names.map((name): { name: string; value: Pointer; length: Ref } => {
-    const value = program.output(VALUE_SIZE);
-    const mayFail = true;
-    const path = program.string(`${ROOT}/${name}`);
-    // Also refused for what only tells, and for what only the host's namespace may change.
-    const fd = program.call("openat", [AT_FDCWD, path, O_RDWR, 0], { mayFail });
-    const length = program.call("read", [fd, value, VALUE_SIZE], { mayFail });
-    program.call("close", [fd], { mayFail });
-    return { name, value, length };
-  });
-  const result = runHere(program);
-  for (const { name, value, length } of reads) {
-    const size = result.value(length);
+  const bytes = Buffer.alloc(VALUE_SIZE);
+  for (const name of names) {
+    // Refused for what only tells, and for what only the host's namespace may change.
+    const fd = trySyscall(
+      "openat",
+      AT_FDCWD,
+      Buffer.from(`${ROOT}/${name}\0`),
+      O_RDWR | O_CLOEXEC,
+      0,
+    );
+    if (fd < 0) continue;
+    const size = trySyscall("read", fd, bytes, bytes.length);
+    trySyscall("close", fd);
     if (size <= 0) continue;
     const text =
-      size < VALUE_SIZE
-        ? result.bytes(value, size).toString("utf8")
+      size < bytes.length
+        ? bytes.toString("utf8", 0, size)
         : readFileSync(`${ROOT}/${name}`, "utf8");
     values.set(name, text.trimEnd());
   }
+  return values;
 }
