@@ -8,6 +8,7 @@ import { inNetNamespace } from "../../sys/net-namespace.ts";
 
 export class NetNamespace implements Disposable {
   readonly fd: number;
+  #isOpen = true;
 
   /** A new namespace, in which `commands` have been run; its loopback device is up. */
   constructor(...commands: readonly string[]) {
@@ -31,7 +32,9 @@ export class NetNamespace implements Disposable {
     return inNetNamespace(this.fd, step);
   }
 
+  /** May be called early, to end the namespace. */
   [Symbol.dispose](): void {
-    closeSync(this.fd);
+    if (this.#isOpen) closeSync(this.fd);
+    this.#isOpen = false;
   }
 }
