@@ -5,7 +5,7 @@ import { RepriseError } from "../errors.ts";
 import { log, refuseLosses } from "../log.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
-import { openOwnNetNamespaces } from "../objects/network/net-namespaces.ts";
+import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
@@ -140,9 +140,9 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const phase = phases(frozenAt);
     lock = NetworkLock.forDump({
       method: options.networkLock,
-      namespaces: openOwnNetNamespaces(tree.tasks),
+      ...openNetNamespaces(tree.tasks, options.external ?? []),
     });
-    if (lock.ofNamespaces) options.hooks?.script?.("network-lock", options.pid);
+    if (lock.isElsewhere) options.hooks?.script?.("network-lock", options.pid);
     lock.lockNamespaces();
     const added = options.hooks?.queryExternal?.() ?? [];
     collected = collectTree(tree, images, {
@@ -320,7 +320,7 @@ function undo({ images, early, collected, work, tree, unlock: unlockNetwork }: U
 }
 
 function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
-  const announced = lock.ofNamespaces;
+  const announced = lock.isElsewhere;
   lock.unlock();
   if (announced) hooks?.script?.("network-unlock", pid);
 }

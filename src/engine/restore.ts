@@ -138,7 +138,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     enterCgroups(plan, growth, cgroups);
     lock = networkLock(plan, growth);
     // A namespace that is to stay empty is left to the scripts first; in others no packet comes in before all is there.
-    if (!lock.ofNamespaces || options.emptyNet === true) {
+    if (!lock.isWhole || options.emptyNet === true) {
       setupNamespaces(plan, growth, options.hooks);
       lock.takeOver(savedConnections(set.files.values()));
     } else {
@@ -158,7 +158,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     fillThreads(plan, growth, files);
     const root = growth.outerPid(plan.tree.root.pid);
     options.hooks?.script?.("post-restore", root);
-    if (lock.ofNamespaces) options.hooks?.script?.("network-unlock", root);
+    if (lock.isElsewhere) options.hooks?.script?.("network-unlock", root);
     lock.unlock();
     options.hooks?.script?.("pre-resume", root);
     if (options.removeLinks === true) {
@@ -219,9 +219,12 @@ function readImages(dir: string): LoadedSet {
 /** The root task's network namespace is locked if it is not the engine's. */
 function networkLock(plan: RestorePlan, growth: Growth): NetworkLock {
   const { root } = plan.tree;
-  const isOwn = plan.namespaces.ofRoot("net") !== undefined;
+  const namespace = plan.namespaces.ofRoot("net");
+  const path = `/proc/${growth.outerPid(root.pid)}/ns/net`;
   return NetworkLock.forRestore(plan.set.inventory, {
-    namespaces: isOwn ? [openSync(`/proc/${growth.outerPid(root.pid)}/ns/net`, "r")] : [],
+    namespaces: namespace?.origin.how === "new" ? [openSync(path, "r")] : [],
+    shared:
+      namespace === undefined || namespace.origin.how === "new" ? undefined : openSync(path, "r"),
     rootPid: root.pid,
   });
 }

@@ -147,6 +147,7 @@ it("leaves a namespace that is somebody else's as it is", async () => {
   const inode = /\d+/.exec(readlinkSync(`/proc/${program.pid}/ns/net`))?.[0];
   await dump(program, { external: [`net[${inode}]:theirs`] });
   expect(readdirSync(imagesDir).filter((name) => /^(netdev|nftables)/.test(name))).toEqual([]);
+  expect(net.run("nft list ruleset")).toBe("");
   await expect(restore({ imagesDir })).rejects.toThrow(/nobody brings theirs/);
   const again = await bringBack({ inheritFds: new Map([["theirs", net.fd]]) });
   expect(run("ip -o link", again)).toMatch(/in0/);

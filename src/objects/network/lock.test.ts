@@ -183,6 +183,45 @@ describe.each([
   });
 });
 
+it.each(["nftables", "iptables"] as const)(
+  "NetworkLock by %s locks connections alone in a namespace that is shared, and takes over a lock of all of it",
+  (method) => {
+    using net = new NetNamespace();
+    using server = net.inside(() => new Server(so.AF_INET));
+    const [mine, other] = net.inside(() => [server.connect(), server.connect()] as const);
+    const dump = NetworkLock.forDump({ method, namespaces: [], shared: reopen(net) });
+    dump.lockNamespaces();
+    dump.lockConnections([mine.connection]);
+    dump.leave();
+    expect(talks(mine.client, mine.server)).toBe(false);
+    expect(talks(other.client, other.server)).toBe(true);
+    const inventory = { img_version: 2, ...dump.inventory };
+    const restore = NetworkLock.forRestore(inventory, {
+      namespaces: [],
+      shared: reopen(net),
+      rootPid: 1,
+    });
+    restore.takeOver([mine.connection]);
+    restore.unlock();
+    expect(rulesIn(net)).not.toMatch(/CRIU-|reprise|DROP|drop/);
+
+    const whole = NetworkLock.forDump({ method, namespaces: [reopen(net)] });
+    whole.lockNamespaces();
+    whole.leave();
+    expect(talks(other.client, other.server)).toBe(false);
+    const again = { img_version: 2, ...whole.inventory };
+    const joined = NetworkLock.forRestore(again, {
+      namespaces: [],
+      shared: reopen(net),
+      rootPid: 1,
+    });
+    joined.takeOver([]);
+    joined.unlock();
+    expect(net.inside(() => server.canConnect())).toBe(true);
+    expect(rulesIn(net)).not.toMatch(/CRIU-|reprise|DROP|drop/);
+  },
+);
+
 /** The lock closes the descriptors that it is given. */
 function reopen(net: NetNamespace): number {
   return openSync(`/proc/self/fd/${net.fd}`, "r");

@@ -1,6 +1,6 @@
 // The network lock: firewall rules that keep packets away from saved connections, so that no peer is told that a connection
-// is gone while nobody is there to answer. A tree in a network namespace of its own has all of it locked; in the engine's
-// own only the tree's connections are. After a dump that ends the tasks the lock stays, and the restore takes it away; so it
+// is gone while nobody is there to answer. A tree in a network namespace of its own has all of it locked; in one that it shares
+// with others, the engine's above all, only the tree's connections are. After a dump that ends the tasks the lock stays, and the restore takes it away; so it
 // is named as CRIU's is, which finds ours and leaves its own to us. While the engine works, the lock dies with it.
 
 import { closeSync, readFileSync } from "node:fs";
@@ -31,12 +31,12 @@ export interface LockedConnection {
   readonly remote: SocketAddress;
 }
 
+/** Open descriptors of the tree's network namespaces other than the engine's; the lock closes them. */
 export interface NetworkLockScope {
-  /**
-   * Open descriptors of the tree's network namespaces other than the engine's, which are locked altogether; the lock closes
-   * them. None: the connections in the engine's own are locked.
-   */
+  /** Those that are the tree's alone, which are locked altogether. */
   readonly namespaces: readonly number[];
+  /** One that the root task shares with strangers (external, or joined): connections are locked in it. */
+  readonly shared?: number | undefined;
 }
 
 /** The rules in one network namespace. */
@@ -46,7 +46,10 @@ export class NetworkLock {
   #method: NetworkLockMethod | undefined;
   readonly #runId: string;
   readonly #namespaces: number[];
+  #shared: number | undefined;
   readonly #places: Rules[] = [];
+  /** The one among them that holds connections. */
+  #connections: Rules | undefined;
   /** Of a restore: what the dump left. */
   readonly #found: { readonly rules: Rules; readonly dropped: Dropped }[] = [];
 
@@ -58,6 +61,7 @@ export class NetworkLock {
     this.#method = method;
     this.#runId = runId;
     this.#namespaces = [...scope.namespaces];
+    this.#shared = scope.shared;
   }
 
   /** A lock for a dump: nf_tables if nothing else is asked for and the kernel has them, else iptables. */
@@ -77,9 +81,14 @@ export class NetworkLock {
     return new NetworkLock(method, inventory.dump_criu_run_id ?? String(scope.rootPid), scope);
   }
 
-  /** Whether the tree has network namespaces of its own. */
-  get ofNamespaces(): boolean {
-    return this.#namespaces.length > 0;
+  /** Whether the root task lives in another network namespace than the engine. */
+  get isElsewhere(): boolean {
+    return this.isWhole || this.#shared !== undefined;
+  }
+
+  /** Whether the root task's network namespace is locked altogether. */
+  get isWhole(): boolean {
+    return this.#namespaces.length > 0 && this.#shared === undefined;
   }
 
   /** What a restore must know to find the lock; nothing if there was nothing to lock. */
@@ -89,11 +98,11 @@ export class NetworkLock {
   }
 
   /**
-   * Locks the tree's own namespaces, if it has any.
+   * Locks the namespaces that are the tree's alone, if it has any.
    * @throws RepriseError SYSCALL when the firewall cannot be set up; nothing stays locked then.
    */
   lockNamespaces(): void {
-    if (!this.ofNamespaces || this.#chosen() === "skip") return;
+    if (this.#namespaces.length === 0 || this.#chosen() === "skip") return;
     try {
       for (const namespace of this.#namespaces) this.#place(namespace).drop(this.#ownTable, "all");
     } catch (error) {
@@ -103,32 +112,44 @@ export class NetworkLock {
   }
 
   /**
-   * Locks connections in the engine's own namespace; those of a tree with namespaces of its own are locked already.
+   * Locks connections in a namespace that the root task shares with others; those in the tree's own are locked already.
    * @throws RepriseError SYSCALL; the caller ends the lock then.
    */
   lockConnections(connections: readonly LockedConnection[]): void {
-    if (this.ofNamespaces || connections.length === 0 || this.#chosen() === "skip") return;
+    if (this.isWhole || connections.length === 0 || this.#chosen() === "skip") return;
     const dropped = connections.map(onTheWire);
-    const place = this.#places[0];
-    if (place === undefined) this.#place(undefined).drop(this.#ownTable, dropped);
-    else place.dropMore(dropped);
+    if (this.#connections !== undefined) this.#connections.dropMore(dropped);
+    else {
+      this.#connections = this.#place(this.#shared);
+      this.#connections.drop(this.#ownTable, dropped);
+    }
   }
 
   /** For a restore: takes over the lock that the dump left, or makes one. */
   takeOver(connections: readonly LockedConnection[]): void {
-    if (!this.ofNamespaces && connections.length === 0) return;
+    if (!this.isElsewhere && connections.length === 0) return;
     if (this.#chosen() === "skip") return;
-    const wanted = this.ofNamespaces ? this.#namespaces : [undefined];
-    const dropped = this.ofNamespaces ? "all" : connections.map(onTheWire);
-    for (const namespace of wanted) {
-      try {
-        const rules = this.#place(namespace);
-        if (rules.exists(this.#leftTable, dropped)) this.#found.push({ rules, dropped });
-        else rules.drop(this.#ownTable, dropped);
-      } catch (error) {
-        // The firewall was another machine's; without a lock a peer may see a packet too early, no more.
-        log.warn(`the network is not locked during the restore: ${String(error)}`);
+    for (const namespace of this.#namespaces) this.#takeOne(namespace, ["all"]);
+    if (this.isWhole) return;
+    // CRIU locks a shared namespace altogether, too.
+    const whole: Dropped[] = this.#shared === undefined ? [] : ["all"];
+    const some: Dropped[] = connections.length === 0 ? [] : [connections.map(onTheWire)];
+    this.#takeOne(this.#shared, [...whole, ...some]);
+  }
+
+  /** Looks for what may have been left, and makes the last of it otherwise. */
+  #takeOne(namespace: number | undefined, candidates: readonly Dropped[]): void {
+    try {
+      const rules = this.#place(namespace);
+      const dropped = candidates.find((one) => rules.exists(this.#leftTable, one));
+      const wanted = candidates.at(-1);
+      if (dropped !== undefined) this.#found.push({ rules, dropped });
+      else if (wanted !== undefined && (wanted !== "all" || namespace !== this.#shared)) {
+        rules.drop(this.#ownTable, wanted);
       }
+    } catch (error) {
+      // The firewall was another machine's; without a lock a peer may see a packet too early, no more.
+      log.warn(`the network is not locked during the restore: ${String(error)}`);
     }
   }
 
@@ -166,6 +187,9 @@ export class NetworkLock {
   #close(): void {
     for (const rules of this.#places.splice(0)) quietly(() => rules.close());
     for (const namespace of this.#namespaces.splice(0)) closeSync(namespace);
+    if (this.#shared !== undefined) closeSync(this.#shared);
+    this.#shared = undefined;
+    this.#connections = undefined;
   }
 
   /** The method; the kernel is asked only when there is something to lock. */
