@@ -29,6 +29,7 @@ import {
   restoreRoutes,
   restoreRules,
   settleAddresses,
+  tryAddresses,
 } from "./routing.ts";
 import { holdAddresses, readNetSettings, releaseAddresses, restoreNetSettings } from "./sysctls.ts";
 import { tunStatesOf } from "./tun-device.ts";
@@ -268,10 +269,11 @@ export function fillNetNamespaces(
     restoreRoutes(socket, "route", raw("route"));
     restoreRoutes(socket, "route6", raw("route6"));
     restoreRules(socket, raw("rule"));
-    settleAddresses(socket, raw("ifaddr"));
+    settleAddresses(socket);
     inNetNamespace(fd, () => {
       for (const { name, conf6 } of devices) releaseAddresses(name, conf6, { weak });
       releaseAddresses("all", netns.all_conf6, { weak });
+      tryAddresses(socket, raw("ifaddr"));
       for (const kind of FIREWALL_IMAGES) restoreFirewall(kind, raw(kind).toString("utf8"));
       for (const kind of CONNTRACK_IMAGES) restoreConntrack(kind, raw(kind));
     });

@@ -13,6 +13,7 @@ import {
   type NetlinkMessage,
   type NetlinkSocket,
 } from "../../sys/netlink.ts";
+import { readLinks } from "./links.ts";
 
 /** The raw images that ip(8) writes, with their magic numbers. */
 const MAGIC = {
@@ -39,15 +40,27 @@ export function readRouting(socket: NetlinkSocket): Readonly<Record<RoutingImage
   };
 }
 
-/** Gives the devices their addresses, and takes away what the kernel has given them by itself. @throws RepriseError SYSCALL */
+/**
+ * Gives the devices their addresses, and takes away what the kernel has given them by itself. Those of which nobody knew yet
+ * whether they are free are left for `tryAddresses`.
+ *
+ * @throws RepriseError SYSCALL
+ */
 export function restoreAddresses(socket: NetlinkSocket, content: Buffer): void {
-  const wanted = messagesOf("ifaddr", content);
-  for (const message of wanted) must(socket, "address", message);
   if (content.length === 0) return;
+  const wanted = messagesOf("ifaddr", content).filter((message) => !isTentative(message));
+  for (const message of wanted) must(socket, "address", message);
   const keys = new Set(wanted.map(addressKey));
   for (const message of addresses(socket)) {
     if (keys.has(addressKey(message))) continue;
     socket.tryRequest({ type: rt.RTM_DELADDR, body: message.body });
+  }
+}
+
+/** Adds the addresses that were being tried out: the kernel tries them out anew. @throws RepriseError SYSCALL */
+export function tryAddresses(socket: NetlinkSocket, content: Buffer): void {
+  for (const message of messagesOf("ifaddr", content)) {
+    if (isTentative(message)) must(socket, "address", message);
   }
 }
 
@@ -83,25 +96,24 @@ export function restoreRules(socket: NetlinkSocket, content: Buffer): void {
 const SETTLE_MS = 500;
 const SETTLE_STEP_MS = 1;
 
-/** Waits until addresses that were in use are in use: the kernel decides that in the background. */
-export function settleAddresses(socket: NetlinkSocket, content: Buffer): void {
-  const used = new Set(messagesOf("ifaddr", content).filter(isUsed).map(addressKey));
-  if (used.size === 0) return;
+/** Waits until addresses are in use: the kernel decides in the background that they need not be tried out. */
+export function settleAddresses(socket: NetlinkSocket): void {
+  const up = new Set(
+    readLinks(socket).flatMap(({ index, flags }) => ((flags & rt.IFF_UP) === 0 ? [] : [index])),
+  );
+  const waits = (message: NetlinkMessage): boolean =>
+    up.has(message.body.readUInt32LE(4)) && isTentative(message);
   const clock = new Int32Array(new SharedArrayBuffer(4));
   for (const end = performance.now() + SETTLE_MS; performance.now() < end;) {
-    const waiting = addresses(socket).some(
-      (message) =>
-        message.body[0] === AF_INET6 && !isUsed(message) && used.has(addressKey(message)),
-    );
-    if (!waiting) return;
+    if (!addresses(socket).some(waits)) return;
     Atomics.wait(clock, 0, 0, SETTLE_STEP_MS);
   }
 }
 
-function isUsed({ body }: NetlinkMessage): boolean {
+function isTentative({ body }: NetlinkMessage): boolean {
   const flags =
     attributes(body, rt.IFADDRMSG_SIZE).get(rt.IFA_FLAGS)?.readUInt32LE(0) ?? body[2] ?? 0;
-  return body[0] === AF_INET6 && (flags & rt.IFA_F_TENTATIVE) === 0;
+  return body[0] === AF_INET6 && (flags & rt.IFA_F_TENTATIVE) !== 0;
 }
 
 function addresses(socket: NetlinkSocket): NetlinkMessage[] {
