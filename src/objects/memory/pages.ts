@@ -216,7 +216,7 @@ export async function writePages(
       const length = batch.reduce((sum, range) => sum + range.length, 0);
       const window = writer.free() ?? (await writer.nextFree());
       copyOut(task, batch, { address: window, length });
-      target.passing?.(memoryAt(window, length));
+      target.passing?.(bytesOf(window, length));
       writer.write(window, length);
     }
   } finally {
@@ -306,7 +306,7 @@ class WindowWriter {
       return;
     }
     const written = new Promise<number>((resolve, reject) => {
-      write(direct, memoryAt(window, length), 0, length, offset, (error, count) => {
+      write(direct, bytesOf(window, length), 0, length, offset, (error, count) => {
         try {
           // What a direct write left over may not be aligned, and what it refused may be for a reason of its own.
           if (error !== null || count < length) this.#writeNow(window, { length, offset });
@@ -355,6 +355,15 @@ function firstWindow(): number {
   );
   return windowsAt;
 }
+
+/** The beginning of a window, as bytes. */
+function bytesOf(window: number, length: number): Uint8Array {
+  const first = firstWindow();
+  windowsBytes ??= memoryAt(first, WINDOW * WINDOWS);
+  return windowsBytes.subarray(window - first, window - first + length);
+}
+
+let windowsBytes: Uint8Array | undefined;
 
 /** Takes room for the whole file at once: writes into it can then go on side by side, and a full disk is seen at once. */
 function reserve({ fd, path }: PagesTarget, length: number): void {

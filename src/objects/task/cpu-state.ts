@@ -211,12 +211,17 @@ function threadInfo(core: CoreEntry): ThreadInfoX86 {
   return core.thread_info;
 }
 
+/** A copy, since views of words want their own alignment. */
+function part(bytes: Buffer, offset: number, size: number): ArrayBuffer {
+  return new Uint8Array(bytes.subarray(offset, offset + size)).buffer;
+}
+
 function words32(bytes: Buffer, offset: number, size: number): number[] {
-  return Array.from({ length: size / 4 }, (_, index) => bytes.readUInt32LE(offset + index * 4));
+  return Array.from(new Uint32Array(part(bytes, offset, size)));
 }
 
 function words64(bytes: Buffer, offset: number, size: number): bigint[] {
-  return Array.from({ length: size / 8 }, (_, index) => bytes.readBigUInt64LE(offset + index * 8));
+  return Array.from(new BigUint64Array(part(bytes, offset, size)));
 }
 
 function putWords32(

@@ -330,7 +330,9 @@ function imm32(value: number): number[] {
 }
 
 function imm64(value: bigint): number[] {
-  const buffer = Buffer.alloc(8);
-  buffer.writeBigUInt64LE(BigInt.asUintN(64, value));
-  return [...buffer];
+  word[0] = BigInt.asUintN(64, value);
+  return [...wordBytes];
 }
+
+const word = new BigUint64Array(1);
+const wordBytes = new Uint8Array(word.buffer);
