@@ -70,7 +70,7 @@ export class WrittenAhead {
     // The set grows while it is walked.
     for (const pid of seen) {
       const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
-      if (anonymous * 1024 > FROM_BYTES) await ahead.#write(pid);
+      if (anonymous * 1024 > FROM_BYTES) await ahead.#tryToWrite(pid);
       for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
     }
     return ahead;
@@ -105,6 +105,16 @@ export class WrittenAhead {
   end(): void {
     for (const { pagesId } of this.#early.values()) this.#images.drop("pages", pagesId);
     this.#early.clear();
+  }
+
+  /** What cannot be looked at yet is for the dump itself to tell. */
+  async #tryToWrite(pid: number): Promise<void> {
+    try {
+      await this.#write(pid);
+    } catch (error) {
+      if (!(error instanceof RepriseError)) throw error;
+      log.debug(`the memory of pid ${pid} is written later: ${error.message}`);
+    }
   }
 
   async #write(pid: number): Promise<void> {

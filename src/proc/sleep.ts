@@ -2,7 +2,7 @@
 // which arguments, stack pointer and instruction pointer, and status counts how often it gave up the processor. See
 // proc_pid_syscall(5), proc_pid_status(5).
 
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 
 /** A thread that is blocked in a system call. */
 export interface Sleep {
@@ -16,7 +16,9 @@ export interface Sleep {
 /** The sleep of a thread; undefined when it runs, is blocked in no system call, or is gone. */
 export function readSleep(pid: number, tid: number): Sleep | undefined {
   const switches = readSwitches(pid, tid);
-  const text = undefinedIfGone(() => readProcText(pid, `task/${tid}/syscall`));
+  const text = undefinedIfGone(() =>
+    undefinedIfUnsupported(() => readProcText(pid, `task/${tid}/syscall`)),
+  );
   if (text === undefined || switches === undefined) return undefined;
   const parsed = parseSyscall(text);
   return parsed === undefined ? undefined : { ...parsed, switches };
