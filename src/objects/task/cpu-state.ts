@@ -212,16 +212,16 @@ function threadInfo(core: CoreEntry): ThreadInfoX86 {
 }
 
 /** A copy, since views of words want their own alignment. */
-function part(bytes: Buffer, offset: number, size: number): ArrayBuffer {
+function aligned(bytes: Buffer, offset: number, size: number): ArrayBuffer {
   return new Uint8Array(bytes.subarray(offset, offset + size)).buffer;
 }
 
 function words32(bytes: Buffer, offset: number, size: number): number[] {
-  return Array.from(new Uint32Array(part(bytes, offset, size)));
+  return Array.from(new Uint32Array(aligned(bytes, offset, size)));
 }
 
 function words64(bytes: Buffer, offset: number, size: number): bigint[] {
-  return Array.from(new BigUint64Array(part(bytes, offset, size)));
+  return Array.from(new BigUint64Array(aligned(bytes, offset, size)));
 }
 
 function putWords32(
