@@ -10,7 +10,7 @@ import { trySyscall } from "../sys/ffi.ts";
 import type { RestorePlan } from "./plan.ts";
 
 /** How long zombies that still hold a number are waited for. */
-const ZOMBIE_PATIENCE_MS = 5_000;
+export const ZOMBIE_PATIENCE_MS = 5_000;
 const POLL_MS = 10;
 
 /**

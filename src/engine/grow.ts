@@ -29,10 +29,12 @@ import {
   cloneFlags,
   enterExisting,
   openExisting,
+  mapsFirst,
   settleFirst,
   type ExistingNamespaces,
 } from "./namespaces.ts";
 import { forgetLoginuid } from "../objects/task/attributes.ts";
+import { ZOMBIE_PATIENCE_MS } from "./free-pids.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import type { OpenedFiles } from "./open-files.ts";
@@ -66,7 +68,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     const { root } = plan.tree;
     const first = isSibling ? seed : makeFirst(plan, seed, firstPid);
     if (first !== seed) made.push(first.tid);
-    settleFirst(plan, first);
+    settleFirst(plan, first, { hasMaps: isSibling });
     if (firstPid === root.pid) tracees.set(root.pid, first);
     else {
       init = first;
@@ -335,7 +337,10 @@ function startSibling(
   const entered = existing.namespaces.find(
     ({ namespace }) => namespace.kind === "pid" && namespace.role !== "nested",
   );
-  const start = (): Tracee => startSeed(plan.area, counters, { pid, flags: cloneFlags(plan) });
+  const start = (): Tracee =>
+    patiently(() =>
+      startSeed(plan.area, counters, { pid, flags: cloneFlags(plan), ...mapsFirst(plan) }),
+    );
   if (entered === undefined) return start();
   const own = openSync("/proc/self/ns/pid", "r");
   try {
@@ -349,6 +354,22 @@ function startSibling(
     closeSync(own);
   }
 }
+
+/** In a pid namespace that others share, the dead of the tree may not have been reaped yet: their numbers are waited for. */
+function patiently(start: () => Tracee): Tracee {
+  const deadline = performance.now() + ZOMBIE_PATIENCE_MS;
+  for (;;) {
+    try {
+      return start();
+    } catch (error) {
+      const isTaken = error instanceof RepriseError && error.errno === "EEXIST";
+      if (!isTaken || performance.now() > deadline) throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, POLL_MS);
+    }
+  }
+}
+
+const POLL_MS = 10;
 
 /** Once the root is made the init needs nothing of the engine's: no terminal, no directory, no open file. */
 function settleInit(plan: RestorePlan, init: Tracee): void {

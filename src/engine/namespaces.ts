@@ -132,8 +132,22 @@ export function enterExisting(
   return kept;
 }
 
+/** For a first task that the engine makes itself: the maps of a new user namespace come before its program. */
+export function mapsFirst({ namespaces, set }: RestorePlan): {
+  beforeProgram?: (pid: number) => void;
+} {
+  const user = namespaces.made("user");
+  if (user === undefined) return {};
+  const maps = savedMaps(set, user.id);
+  return { beforeProgram: (pid) => writeMaps(pid, maps) };
+}
+
 /** Makes the first task at home in its new namespaces, before it makes any other. */
-export function settleFirst(plan: RestorePlan, first: Tracee): void {
+export function settleFirst(
+  plan: RestorePlan,
+  first: Tracee,
+  { hasMaps }: { readonly hasMaps: boolean },
+): void {
   const { namespaces, set } = plan;
   const run = (program: Program): void => void runPrograms([job(plan, first, program)]);
   const user = namespaces.made("user");
@@ -141,7 +155,7 @@ export function settleFirst(plan: RestorePlan, first: Tracee): void {
   const program = new Program();
   if (user !== undefined) {
     const maps = savedMaps(set, user.id);
-    writeMaps(first.tid, maps);
+    if (!hasMaps) writeMaps(first.tid, maps);
     becomeRoot(program, maps);
   }
   if (time !== undefined) makeTimeNamespace(program);

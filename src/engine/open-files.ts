@@ -52,6 +52,7 @@ export function openFiles(plan: RestorePlan, growth: Growth): OpenedFiles {
 
 class Opener implements FilesRestore {
   readonly set: RestorePlan["set"];
+  readonly isForeigner: boolean;
   readonly options: RestorePlan["options"];
   readonly #images: ImageFiles;
   readonly #growth: Growth;
@@ -74,6 +75,7 @@ class Opener implements FilesRestore {
     this.#places = growth.mountPlaces;
     this.#plan = plan;
     this.set = plan.set;
+    this.isForeigner = plan.namespaces.ofRoot("user") !== undefined;
     this.options = plan.options;
     this.#images = images;
     // F_DUPFD takes the lowest free numbers of the pool: at most one a file, image or namespace. Reserved ones lie above.

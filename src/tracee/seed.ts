@@ -41,6 +41,8 @@ export interface SeedAs {
   readonly pid: number;
   /** CLONE_NEW… */
   readonly flags: number;
+  /** Runs when it is there, for a new user namespace: see SpawnOptions. */
+  readonly beforeProgram?: (pid: number) => void;
 }
 
 /**
@@ -59,7 +61,7 @@ export function startSeed(area: WorkArea, counters: TraceCounters, as?: SeedAs):
     const pid =
       as === undefined
         ? spawnProgram(path, argv)
-        : spawnWithPid({ path, argv, pid: as.pid, flags: as.flags + CLONE_PARENT });
+        : spawnWithPid({ ...as, path, argv, flags: as.flags + CLONE_PARENT });
     const seed = new Tracee(pid, pid, counters);
     if (!seed.seize(RESTORE_OPTIONS)) throw taskDied(seed, "is gone");
     seed.interrupt();

@@ -6,6 +6,7 @@ import { SIG_SETMASK, SIGCHLD, SIGSET_SIZE } from "../sys/abi/signal.ts";
 import { addressOf, callNative, syscall, syscallError } from "../sys/ffi.ts";
 import { writeU64 } from "../sys/memory.ts";
 import { errnoName } from "../sys/errno.ts";
+import { readExe, readExeIfAlive } from "../proc/exe.ts";
 import { SPAWN } from "./arch/x86_64/code.ts";
 import { loadCode } from "./local.ts";
 
@@ -15,6 +16,11 @@ export interface SpawnOptions {
   readonly argv: readonly string[];
   /** CLONE_NEW… and CLONE_PARENT. */
   readonly flags: number;
+  /**
+   * Runs when the process is there, before it executes the program: it then becomes root of its new user namespace. Without it the
+   * program runs when this function returns.
+   */
+  readonly beforeProgram?: (pid: number) => void;
   /** Its number in the pid namespace that its maker's children are in (or in the new one). */
   readonly pid: number;
 }
@@ -27,17 +33,21 @@ let spawnAt: number | undefined;
  * @returns its pid in our pid namespace
  * @throws RepriseError SYSCALL
  */
-export function spawnWithPid({ path, argv, flags, pid }: SpawnOptions): number {
+export function spawnWithPid(options: SpawnOptions): number {
+  const { path, argv, flags, pid, beforeProgram } = options;
   spawnAt ??= loadCode(SPAWN);
   const strings = [path, ...argv].map((text) => Buffer.from(`${text}\0`));
   const [program = Buffer.alloc(1), ...words] = strings;
   const argvBytes = pointers(words);
   const environment = pointers([]);
-  const exec = pointers([program, argvBytes, environment]);
+  const waits = beforeProgram !== undefined;
+  const exec = Buffer.concat([pointers([program, argvBytes, environment]), Buffer.alloc(8)]);
+  // The word behind the pointers.
+  exec[WAIT_WORD] = waits ? 1 : 0;
   const setTid = Buffer.alloc(4);
   setTid.writeInt32LE(pid);
   const args = Buffer.alloc(CLONE_ARGS_SIZE);
-  writeU64(args, 0, flags + CLONE_VM + CLONE_VFORK);
+  writeU64(args, 0, flags + CLONE_VM + (waits ? 0 : CLONE_VFORK));
   // With CLONE_PARENT the exit signal is the maker's own (clone(2)).
   writeU64(args, EXIT_SIGNAL, (flags & CLONE_PARENT) === 0 ? SIGCHLD : 0);
   writeU64(args, SET_TID, addressOf(setTid));
@@ -56,8 +66,31 @@ export function spawnWithPid({ path, argv, flags, pid }: SpawnOptions): number {
   if (result < 0 || !used) {
     throw syscallError("clone3", -result, `make process ${pid} (${errnoName(-result)})`);
   }
+  if (beforeProgram !== undefined) {
+    try {
+      beforeProgram(result);
+    } finally {
+      exec[WAIT_WORD] = 0;
+      waitForProgram(result);
+    }
+  }
   return result;
 }
+
+/** Three pointers before it. */
+const WAIT_WORD = 24;
+
+/** Until the process has memory of its own. */
+function waitForProgram(pid: number): void {
+  const own = readExe(process.pid)?.target;
+  const deadline = performance.now() + PATIENCE_MS;
+  while (readExeIfAlive(pid)?.target === own) {
+    if (performance.now() > deadline) return;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+  }
+}
+
+const PATIENCE_MS = 6000;
 
 /** Offsets in struct clone_args. */
 const EXIT_SIGNAL = 32;

@@ -39,8 +39,8 @@ export const fifoKind: FileKind = {
     const reg = set.regularFiles.get(fifo?.regf_id ?? id);
     return reg === undefined ? [] : pathKeys(reg);
   },
-  openInherited: (program, { id, fifo }, fd, { set }) =>
-    openInheritedPath(program, set.regularFiles.get(fifo?.regf_id ?? id), { id, fd }),
+  openInherited: (program, { id, fifo }, fd, { set, isForeigner }) =>
+    openInheritedPath(program, set.regularFiles.get(fifo?.regf_id ?? id), { id, fd, isForeigner }),
 };
 
 function writeFifo(file: OpenFile, id: number, dump: FilesDump): FileEntry {

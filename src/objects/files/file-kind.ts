@@ -106,6 +106,8 @@ export interface FilesDumpOptions {
 
 /** What a room may use while it builds the program that opens the files of the whole tree. */
 export interface FilesRestore {
+  /** The opening task is the root of another user namespace, and nobody to files of outside: it may not open those once more. */
+  readonly isForeigner?: boolean;
   readonly set: LoadedSet;
   readonly options: FilesRestoreOptions;
   /** Adds the call that opens an image file for its payload; whoever reads sets the position. */

@@ -122,9 +122,15 @@ function openPipe(program: Program, { id, pipe }: FileEntry, restore: FilesResto
 }
 
 /** The caller's pipe, opened once more: its flags stay the caller's own, and its end may be the other one. */
-function openInheritedPipe(program: Program, { id, pipe }: FileEntry, fd: number): Argument {
+function openInheritedPipe(
+  program: Program,
+  { id, pipe }: FileEntry,
+  fd: number,
+  { isForeigner }: FilesRestore,
+): Argument {
   assert(pipe !== undefined, `file ${id} is no pipe`);
   const label = `open the pipe that stands for pipe ${pipe.pipe_id} (file ${id})`;
+  if (isForeigner === true) return program.call("fcntl", [fd, F_DUPFD, 0], { label });
   const own = reopen(program, fd, { flags: pipe.flags, label });
   restoreOwner(program, pipe.fown, own);
   return own;

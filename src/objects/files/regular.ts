@@ -51,7 +51,8 @@ export const regularKind: FileKind = {
   },
   settle: settleRegular,
   inheritKeys: ({ reg }) => (reg === undefined ? [] : pathKeys(reg)),
-  openInherited: (program, { id, reg }, fd) => openInheritedPath(program, reg, { id, fd }),
+  openInherited: (program, { id, reg }, fd, { isForeigner }) =>
+    openInheritedPath(program, reg, { id, fd, isForeigner }),
 };
 
 /** A path as --inherit-fd has it, without its slash; of an external file, its name. */
@@ -63,10 +64,12 @@ export function pathKeys({ name, ext }: RegFileEntry): string[] {
 export function openInheritedPath(
   program: Program,
   reg: RegFileEntry | undefined,
-  { id, fd }: { readonly id: number; readonly fd: number },
+  how: { readonly id: number; readonly fd: number; readonly isForeigner: boolean | undefined },
 ): Argument {
+  const { id, fd, isForeigner } = how;
   const label = `take over ${reg?.name} (file ${id})`;
-  if (reg?.ext !== true) return program.call("fcntl", [fd, F_DUPFD, 0], { label });
+  if (reg?.ext !== true || isForeigner === true)
+    return program.call("fcntl", [fd, F_DUPFD, 0], { label });
   const path = program.string(`/proc/self/fd/${fd}`);
   return program.call("openat", [AT_FDCWD, path, openFlags(reg) & ~O_NOFOLLOW, 0], { label });
 }

@@ -154,10 +154,15 @@ export const CPUID: readonly Instruction[] = [
   { bytes: [0xc3], text: "ret" },
 ];
 
+/** Milliseconds that a child waits for the maps of its user namespace. */
+const SPAWN_PATIENCE_MS = 5000;
+
 /**
- * clone3 and execve as a C function f(clone_args, size, exec): with CLONE_VM and CLONE_VFORK the child shares the memory, and even
- * the stack, of the caller, who waits; so it touches neither, and executes the program whose path, arguments and environment
- * `exec` points to. Returns clone3's result; a child that cannot execute ends with 127.
+ * clone3 and execve as a C function f(clone_args, size, exec): with CLONE_VM the child shares the memory, and even the stack, of
+ * the caller; so it writes to neither, and executes the program whose path, arguments and environment `exec` points to. A fourth
+ * word there makes it wait until the caller has taken that word away (or for five seconds), and become root then: in a new user
+ * namespace nobody is root before the maps of ids are written, and execve would take its capabilities. Returns clone3's result; a
+ * child that cannot execute ends with 127.
  */
 export const SPAWN: readonly Instruction[] = [
   { bytes: [0x41, 0x54], text: "push r12" },
@@ -166,7 +171,30 @@ export const SPAWN: readonly Instruction[] = [
   { bytes: [0x0f, 0x05], text: "syscall" },
   { bytes: [0x48, 0x85, 0xc0], text: "test rax,rax" },
   { bytes: [0x75, 0], text: "jne parent", target: "parent" },
-  { bytes: [0x49, 0x8b, 0x3c, 0x24], text: "mov rdi,QWORD PTR [r12]" },
+  { bytes: [0x41, 0xbd, ...imm32(SPAWN_PATIENCE_MS)], text: "mov r13d,0x1388" },
+  { bytes: [0x49, 0x83, 0x7c, 0x24, 0x18, 0x00], text: "cmp QWORD PTR [r12+0x18],0x0" },
+  { bytes: [0x74, 0], text: "je execute", target: "execute" },
+  {
+    label: "wait",
+    bytes: [0x49, 0x83, 0x7c, 0x24, 0x18, 0x00],
+    text: "cmp QWORD PTR [r12+0x18],0x0",
+  },
+  { bytes: [0x74, 0], text: "je root", target: "root" },
+  { bytes: [0x31, 0xff], text: "xor edi,edi" },
+  { bytes: [0x31, 0xf6], text: "xor esi,esi" },
+  { bytes: [0xba, ...imm32(1)], text: "mov edx,0x1" },
+  { bytes: [0xb8, ...imm32(7)], text: "mov eax,0x7" }, // poll
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0x41, 0xff, 0xcd], text: "dec r13d" },
+  { bytes: [0x75, 0], text: "jne wait", target: "wait" },
+  { label: "root", bytes: [0x31, 0xff], text: "xor edi,edi" },
+  { bytes: [0x31, 0xf6], text: "xor esi,esi" },
+  { bytes: [0x31, 0xd2], text: "xor edx,edx" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.setresgid.nr)], text: "mov eax,0x77" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.setresuid.nr)], text: "mov eax,0x75" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
+  { label: "execute", bytes: [0x49, 0x8b, 0x3c, 0x24], text: "mov rdi,QWORD PTR [r12]" },
   { bytes: [0x49, 0x8b, 0x74, 0x24, 0x08], text: "mov rsi,QWORD PTR [r12+0x8]" },
   { bytes: [0x49, 0x8b, 0x54, 0x24, 0x10], text: "mov rdx,QWORD PTR [r12+0x10]" },
   { bytes: [0xb8, ...imm32(SYSCALLS.execve.nr)], text: "mov eax,0x3b" },

@@ -1,0 +1,270 @@
+// Containers of many shapes under runc, each saved and restored twice: streams that the restore gets anew, terminals, limits that
+// are too narrow for the engine, hooks, mounts from outside, namespaces of others, a user namespace. A container counts to its
+// standard output; whatever it has, no number may be lost or come twice.
+
+import { spawn, spawnSync } from "node:child_process";
+import {
+  chownSync,
+  cpSync,
+  lchownSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readSync,
+  readdirSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { SCM_RIGHTS } from "../../src/sys/abi/socket.ts";
+import { trySyscall } from "../../src/sys/ffi.ts";
+import { receiveMessage } from "../../src/sys/socket.ts";
+import { accept, listenUnix } from "../../src/sys/stream.ts";
+import { canHost, hasProgram, lastLines, logsBelow, startHost, type Host } from "./host.ts";
+
+const COUNT =
+  "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.2 2>/dev/null || sleep 1; done";
+const CYCLES = 2;
+
+/** What the tests change in a bundle's configuration. */
+interface Config {
+  process: { terminal: boolean; args: string[] };
+  root: { readonly: boolean };
+  mounts: { destination: string; type: string; source: string; options?: string[] }[];
+  hooks?: Record<string, { path: string; args: string[] }[]>;
+  linux: {
+    cgroupsPath: string;
+    namespaces: { type: string; path?: string }[];
+    resources?: { memory?: { limit: number }; pids?: { limit: number } };
+    uidMappings?: { containerID: number; hostID: number; size: number }[];
+    gidMappings?: { containerID: number; hostID: number; size: number }[];
+  };
+}
+
+const can = canHost("v1") && hasProgram("runc") && existsSync("/bin/busybox");
+
+describe("shapes of containers", () => {
+  let host: Host;
+  beforeAll(async () => {
+    if (can) host = await startHost("v1");
+  }, 60_000);
+  afterAll(async () => {
+    if (can) await host.stop();
+  }, 60_000);
+
+  test("pipes, narrow limits, hooks, mounts from outside", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no runc, or no such cgroups");
+    const bundle = makeBundle(host, "narrow", (config, dir) => {
+      mkdirSync(join(dir, "data/sub"), { recursive: true });
+      mkdirSync(join(dir, "nested"));
+      mkdirSync(join(dir, "rootfs/real"));
+      symlinkSync("real", join(dir, "rootfs/link"));
+      writeFileSync(join(dir, "file"), "text");
+      const hook = join(dir, "hook");
+      const script = `#!/bin/sh\ncat >/dev/null\necho "$1" >>${dir}/hooks\n`;
+      writeFileSync(hook, script, { mode: 0o755 });
+      config.hooks = { createRuntime: [{ path: hook, args: ["hook", "createRuntime"] }] };
+      config.linux.resources = { memory: { limit: 32 << 20 }, pids: { limit: 10 } };
+      const bind = (source: string, destination: string): void =>
+        void config.mounts.push({ destination, type: "bind", source, options: ["rbind"] });
+      bind(join(dir, "data"), "/data");
+      bind(join(dir, "nested"), "/data/sub");
+      bind(join(dir, "file"), "/etc/file");
+      bind(join(dir, "nested"), "/link/inside");
+      config.root.readonly = true;
+      for (const name of ["data", "etc", "link/inside"])
+        mkdirSync(join(dir, "rootfs", name), { recursive: true });
+      writeFileSync(join(dir, "rootfs/etc/file"), "");
+    });
+    const out = await cycles(host, "narrow", bundle);
+    expectNoGap(numbers(out));
+    const hooks = readFileSync(join(bundle, "hooks"), "utf8").trim().split("\n");
+    expect(hooks).toEqual(Array.from({ length: 1 + CYCLES }, () => "createRuntime"));
+    expect(host.run(...runc(host, "exec", "narrow", "cat", "/etc/file"))).toBe("text");
+  });
+
+  test("a user namespace", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no runc, or no such cgroups");
+    const bundle = makeBundle(host, "users", (config, dir) => {
+      const maps = [{ containerID: 0, hostID: 100_000, size: 65_536 }];
+      config.linux.namespaces.push({ type: "user" });
+      config.linux.uidMappings = maps;
+      config.linux.gidMappings = maps;
+      giveAway(join(dir, "rootfs"), 100_000);
+    });
+    for (const dir of [host.dir, join(host.dir, "bundles"), bundle])
+      spawnSync("chmod", ["a+x", dir]);
+    expectNoGap(numbers(await cycles(host, "users", bundle)));
+    expect(host.run(...runc(host, "exec", "users", "id", "-u"))).toBe("0");
+  });
+
+  test("network and pid namespaces of others", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no runc, or no such cgroups");
+    // Its first process must reap, as that of a pod does.
+    const reap = "while true; do wait; sleep 0.1; done";
+    const pod = spawn(
+      "nsenter",
+      [...host.enter, "unshare", "-n", "-p", "-f", "--kill-child", "bash", "-c", reap],
+      { stdio: "ignore" },
+    );
+    onTestFinished(() => void pod.kill("SIGKILL"));
+    const first = await firstInside(pod.pid ?? -1);
+    const bundle = makeBundle(host, "podded", ({ linux }) => {
+      const namespaces = { network: "net", pid: "pid" } as const;
+      for (const [type, name] of Object.entries(namespaces)) {
+        const found = linux.namespaces.find((one) => one.type === type);
+        if (found !== undefined) found.path = `/proc/${first}/ns/${name}`;
+      }
+    });
+    expectNoGap(numbers(await cycles(host, "podded", bundle)));
+    expect(Number(host.run(...runc(host, "exec", "podded", "sh", "-c", "echo $$")))).not.toBe(1);
+  });
+
+  test("a terminal", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no runc, or no such cgroups");
+    const bundle = makeBundle(host, "term", (config) => {
+      config.process.terminal = true;
+    });
+    onTestFinished(() => void host.try(...runc(host, "delete", "--force", "term")));
+    let text = await inTerminal(host, ["run", "--detach", "--bundle", bundle], "term");
+    for (let cycle = 0; cycle < CYCLES; cycle++) {
+      const images = join(bundle, `images-${cycle}`);
+      const places = ["--image-path", images, "--work-path", images] as const;
+      host.run(...runc(host, "checkpoint", ...places, "term"));
+      text += await inTerminal(
+        host,
+        ["restore", "--detach", ...places, "--bundle", bundle],
+        "term",
+      );
+    }
+    // What was on its way to the first terminal when its container was stopped may be lost with it.
+    const seen = text.split(/\s+/).filter(Boolean).map(Number);
+    expect(new Set(seen).size).toBe(seen.length);
+    expect(seen).toEqual(seen.toSorted((a, b) => a - b));
+    expect(seen.length).toBeGreaterThan(3 * CYCLES);
+    expect(host.run(...runc(host, "exec", "term", "ls", "-l", "/proc/1/fd/0"))).toContain(
+      "/dev/pts/0",
+    );
+  });
+});
+
+/** Runs a container with a pipe for its output, and saves and restores it. Gives the file in which the output is collected. */
+async function cycles(host: Host, name: string, bundle: string): Promise<string> {
+  const out = join(bundle, "out");
+  onTestFinished(() => void host.try(...runc(host, "delete", "--force", name)));
+  startInPipe(host, out, ["run", "--detach", "--bundle", bundle, name]);
+  await counted(out, 3);
+  for (let cycle = 0; cycle < CYCLES; cycle++) {
+    const images = join(bundle, `images-${cycle}`);
+    const places = ["--image-path", images, "--work-path", images] as const;
+    host.run(...runc(host, "checkpoint", ...places, name));
+    const before = numbers(out).length;
+    startInPipe(host, out, ["restore", "--detach", ...places, "--bundle", bundle, name]);
+    try {
+      await counted(out, before + 3);
+    } catch {
+      throw new Error(`${name} does not count on:\n${lastLines(out)}\n${logsBelow(bundle)}`);
+    }
+  }
+  return out;
+}
+
+function startInPipe(host: Host, out: string, words: readonly string[]): void {
+  const command = runc(host, ...words);
+  const script = `out=$1; shift; "$@" </dev/null 2>&1 | cat >>"$out"`;
+  spawn("nsenter", [...host.enter, "sh", "-c", script, "sh", out, ...command], {
+    env: host.env,
+    stdio: "ignore",
+  }).unref();
+}
+
+/** Runs a command with a console socket, and reads from the terminal that it hands over for a moment. */
+async function inTerminal(host: Host, words: readonly string[], id: string): Promise<string> {
+  const path = join(host.dir, `console-${Date.now()}`);
+  const listener = listenUnix(path);
+  const [program, ...rest] = runc(host, ...words, "--console-socket", path, id);
+  const command = spawn("nsenter", [...host.enter, program, ...rest], {
+    env: host.env,
+    stdio: "ignore",
+  });
+  const ended = new Promise<number | null>((resolve) => command.once("exit", resolve));
+  const connection = accept(listener);
+  const received = receiveMessage(connection, Buffer.alloc(4096), 0);
+  if (typeof received === "number") throw new Error(`no terminal: ${received}`);
+  const [rights] = received.control.filter(({ type }) => type === SCM_RIGHTS);
+  const master = rights?.data.readInt32LE(0) ?? -1;
+  trySyscall("close", connection);
+  trySyscall("close", listener);
+  try {
+    expect(await ended, logsBelow(host.dir)).toBe(0);
+    let text = "";
+    for (const end = Date.now() + 4_000; text.split("\n").length < 5 && Date.now() < end;) {
+      const bytes = Buffer.alloc(256);
+      text += bytes.toString("latin1", 0, readSync(master, bytes));
+      await sleep(10);
+    }
+    return text;
+  } finally {
+    // The container lives on only while somebody holds its terminal.
+    onTestFinished(() => void trySyscall("close", master));
+  }
+}
+
+function makeBundle(
+  host: Host,
+  name: string,
+  change: (config: Config, bundle: string) => void,
+): string {
+  const bundle = join(host.dir, "bundles", name);
+  mkdirSync(bundle, { recursive: true });
+  cpSync(host.rootfs, join(bundle, "rootfs"), { recursive: true, verbatimSymlinks: true });
+  spawnSync("runc", ["spec", "--bundle", bundle]);
+  const file = join(bundle, "config.json");
+  const config = JSON.parse(readFileSync(file, "utf8")) as Config;
+  config.process.terminal = false;
+  config.process.args = ["sh", "-c", COUNT];
+  config.root.readonly = false;
+  config.linux.cgroupsPath = `/${host.cgroup}/${name}`;
+  change(config, bundle);
+  writeFileSync(file, JSON.stringify(config));
+  return bundle;
+}
+
+/** Gives a directory with all in it to a user. */
+function giveAway(path: string, id: number): void {
+  chownSync(path, id, id);
+  for (const entry of readdirSync(path, { withFileTypes: true })) {
+    const below = join(path, entry.name);
+    if (entry.isDirectory()) giveAway(below, id);
+    else lchownSync(below, id, id);
+  }
+}
+
+/** The first process in the pid namespace that a process (or a child of it) has made. */
+async function firstInside(pid: number): Promise<number> {
+  for (const end = Date.now() + 5_000; Date.now() < end; await sleep(10)) {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ");
+    const child = Number(children[0]);
+    if (child > 0) return child;
+  }
+  throw new Error("unshare makes no process");
+}
+
+function runc(host: Host, ...words: readonly string[]): [string, ...string[]] {
+  return ["runc", "--root", join(host.dir, "runc"), "--log", join(host.dir, "runc.log"), ...words];
+}
+
+function numbers(file: string): number[] {
+  if (!existsSync(file)) return [];
+  return readFileSync(file, "utf8").split("\n").filter(Boolean).map(Number);
+}
+
+async function counted(file: string, count: number): Promise<void> {
+  await expect.poll(() => numbers(file).length, { timeout: 15_000 }).toBeGreaterThanOrEqual(count);
+}
+
+function expectNoGap(seen: readonly number[]): void {
+  expect(seen).toEqual(seen.map((_, index) => index));
+}
