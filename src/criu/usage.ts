@@ -3,15 +3,23 @@
 import { FEATURE_NAMES } from "../kernel/features.ts";
 
 export const USAGE = `Usage:
-  criu dump -t PID [OPTIONS]
+  criu dump|pre-dump -t PID [OPTIONS]
   criu restore [OPTIONS]
   criu check [--feature NAME | --extra | --experimental | --all]
+  criu page-server|service|dedup [OPTIONS]
+  criu cpuinfo dump|check [OPTIONS]
   criu --version
 
 Actions:
-  dump      checkpoint a process tree
-  restore   restore a process tree
-  check     is the kernel good enough
+  dump           checkpoint a process tree
+  pre-dump       save the memory of a tree that goes on, for a later dump
+  restore        restore a process tree
+  check          is the kernel good enough
+  page-server    take the pages of a dump that runs elsewhere
+  service        answer RPC at a socket
+  dedup          give back what older sets hold twice
+  cpuinfo dump   write what the processor can to cpuinfo.img
+  cpuinfo check  compare the processor with cpuinfo.img
 `;
 
 export const OPTIONS_HELP = `Options with a star may be taken back by --no-NAME.
@@ -36,7 +44,12 @@ Dump:
       --link-remap *         link deleted files back that have other names
 
 Restore:
-  -d, --restore-detached *   leave as soon as the tasks run
+  -d, --restore-detached *   leave as soon as the tasks run; a server goes to the background
+  -S, --restore-sibling *    the root task becomes a child of who started criu; with -d
+  -r, --root DIR             root of the tree's mount namespace
+  -J, --join-ns NS:PID|FILE  existing namespace to restore into
+      --inherit-fd fd[N]:KEY our descriptor N is what the tree had as KEY: pipe:[7], socket:[7],
+                             tty[88:18], file[1f:7], a path, the key of an external namespace
   -s, --leave-stopped        leave the tasks stopped
       --exec-cmd -- COMMAND  become the command, as the root task's parent
       --file-validation HOW  filesize or buildid (default)
@@ -44,6 +57,15 @@ Restore:
 
 Both:
   -j, --shell-job *          the tree belongs to a session that is not part of it
+      --external RESOURCE    what belongs to outside: mnt[..]:.., net[7]:KEY, pid[7]:KEY, tty[..],
+                             file[..], unix[7], veth[..]:.., macvlan[..]:.., netdev[..]:..
+      --tcp-established *    keep connections
+      --tcp-close *          close connections
+  -x, --ext-unix-sk[=INODES] unix sockets may be connected to ones outside
+  -l, --file-locks *         keep file locks
+      --manage-cgroups[=HOW] ignore, none, props, soft, full, strict
+      --cgroup-root [C:]PATH cgroup that stands for the tree's own
+      --cpu-cap[=LIST]       write and compare the processor: cpu, fpu, ins, all, none, ^NAME
 
 Other options of CRIU 4.2 are understood; those that would change the result are refused.
 
