@@ -21,8 +21,9 @@ const SECOND = 1000;
 export async function dump(
   options: CriuOptions,
   directories: Directories,
-  client?: Client,
+  request: { readonly client?: Client | undefined; readonly socketInode?: number } = {},
 ): Promise<number> {
+  const { client, socketInode } = request;
   const pid = numberValue(options, "tree", 1);
   if (pid === undefined) {
     throw new RepriseError("BAD_ARGUMENT", "pid not specified", {
@@ -39,6 +40,7 @@ export async function dump(
     const { stats } = await checkpoint({
       ...engineOptions(options),
       pid,
+      ...(socketInode === undefined ? {} : { requestSocket: socketInode }),
       imagesDir: directories.imagesDir,
       workDir: directories.workDir,
       hooks: runner,

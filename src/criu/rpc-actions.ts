@@ -1,6 +1,7 @@
 // The requests that need the engine, each with its answer: the same actions as on the command line, whose failures become
 // cr_errno and cr_errmsg.
 
+import { fstatSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { CriuReqType, type CriuOpts, type CriuReq } from "../images/schema/messages.generated.ts";
 import { log } from "../log.ts";
@@ -67,7 +68,10 @@ async function dumpRequest(socket: number, opts: CriuOpts, worker: Worker): Prom
     const session = begin(() => beginSession(socket, opts, { worker, needsPid: true }));
     const { dump } = await import("./dump.ts");
     const client = opts.notify_scripts === true ? rpcClient(socket) : undefined;
-    const status = await dump(session.options, session.directories, client);
+    const status = await dump(session.options, session.directories, {
+      client,
+      socketInode: fstatSync(socket).ino,
+    });
     if (status !== 0)
       throw new RepriseError("BAD_ARGUMENT", `the post-dump script ended with ${status}`);
   });

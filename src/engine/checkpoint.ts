@@ -68,6 +68,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly autoDedup?: boolean;
   /** This set may become the parent of a later one. @default with `parentDir` */
   readonly trackMemory?: boolean;
+  /** Inode of our own socket to whom asked for the dump, who may be in the tree. */
+  readonly requestSocket?: number;
   /** Save what the processor can (cpuinfo.img). @default false */
   readonly cpuInfo?: boolean;
   /** How long stopping the tree may take. @default 10_000 */
@@ -241,6 +243,7 @@ function filesOptions(options: CheckpointOptions): FilesDumpOptions {
     linkRemap: options.linkRemap ?? false,
     ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
     extUnixSk: options.extUnixSk ?? false,
+    ...(options.requestSocket === undefined ? {} : { requestSocket: options.requestSocket }),
     tcp: { established: false, close: false, skipInFlight: false, ...options.tcp },
     external: options.external ?? [],
   };

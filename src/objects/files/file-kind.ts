@@ -95,6 +95,11 @@ export interface FilesDumpOptions {
   readonly extUnixSk?: boolean | readonly number[];
   /** Objects of outside, as --external names them: `file[MOUNT:INODE]`, `tty[RDEV:DEV]`, … @default [] */
   readonly external?: readonly string[];
+  /**
+   * Inode of the engine's own socket to whom asked for this dump. Where that is a task of the tree, its end is saved as one that gets
+   * the answer when it comes back.
+   */
+  readonly requestSocket?: number;
   readonly tcp?: TcpDumpOptions;
   /** A terminal may have its other end outside: the restore makes a new one (--orphan-pts-master). @default false */
   readonly orphanPtsMaster?: boolean;

@@ -5,7 +5,12 @@
 
 import type { Stats } from "node:fs";
 import { assert, RepriseError } from "../../errors.ts";
-import type { FileEntry, UnixSkEntry } from "../../images/schema/messages.generated.ts";
+import { encode } from "../../images/codec.ts";
+import {
+  CriuReqType,
+  type FileEntry,
+  type UnixSkEntry,
+} from "../../images/schema/messages.generated.ts";
 import { readUnixSockets } from "../../proc/sock-diag.ts";
 import { inSocketNamespace } from "./socket-namespace.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
@@ -19,6 +24,8 @@ import { restoreOptions, restoreReuse } from "./socket-options.ts";
 import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
 import { QueueFiller } from "./unix-queue.ts";
 
+/** uflags of a socket whose owner asked for the dump. */
+const USK_SERVICE = 2;
 /** uflags of a socket outside of the tree. */
 const USK_EXTERN = 1;
 
@@ -26,6 +33,7 @@ const USK_EXTERN = 1;
 export function openUnix(program: Program, file: FileEntry, restore: FilesRestore): Argument {
   const { id, usk } = file;
   assert(usk !== undefined, `file ${id} is no unix socket`);
+  if ((usk.uflags & USK_SERVICE) !== 0) return openAsking(program, usk);
   let sockets = known.get(restore);
   if (sockets === undefined) {
     const fresh = new UnixSockets(restore);
@@ -34,6 +42,22 @@ export function openUnix(program: Program, file: FileEntry, restore: FilesRestor
   }
   const { fd } = sockets.make(program, usk);
   return program.call("fcntl", [fd, F_DUPFD, 0], { label: `take ${what(usk)}` });
+}
+
+/** Its owner asked for the dump: in the copy that comes back, the answer is there, and says so. */
+function openAsking(program: Program, usk: UnixSkEntry): Argument {
+  const label = { label: `make ${what(usk)} with the answer to its dump` };
+  const ends = program.output(8);
+  program.call("socketpair", [so.AF_UNIX, usk.type, 0, ends], label);
+  const answer = encode("criu_resp", {
+    type: CriuReqType.DUMP,
+    success: true,
+    dump: { restored: true },
+  });
+  const far: Argument = { kind: "load", from: { ...ends, offset: ends.offset + 4 }, width: 4 };
+  program.call("write", [far, program.data(answer), answer.length], label);
+  program.call("close", [far]);
+  return { kind: "load", from: ends, width: 4 };
 }
 
 /**

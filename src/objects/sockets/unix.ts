@@ -36,6 +36,8 @@ export const unixKind: FileKind = {
   inheritKeys: ({ usk }) => [`socket:[${usk?.ino}]`],
 };
 
+/** uflags: its peer was the engine, of whom its owner asked for the dump. It is saved as a closed one. */
+const USK_SERVICE = 2;
 /** uflags: a socket outside of the tree that one of it is connected to. */
 export const USK_EXTERN = 1;
 
@@ -67,15 +69,16 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
       hint: "It may just be closing: try again.",
     });
   }
-  const peer = findPeer(file, socket, sockets);
+  const asks = socket.peer !== undefined && socket.peer === dump.options.requestSocket;
+  const peer = asks ? { inode: 0 } : findPeer(file, socket, sockets);
   const entry: UnixSkEntry = {
     id,
     ino: socket.inode,
     type: socket.type,
-    state: socket.state,
+    state: asks ? so.TCP_CLOSE : socket.state,
     flags: file.info.flags & ~O_CLOEXEC,
-    uflags: 0,
-    backlog: peer.place ?? socket.sendQueue,
+    uflags: asks ? USK_SERVICE : 0,
+    backlog: "place" in peer ? (peer.place ?? socket.sendQueue) : socket.sendQueue,
     peer: peer.inode,
     fown: readOwner(file, dump),
     opts: collectOptions(file, fd, { family: so.AF_UNIX }),
@@ -85,7 +88,7 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   };
   const seen = { file, fd, socket, entry };
   sockets.seen.set(socket.inode, seen);
-  if (hasQueue(socket)) dump.afterTasks(() => writeQueue(seen, dump));
+  if (hasQueue(socket) && !asks) dump.afterTasks(() => writeQueue(seen, dump));
   return { type: FdTypes.UNIXSK, id, usk: entry };
 }
 
