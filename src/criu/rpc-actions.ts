@@ -47,7 +47,7 @@ export async function act(socket: number, request: CriuReq, worker: Worker): Pro
     case CriuReqType.CPUINFO_CHECK:
       return cpuinfoRequest(socket, request, worker);
     case CriuReqType.CHECK:
-      return checkRequest(socket);
+      return checkRequest(socket, request.opts, worker);
     case CriuReqType.PRE_DUMP:
       return preDumpRequests(socket, opts, worker);
     case CriuReqType.SINGLE_PRE_DUMP:
@@ -160,9 +160,24 @@ async function cpuinfoRequest(socket: number, request: CriuReq, worker: Worker):
   return 0;
 }
 
-async function checkRequest(socket: number): Promise<number> {
-  const { isGoodEnough } = await import("./check.ts");
-  sendResponse(socket, { type: CriuReqType.CHECK, success: isGoodEnough() });
+/** A check needs no images, and directories only for a log that the client asks for. */
+async function checkRequest(
+  socket: number,
+  opts: CriuOpts | undefined,
+  worker: Worker,
+): Promise<number> {
+  const wantsLog = opts?.log_file !== undefined && opts.log_to_stderr !== true;
+  let isGood = false;
+  const failure = await attempt("Checking", async (begin) => {
+    if (wantsLog) {
+      const kind = { worker, needsPid: false, needsImages: opts.work_dir_fd === undefined };
+      begin(() => beginSession(socket, opts, kind));
+    }
+    const { isGoodEnough } = await import("./check.ts");
+    isGood = isGoodEnough();
+  });
+  const success = failure === undefined && isGood;
+  sendResponse(socket, { type: CriuReqType.CHECK, success, ...failure });
   return 0;
 }
 

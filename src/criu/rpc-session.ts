@@ -32,6 +32,8 @@ export interface SessionKind {
   readonly worker: "swrk" | "service";
   /** The request saves the client itself when it names no process. */
   readonly needsPid: boolean;
+  /** A request without images works in its work directory. @default true */
+  readonly needsImages?: boolean;
 }
 
 const DEFAULT_LOG = "criu.log";
@@ -52,7 +54,7 @@ export function beginSession(socket: number, opts: CriuOpts, kind: SessionKind):
   const options = parseOptions([...configArguments([], process.env), own, client, file, words]);
   const directories = enterDirectories({
     ...options,
-    values: { ...options.values, ...directoriesOf(opts, told, options, peer) },
+    values: { ...options.values, ...directoriesOf(opts, told, options, { peer, kind }) },
   });
   const log = logFile(opts, options, told["log-file"]);
   openLog({ verbosity: options.verbosity, file: log });
@@ -109,23 +111,25 @@ function directoriesOf(
   opts: CriuOpts,
   told: Values,
   { values }: CriuOptions,
-  peer: number,
+  { peer, kind }: { readonly peer: number; readonly kind: SessionKind },
 ): Values {
   const images =
     told["images-dir"] ??
     (opts.images_dir_fd === NO_DIRECTORY
       ? opts.images_dir
       : ownPath(openOf(peer, opts.images_dir_fd, "images directory")));
-  if (images === undefined) {
-    throw new RepriseError("BAD_ARGUMENT", "neither images_dir_fd nor images_dir is given", {
-      hint: "The client must tell where the images are.",
-    });
-  }
   const work =
     told["work-dir"] ??
     (opts.work_dir_fd === undefined
       ? values["work-dir"]
       : ownPath(openOf(peer, opts.work_dir_fd, "work directory")));
+  if (images === undefined && kind.needsImages === false && work !== undefined)
+    return { "images-dir": work, "work-dir": work };
+  if (images === undefined) {
+    throw new RepriseError("BAD_ARGUMENT", "neither images_dir_fd nor images_dir is given", {
+      hint: "The client must tell where the images are.",
+    });
+  }
   return { "images-dir": images, "work-dir": work ?? images };
 }
 
