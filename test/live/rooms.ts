@@ -97,6 +97,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "unix_listen", alone: "its abstract names" },
     { name: "unix_named", alone: "its names" },
     { name: "unix_pairs" },
+    { name: "unix_peers", alone: "its abstract names" },
     { name: "unix_scm", alone: "a file that the program writes anew" },
   ],
   network: [

@@ -1121,6 +1121,8 @@ export interface RepriseInetEntry {
   readonly datagrams: readonly RepriseDatagram[];
   readonly scope_id?: number | undefined;
   readonly memberships: readonly RepriseMembership[];
+  readonly uid?: number | undefined;
+  readonly gid?: number | undefined;
 }
 
 export interface RepriseMembership {
@@ -1180,6 +1182,13 @@ export interface RepriseThreadEntry {
   readonly xstate_raw?: Uint8Array | undefined;
   readonly timerslack_ns?: bigint | undefined;
   readonly interrupted_syscall?: bigint | undefined;
+}
+
+export interface RepriseUnixEntry {
+  readonly uid?: number | undefined;
+  readonly gid?: number | undefined;
+  readonly peer_uid?: number | undefined;
+  readonly peer_gid?: number | undefined;
 }
 
 export interface RestoreStatsEntry {
@@ -1589,6 +1598,7 @@ export interface UnixSkEntry {
   readonly deleted?: boolean | undefined;
   readonly ns_id?: number | undefined;
   readonly mnt_id?: number | undefined;
+  readonly reprise?: RepriseUnixEntry | undefined;
 }
 
 export interface UserAarch64FpsimdContextEntry {
@@ -2049,6 +2059,7 @@ export interface Messages {
   readonly reprise_sysctl: RepriseSysctl;
   readonly reprise_task_entry: RepriseTaskEntry;
   readonly reprise_thread_entry: RepriseThreadEntry;
+  readonly reprise_unix_entry: RepriseUnixEntry;
   readonly restore_stats_entry: RestoreStatsEntry;
   readonly rlimit_entry: RlimitEntry;
   readonly rseq_entry: RseqEntry;
@@ -2261,7 +2272,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_inet_entry:
-    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership",
+    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
   reprise_mqueue_entry:
@@ -2273,6 +2284,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:
     "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U?",
+  reprise_unix_entry: "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u?",
   restore_stats_entry:
     "1,pages_compared,N! 2,pages_skipped_cow,N! 3,forking_time,u! 4,restore_time,u! 5,pages_restored,N?",
   rlimit_entry: "1,cur,U! 2,max,U!",
@@ -2338,7 +2350,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   uid_gid_extent: "1,first,u! 2,lower_first,u! 3,count,u!",
   unix_sk: "1,inode,u!",
   unix_sk_entry:
-    "1,id,u! 2,ino,u! 3,type,u! 4,state,u! 5,flags,u! 6,uflags,u! 7,backlog,u! 8,peer,u! 9,fown,m!,fown_entry 10,opts,m!,sk_opts_entry 11,name,y! 12,shutdown,e?,sk_shutdown 13,file_perms,m?,file_perms_entry 14,name_dir,t? 15,deleted,b? 16,ns_id,u? 17,mnt_id,s?",
+    "1,id,u! 2,ino,u! 3,type,u! 4,state,u! 5,flags,u! 6,uflags,u! 7,backlog,u! 8,peer,u! 9,fown,m!,fown_entry 10,opts,m!,sk_opts_entry 11,name,y! 12,shutdown,e?,sk_shutdown 13,file_perms,m?,file_perms_entry 14,name_dir,t? 15,deleted,b? 16,ns_id,u? 17,mnt_id,s? 30001,reprise,m?,reprise_unix_entry",
   user_aarch64_fpsimd_context_entry: "1,vregs,U* 2,fpsr,u! 3,fpcr,u!",
   user_aarch64_regs_entry: "1,regs,U* 2,sp,U! 3,pc,U! 4,pstate,U!",
   user_arm_regs_entry:

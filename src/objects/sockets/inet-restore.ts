@@ -28,6 +28,7 @@ import { PacketSender } from "./ip-packet.ts";
 import { interfaceIndex, joinGroup } from "./multicast.ts";
 import { inSocketNamespace } from "./socket-namespace.ts";
 import { restoreOptions } from "./socket-options.ts";
+import { giveSocket } from "./socket-users.ts";
 import { Connection, type SavedConnection } from "./tcp-restore.ts";
 import { refillDatagrams } from "./udp-queue.ts";
 
@@ -66,6 +67,8 @@ function makeSocket(program: Program, isk: InetSkEntry): Argument {
     },
   );
   restoreOwner(program, isk.fown, fd);
+  const { uid, gid } = isk.reprise ?? {};
+  if (uid !== undefined && gid !== undefined) giveSocket(program, fd, { uid, gid });
   return fd;
 }
 

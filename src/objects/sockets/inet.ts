@@ -36,6 +36,7 @@ import { openInet } from "./inet-restore.ts";
 import { readGroups, readMemberships, type Group } from "./multicast.ts";
 import { collectOptions } from "./socket-options.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
+import { readSocketUser } from "./socket-users.ts";
 import { readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
 import { peekDatagrams } from "./udp-queue.ts";
 
@@ -258,8 +259,9 @@ function datagramState({ fd, kind }: Look, known: InetSocket | undefined): State
 }
 
 /** What CRIU has no field for. */
-function readPrivate(look: Look, { state, sockets }: Found): RepriseInetEntry | undefined {
-  const { fd, kind } = look;
+function readPrivate(look: Look, { state, sockets, dump }: Found): RepriseInetEntry | undefined {
+  const { file, fd, kind } = look;
+  const user = readSocketUser(file, dump);
   if (isUdp(kind)) checkCork(look);
   else if (!isStream(kind)) warnOfQueue(look);
   const mptcp = kind.proto === inet.IPPROTO_MPTCP;
@@ -268,13 +270,14 @@ function readPrivate(look: Look, { state, sockets }: Found): RepriseInetEntry | 
   const datagrams = isUdp(kind) ? peekDatagrams(fd) : [];
   const memberships = isStream(kind) ? [] : sockets.memberships(look);
   const nothing = options.length + datagrams.length + memberships.length + scope === 0;
-  if (nothing && !mptcp) return undefined;
+  if (nothing && !mptcp && user === undefined) return undefined;
   return {
     options,
     datagrams,
     memberships,
     ...(mptcp ? { mptcp } : {}),
     ...(scope === 0 ? {} : { scope_id: scope }),
+    ...user,
   };
 }
 

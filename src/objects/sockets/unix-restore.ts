@@ -21,6 +21,7 @@ import { epollKind } from "../files/epoll.ts";
 import type { FilesRestore } from "../files/file-kind.ts";
 import { restoreOwner } from "../files/owner.ts";
 import { restoreOptions, restoreReuse } from "./socket-options.ts";
+import { asUser, giveSocket, type UserIds } from "./socket-users.ts";
 import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
 import { QueueFiller } from "./unix-queue.ts";
 
@@ -138,7 +139,7 @@ class UnixSockets {
     for (const made of datagrams) this.#connectDatagram(program, made);
     for (const client of all.filter((made) => this.#waits(made)).toSorted(byPlace)) {
       const listener = this.#get(this.#peer(client.entry));
-      this.#connect(program, client, listener);
+      asUser(program, socketUser(client.entry), () => this.#connect(program, client, listener));
     }
     for (const made of all) {
       const sender = made.entry.type === so.SOCK_DGRAM ? this.#sender(made.entry) : undefined;
@@ -187,9 +188,11 @@ class UnixSockets {
     const file = this.#bind(program, entry, fd);
     this.#made.set(entry.ino, { entry, fd, file });
     if (entry.state !== so.TCP_LISTEN) return;
-    program.call("listen", [fd, Math.max(entry.backlog, MANY)], {
-      label: `make ${what(entry)} listen`,
-    });
+    asUser(program, peerUser(entry), () =>
+      program.call("listen", [fd, Math.max(entry.backlog, MANY)], {
+        label: `make ${what(entry)} listen`,
+      }),
+    );
   }
 
   #makeConnection(program: Program, entry: UnixSkEntry): void {
@@ -263,7 +266,10 @@ class UnixSockets {
     const { accepted, listener } = ends;
     const client = this.#socket(program, ends.client ?? accepted);
     if (ends.client !== undefined) this.#bind(program, ends.client, client);
-    this.#connectTo(program, { fd: client, entry: ends.client ?? accepted, to: listener });
+    // Who connects is who the accepted end saw.
+    asUser(program, peerUser(accepted), () =>
+      this.#connectTo(program, { fd: client, entry: ends.client ?? accepted, to: listener }),
+    );
     const taken = program.call("accept4", [listener.fd, 0, 0, so.SOCK_CLOEXEC], {
       label: `accept ${what(accepted)}`,
     });
@@ -374,11 +380,14 @@ class UnixSockets {
 
   #finishOne(program: Program, { entry, fd }: Made): void {
     const socket = { fd, what: what(entry) };
+    giveSocket(program, fd, socketUser(entry));
     restoreReuse(program, entry.opts, socket);
     restoreOptions(program, entry.opts, socket);
     restoreOwner(program, entry.fown, fd);
     if (entry.state === so.TCP_LISTEN) {
-      program.call("listen", [fd, entry.backlog], { label: `set the backlog of ${what(entry)}` });
+      asUser(program, peerUser(entry), () =>
+        program.call("listen", [fd, entry.backlog], { label: `set the backlog of ${what(entry)}` }),
+      );
     }
     const shutdown = entry.shutdown ?? 0;
     if (shutdown !== 0) {
@@ -481,6 +490,18 @@ const MANY = 128;
 /** First come first: the place in the queue, and without one, the age. */
 function byPlace(a: Made, b: Made): number {
   return a.entry.backlog - b.entry.backlog || a.entry.ino - b.entry.ino;
+}
+
+/** Whose a socket is; undefined for root's. */
+function socketUser({ reprise }: UnixSkEntry): UserIds | undefined {
+  const { uid, gid } = reprise ?? {};
+  return uid === undefined || gid === undefined ? undefined : { uid, gid };
+}
+
+/** Who its peer was; of a listener, who listens. */
+function peerUser({ reprise }: UnixSkEntry): UserIds | undefined {
+  const { peer_uid: uid, peer_gid: gid } = reprise ?? {};
+  return uid === undefined || gid === undefined ? undefined : { uid, gid };
 }
 
 function what({ ino, id }: UnixSkEntry): string {

@@ -1,8 +1,8 @@
 // Unix sockets at dump: what NETLINK_SOCK_DIAG tells of each, options, name, and what waits in its queue. See unix(7),
 // net/unix/; format.md section 11, UNIXSK. How they are made again: unix-restore.ts.
 //
-// What is not kept: the credentials that the other side sees (SO_PEERCRED: after a restore those of the root task, which makes
-// all sockets, as root); SO_PEEK_OFF; the addresses of unconnected senders of datagrams in a queue.
+// What is not kept: the pid that the other side sees (SO_PEERCRED: after a restore that of the root task, which makes all sockets);
+// SO_PEEK_OFF; the addresses of unconnected senders of datagrams in a queue.
 
 import { RepriseError } from "../../errors.ts";
 import {
@@ -21,6 +21,7 @@ import { NO_OWNER, readOwner } from "../files/owner.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
 import { peekQueue } from "./unix-queue.ts";
+import { readPeerUser, readSocketUser } from "./socket-users.ts";
 import { openUnix, settleInFlight } from "./unix-restore.ts";
 
 export const unixKind: FileKind = {
@@ -84,12 +85,22 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     opts: collectOptions(file, fd, { family: so.AF_UNIX }),
     ...collectName(file, { fd, name: socket.name }, dump),
     ...(socket.shutdown === 0 ? {} : { shutdown: socket.shutdown }),
+    ...readUsers(file, fd, dump),
     ...(namespace.id === undefined ? {} : { ns_id: namespace.id }),
   };
   const seen = { file, fd, socket, entry };
   sockets.seen.set(socket.inode, seen);
   if (hasQueue(socket) && !asks) dump.afterTasks(() => writeQueue(seen, dump));
   return { type: FdTypes.UNIXSK, id, usk: entry };
+}
+
+/** Users other than root. */
+function readUsers(file: OpenFile, fd: number, dump: FilesDump): Pick<UnixSkEntry, "reprise"> {
+  const user = readSocketUser(file, dump);
+  const peer = readPeerUser(fd, dump);
+  if (user === undefined && peer === undefined) return {};
+  const told = peer === undefined ? {} : { peer_uid: peer.uid, peer_gid: peer.gid };
+  return { reprise: { ...user, ...told } };
 }
 
 const known = new WeakMap<FilesDump, Sockets>();
