@@ -187,6 +187,16 @@ export const interchangeExceptions: Exceptions = {
       says: /name of accepted socket 0 is/,
     },
   },
+  unix_peers: {
+    "restored by CRIU": {
+      why: "CRIU makes all sockets as root",
+      says: /peer\.uid is 0, wanted 1111/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save the users of sockets",
+      says: /peer\.uid is 0, wanted 1111/,
+    },
+  },
   unix_scm: {
     "restored by CRIU": {
       why: "CRIU ends with a bug when a socket in flight has files in flight and no task holds it",

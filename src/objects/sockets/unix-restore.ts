@@ -440,9 +440,11 @@ class UnixSockets {
   #pair(program: Program, entry: UnixSkEntry): [number, number] {
     const ends = program.output(8);
     this.#inNamespace(program, entry, () =>
-      program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
-        label: `make ${what(entry)} and its peer`,
-      }),
+      asUser(program, peerUser(entry), () =>
+        program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
+          label: `make ${what(entry)} and its peer`,
+        }),
+      ),
     );
     const end = (index: number): Argument => ({
       kind: "load",
