@@ -110,7 +110,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let lock: NetworkLock | undefined;
   let early: LookAhead | undefined;
   try {
-    prepareImages(options.pid, images);
+    prepareImages(options.pid, images, { connections: options.tcp?.established === true });
     rehearse(options.pid);
     const isWhole =
       options.parentDir === undefined && images.remotePages === undefined && !options.dryRun;

@@ -6,6 +6,9 @@ import { prepareCrc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName, type ImageKind } from "../images/names.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
+import { readFdsIfAlive } from "../proc/fd.ts";
+import { readConnectionInodes } from "../proc/net-tcp.ts";
+import { undefinedIfGone } from "../proc/procfs.ts";
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 
@@ -17,7 +20,13 @@ const OF_A_TASK = ["core", "ids", "mm", "fs", "pagemap"] as const satisfies read
 const FIRST_FILES_ID = 2;
 
 /** Makes the images that a dump of the tree of `root` will probably write. */
-export function prepareImages(root: number, images: ImageSetWriter): void {
+export function prepareImages(
+  root: number,
+  images: ImageSetWriter,
+  {
+    connections = false,
+  }: { /** TCP connections are saved. */ readonly connections?: boolean } = {},
+): void {
   prepareCrc32();
   images.prepare(ALWAYS.map((kind) => imageName(kind)));
   const depth = (readStatusIfAlive(root)?.nsPid.length ?? 1) - 1;
@@ -31,8 +40,19 @@ export function prepareImages(root: number, images: ImageSetWriter): void {
     images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
     tasks += 1;
     images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
+    if (connections) images.prepare(streams(pid));
     for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
   }
+}
+
+/** Images of the TCP connections of a process. */
+function streams(pid: number): string[] {
+  const ofNamespace = undefinedIfGone(() => readConnectionInodes(pid));
+  if (ofNamespace === undefined || ofNamespace.size === 0) return [];
+  return (readFdsIfAlive(pid) ?? []).flatMap(({ target }) => {
+    const inode = Number(/^socket:\[(\d+)\]$/.exec(target)?.[1] ?? 0);
+    return ofNamespace.has(inode) ? [imageName("tcp-stream", inode)] : [];
+  });
 }
 
 /** The threads of a process but its leader, by their numbers in the images. */

@@ -17,11 +17,13 @@ export function getOption(
   option: { readonly level: number; readonly name: number; readonly size: number },
 ): Buffer | number {
   const value = Buffer.alloc(option.size);
-  const length = Buffer.alloc(4);
-  length.writeInt32LE(option.size);
-  const result = trySyscall("getsockopt", fd, option.level, option.name, value, length);
-  return result < 0 ? result : value.subarray(0, length.readInt32LE(0));
+  LENGTH.writeInt32LE(option.size);
+  const result = trySyscall("getsockopt", fd, option.level, option.name, value, LENGTH);
+  return result < 0 ? result : value.subarray(0, LENGTH.readInt32LE(0));
 }
+
+/** In and out argument of getsockopt: a dump asks for tens of options of each socket. */
+const LENGTH = Buffer.alloc(4);
 
 /** An option that is an int. @throws RepriseError SYSCALL */
 export function getNumber(fd: number, level: number, name: number): number {

@@ -16,8 +16,8 @@ import { readInetSockets, type InetSocket } from "../../proc/sock-diag.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { errnoName } from "../../sys/errno.ts";
-import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { EINTR, errnoName } from "../../sys/errno.ts";
+import { syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { getNumber, getOption, socketFamily } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
@@ -195,7 +195,10 @@ function tcpShutdown(fd: number, state: number): number {
   const request = Buffer.alloc(8);
   request.writeInt32LE(fd, 0);
   request.writeInt16LE(POLLRDHUP, 4);
-  syscall("ppoll", request, 1, Buffer.alloc(16), 0, 0);
+  // A signal to the engine ends even a look.
+  let result = -EINTR;
+  while (result === -EINTR) result = trySyscall("ppoll", request, 1, Buffer.alloc(16), 0, 0);
+  if (result < 0) throw syscallError("ppoll", -result, "look at a TCP socket");
   const events = request.readUInt16LE(6);
   const read = (events & POLLRDHUP) === 0 ? 0 : SHUTDOWN_READ;
   if (state === inet.TCP_CLOSE) return (events & POLLHUP) === 0 ? 0 : read;
