@@ -92,6 +92,8 @@ export class Connection {
   resume(): void {
     const { entry } = this.#saved;
     this.#repairOff(inet.TCP_REPAIR_OFF);
+    // Its own buffer may be too small for what was in it, which lies in other pieces now.
+    if (this.#unsent.length > 0) this.#setSocket(SO_SNDBUFFORCE, LARGEST_BUFFER);
     this.#send(this.#unsent);
     this.#setSocket(SO_REUSEADDR, entry.opts.reuseaddr === true ? 1 : 0);
     const program = new Program();
