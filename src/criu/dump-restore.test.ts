@@ -78,9 +78,12 @@ describe("scriptRunner()", () => {
 });
 
 describe("checkSupport()", () => {
-  it.each([["--lsm-profile", "x:y"], ["--lazy-pages"], ["--stream"]])("refuses %s", (...args) => {
-    expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
-  });
+  it.each([["--lsm-profile", "x:y"], ["--lsm-mount-context", "x"], ["--stream"]])(
+    "refuses %s",
+    (...args) => {
+      expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
+    },
+  );
 
   it("does not refuse what was taken back", () => {
     expect(() => checkSupport(parseOptions([["--tls", "--no-tls"]]))).not.toThrow();

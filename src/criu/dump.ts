@@ -8,7 +8,7 @@ import { log } from "../log.ts";
 import { cgroupDumpOptions } from "./cgroups.ts";
 import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
 import { namespaceDumpOptions } from "./namespace-options.ts";
-import { pageServerPlace } from "./page-options.ts";
+import { listenFor, pageServerPlace } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
 import { cpuCapabilities } from "./cpuinfo.ts";
 import { printOut } from "./output.ts";
@@ -45,6 +45,7 @@ export async function dump(
       workDir: directories.workDir,
       hooks: runner,
       ...(pageServer === undefined ? {} : { pageServer }),
+      ...(await lazyServer(options)),
     });
     if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
   } catch (error) {
@@ -56,6 +57,13 @@ export async function dump(
   }
   log.info("Dumping finished successfully");
   return 0;
+}
+
+/** dump --lazy-pages: who asks for the pages that were left in the tasks. */
+async function lazyServer(options: CriuOptions): Promise<Pick<CheckpointOptions, "lazyPages">> {
+  if (!options.flags.has("lazy-pages")) return {};
+  const connect = await listenFor(options);
+  return { lazyPages: { connect, waitForEnd: options.values["ps-socket"] === undefined } };
 }
 
 /** The engine's options that options of CRIU stand for. */

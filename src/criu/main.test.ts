@@ -62,18 +62,18 @@ describe("criu", () => {
   });
 
   it("logs a refused dump to the file in the work directory, with FAILED at the end", () => {
-    const result = criu("dump", "-D", ".", "-o", "dump.log", "-v4", "-t", "1", "--lazy-pages");
+    const result = criu("dump", "-D", ".", "-o", "dump.log", "-v4", "-t", "1", "--stream");
     expect(result).toEqual({ status: 1, stdout: "", stderr: "" });
     const lines = readFileSync(join(directory, "dump.log"), "utf8").trimEnd().split("\n");
     expect(lines[0]).toMatch(/^\(\d\d\.\d{6}\) Version: 4\.2 /);
-    expect(lines.join("\n")).toContain("option --lazy-pages is not supported yet");
+    expect(lines.join("\n")).toContain("option --stream is not supported yet");
     expect(lines.at(-1)).toMatch(
       /^\(\d\d\.\d{6}\) Error \(criu\/main\.ts:\d+\): Dumping FAILED\.$/,
     );
   });
 
   it("reads the user's configuration file", () => {
-    writeFileSync(join(directory, "user.conf"), "lazy-pages\nlog-file from.conf.log\n");
+    writeFileSync(join(directory, "user.conf"), "stream\nlog-file from.conf.log\n");
     expect(criu("restore", "--config", "user.conf").status).toBe(1);
     expect(readFileSync(join(directory, "from.conf.log"), "utf8")).toContain("Restoring FAILED.");
   });

@@ -15,8 +15,6 @@ const FAILURE = 1;
 /** What a return of -1 from a C program's main is. */
 const MINUS_ONE = 255;
 
-const KNOWN_ACTIONS = ["lazy-pages"] as const;
-
 void main(process.argv.slice(2));
 
 /** Whether tasks may have been restored by now. (The build runs actions one after the other in one process.) */
@@ -60,6 +58,7 @@ async function run(args: readonly string[]): Promise<number> {
     case "page-server":
     case "service":
     case "cpuinfo":
+    case "lazy-pages":
     case "restore":
       return runWithImages(action, options);
     case "check": {
@@ -102,7 +101,8 @@ const FAILED = {
   dump: "Dumping FAILED.",
   "pre-dump": "Pre-dumping FAILED.",
   dedup: "Deduplicating FAILED.",
-  "page-server": "Receiving pages FAILED.",
+  "page-server": "Page transfer FAILED.",
+  "lazy-pages": "Filling memory FAILED.",
   restore: "Restoring FAILED.",
   service: "Serving FAILED.",
   cpuinfo: "Looking at the processor FAILED.",
@@ -136,6 +136,10 @@ async function runWithImages(action: keyof typeof FAILED, options: CriuOptions):
     if (action === "service") {
       const { serviceAction } = await import("./service.ts");
       return await serviceAction(options, directories);
+    }
+    if (action === "lazy-pages") {
+      const { lazyPagesAction } = await import("./lazy-pages.ts");
+      return await lazyPagesAction(options, directories);
     }
     if (action === "page-server") {
       const { pageServerAction } = await import("./page-server.ts");
@@ -187,11 +191,6 @@ function checkWords(options: CriuOptions): void {
 }
 
 function unknownAction(action: string): RepriseError {
-  if ((KNOWN_ACTIONS as readonly string[]).includes(action)) {
-    return new RepriseError("UNSUPPORTED", `the action ${action} is not supported yet`, {
-      hint: "dump, restore and check work.",
-    });
-  }
   return new RepriseError("BAD_ARGUMENT", `unknown command: ${action}`, {
     hint: "criu --help lists the actions.",
   });

@@ -6,7 +6,9 @@ import { isIP } from "node:net";
 import type { PageServerPlace } from "../engine/page-client.ts";
 import { RepriseError } from "../errors.ts";
 import { errnoOf } from "../proc/procfs.ts";
-import type { StreamAddress } from "../sys/stream.ts";
+import { log } from "../log.ts";
+import { trySyscall } from "../sys/ffi.ts";
+import { accept, isListening, listenTcp, type StreamAddress } from "../sys/stream.ts";
 import { numberValue, type CriuOptions } from "./options.ts";
 
 /** Every interface. */
@@ -31,6 +33,33 @@ export async function pageServerPlace(options: CriuOptions): Promise<PageServerP
 export async function listenAddress(options: CriuOptions): Promise<StreamAddress> {
   const port = numberValue(options, "port", 0) ?? 0;
   return resolveAddress(options.values.address ?? ANY, port);
+}
+
+/**
+ * Makes the socket of a server that takes one connection; a socket that was given may be that connection.
+ *
+ * @returns a function that tells --status-fd that the server is ready, and waits for the connection
+ */
+export async function listenFor(options: CriuOptions): Promise<() => number> {
+  const given = numberValue(options, "ps-socket", 0);
+  const address = await listenAddress(options);
+  return () => {
+    if (given !== undefined && !isListening(given)) {
+      tellReady(options);
+      return given;
+    }
+    const listener = given ?? listen(address);
+    tellReady(options);
+    const connection = accept(listener);
+    trySyscall("close", listener);
+    return connection;
+  };
+}
+
+function listen(address: StreamAddress): number {
+  const { fd, port } = listenTcp(address);
+  log.info(`listens at ${address.address} port ${port}`);
+  return fd;
 }
 
 async function resolveAddress(address: string, port: number): Promise<StreamAddress> {

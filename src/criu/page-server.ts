@@ -1,11 +1,11 @@
 // `criu page-server`: takes the pages of one dump, then ends. With --lazy-pages it serves pages of a set instead.
 
 import { receivePages } from "../engine/page-server.ts";
+import { servePages, SetPages } from "../engine/page-source.ts";
 import { log } from "../log.ts";
 import { trySyscall } from "../sys/ffi.ts";
-import { accept, isListening, listenTcp } from "../sys/stream.ts";
 import { numberValue, type CriuOptions } from "./options.ts";
-import { listenAddress, tellReady } from "./page-options.ts";
+import { listenFor } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
 
 /** Runs the action. Returns the exit code. */
@@ -18,7 +18,13 @@ export async function pageServerAction(
     return startDaemon(options, directories);
   }
   const given = numberValue(options, "ps-socket", 0);
-  const connection = await connect(options, given);
+  const connection = (await listenFor(options))();
+  if (options.flags.has("lazy-pages")) {
+    using saved = new SetPages(directories.imagesDir);
+    servePages(connection, saved.read, { waitForEnd: given === undefined });
+    trySyscall("close", connection);
+    return 0;
+  }
   const { pages, inParent } = receivePages(connection, {
     imagesDir: directories.imagesDir,
     autoDedup: options.flags.has("auto-dedup"),
@@ -27,23 +33,4 @@ export async function pageServerAction(
   trySyscall("close", connection);
   log.info(`received ${pages} pages, and ${inParent} are in the parent set`);
   return 0;
-}
-
-/** Waits for the one connection; a socket that was given may be it. */
-async function connect(options: CriuOptions, given: number | undefined): Promise<number> {
-  if (given !== undefined && !isListening(given)) {
-    tellReady(options);
-    return given;
-  }
-  const listener = given ?? listen(await listenAddress(options));
-  tellReady(options);
-  const connection = accept(listener);
-  trySyscall("close", listener);
-  return connection;
-}
-
-function listen(address: Parameters<typeof listenTcp>[0]): number {
-  const { fd, port } = listenTcp(address);
-  log.info(`listens at ${address.address} port ${port}`);
-  return fd;
 }

@@ -80,6 +80,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,
+    ...(flags.has("lazy-pages") ? { lazyPages: true } : {}),
     ...(flags.has("auto-dedup") ? { autoDedup: true } : {}),
     skipRwxCheck: flags.has("skip-file-rwx-check"),
     fileValidation: values["file-validation"] === "filesize" ? "filesize" : "buildid",

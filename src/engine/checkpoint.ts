@@ -1,8 +1,11 @@
 // The dump, as a story: freeze the tree, look from outside, look from inside, write memory and images, commit, and only
 // then end the tasks (or let them go on). Until the commit every error leaves the tasks running as they were.
 
+import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log, refuseLosses } from "../log.ts";
+import { PE_LAZY } from "../images/pagemap.ts";
+import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
@@ -26,10 +29,11 @@ import { lookInside } from "./look-inside.ts";
 import { rehearse } from "./rehearse.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
+import { leftPages, servePages } from "./page-source.ts";
 import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { asRepriseError } from "./system-error.ts";
 import { WrittenAhead } from "./write-ahead.ts";
-import { writeTree } from "./write.ts";
+import { writeTree, type WrittenTree } from "./write.ts";
 
 export interface CheckpointOptions extends NamespacesDumpOptions {
   /** Root of the tree, in the engine's pid namespace. */
@@ -64,6 +68,8 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly parentDir?: string;
   /** Send pages to a page server instead of writing them here. */
   readonly pageServer?: PageServerPlace;
+  /** Leave pages that can wait in the tasks, which then stand still and give them to a lazy-pages daemon. */
+  readonly lazyPages?: LazyServer;
   /** Punch what this set has itself out of the sets before it, which then are worth nothing alone. @default false */
   readonly autoDedup?: boolean;
   /** This set may become the parent of a later one. @default with `parentDir` */
@@ -82,6 +88,14 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly dryRun?: boolean;
   readonly hooks?: EngineHooks;
   readonly onEvent?: ProgressListener;
+}
+
+/** How a lazy-pages daemon reaches the tasks after a dump. */
+export interface LazyServer {
+  /** Called when the images are complete: waits for the one connection. */
+  connect(): number;
+  /** Whether the other side closes the connection, so that no port stays in TIME_WAIT here. */
+  readonly waitForEnd: boolean;
 }
 
 export interface CheckpointResult {
@@ -113,7 +127,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     prepareImages(options.pid, images, { connections: options.tcp?.established === true });
     rehearse(options.pid);
     const isWhole =
-      options.parentDir === undefined && images.remotePages === undefined && !options.dryRun;
+      options.parentDir === undefined &&
+      options.lazyPages === undefined &&
+      images.remotePages === undefined &&
+      !options.dryRun;
     const ahead = isWhole
       ? await WrittenAhead.of(options.pid, images)
       : WrittenAhead.nothing(images);
@@ -166,8 +183,11 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     phase("looked at it from inside");
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
-    const memory = await writeTree(tree, collected, inside, images, { parent, ahead });
-    ahead.end();
+    const memory = await writeTree(tree, collected, inside, images, {
+      parent,
+      ahead,
+      leaveLazyPages: options.lazyPages !== undefined,
+    });
     images.remotePages?.finish();
     if (options.cpuInfo === true) images.write("cpuinfo", 0, [cpuInfoEntry()]);
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
@@ -195,6 +215,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
         syncDirectory(options.imagesDir);
         options.hooks.script("post-dump", options.pid);
       }
+      serveLeftPages(memory, options);
       // The state is captured: let the tasks go on before the disk has caught up.
       collected.files.end("alive");
       unlock(lock, options);
@@ -214,6 +235,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.onEvent?.({ kind: "committed", ms: since() });
       // When this throws the tasks go on.
       options.hooks?.script?.("post-dump", options.pid);
+      serveLeftPages(memory, options);
       lock.leave();
       killTree(tree);
       images.tidy();
@@ -279,6 +301,23 @@ function makeDirectory({
     return images;
   } catch (error) {
     throw asRepriseError(error, `dump pid ${pid}`);
+  }
+}
+
+/** Gives a lazy-pages daemon what the images lack. When it does not take all, the tasks go on. */
+function serveLeftPages({ pagemaps }: WrittenTree, { lazyPages }: CheckpointOptions): void {
+  if (lazyPages === undefined) return;
+  const connection = lazyPages.connect();
+  const tasks = pagemaps.map(({ task, runs }) => ({
+    pid: task.innerPid,
+    runs: runs.filter(({ flags }) => flags === PE_LAZY),
+    memory: new TaskMemory(task.pid),
+  }));
+  try {
+    servePages(connection, leftPages(tasks), lazyPages);
+  } finally {
+    for (const { memory } of tasks) memory[Symbol.dispose]();
+    closeSync(connection);
   }
 }
 

@@ -13,6 +13,7 @@ import {
 } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { restoreAioRing } from "../objects/memory/aio.ts";
+import { canBeLazy, watchMissing } from "../objects/memory/lazy.ts";
 import { readPages, readsDirectly } from "../objects/memory/pages.ts";
 import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
@@ -26,32 +27,41 @@ import { collectLimits } from "../objects/task/limits.ts";
 import { CLOSE_RANGE_MAX, F_SETFL, FD_CLOEXEC, O_CLOEXEC, O_DIRECT } from "../sys/abi/fcntl.ts";
 import { LOGINUID_UNSET } from "../proc/loginuid.ts";
 import * as sched from "../sys/abi/sched.ts";
-import { Program, type ProgramResult } from "../tracee/program.ts";
+import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
 import { Tracee, taskDied } from "../tracee/tracee.ts";
 import { readTasks } from "../proc/tasks.ts";
 import { readThreadStatusIfAlive } from "../proc/status.ts";
 import { addClone } from "./grow.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
+import type { UserFaults } from "./hand-over.ts";
 import { openImage } from "./image-files.ts";
 import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { attachedSegments } from "./segments.ts";
 import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
 
-/** Gives every task its memory, files and threads. */
-export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
+/** Gives every task its memory, files and threads. Memory that comes later is watched by userfaultfds in the tasks. */
+export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): UserFaults {
   const settled = new Set<number>();
   const segments = attachedSegments(plan, growth);
-  const around = { files, settled, growth, segments, imagesDir: plan.set.reader.dir };
-  runNoted(
-    [...plan.tasks.values()].map((task) => {
+  const faults = new Map<number, Ref>();
+  const around = { files, settled, growth, faults, segments, imagesDir: plan.set.reader.dir };
+  const tasks = [...plan.tasks.values()];
+  const results = runNoted(
+    tasks.map((task) => {
       const program = new Program();
       const notes = addTask(program, plan, task, around);
       return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
     }),
   );
   for (const task of plan.tasks.values()) adoptThreads(plan, growth, task);
+  return new Map(
+    tasks.flatMap(({ pid }, index) => {
+      const fault = faults.get(pid);
+      return fault === undefined ? [] : [[pid, (results[index] as ProgramResult).value(fault)]];
+    }),
+  );
 }
 
 /** What every thread has for itself. The leader's comes with what the whole process has, and last. */
@@ -134,12 +144,13 @@ interface NotedJob {
 }
 
 /** Runs programs, and logs what they could not give back in full. */
-function runNoted(jobs: readonly NotedJob[]): void {
+function runNoted(jobs: readonly NotedJob[]): readonly ProgramResult[] {
   const results = runPrograms(jobs.map((noted) => noted.job));
   jobs.forEach(({ notes, job: { tracee } }, index) => {
     for (const note of notes(results[index] as ProgramResult))
       log.warn(`pid ${tracee.leader}: ${note}`);
   });
+  return results;
 }
 
 /** The limits that tasks inherit: the engine's, with the files' soft limit raised (see grow.ts). */
@@ -163,6 +174,8 @@ interface TaskSurroundings {
   readonly segments: Segments | undefined;
   readonly growth: Growth;
   readonly imagesDir: string;
+  /** The userfaultfds that tasks make, by pid. */
+  readonly faults: Map<number, Ref>;
 }
 
 function addTask(
@@ -183,7 +196,7 @@ function addTask(
     // The seed has forgotten the engine's own: see grow.ts.
     plan.namespaces.ofRoot("user") === undefined ? {} : { inheritedLoginuid: LOGINUID_UNSET },
   );
-  addMemory(program, task, around);
+  addMemory(program, plan, task, around);
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
   // Entering a mount namespace changes the root and current directory.
   enterNested(program, plan, around.growth, task.pid);
@@ -205,9 +218,11 @@ const THREAD_FLAGS =
 
 function addMemory(
   program: Program,
+  plan: RestorePlan,
   task: TaskPlan,
-  { files, growth, imagesDir, segments }: TaskSurroundings,
+  around: TaskSurroundings,
 ): void {
+  const { files, growth, faults, imagesDir, segments } = around;
   const mapped = task.mm.vmas.filter(isMapped);
   if (segments !== undefined) attachSegments(program, mapped, segments);
   for (const vma of mapped) {
@@ -226,6 +241,12 @@ function addMemory(
   for (const ring of task.aioRings) restoreAioRing(program, ring);
   for (const vma of mapped) finishVma(program, vma);
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
+  if (task.later.length === 0) return;
+  const areas = mapped.filter(
+    (vma) =>
+      canBeLazy(vma) && task.later.some(({ address }) => vma.start <= address && address < vma.end),
+  );
+  faults.set(task.pid, watchMissing(program, { areas, firstFd: firstPoolFd(plan) }));
 }
 
 function addDirectories(

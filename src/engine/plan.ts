@@ -4,6 +4,7 @@
 import { RepriseError } from "../errors.ts";
 import type { LoadedSet, LoadedTask } from "../images/check-set.ts";
 import { placePages, type PlacedPages } from "../images/page-places.ts";
+import type { PageRun } from "../images/pagemap.ts";
 import type {
   CoreEntry,
   FdinfoEntry,
@@ -15,6 +16,7 @@ import type {
 } from "../images/schema/messages.generated.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
+import { partPages } from "../objects/memory/lazy.ts";
 import { planAioRing, type AioRing } from "../objects/memory/aio.ts";
 import { planVdso, savedVdso, type VdsoPlan } from "../objects/memory/vdso.ts";
 import { isMapped, VMA_FILE_PRIVATE, VMA_FILE_SHARED, VMA_SOCKET } from "../objects/memory/vma.ts";
@@ -27,12 +29,15 @@ import { planTreeMounts } from "../objects/mounts/mnt.ts";
 import type { MountPlan } from "../objects/mounts/plan.ts";
 import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
+import type { MemoryRange } from "../sys/memory.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { withoutInherited } from "./inherited.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
 import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
 
 export interface RestorePlanOptions extends FilesRestoreOptions, NamespacesPlanOptions {
+  /** A lazy-pages daemon fills what can wait. */
+  readonly lazyPages?: boolean;
   /** Take file locks again; without it they are left out, with a warning. */
   readonly fileLocks: boolean;
   /** The root task becomes a child of the engine's parent. @default false */
@@ -50,6 +55,8 @@ export interface TaskPlan {
   readonly fdinfo: readonly FdinfoEntry[];
   /** Pages by the file that holds them: this set's, or one of its parents'. */
   readonly pages: readonly PlacedPages[];
+  /** Memory that a lazy-pages daemon fills. */
+  readonly later: readonly MemoryRange[];
   /** Undefined for a task that has none. */
   readonly vdso: VdsoPlan | undefined;
   readonly aioRings: readonly AioRing[];
@@ -88,7 +95,9 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     freePid: 1 + Math.max(...loaded.flatMap(numbersOf)),
   });
   const tasks = new Map(
-    loaded.filter((task) => task.live !== undefined).map((task) => [task.pid, planTask(set, task)]),
+    loaded
+      .filter((task) => task.live !== undefined)
+      .map((task) => [task.pid, planTask(set, task, options)]),
   );
   for (const task of tasks.values()) checkTask(task);
   checkNumbers(namespaces, tree, tasks);
@@ -134,7 +143,7 @@ function numbersOf({ pstree, threads }: LoadedTask): number[] {
   return [pstree.pid, pstree.pgid, pstree.sid, ...threads.keys()];
 }
 
-function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
+function planTask(set: LoadedSet, task: LoadedTask, options: RestorePlanOptions): TaskPlan {
   const live = task.live as NonNullable<LoadedTask["live"]>;
   const plan = {
     pid: task.pid,
@@ -144,7 +153,7 @@ function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
     mm: live.mm,
     fs: live.fs,
     fdinfo: live.fdinfo,
-    pages: placePages(set.reader, { kind: "pagemap", id: task.pid, pagemap: live.pagemap }),
+    ...planPages(set, live, { pid: task.pid, lazyPages: options.lazyPages ?? false }),
   };
   return {
     ...plan,
@@ -152,6 +161,19 @@ function planTask(set: LoadedSet, task: LoadedTask): TaskPlan {
     vdso: vdsoOf(set, plan),
     aioRings: aioRingsOf(set, plan),
   };
+}
+
+function planPages(
+  set: LoadedSet,
+  { pagemap, mm }: NonNullable<LoadedTask["live"]>,
+  { pid, lazyPages }: { readonly pid: number; readonly lazyPages: boolean },
+): Pick<TaskPlan, "pages" | "later"> {
+  const source = { kind: "pagemap", id: pid, pagemap } as const;
+  if (!lazyPages) return { pages: placePages(set.reader, source), later: [] };
+  const left: PageRun[] = [];
+  const placed = placePages(set.reader, source, (run) => left.push(run));
+  const { now, later } = partPages(placed, left, mm.vmas);
+  return { pages: now, later };
 }
 
 /** A task with all of its saved pages, those of the kernel's areas too. */

@@ -20,6 +20,8 @@ import { endProcess } from "../tracee/seed.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
+import { handOver } from "./hand-over.ts";
+import type { LazyDaemon } from "./lazy-wire.ts";
 import { openFiles, type OpenedFiles } from "./open-files.ts";
 import { withoutInherited } from "./inherited.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
@@ -51,6 +53,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly skipRwxCheck?: boolean;
   /** Remove the hard links that the dump left for deleted names (link_remap.N), as CRIU does: the set is spent then. @default false */
   readonly removeLinks?: boolean;
+  /** Let the lazy-pages daemon that listens in `workDir` fill memory when it is touched. @default false */
+  readonly lazyPages?: boolean;
   /** Give back the disk space of the pages that were read: the set is spent then. @default false */
   readonly autoDedup?: boolean;
   /** Connect datagram sockets to sockets outside of the tree again. @default false */
@@ -101,6 +105,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     ...(options.orphanPtsMaster !== true || options.hooks?.orphanMaster === undefined
       ? {}
       : { orphanMaster: (fd: number) => options.hooks?.orphanMaster?.(fd) }),
+    lazyPages: options.lazyPages ?? false,
     clocks: identifyClocks(),
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,
@@ -132,6 +137,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   let growth: Growth | undefined;
   let files: OpenedFiles | undefined;
   let lock: NetworkLock | undefined;
+  let daemon: LazyDaemon | undefined;
   try {
     cgroups.prepare();
     growth = startRoot(plan, counters);
@@ -151,7 +157,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     spreadTasks(plan, growth, cgroups);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
-    fillTasks(plan, growth, files);
+    const faults = fillTasks(plan, growth, files);
+    if (options.lazyPages === true)
+      daemon = handOver(plan, growth, { workDir: options.workDir ?? options.imagesDir, faults });
     settleTree(plan, growth);
     spreadThreads(plan, growth, cgroups);
     cgroups.finish();
@@ -168,6 +176,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     files.release();
     growth.ends.splice(0).forEach((end) => end.release());
     files.close();
+    daemon?.finish();
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });
     const stats = statsOf(plan, counters, { forking, total: since() });
     if (options.autoDedup === true) giveBack(plan, options.imagesDir);
@@ -183,6 +192,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     return { pid: root, stats, wait: () => waitForExit(child) };
   } catch (error) {
     tearDown(growth);
+    daemon?.close();
     cgroups.giveUp();
     files?.giveUp();
     growth?.ends.splice(0).forEach((end) => end.failed?.());

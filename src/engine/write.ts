@@ -14,7 +14,7 @@ import type { ImageSetWriter } from "../images/image-set.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
 import type { RemotePages } from "../images/image-set-writer.ts";
 import { imageName } from "../images/names.ts";
-import { PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
+import { PE_LAZY, PE_PARENT, PE_PRESENT, type PageRun } from "../images/pagemap.ts";
 import type { CgroupTable } from "../objects/cgroups/dump.ts";
 import type { SeccompTable } from "../objects/task/seccomp.ts";
 import { NAMESPACE_ROOMS } from "../objects/namespaces/registry.ts";
@@ -26,6 +26,7 @@ import type { FrozenTask } from "../objects/task/task.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
+import { leaveLazy } from "./page-source.ts";
 import type { InsideView } from "./look-inside.ts";
 import { writeAttachedSegments } from "./segments.ts";
 import type { DumpStats } from "./progress.ts";
@@ -34,6 +35,8 @@ import type { WrittenAhead } from "./write-ahead.ts";
 /** What was written, for the statistics. */
 export interface WrittenTree {
   readonly pagesWritten: number;
+  /** Tasks with the runs of their pagemaps. */
+  readonly pagemaps: readonly { readonly task: FrozenTask; readonly runs: readonly PageRun[] }[];
   stats(tree: FrozenTree, times: { readonly begun: number; readonly frozenAt: number }): DumpStats;
 }
 
@@ -41,6 +44,8 @@ export interface WrittenTree {
 export interface MemorySources {
   readonly parent: ParentSet;
   readonly ahead: WrittenAhead;
+  /** Pages that may come later are left in the tasks, for a lazy-pages daemon. */
+  readonly leaveLazyPages: boolean;
 }
 
 /** Writes everything but the inventory. */
@@ -55,6 +60,7 @@ export async function writeTree(
   writeNamespaces(tree, collected, images);
   const scans: TaskScan[] = [];
   for (const task of collected.live) scans.push(await writeMemory(task, images, memory));
+  memory.ahead.end();
   const written = performance.now();
   for (const task of collected.live) {
     writeTask(
@@ -81,9 +87,19 @@ export async function writeTree(
   const countRuns = (bit: number): number =>
     scans.reduce((sum, { runs }) => sum + countPages(runs, bit), 0);
   const pagesWritten = countRuns(PE_PRESENT);
+  const lazyWritten = scans.reduce(
+    (sum, { runs }) =>
+      sum +
+      countPages(
+        runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0),
+        PE_LAZY,
+      ),
+    0,
+  );
   const shared = sharedPages(images, pagesWritten);
   return {
     pagesWritten,
+    pagemaps: scans.map(({ task: { task }, runs }) => ({ task, runs })),
     stats: (of, { begun: start, frozenAt }) => ({
       freezing_time: micro(frozenAt - start),
       frozen_time: micro(performance.now() - frozenAt),
@@ -92,7 +108,7 @@ export async function writeTree(
       pages_scanned: scans.reduce((sum, { scan }) => sum + scan.scanned, 0),
       pages_skipped_parent: countRuns(PE_PARENT),
       pages_written: pagesWritten,
-      pages_lazy: 0,
+      pages_lazy: memory.leaveLazyPages ? countRuns(PE_LAZY) - lazyWritten : 0,
       shpages_scanned: shared,
       shpages_skipped_parent: 0,
       shpages_written: shared,
@@ -160,12 +176,12 @@ function countPages(runs: readonly PageRun[], bit: number): number {
 async function writeMemory(
   task: CollectedTask,
   images: ImageSetWriter,
-  { parent, ahead }: MemorySources,
+  sources: MemorySources,
 ): Promise<TaskScan> {
-  if (images.remotePages !== undefined) return sendMemory(task, images.remotePages, parent);
+  if (images.remotePages !== undefined) return sendMemory(task, images.remotePages, sources);
   const scan = scanPages(task.task, task.vmas);
-  const runs = markRuns(task, scan, parent);
-  const { pagesId, raw, isWritten } = ahead.place(task.task, runs);
+  const runs = decideRuns(task, scan, sources);
+  const { pagesId, raw, isWritten } = sources.ahead.place(task.task, runs);
   const present = runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0);
   const bytes = countPages(present, PE_PRESENT) * PAGE_SIZE;
   const isChecked = bytes <= MAX_CHECKED_PAGES;
@@ -187,24 +203,27 @@ async function writeMemory(
 }
 
 /** To a page server. What its parent set has is known only by the parent set here. */
-function sendMemory(task: CollectedTask, remote: RemotePages, parent: ParentSet): TaskScan {
+function sendMemory(task: CollectedTask, remote: RemotePages, sources: MemorySources): TaskScan {
   const scan = scanPages(task.task, task.vmas);
   const sink = remote.open("pagemap", task.task.innerPid);
-  const runs = sink.inParent ? markRuns(task, scan, parent) : scan.runs;
+  const runs = sink.inParent ? decideRuns(task, scan, sources) : scan.runs;
   using memory = new TaskMemory(task.task.pid);
   movePages(runs, memory, sink);
   return { task, scan, runs };
 }
 
-/** Leaves to the parent set what it has. */
-function markRuns(
+/** Leaves to the parent set what it has, and to the tasks what can wait. */
+function decideRuns(
   { task: { pid, innerPid }, vmas }: CollectedTask,
   { runs }: PageScan,
-  parent: ParentSet,
+  { parent, leaveLazyPages }: MemorySources,
 ): readonly PageRun[] {
-  if (!parent.exists) return runs;
-  using memory = new TaskMemory(pid);
-  return parent.mark(runs, { innerPid, vmas, memory });
+  let decided = runs;
+  if (parent.exists) {
+    using memory = new TaskMemory(pid);
+    decided = parent.mark(runs, { innerPid, vmas, memory });
+  }
+  return leaveLazyPages ? leaveLazy(decided) : decided;
 }
 
 interface TaskParts {

@@ -79,18 +79,19 @@ export function loadManifest(dir: string): Manifest | undefined {
   return checkManifest(parsed);
 }
 
+/** No file has it: a checksum that never fits. */
+const SPENT = -1;
+
 /**
- * Takes checksums out of a set's manifest, for files whose content is given back (--auto-dedup). The sizes stay.
- * System errors are thrown as they are.
+ * Notes in a set's manifest that part of a file's content is given back (--auto-dedup), so that the set is not restored by
+ * itself any more: the pages would be zero. As a parent it is still good. System errors are thrown as they are.
  */
-export function forgetChecksums(dir: string, names: ReadonlySet<string>): void {
+export function noteGivenBack(dir: string, name: string): void {
   const manifest = loadManifest(dir);
-  if (manifest === undefined || ![...names].some((name) => name in manifest.files)) return;
+  const file = manifest?.files[name];
+  if (manifest === undefined || file === undefined) return;
   const files = new Map(
-    Object.entries(manifest.files).map(([name, file]) => [
-      name,
-      names.has(name) ? { size: file.size } : file,
-    ]),
+    Object.entries({ ...manifest.files, [name]: { size: file.size, crc32: SPENT } }),
   );
   const path = join(dir, MANIFEST_NAME);
   writeFileSync(`${path}.new`, renderManifest(files), { mode: 0o600 });

@@ -104,6 +104,7 @@ test.each(["by itself", "afterwards"])(
     const given = autoDedup ? [] : [dedup(second), dedup(third)];
     for (const bytes of given) expect(bytes).toBeGreaterThan(0);
     expect(bytesOnDisk(first)).toBeLessThan(before);
+    await expect(restore({ imagesDir: second })).rejects.toMatchObject({ code: "BAD_IMAGE" });
     if (autoDedup) {
       const whole = bytesOnDisk(third);
       await expectToComeBack(program, third, { autoDedup });

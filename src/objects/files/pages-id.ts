@@ -17,8 +17,11 @@ export function nextPagesId(images: ImageSetWriter): number {
 /** Pages in all the files that were written under such numbers. */
 export function writtenPages(images: ImageSetWriter): number {
   let bytes = 0;
-  for (let id = 1; id <= (last.get(images) ?? 0); id++)
-    bytes += statSync(images.path(imageName("pages", id))).size;
+  for (let id = 1; id <= (last.get(images) ?? 0); id++) {
+    // A file may have been given up: that of a task that ended, for instance.
+    const stat = statSync(images.path(imageName("pages", id)), { throwIfNoEntry: false });
+    bytes += stat?.size ?? 0;
+  }
   return bytes / PAGE_SIZE;
 }
 

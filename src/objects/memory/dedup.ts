@@ -3,7 +3,7 @@
 
 import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
-import { forgetChecksums } from "../../images/manifest.ts";
+import { noteGivenBack } from "../../images/manifest.ts";
 import { imageName } from "../../images/names.ts";
 import type { PlacedPages } from "../../images/page-places.ts";
 import { PE_PRESENT, type PagemapKind, type PageRun } from "../../images/pagemap.ts";
@@ -78,8 +78,7 @@ function overlapping(
 
 function punch(dir: string, name: string, holes: readonly Hole[]): number {
   if (holes.length === 0) return 0;
-  // Before the content: a checksum that is gone is better than one that is wrong.
-  forgetChecksums(dir, new Set([name]));
+  noteGivenBack(dir, name);
   const fd = openSync(join(dir, name), "r+");
   try {
     for (const { offset, length } of holes)

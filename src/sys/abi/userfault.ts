@@ -1,0 +1,33 @@
+// userfaultfd: include/uapi/linux/userfaultfd.h. Missing pages are filled by whoever holds the descriptor.
+
+export const UFFD_API = 0xaa;
+export const UFFD_FEATURE_EVENT_FORK = 1 << 1;
+export const UFFD_FEATURE_EVENT_REMAP = 1 << 2;
+export const UFFD_FEATURE_EVENT_REMOVE = 1 << 3;
+export const UFFD_FEATURE_EVENT_UNMAP = 1 << 6;
+
+export const UFFDIO_API = 0xc018aa3f;
+export const UFFDIO_REGISTER = 0xc020aa00;
+export const UFFDIO_UNREGISTER = 0x8010aa01;
+export const UFFDIO_WAKE = 0x8010aa02;
+export const UFFDIO_COPY = 0xc028aa03;
+export const UFFDIO_ZEROPAGE = 0xc020aa04;
+
+export const UFFDIO_REGISTER_MODE_MISSING = 1;
+
+/** struct uffdio_api: api, features, ioctls. */
+export const UFFDIO_API_SIZE = 24;
+/** struct uffdio_register: start, length, mode, ioctls. */
+export const UFFDIO_REGISTER_SIZE = 32;
+/** struct uffdio_copy: destination, source, length, mode, and what was copied. */
+export const UFFDIO_COPY_SIZE = 40;
+/** struct uffdio_zeropage: start, length, mode, and what was filled. */
+export const UFFDIO_ZEROPAGE_SIZE = 32;
+
+/** struct uffd_msg: event in the first byte, arguments from byte 8 on. */
+export const UFFD_MSG_SIZE = 32;
+export const UFFD_EVENT_PAGEFAULT = 0x12;
+export const UFFD_EVENT_FORK = 0x13;
+export const UFFD_EVENT_REMAP = 0x14;
+export const UFFD_EVENT_REMOVE = 0x15;
+export const UFFD_EVENT_UNMAP = 0x16;
