@@ -217,6 +217,12 @@ function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
   };
   const special = SPECIAL_AREAS.find(({ prefix }) => area.path.startsWith(prefix));
   if (special !== undefined) refuse(special.what, special.hint);
+  // Pages that are not there yet would be saved as zeros.
+  if (area.vmFlags.includes("um") || area.vmFlags.includes("ui"))
+    refuse(
+      "filled on demand",
+      "A lazy-pages daemon still fills it, or the program itself by a userfaultfd: try again when that has ended.",
+    );
   const ownPages = area.path.startsWith("[v") || isSocketRing(area);
   if (!ownPages && (area.vmFlags.includes("io") || area.vmFlags.includes("pf"))) {
     refuse("memory of a device", "Memory-mapped devices cannot be saved.");
