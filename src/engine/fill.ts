@@ -13,7 +13,7 @@ import {
 } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { restoreAioRing } from "../objects/memory/aio.ts";
-import { canBeLazy, watchMissing } from "../objects/memory/lazy.ts";
+import { lazyAreas, watchMissing } from "../objects/memory/lazy.ts";
 import { readPages, readsDirectly } from "../objects/memory/pages.ts";
 import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
@@ -242,10 +242,7 @@ function addMemory(
   for (const vma of mapped) finishVma(program, vma);
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
   if (task.later.length === 0) return;
-  const areas = mapped.filter(
-    (vma) =>
-      canBeLazy(vma) && task.later.some(({ address }) => vma.start <= address && address < vma.end),
-  );
+  const areas = lazyAreas(mapped, task.later);
   faults.set(task.pid, watchMissing(program, { areas, firstFd: firstPoolFd(plan) }));
 }
 

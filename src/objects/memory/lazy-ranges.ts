@@ -34,10 +34,8 @@ export class LazyRanges {
 
   /** What is to be filled from an address on, at most `length` bytes; undefined when that address is none. */
   at(address: number, length: number): LazyRange | undefined {
-    const range = this.#ranges.find(
-      (one) => one.address <= address && address < one.address + one.length,
-    );
-    if (range === undefined) return undefined;
+    const range = this.#ranges[this.#firstBehind(address)];
+    if (range === undefined || range.address > address) return undefined;
     const skipped = address - range.address;
     return {
       address,
@@ -49,21 +47,19 @@ export class LazyRanges {
   /** Takes a part out: it is filled, unmapped or given back. */
   drop({ address, length }: MemoryRange): void {
     const end = address + length;
-    this.#ranges = this.#ranges.flatMap((range) => {
-      const rangeEnd = range.address + range.length;
-      if (rangeEnd <= address || end <= range.address) return [range];
-      const before = Math.max(0, address - range.address);
-      const after = Math.max(0, rangeEnd - end);
-      const parts: LazyRange[] = [];
+    const first = this.#firstBehind(address);
+    let last = first;
+    const parts: LazyRange[] = [];
+    for (; last < this.#ranges.length; last++) {
+      const range = this.#ranges[last] as LazyRange;
+      if (range.address >= end) break;
+      const before = address - range.address;
+      const after = range.address + range.length - end;
       if (before > 0) parts.push({ ...range, length: before });
       if (after > 0)
-        parts.push({
-          address: end,
-          length: after,
-          saved: range.saved + range.length - after,
-        });
-      return parts;
-    });
+        parts.push({ address: end, length: after, saved: range.saved + range.length - after });
+    }
+    this.#ranges.splice(first, last - first, ...parts);
   }
 
   /** Moves a part to another address. */
@@ -83,5 +79,18 @@ export class LazyRanges {
     });
     this.drop(from);
     this.#ranges = [...this.#ranges, ...moved].sort((a, b) => a.address - b.address);
+  }
+
+  /** Index of the first range that ends behind an address: there may be one for every other page of a large memory. */
+  #firstBehind(address: number): number {
+    let low = 0;
+    let high = this.#ranges.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const range = this.#ranges[middle] as LazyRange;
+      if (range.address + range.length <= address) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 }

@@ -83,13 +83,35 @@ export function partPages(
   return { now, later: later.sort((a, b) => a.address - b.address) };
 }
 
+/** The parts of a range that lie in areas, which ascend. */
 function inAreas({ address, length }: MemoryRange, areas: readonly VmaEntry[]): MemoryRange[] {
   const end = address + length;
-  return areas.flatMap((area) => {
+  const parts: MemoryRange[] = [];
+  for (let index = firstBehind(areas, address); index < areas.length; index++) {
+    const area = areas[index] as VmaEntry;
+    if (area.start >= end) break;
     const from = Math.max(address, area.start);
-    const to = Math.min(end, area.end);
-    return from < to ? [{ address: from, length: to - from }] : [];
-  });
+    parts.push({ address: from, length: Math.min(end, area.end) - from });
+  }
+  return parts;
+}
+
+function firstBehind(areas: readonly VmaEntry[], address: number): number {
+  let low = 0;
+  let high = areas.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((areas[middle] as VmaEntry).end <= address) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/** The areas in which pages are to come. Both ascend; no range reaches over the end of an area. */
+export function lazyAreas(areas: readonly VmaEntry[], later: readonly MemoryRange[]): VmaEntry[] {
+  const lazy = areas.filter(canBeLazy);
+  const found = new Set(later.map(({ address }) => lazy[firstBehind(lazy, address)]));
+  return lazy.filter((area) => found.has(area));
 }
 
 /** What the daemon has to follow, so that memory keeps its content when a task moves, unmaps or forks it. */
