@@ -41,7 +41,11 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly imagesDir: string;
   /** Where stats-dump is written. @default imagesDir */
   readonly workDir?: string;
-  /** What becomes of the tasks afterwards. @default "killed" */
+  /**
+   * What becomes of the tasks afterwards. Those that are left stopped are meant to be ended: the network lock stays, and so do
+   * saved TCP connections in silence.
+   * @default "killed"
+   */
   readonly leave?: "killed" | "running" | "stopped";
   /** The tree belongs to a session and terminal of outside. @default false */
   readonly shellJob?: boolean;
@@ -217,8 +221,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       }
       serveLeftPages(memory, options);
       // The state is captured: let the tasks go on before the disk has caught up.
-      collected.files.end("alive");
-      unlock(lock, options);
+      collected.files.end(leave === "stopped" ? "stopped" : "alive");
+      // Who leaves tasks stopped is going to end them: nobody must hear of it.
+      if (leave === "stopped") lock.leave();
+      else unlock(lock, options);
       releaseTree(tree, { leaveStopped: leave === "stopped" });
       stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
       writeDumpStats(options.workDir ?? options.imagesDir, stats);

@@ -46,7 +46,7 @@ export class FileTable implements FilesDump {
   readonly #afterTasks: (() => void)[] = [];
   readonly #later: (() => void)[] = [];
   readonly #aborts: (() => void)[] = [];
-  readonly #ends: ((tasks: "alive" | "dead") => void)[] = [];
+  readonly #ends: ((tasks: "alive" | "stopped" | "dead") => void)[] = [];
   #inventory: InventoryNotes = {};
   readonly #borrowed: number[] = [];
   readonly #copies = new WeakMap<OpenFile, number>();
@@ -175,7 +175,7 @@ export class FileTable implements FilesDump {
     this.#aborts.push(step);
   }
 
-  atEnd(step: (tasks: "alive" | "dead") => void): void {
+  atEnd(step: (tasks: "alive" | "stopped" | "dead") => void): void {
     this.#ends.push(step);
   }
 
@@ -194,7 +194,7 @@ export class FileTable implements FilesDump {
   }
 
   /** Runs the steps of the end: before the tasks go on, or after they have been killed. */
-  end(tasks: "alive" | "dead"): void {
+  end(tasks: "alive" | "stopped" | "dead"): void {
     for (const step of this.#ends.splice(0)) step(tasks);
   }
 

@@ -373,7 +373,7 @@ class Sockets {
     for (const connection of this.#connections) writeConnection(connection, dump);
     // A socket that is closed in repair mode vanishes in silence. The copies that the engine holds are the last ones.
     dump.atEnd((tasks) => {
-      if (tasks === "dead") for (const { fd } of this.#connections) beginRepair(fd);
+      if (tasks !== "alive") for (const { fd } of this.#connections) beginRepair(fd);
     });
   }
 }
