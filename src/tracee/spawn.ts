@@ -42,8 +42,7 @@ export function spawnWithPid(options: SpawnOptions): number {
   const environment = pointers([]);
   const waits = beforeProgram !== undefined;
   const exec = Buffer.concat([pointers([program, argvBytes, environment]), Buffer.alloc(8)]);
-  // The word behind the pointers.
-  exec[WAIT_WORD] = waits ? 1 : 0;
+  exec[ROOT_WORD] = exec[WAIT_WORD] = waits ? 1 : 0;
   const setTid = Buffer.alloc(4);
   setTid.writeInt32LE(pid);
   const args = Buffer.alloc(CLONE_ARGS_SIZE);
@@ -77,8 +76,9 @@ export function spawnWithPid(options: SpawnOptions): number {
   return result;
 }
 
-/** Three pointers before it. */
-const WAIT_WORD = 24;
+/** Words behind three pointers: the child is to become root, and waits before. It may come to the first one late. */
+const ROOT_WORD = 24;
+const WAIT_WORD = 32;
 
 /** Until the process has memory of its own. */
 function waitForProgram(pid: number): void {

@@ -159,8 +159,8 @@ const SPAWN_PATIENCE_MS = 5000;
 
 /**
  * clone3 and execve as a C function f(clone_args, size, exec): with CLONE_VM the child shares the memory, and even the stack, of
- * the caller; so it writes to neither, and executes the program whose path, arguments and environment `exec` points to. A fourth
- * word there makes it wait until the caller has taken that word away (or for five seconds), and become root then: in a new user
+ * the caller; so it writes to neither, and executes the program whose path, arguments and environment `exec` points to. With a fourth
+ * word there it waits until the caller has taken the fifth away (or for five seconds), and becomes root then: in a new user
  * namespace nobody is root before the maps of ids are written, and execve would take its capabilities. Returns clone3's result; a
  * child that cannot execute ends with 127.
  */
@@ -176,8 +176,8 @@ export const SPAWN: readonly Instruction[] = [
   { bytes: [0x74, 0], text: "je execute", target: "execute" },
   {
     label: "wait",
-    bytes: [0x49, 0x83, 0x7c, 0x24, 0x18, 0x00],
-    text: "cmp QWORD PTR [r12+0x18],0x0",
+    bytes: [0x49, 0x83, 0x7c, 0x24, 0x20, 0x00],
+    text: "cmp QWORD PTR [r12+0x20],0x0",
   },
   { bytes: [0x74, 0], text: "je root", target: "root" },
   { bytes: [0x31, 0xff], text: "xor edi,edi" },
