@@ -8,6 +8,7 @@ import { PE_LAZY } from "../images/pagemap.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
+import { rehearseNetNamespace } from "../objects/network/room.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
@@ -130,6 +131,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   try {
     prepareImages(options.pid, images, { connections: options.tcp?.established === true });
     rehearse(options.pid);
+    if (options.emptyNet !== true) rehearseNetNamespace(options.pid, options.external ?? []);
     const isWhole =
       options.parentDir === undefined &&
       options.lazyPages === undefined &&

@@ -22,7 +22,7 @@ export type Dropped = "all" | readonly LockedConnection[];
 export class NftablesLock {
   readonly #socket: NetlinkSocket;
   readonly #mark: number;
-  #owned: { readonly name: string; dropped: Dropped; readonly isOwned: boolean } | undefined;
+  #owned: { readonly name: string; dropped: Dropped } | undefined;
 
   /** In the network namespace of the calling thread. */
   constructor(mark: number) {
@@ -51,7 +51,7 @@ export class NftablesLock {
     const isOwned = this.#make(table, dropped, nft.NFT_TABLE_F_OWNER);
     // Kernels before 5.12 have no owners.
     if (!isOwned) this.#must("lock", this.#tryMake(table, dropped, 0));
-    this.#owned = { name: table, dropped, isOwned };
+    this.#owned = { name: table, dropped };
   }
 
   /** Drops the packets of more connections. @throws RepriseError SYSCALL */
@@ -75,10 +75,10 @@ export class NftablesLock {
     if (error !== -ENOENT) this.#must("unlock", error);
   }
 
-  /** Ends what `drop` began. */
+  /** Ends what `drop` began. A table that goes with its socket would make us wait for all processors. */
   close(): void {
     try {
-      if (this.#owned?.isOwned === false) this.remove(this.#owned.name);
+      if (this.#owned !== undefined) this.remove(this.#owned.name);
     } finally {
       this.#socket.close();
     }

@@ -2,11 +2,13 @@
 // beside it, format.md section 14. The engine's own thread goes into the namespace for what only those inside are told; the tree
 // does not take part. All new namespaces of a tree are filled together, as their devices may be tied to each other.
 
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, readlinkSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
 import type { ImageSetReader } from "../../images/image-set-reader.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { NetnsEntry, NetnsId } from "../../images/schema/messages.generated.ts";
+import { parseNamespaceLink } from "../../proc/ns.ts";
 import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
@@ -15,6 +17,7 @@ import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { attribute, attributes, NetlinkSocket, u32 } from "../../sys/netlink.ts";
 import { Program } from "../../tracee/program.ts";
+import { externalKey } from "../namespaces/kinds.ts";
 import type { PlannedNamespace } from "../namespaces/plan.ts";
 import type { NamespaceRoom, NamespacesRestore } from "../namespaces/room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "../namespaces/user.ts";
@@ -109,6 +112,35 @@ export const netRoom: NamespaceRoom = {
     }
   },
 };
+
+/**
+ * Reads what will be read of a task's network namespace, if it is not the engine's, and keeps nothing: while the tree stands still
+ * the code is warm then, and the kernel has its files of settings at hand.
+ */
+export function rehearseNetNamespace(pid: number, external: readonly string[]): void {
+  try {
+    const path = `/proc/${pid}/ns/net`;
+    const link = readlinkSync(path);
+    if (link === readlinkSync("/proc/self/ns/net")) return;
+    if (externalKey(external, "net", parseNamespaceLink(link) ?? 0) !== undefined) return;
+    const fd = openSync(path, "r");
+    try {
+      inNetNamespace(fd, () => {
+        readNetSettings((gid) => gid);
+        readFirewall();
+        const socket = new NetlinkSocket(NETLINK_ROUTE);
+        readLinks(socket);
+        readRouting(socket);
+        socket.close();
+      });
+    } finally {
+      closeSync(fd);
+    }
+  } catch (error) {
+    // The dump will meet the same and tell it.
+    log.debug(`rehearsal of the network namespace: ${String(error)}`);
+  }
+}
 
 export interface NetNamespaceDump {
   readonly images: ImageSetWriter;
