@@ -62,20 +62,29 @@ export function startSeed(area: WorkArea, counters: TraceCounters, as?: SeedAs):
       as === undefined
         ? spawnProgram(path, argv)
         : spawnWithPid({ ...as, path, argv, flags: as.flags + CLONE_PARENT });
-    const seed = new Tracee(pid, pid, counters);
-    if (!seed.seize(RESTORE_OPTIONS)) throw taskDied(seed, "is gone");
-    seed.interrupt();
-    if (seed.waitInterrupted() === undefined) {
-      throw new RepriseError("TASK_DIED", "cannot start the seed process: it ended at once", {
-        pid,
-        hint: "A security module or a limit of the cgroup may forbid new programs from memory (memfd).",
-      });
+    try {
+      return takeHold(new Tracee(pid, pid, counters), area);
+    } catch (error) {
+      endProcess(pid);
+      throw error;
     }
-    writeMemory(pid, [{ address: area.code, length: interpreter.bytes.length }], interpreter.bytes);
-    return seed;
   } finally {
     trySyscall("close", fd);
   }
+}
+
+function takeHold(seed: Tracee, area: WorkArea): Tracee {
+  if (!seed.seize(RESTORE_OPTIONS)) throw taskDied(seed, "is gone");
+  seed.interrupt();
+  if (seed.waitInterrupted() === undefined) {
+    throw new RepriseError("TASK_DIED", "cannot start the seed process: it ended at once", {
+      pid: seed.tid,
+      hint: "A security module or a limit of the cgroup may forbid new programs from memory (memfd).",
+    });
+  }
+  const range = { address: area.code, length: interpreter.bytes.length };
+  writeMemory(seed.tid, [range], interpreter.bytes);
+  return seed;
 }
 
 /** Ends a process of ours and reaps it. */

@@ -2,9 +2,10 @@
 // child of our own parent (CLONE_PARENT), so that a container runtime that started us becomes the parent of what it restores.
 
 import { CLONE_ARGS_SIZE, CLONE_PARENT, CLONE_VFORK, CLONE_VM } from "../sys/abi/sched.ts";
-import { SIG_SETMASK, SIGCHLD, SIGSET_SIZE } from "../sys/abi/signal.ts";
+import { SIG_SETMASK, SIGCHLD, SIGKILL, SIGSET_SIZE } from "../sys/abi/signal.ts";
 import { addressOf, callNative, syscall, syscallError } from "../sys/ffi.ts";
 import { writeU64 } from "../sys/memory.ts";
+import { sendSignal } from "../sys/process.ts";
 import { errnoName } from "../sys/errno.ts";
 import { readExe, readExeIfAlive } from "../proc/exe.ts";
 import { SPAWN } from "./arch/x86_64/code.ts";
@@ -68,6 +69,9 @@ export function spawnWithPid(options: SpawnOptions): number {
   if (beforeProgram !== undefined) {
     try {
       beforeProgram(result);
+    } catch (error) {
+      sendSignal(result, SIGKILL);
+      throw error;
     } finally {
       exec[WAIT_WORD] = 0;
       waitForProgram(result);

@@ -300,11 +300,19 @@ const NO_RETURN: StubReturn = {
   mask: 0n,
 };
 
-/** The entry of a seed that is another's child: it waits for the tracer, with whom it then dies (PTRACE_O_EXITKILL). */
+/**
+ * The entry of a seed that is another's child: it waits for the tracer, with whom it then dies (PTRACE_O_EXITKILL). One who died
+ * before that never comes: it ends after ten seconds.
+ */
 export const SEED_WAIT: readonly Instruction[] = [
-  { label: "wait", bytes: [0xb8, ...imm32(SYSCALLS.pause.nr)], text: "mov eax,0x22" },
+  { bytes: [0x31, 0xff], text: "xor edi,edi" },
+  { bytes: [0x31, 0xf6], text: "xor esi,esi" },
+  { bytes: [0xba, ...imm32(10_000)], text: "mov edx,0x2710" },
+  { bytes: [0xb8, ...imm32(7)], text: "mov eax,0x7" }, // poll
   { bytes: [0x0f, 0x05], text: "syscall" },
-  { bytes: [0xeb, 0], text: "jmp wait", target: "wait" },
+  { bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
+  { bytes: [0x31, 0xff], text: "xor edi,edi" },
+  { bytes: [0x0f, 0x05], text: "syscall" },
 ];
 
 /**
@@ -321,7 +329,9 @@ export function seedEntry(enginePid: number): readonly Instruction[] {
     { bytes: [0x0f, 0x05], text: "syscall" },
     { bytes: [0x3d, ...imm32(enginePid)], text: "cmp eax,ENGINE" },
     { bytes: [0x75, 0], text: "jne gone", target: "gone" },
-    ...SEED_WAIT,
+    { label: "wait", bytes: [0xb8, ...imm32(SYSCALLS.pause.nr)], text: "mov eax,0x22" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0xeb, 0], text: "jmp wait", target: "wait" },
     { label: "gone", bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
     { bytes: [0x31, 0xff], text: "xor edi,edi" },
     { bytes: [0x0f, 0x05], text: "syscall" },
