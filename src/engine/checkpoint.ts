@@ -128,6 +128,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let collected: CollectedTree | undefined;
   let lock: NetworkLock | undefined;
   let early: LookAhead | undefined;
+  let ahead = WrittenAhead.nothing(images);
   try {
     prepareImages(options.pid, images, { connections: options.tcp?.established === true });
     rehearse(options.pid);
@@ -137,9 +138,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.lazyPages === undefined &&
       images.remotePages === undefined &&
       !options.dryRun;
-    const ahead = isWhole
-      ? await WrittenAhead.of(options.pid, images)
-      : WrittenAhead.nothing(images);
+    ahead = isWhole ? await WrittenAhead.of(options.pid, images) : WrittenAhead.nothing(images);
     const files = filesOptions(options);
     // What is external is told later.
     if (isWhole && options.hooks?.queryExternal === undefined)
@@ -194,6 +193,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ahead,
       leaveLazyPages: options.lazyPages !== undefined,
     });
+    ahead.end();
     images.remotePages?.finish();
     if (options.cpuInfo === true) images.write("cpuinfo", 0, [cpuInfoEntry()]);
     options.onEvent?.({ kind: "memory", pages: memory.pagesWritten, ms: since() });
@@ -256,6 +256,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   } catch (error) {
     undo({
       images,
+      ahead,
       early,
       collected,
       work,
@@ -340,6 +341,7 @@ function giveBack(imagesDir: string): void {
 
 interface Unfinished {
   readonly images: ImageSetWriter;
+  readonly ahead: WrittenAhead;
   readonly early: LookAhead | undefined;
   readonly collected: CollectedTree | undefined;
   readonly work: readonly Injection[];
@@ -348,7 +350,15 @@ interface Unfinished {
 }
 
 /** Takes everything back; each step is tried even when one before it failed. */
-function undo({ images, early, collected, work, tree, unlock: unlockNetwork }: Unfinished): void {
+function undo({
+  images,
+  ahead,
+  early,
+  collected,
+  work,
+  tree,
+  unlock: unlockNetwork,
+}: Unfinished): void {
   const steps: (() => void)[] = [
     () => cure(work),
     unlockNetwork,
@@ -356,6 +366,7 @@ function undo({ images, early, collected, work, tree, unlock: unlockNetwork }: U
     () => collected?.files.abort(),
     () => collected?.files.close(),
     () => early?.discard(),
+    () => ahead.end(),
     () => images.abort(),
   ];
   for (const step of steps) {

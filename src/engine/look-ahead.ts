@@ -79,14 +79,21 @@ export class LookAhead {
   }
 
   /** Whether everything still holds. To be asked when the tasks have been stopped, and before they do anything for us. */
-  holds({ tasks }: FrozenTree): boolean {
+  holds(tree: FrozenTree): boolean {
+    const slept = this.#slept(tree);
+    for (const { sleeper } of this.#tables.values()) sleeper.close();
+    if (!slept) return false;
+    const locks = readFileSync("/proc/locks", "utf8").matchAll(/ ([\da-f]+:[\da-f]+:\d+) /g);
+    return ![...locks].some(([, inode = ""]) => this.#inodes.has(inode));
+  }
+
+  #slept({ tasks }: FrozenTree): boolean {
     const byPid = new Map(tasks.map((task) => [task.pid, task]));
     for (const [pid, { sleeper }] of this.#tables) {
       const task = byPid.get(pid);
       if (task === undefined || !sleeper.sleptUntil(task)) return false;
     }
-    const locks = readFileSync("/proc/locks", "utf8").matchAll(/ ([\da-f]+:[\da-f]+:\d+) /g);
-    return ![...locks].some(([, inode = ""]) => this.#inodes.has(inode));
+    return true;
   }
 
   /** The descriptors of a task; undefined when it was not looked at. */
@@ -109,6 +116,7 @@ export class LookAhead {
   discard(): void {
     this.files.abort();
     this.files.close();
+    for (const { sleeper } of this.#tables.values()) sleeper.close();
     this.#tables.clear();
   }
 

@@ -82,6 +82,7 @@ export class WrittenAhead {
       const early = this.#early.get(task.pid);
       if (early !== undefined && !early.sleeper.sleptUntil(task)) early.runs = [];
     }
+    for (const { sleeper } of this.#early.values()) sleeper.close();
   }
 
   /** The file for a task's pages. */
@@ -101,9 +102,12 @@ export class WrittenAhead {
     return { pagesId, raw, isWritten };
   }
 
-  /** Takes back what is of no use: tasks that ended meanwhile. */
+  /** Takes back what is of no use: tasks that ended meanwhile, or all when the dump fails. */
   end(): void {
-    for (const { pagesId } of this.#early.values()) this.#images.drop("pages", pagesId);
+    for (const { pagesId, sleeper } of this.#early.values()) {
+      this.#images.drop("pages", pagesId);
+      sleeper.close();
+    }
     this.#early.clear();
   }
 
@@ -119,9 +123,12 @@ export class WrittenAhead {
 
   async #write(pid: number): Promise<void> {
     const sleeper = Sleeper.of(pid);
-    if (sleeper === undefined || sleeper.calls.some(writesMuch)) return;
-    const runs = runsOf(pid);
-    if (runs === undefined) return;
+    if (sleeper === undefined) return;
+    const runs = sleeper.calls.some(writesMuch) ? undefined : runsOf(pid);
+    if (runs === undefined) {
+      sleeper.close();
+      return;
+    }
     const pagesId = nextPagesId(this.#images);
     const raw = this.#images.openRaw("pages", pagesId);
     const early = { sleeper, pagesId, raw, runs };

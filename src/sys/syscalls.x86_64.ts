@@ -218,6 +218,7 @@ export const SYSCALLS = {
   newfstatat: { nr: 262, args: "fd path ptr hex" },
   statx: { nr: 332, args: "fd path hex hex ptr" },
   setxattr: { nr: 188, args: "path path ptr size int" },
+  perf_event_open: { nr: 298, args: "ptr pid int fd hex" },
   cachestat: { nr: 451, args: "fd ptr ptr hex" },
   lsetxattr: { nr: 189, args: "path path ptr size int" },
   lgetxattr: { nr: 192, args: "path path ptr size" },
