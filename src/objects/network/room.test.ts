@@ -4,9 +4,10 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it, onTestFinished } from "vitest";
 import { ImageSetReader } from "../../images/image-set-reader.ts";
 import { ImageSetWriter } from "../../images/image-set-writer.ts";
+import { setLogSink } from "../../log.ts";
 import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
 import { NetlinkSocket } from "../../sys/netlink.ts";
 import { NetNamespace } from "./net-namespace.fixture.ts";
@@ -30,6 +31,7 @@ const ASK = [
   "ip -d addr",
   "ip route show table all",
   "ip -6 route show table all",
+  "ip nexthop",
   "ip rule",
   "ip -6 rule",
   "ip neigh show nud permanent",
@@ -117,6 +119,9 @@ it("carries over devices, addresses, routes, rules, neighbours and firewall", as
     "ip route add 10.8.0.0/16 via 10.1.2.9 table 77",
     "ip route add default nexthop via 10.1.2.9 weight 2 nexthop dev mv0",
     "ip route add blackhole 10.7.0.0/16",
+    "ip nexthop add id 5 via 10.1.2.9 dev va; ip nexthop add id 6 dev mv0",
+    "ip nexthop add id 4 group 5/6,2",
+    "ip route add 10.6.0.0/16 nhid 4; ip route add 10.5.0.0/16 nhid 5",
     "ip -6 route add fd01::/64 via fd00::9",
     "ip rule add from 10.8.1.1 table 77 prio 500; ip rule del prio 32767",
     "ip -6 rule add from fd02::/64 table 78 prio 501",
@@ -198,4 +203,18 @@ it("makes the outer end of a pair where the caller wants it, and refuses a pair 
   const [fresh] = carryOver([net], ["veth[v0]:out0"]) as [NetNamespace];
   using _ = fresh;
   expect(fresh.run("ip -o link show v0")).toContain("link-netnsid");
+});
+
+it("tells what it loses", () => {
+  const told: string[] = [];
+  setLogSink((_level, text) => void told.push(text));
+  onTestFinished(() => setLogSink(undefined));
+  using net = new NetNamespace(
+    "ip link add a0 type veth peer name b0",
+    "tc qdisc add dev a0 root pfifo limit 33",
+    "ip xfrm policy add dir out src 10.1.0.0/16 dst 10.2.0.0/16 2>/dev/null || true",
+  );
+  const [fresh] = carryOver([net]) as [NetNamespace];
+  fresh[Symbol.dispose]();
+  expect(told).toContain("network device a0: its queueing discipline pfifo is not saved");
 });

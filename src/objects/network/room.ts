@@ -27,6 +27,8 @@ import { readFirewall, restoreFirewall } from "./firewall.ts";
 import { restoreLinks, type FilledNamespace, type LinksRestore } from "./link-restore.ts";
 import { linkEntries, readLinks, readNeighbours } from "./links.ts";
 import {
+  readNexthops,
+  restoreNexthops,
   readRouting,
   restoreAddresses,
   restoreRoutes,
@@ -35,6 +37,7 @@ import {
   tryAddresses,
 } from "./routing.ts";
 import { holdAddresses, readNetSettings, releaseAddresses, restoreNetSettings } from "./sysctls.ts";
+import { tellNetworkLosses } from "./losses.ts";
 import { tunStatesOf } from "./tun-device.ts";
 
 const NO_SETTINGS: NetnsEntry = {
@@ -162,6 +165,7 @@ export function writeNetNamespace(
   try {
     // The kernel gives a namespace a number when a device tells of its peer there.
     const links = readLinks(socket);
+    tellNetworkLosses(socket, links);
     const nsids = numbersOf(socket, dump.others);
     const settings = readNetSettings((gid) => dump.innerGid(gid));
     const tuns = tunStatesOf(images);
@@ -179,7 +183,8 @@ export function writeNetNamespace(
         innerGid: (gid) => dump.innerGid(gid),
       },
     });
-    images.write("netns", id, [{ ...NO_SETTINGS, ...settings.netns, nsids }]);
+    const nexthops = readNexthops(socket);
+    images.write("netns", id, [{ ...NO_SETTINGS, ...settings.netns, nsids, nexthops }]);
     images.write("netdev", id, devices);
     const routing = readRouting(socket);
     for (const image of ROUTING_IMAGES) writeRaw(images, image, id, routing[image]);
@@ -298,6 +303,7 @@ export function fillNetNamespaces(
   for (const { id, fd, socket, netns, devices } of filling) {
     const raw = (kind: RawNetImage): Buffer => readRaw(restore.reader, kind, id);
     restoreAddresses(socket, raw("ifaddr"));
+    restoreNexthops(socket, netns.nexthops ?? Buffer.alloc(0));
     restoreRoutes(socket, "route", raw("route"));
     restoreRoutes(socket, "route6", raw("route6"));
     restoreRules(socket, raw("rule"));

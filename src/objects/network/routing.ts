@@ -2,10 +2,12 @@
 // own messages, one behind the other (ip-address(8), ip-route(8), ip-rule(8): save and restore). format.md section 14.
 
 import { RepriseError } from "../../errors.ts";
+import { NLA_F_NESTED } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { AF_INET, AF_INET6, AF_UNSPEC } from "../../sys/abi/socket.ts";
 import { EEXIST, ENOENT, EOPNOTSUPP, errnoName } from "../../sys/errno.ts";
 import {
+  attribute,
   attributes,
   decodeMessages,
   encodeMessage,
@@ -64,6 +66,41 @@ export function tryAddresses(socket: NetlinkSocket, content: Buffer): void {
   }
 }
 
+/** Next hops that routes name by their numbers (ip-nexthop(8)); CRIU does not know them. @throws RepriseError SYSCALL */
+export function readNexthops(socket: NetlinkSocket): Buffer {
+  const body = Buffer.alloc(rt.NHMSG_SIZE);
+  const messages = dumpFamily(socket, { type: rt.RTM_GETNEXTHOP, body });
+  return Buffer.concat(messages.map((message) => encodeMessage(message)));
+}
+
+/** Groups come after those who are in them. @throws RepriseError SYSCALL */
+export function restoreNexthops(socket: NetlinkSocket, content: Uint8Array): void {
+  const wanted = decodeMessages(Buffer.from(content)).map(({ type, body }) => {
+    const parts = [...attributes(body, rt.NHMSG_SIZE)].filter(([one]) => NH_SETTINGS.includes(one));
+    const copy = Buffer.concat([
+      body.subarray(0, rt.NHMSG_SIZE),
+      ...parts.map(([one, value]) =>
+        attribute(NESTED.includes(one) ? one | NLA_F_NESTED : one, value),
+      ),
+    ]);
+    copy.writeUInt8(0, NH_SCOPE);
+    copy.writeUInt32LE(copy.readUInt32LE(NH_FLAGS) & rt.RTNH_F_ONLINK, NH_FLAGS);
+    return { type, body: copy, isGroup: attributes(copy, rt.NHMSG_SIZE).has(rt.NHA_GROUP) };
+  });
+  for (const message of wanted.toSorted((a, b) => Number(a.isGroup) - Number(b.isGroup))) {
+    must(socket, "next hop", message);
+  }
+}
+
+/** NHA_ID to NHA_ENCAP, NHA_FDB, NHA_RES_GROUP: the others tell what happens. */
+const NH_SETTINGS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12];
+/** NHA_ENCAP, NHA_RES_GROUP. */
+const NESTED = [8, 12];
+
+/** Offsets in struct nhmsg: what is told there, and refused when it is set. */
+const NH_SCOPE = 1;
+const NH_FLAGS = 4;
+
 /** @throws RepriseError SYSCALL */
 export function restoreRoutes(
   socket: NetlinkSocket,
@@ -74,7 +111,7 @@ export function restoreRoutes(
   // A gateway can be named only when there is a route to it, a source only when it is an address.
   const ranks = wanted.map((message) => ({ message, rank: routeRank(message) }));
   for (const { message } of ranks.toSorted((a, b) => a.rank - b.rank)) {
-    must(socket, "route", { ...message, body: withoutState(message.body) });
+    must(socket, "route", { ...message, body: byNexthop(withoutState(message.body)) });
   }
 }
 
@@ -187,6 +224,16 @@ function withoutState(route: Buffer): Buffer {
     at += Math.ceil(length / 4) * 4;
   }
   return copy;
+}
+
+/** Of a route that names its next hop by number the kernel tells both, and takes the number alone. */
+function byNexthop(route: Buffer): Buffer {
+  const found = attributes(route, rt.RTMSG_SIZE);
+  if (!found.has(rt.RTA_NH_ID)) return route;
+  const told = [rt.RTA_OIF, rt.RTA_GATEWAY, rt.RTA_VIA, rt.RTA_MULTIPATH];
+  const kept = [...found].filter(([type]) => !told.includes(type));
+  const parts = kept.map(([type, value]) => attribute(type, value));
+  return Buffer.concat([route.subarray(0, rt.RTMSG_SIZE), ...parts]);
 }
 
 function routeRank({ body }: NetlinkMessage): number {

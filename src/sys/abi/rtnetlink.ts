@@ -101,3 +101,15 @@ export const NDA_LLADDR = 2;
 export const NDA_MASTER = 9;
 export const IFA_F_TENTATIVE = 0x40;
 export const NTF_MASTER = 0x4;
+export const RTA_OIF = 4;
+export const RTA_NH_ID = 30;
+export const RTM_NEWNEXTHOP = 104;
+export const RTM_GETNEXTHOP = 106;
+/** struct nhmsg. */
+export const NHMSG_SIZE = 8;
+export const NHA_GROUP = 2;
+export const RTNH_F_ONLINK = 4;
+export const RTM_GETQDISC = 38;
+/** struct tcmsg. */
+export const TCMSG_SIZE = 20;
+export const TCA_KIND = 1;
