@@ -12,7 +12,7 @@ import { listenFor, pageServerPlace } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
 import { cpuCapabilities } from "./cpuinfo.ts";
 import { printOut } from "./output.ts";
-import { scriptRunner, type Client } from "./scripts.ts";
+import { scriptRunner, type Client, type ScriptRunner } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
 
 const SECOND = 1000;
@@ -45,7 +45,7 @@ export async function dump(
       workDir: directories.workDir,
       hooks: runner,
       ...(pageServer === undefined ? {} : { pageServer }),
-      ...(await lazyServer(options)),
+      ...(await lazyServer(options, runner)),
     });
     if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
   } catch (error) {
@@ -60,9 +60,12 @@ export async function dump(
 }
 
 /** dump --lazy-pages: who asks for the pages that were left in the tasks. */
-async function lazyServer(options: CriuOptions): Promise<Pick<CheckpointOptions, "lazyPages">> {
+async function lazyServer(
+  options: CriuOptions,
+  { script }: Pick<ScriptRunner, "script">,
+): Promise<Pick<CheckpointOptions, "lazyPages">> {
   if (!options.flags.has("lazy-pages")) return {};
-  const connect = await listenFor(options);
+  const connect = await listenFor(options, () => script?.("status-ready"));
   return { lazyPages: { connect, waitForEnd: options.values["ps-socket"] === undefined } };
 }
 

@@ -38,17 +38,22 @@ export async function listenAddress(options: CriuOptions): Promise<StreamAddress
 /**
  * Makes the socket of a server that takes one connection; a socket that was given may be that connection.
  *
- * @returns a function that tells --status-fd that the server is ready, and waits for the connection
+ * @returns a function that tells whoever wants to know, and --status-fd, that the server is ready, and waits for the connection
  */
-export async function listenFor(options: CriuOptions): Promise<() => number> {
+export async function listenFor(
+  options: CriuOptions,
+  onReady: () => void = () => undefined,
+): Promise<() => number> {
   const given = numberValue(options, "ps-socket", 0);
   const address = await listenAddress(options);
   return () => {
     if (given !== undefined && !isListening(given)) {
+      onReady();
       tellReady(options);
       return given;
     }
     const listener = given ?? listen(address);
+    onReady();
     tellReady(options);
     const connection = accept(listener);
     trySyscall("close", listener);
