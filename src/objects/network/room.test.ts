@@ -1,7 +1,7 @@
 // What is in a network namespace, saved and put into a fresh one: the tools of the system must tell the same of both.
 
 import { spawn, type ChildProcess } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it, onTestFinished } from "vitest";
@@ -204,6 +204,26 @@ it("makes the outer end of a pair where the caller wants it, and refuses a pair 
   using _ = fresh;
   expect(fresh.run("ip -o link show v0")).toContain("link-netnsid");
 });
+
+it.skipIf(!existsSync("/proc/net/nf_conntrack"))(
+  "carries over what is remembered of connections",
+  () => {
+    using net = new NetNamespace(
+      "nft add table inet t; nft add chain inet t c '{ type filter hook input priority 0; }'",
+      "nft add rule inet t c ct state established accept",
+      "bash -c 'echo hello > /dev/udp/127.0.0.1/9'",
+    );
+    const tracked = (one: NetNamespace): string[] =>
+      one
+        .run("cat /proc/net/nf_conntrack | sed 's/ udp *17 [0-9]*/ udp/' | grep dport=9")
+        .trim()
+        .split("\n");
+    expect(tracked(net)).toHaveLength(1);
+    const [fresh] = carryOver([net]) as [NetNamespace];
+    using _ = fresh;
+    expect(tracked(fresh)).toEqual(tracked(net));
+  },
+);
 
 it("tells what it loses", () => {
   const told: string[] = [];
