@@ -122,6 +122,34 @@ describe("shapes of containers", () => {
     expect(Number(host.run(...runc(host, "exec", "podded", "sh", "-c", "echo $$")))).not.toBe(1);
   });
 
+  test("memory that comes when it is touched", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no runc, or no such cgroups");
+    const bundle = makeBundle(host, "lazy", () => undefined);
+    const out = join(bundle, "out");
+    for (const id of ["lazy", "lazy-2"])
+      onTestFinished(() => void host.try(...runc(host, "delete", "--force", id)));
+    startInPipe(host, out, ["run", "--detach", "--bundle", bundle, "lazy"]);
+    await counted(out, 3);
+    const images = join(bundle, "images");
+    mkdirSync(images);
+    const places = ["--image-path", images, "--work-path", images];
+    const server = ["--lazy-pages", "--page-server", "127.0.0.1:27277", "--status-fd", "9"];
+    const lazily = ["--page-server", "--address", "127.0.0.1", "--port", "27277", "-D", images];
+    // The container is stopped, and its memory still in it, when the status descriptor says so.
+    const script = [
+      `cd ${images} && mkfifo ready && exec 8<>ready 9>ready`,
+      `${runc(host, "checkpoint", ...server, ...places, "lazy").join(" ")} & checkpoint=$!`,
+      "head -c1 <&8 >/dev/null",
+      `criu lazy-pages --daemon ${lazily.join(" ")} 9>&-`,
+      `${runc(host, "restore", "--detach", "--lazy-pages", ...places, "--bundle", bundle, "lazy-2").join(" ")} </dev/null 2>&1 9>&- | cat >>${out} 9>&- &`,
+      "wait $checkpoint",
+    ].join("\n");
+    const before = numbers(out).length;
+    host.run("sh", "-c", `exec >/dev/null 2>&1; ${script}`);
+    await counted(out, before + 3);
+    expectNoGap(numbers(out));
+  });
+
   test("a terminal", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no runc, or no such cgroups");
     const bundle = makeBundle(host, "term", (config) => {
