@@ -14,7 +14,7 @@ import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
-import { sendSignal, waitFor } from "../sys/process.ts";
+import { sendSignal, waitForAll } from "../sys/process.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
@@ -389,9 +389,6 @@ function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
 /** Ends all tasks, the root first so that nobody makes new ones for the dead. */
 function killTree(tree: FrozenTree): void {
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
-  // The root last: the init of a pid namespace ends only when all others in it have been waited for.
-  for (const task of tree.tasks.toReversed()) {
-    // As their tracer we are told of their end first; their parents reap them.
-    for (const { tid } of task.threads.toReversed()) waitFor(tid);
-  }
+  // As their tracer we are told of their end first; their parents reap them.
+  waitForAll(tree.tasks.flatMap(({ threads }) => threads.map(({ tid }) => tid)));
 }

@@ -16,7 +16,9 @@ import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { punchPlaces } from "../objects/memory/dedup.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
-import { endProcess } from "../tracee/seed.ts";
+import { SIGKILL } from "../sys/abi/signal.ts";
+import { trySyscall } from "../sys/ffi.ts";
+import { waitForAll } from "../sys/process.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
@@ -258,15 +260,10 @@ function removeLink(path: string): void {
 /** Kills whatever was made. Should the engine die before, the kernel does it (PTRACE_O_EXITKILL). */
 function tearDown(growth: Growth | undefined): void {
   if (growth === undefined) return;
-  for (const pid of growth.madePids().toReversed()) {
-    try {
-      endProcess(pid);
-    } catch (error) {
-      log.warn(
-        `while taking the restore back: ${error instanceof RepriseError ? error.message : String(error)}`,
-      );
-    }
-  }
+  const threads = [...growth.tracees.values()].map(({ tid }) => tid);
+  const pids = growth.madePids();
+  for (const pid of pids) trySyscall("kill", pid, SIGKILL);
+  waitForAll([...new Set([...threads, ...pids])]);
 }
 
 function statsOf(

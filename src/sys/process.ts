@@ -36,6 +36,30 @@ export function waitFor(
 }
 
 /**
+ * Waits until all of these threads, killed tracees or children of ours, have ended, in whatever order they do: the last thread of a
+ * pid namespace's init ends only when everybody else in it is reaped (kernel/pid_namespace.c, zap_pid_ns_processes), and which
+ * one that is nobody knows.
+ */
+export function waitForAll(tids: readonly number[]): void {
+  let left = tids;
+  for (let round = 0; ; round += 1) {
+    left = left.filter((tid) => !isReaped(tid));
+    if (left.length === 0) return;
+    if (round > 0) Atomics.wait(sleeper, 0, 0, 1);
+  }
+}
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+
+/** Takes one report of a thread, if there is one; true when it was its last. */
+function isReaped(tid: number): boolean {
+  const result = trySyscall("wait4", tid, statusBuffer, WALL | WNOHANG, 0);
+  if (result === -ECHILD || result === -ESRCH) return true;
+  // The low byte of a stop's status is 0x7f (wait(2)).
+  return result > 0 && (statusBuffer.readUInt32LE(0) & 0xff) !== 0x7f;
+}
+
+/**
  * Ends this process without Node's own end, which puts the terminal's settings and the flags of descriptors 0 to 2 back to what
  * they were at its start: by now they may be a restored program's.
  */

@@ -1,6 +1,6 @@
 // Plain runc: a container comes back, under its own id and as a clone with another id, bundle and cgroup, which is saved again.
 
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
@@ -96,6 +96,26 @@ describe.each(["v1", "v2"] as const)("runc on cgroup %s", (version: CgroupVersio
     },
   );
 
+  test("a container in a user namespace", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no runc, or no such cgroups");
+    const bundle = makeBundle(host, "mapped", `/${parent}/mapped`, { firstId: 100_000 });
+    runDetached(host, runc(host, "run", "--detach", "--bundle", bundle, "mapped"));
+    onTestFinished(() => void host.try(...runc(host, "delete", "--force", "mapped")));
+    const count = join(bundle, "rootfs/root/count");
+    for (const round of ["1", "2"]) {
+      await counted(count, numbers(count).length + 3);
+      const images = join(host.dir, `images-mapped-${round}`);
+      const where = ["--image-path", images, "--work-path", images] as const;
+      host.run(...runc(host, "checkpoint", ...where, "mapped"));
+      runDetached(host, runc(host, "restore", "--detach", ...where, "--bundle", bundle, "mapped"));
+      await counted(count, numbers(count).length + 3);
+      const { pid } = stateObject(host, "mapped");
+      expect(readFileSync(`/proc/${pid}/uid_map`, "utf8")).toMatch(/^\s+0\s+100000\s+65536\s*$/);
+      expect(readFileSync(`/proc/${pid}/status`, "utf8")).toMatch(/^Uid:\s+100000\s/m);
+    }
+    expectNoGap(numbers(count));
+  });
+
   test("left running, after a pause too", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no runc, or no such cgroups");
     const bundle = makeBundle(host, "going", `/${parent}/going`);
@@ -133,31 +153,63 @@ function logOf(host: Host): string {
 }
 
 /** A bundle with a copy of the root file system, whose process counts into a file. */
-function makeBundle(host: Host, name: string, cgroupsPath: string): string {
+function makeBundle(
+  host: Host,
+  name: string,
+  cgroupsPath: string,
+  userNamespace?: { readonly firstId: number },
+): string {
   const bundle = join(host.dir, "bundles", name);
   mkdirSync(bundle, { recursive: true });
   spawnSync("cp", ["-a", host.rootfs, join(bundle, "rootfs")]);
-  spawnSync("runc", ["spec", "--bundle", bundle]);
+  // On the host: with cgroup v2 a container has a cgroup namespace.
+  host.run("runc", "spec", "--bundle", bundle);
   const file = join(bundle, "config.json");
   const config = JSON.parse(readFileSync(file, "utf8")) as {
     process: { terminal: boolean; args: string[] };
     root: { readonly: boolean };
-    linux: { cgroupsPath: string };
+    linux: {
+      cgroupsPath: string;
+      namespaces: { type: string }[];
+      uidMappings?: readonly IdMapping[];
+      gidMappings?: readonly IdMapping[];
+    };
   };
   config.process.terminal = false;
   config.process.args = ["sh", "-c", COUNT];
   config.root.readonly = false;
   config.linux.cgroupsPath = cgroupsPath;
+  if (userNamespace !== undefined) {
+    const { firstId } = userNamespace;
+    const mappings = [{ containerID: 0, hostID: firstId, size: 65_536 }];
+    config.linux.namespaces.push({ type: "user" });
+    config.linux.uidMappings = mappings;
+    config.linux.gidMappings = mappings;
+    spawnSync("chown", ["-R", `${firstId}:${firstId}`, join(bundle, "rootfs")]);
+    // Its root must be able to reach its files.
+    for (const directory of [host.dir, join(host.dir, "bundles"), bundle])
+      chmodSync(directory, 0o755);
+  }
   writeFileSync(file, JSON.stringify(config));
   return bundle;
 }
 
+interface IdMapping {
+  readonly containerID: number;
+  readonly hostID: number;
+  readonly size: number;
+}
+
 function stateOf(host: Host, id: string): string {
-  return (JSON.parse(host.run(...runc(host, "state", id))) as { readonly status: string }).status;
+  return stateObject(host, id).status;
+}
+
+function stateObject(host: Host, id: string): { readonly status: string; readonly pid: number } {
+  return JSON.parse(host.run(...runc(host, "state", id))) as { status: string; pid: number };
 }
 
 function expectCgroup(host: Host, id: string, path: string): void {
-  const { pid } = JSON.parse(host.run(...runc(host, "state", id))) as { readonly pid: number };
+  const { pid } = stateObject(host, id);
   const lines = readFileSync(`/proc/${pid}/cgroup`, "utf8").trim().split("\n");
   const own = lines.filter((line) => line.includes("reprise-host"));
   expect(own.length).toBeGreaterThan(0);
