@@ -23,6 +23,7 @@ import { LookAhead } from "./look-ahead.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
+import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
 import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
@@ -143,11 +144,18 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     // What is external is told later.
     if (isWhole && options.hooks?.queryExternal === undefined)
       early = LookAhead.of(options.pid, images, files);
-    const freezing = performance.now();
-    tree = freezeTree(options.pid, {
+    const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,
-    });
+    };
+    const parent =
+      options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
+    using compared =
+      options.dryRun === true
+        ? ComparedAhead.nothing()
+        : ComparedAhead.of(options.pid, { ...freeze, parent });
+    const freezing = performance.now();
+    tree = freezeTree(options.pid, freeze);
     const frozenAt = performance.now();
     ahead.compare(tree);
     if (early?.holds(tree) === false) {
@@ -186,11 +194,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     cure(work);
     work = [];
     phase("looked at it from inside");
-    const parent =
-      options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
     const memory = await writeTree(tree, collected, inside, images, {
       parent,
       ahead,
+      compared,
       leaveLazyPages: options.lazyPages !== undefined,
     });
     ahead.end();

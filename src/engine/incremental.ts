@@ -5,12 +5,13 @@ import { existsSync, readlinkSync, rmSync, symlinkSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { ImageSetReader } from "../images/image-set.ts";
-import type { PageRun } from "../images/pagemap.ts";
+import { PE_PARENT, type PageRun } from "../images/pagemap.ts";
 import { PARENT_LINK } from "../images/pagemap-set.ts";
 import { log } from "../log.ts";
-import { ParentPages } from "../objects/memory/parent-pages.ts";
+import { markRuns, ParentPages } from "../objects/memory/parent-pages.ts";
 import type { TaskMemory } from "../objects/memory/task-memory.ts";
 import { VMA_AIORING, VMA_VDSO, type DumpedVma } from "../objects/memory/vma.ts";
+import type { MemoryRange } from "../sys/memory.ts";
 import { readUptime } from "../proc/self.ts";
 import { asRepriseError } from "./system-error.ts";
 
@@ -52,6 +53,8 @@ export interface TaskPages {
   readonly innerPid: number;
   readonly vmas: readonly DumpedVma[];
   readonly memory: TaskMemory;
+  /** What is known to be in the parent set already. */
+  readonly known?: readonly MemoryRange[];
 }
 
 /** The parent of the set that is being written, if it has one that can be read. */
@@ -84,20 +87,36 @@ export class ParentSet {
   }
 
   /** The runs with those parts marked as PE_PARENT that the parent set has, byte for byte. */
-  mark(runs: readonly PageRun[], { innerPid, vmas, memory }: TaskPages): readonly PageRun[] {
-    if (this.#reader === undefined) return runs;
+  mark(runs: readonly PageRun[], task: TaskPages): readonly PageRun[] {
+    const known = task.known ?? [];
+    const unknown = markRuns(runs, known).filter(({ flags }) => flags !== PE_PARENT);
+    return markRuns(runs, merged(known, this.equalRanges(unknown, task)));
+  }
+
+  /** The parts of runs that the parent set has, byte for byte. Ascending. */
+  equalRanges(
+    runs: readonly PageRun[],
+    { innerPid, vmas, memory }: Omit<TaskPages, "known">,
+  ): readonly MemoryRange[] {
+    if (this.#reader === undefined) return [];
     try {
       using pages = ParentPages.open(this.#reader, { kind: "pagemap", id: innerPid });
       // A restore compares the vdso with the kernel's, and AIO writes to its rings by itself: both are in each set.
       const except = vmas
         .filter(({ entry }) => (entry.status & (VMA_VDSO | VMA_AIORING)) !== 0)
         .map(({ entry: { start, end } }) => ({ address: start, length: end - start }));
-      return pages === undefined ? runs : pages.mark(runs, { memory, except });
+      return pages === undefined ? [] : pages.equalRanges(runs, { memory, except });
     } catch (error) {
       noteUnreadable(error);
-      return runs;
+      return [];
     }
   }
+}
+
+/** Two lists of ranges that are apart, in one. */
+function merged(left: readonly MemoryRange[], right: readonly MemoryRange[]): MemoryRange[] {
+  if (left.length === 0) return [...right];
+  return [...left, ...right].sort((a, b) => a.address - b.address);
 }
 
 function noteUnreadable(error: unknown): void {

@@ -11,7 +11,14 @@ import type { FrozenTask } from "../objects/task/task.ts";
 import { RepriseError } from "../errors.ts";
 import type { SmapsVma } from "../proc/smaps.ts";
 import { SIGCONT } from "../sys/abi/signal.ts";
-import { findSpareBytes, inject, workAreaSize, type Injection } from "../tracee/injection.ts";
+import {
+  cure,
+  findSpareBytes,
+  inject,
+  workAreaSize,
+  type Injection,
+  type StoppedThread,
+} from "../tracee/injection.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
@@ -58,6 +65,36 @@ export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideVi
   };
 }
 
+/**
+ * Runs a program in the first thread of each task, and then another that its result decides on; the tasks are left as they were.
+ */
+export function runInLeaders(
+  tree: FrozenTree,
+  tasks: readonly Pick<CollectedTask, "task" | "vmas">[],
+  programs: readonly Program[],
+  next: (results: readonly ProgramResult[]) => readonly Program[],
+): void {
+  noteBlockedContinues(tree);
+  const injections = inject(
+    tasks.map((task, index) => target({ task, programs: [programs[index] as Program] })),
+  );
+  try {
+    const run = (which: readonly Program[]): ProgramResult[] =>
+      runPrograms(
+        injections.map((injection, index) => ({
+          tracee: (injection.target.threads[0] as StoppedThread).tracee,
+          program: which[index] as Program,
+          code: injection.code,
+          base: injection.programs,
+          frame: injection.frames[0] ?? 0,
+        })),
+      );
+    run(next(run(programs)));
+  } finally {
+    cure(injections);
+  }
+}
+
 /** Our SIGSTOP removes a pending SIGCONT; it is sent again at the end. */
 function noteBlockedContinues(tree: FrozenTree): void {
   const bit = 1n << BigInt(SIGCONT - 1);
@@ -85,7 +122,12 @@ function innerTid(tree: FrozenTree, tid: number): number | undefined {
   return undefined;
 }
 
-function target({ task, programs }: Inquiry): Parameters<typeof inject>[0][number] {
+interface Intrusion {
+  readonly task: Pick<CollectedTask, "task" | "vmas">;
+  readonly programs: readonly Program[];
+}
+
+function target({ task, programs }: Intrusion): Parameters<typeof inject>[0][number] {
   const threads = task.task.threads.map(({ stopped }) => stopped);
   const programSize = programs.reduce((sum, program) => sum + roomFor(program), 0);
   const areas = task.vmas.map(({ area }) => area);
@@ -140,7 +182,7 @@ const LOWEST_HOLE = 0x1000_0000;
 /** Distance to other areas, so that nothing of the task's grows into ours. */
 const MARGIN = 64 * PAGE_SIZE;
 
-function findHole(task: CollectedTask, size: number): number {
+function findHole(task: Pick<CollectedTask, "vmas">, size: number): number {
   let from = LOWEST_HOLE;
   for (const { entry } of task.vmas) {
     if (entry.start > TASK_SIZE) break;

@@ -25,6 +25,7 @@ import { idsInside } from "../objects/namespaces/user.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
+import type { ComparedAhead } from "./compare-ahead.ts";
 import type { ParentSet } from "./incremental.ts";
 import { leaveLazy } from "./page-source.ts";
 import type { InsideView } from "./look-inside.ts";
@@ -44,6 +45,7 @@ export interface WrittenTree {
 export interface MemorySources {
   readonly parent: ParentSet;
   readonly ahead: WrittenAhead;
+  readonly compared: ComparedAhead;
   /** Pages that may come later are left in the tasks, for a lazy-pages daemon. */
   readonly leaveLazyPages: boolean;
 }
@@ -216,12 +218,12 @@ function sendMemory(task: CollectedTask, remote: RemotePages, sources: MemorySou
 function decideRuns(
   { task: { pid, innerPid }, vmas }: CollectedTask,
   { runs }: PageScan,
-  { parent, leaveLazyPages }: MemorySources,
+  { parent, compared, leaveLazyPages }: MemorySources,
 ): readonly PageRun[] {
   let decided = runs;
   if (parent.exists) {
     using memory = new TaskMemory(pid);
-    decided = parent.mark(runs, { innerPid, vmas, memory });
+    decided = parent.mark(runs, { innerPid, vmas, memory, known: compared.known(pid) });
   }
   return leaveLazyPages ? leaveLazy(decided) : decided;
 }

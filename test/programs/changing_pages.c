@@ -2,20 +2,20 @@
 // (MADV_DONTNEED), replaced by new maps, made unreadable, and private pages of a file.
 #include "test.h"
 
-#define PAGES 1024
 #define WORDS (PAGE / 8)
 
 static uint64_t *heap, *file_map, *hidden, *replaced;
-static uint64_t wanted[PAGES], rounds, replaced_value;
+static uint64_t *wanted, rounds, replaced_value;
+static size_t pages = 1024; // or as many as the argument says
 
 static void tick(void) {
   rounds++;
   for (int i = 0; i < 8; i++) {
-    size_t page = pattern_word(rounds, i) % PAGES;
-    wanted[page] = rounds * PAGES + i;
+    size_t page = pattern_word(rounds, i) % pages;
+    wanted[page] = rounds * pages + i;
     heap[page * WORDS + page % WORDS] = wanted[page];
   }
-  size_t given_back = pattern_word(rounds, 99) % PAGES;
+  size_t given_back = pattern_word(rounds, 99) % pages;
   MUST(madvise(heap + given_back * WORDS, PAGE, MADV_DONTNEED));
   wanted[given_back] = 0;
   file_map[rounds % 4 * WORDS] = rounds;
@@ -27,7 +27,7 @@ static void tick(void) {
 }
 
 static void check(void) {
-  for (size_t page = 0; page < PAGES; page++) {
+  for (size_t page = 0; page < pages; page++) {
     uint64_t *start = heap + page * WORDS;
     EXPECT_EQ(start[page % WORDS], wanted[page]);
     start[page % WORDS] = 0;
@@ -49,10 +49,12 @@ static void check(void) {
 
 static void spoil(void) { heap[5 * WORDS + 7] ^= 1; }
 
-int main(void) {
+int main(int argc, char **argv) {
   begin();
+  if (argc > 1) pages = (size_t)atol(argv[1]);
+  wanted = calloc(pages, sizeof *wanted);
   tamper = spoil;
-  heap = map_anon(PAGES * PAGE, PROT_READ | PROT_WRITE);
+  heap = map_anon(pages * PAGE, PROT_READ | PROT_WRITE);
   replaced = map_anon(4 * PAGE, PROT_READ | PROT_WRITE);
   hidden = map_anon(4 * PAGE, PROT_READ | PROT_WRITE);
   fill(hidden, 4 * PAGE, 3);
@@ -63,6 +65,6 @@ int main(void) {
   MUST(write(fd, text, sizeof text));
   file_map = (void *)MUST(mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
   close(fd);
-  for (size_t page = 0; page < PAGES; page += 2) heap[page * WORDS + page % WORDS] = wanted[page] = page;
+  for (size_t page = 0; page < pages; page += 2) heap[page * WORDS + page % WORDS] = wanted[page] = page;
   serve_ticking(check, 1, tick);
 }

@@ -56,15 +56,15 @@ export class ParentPages implements Disposable {
   }
 
   /**
-   * Turns runs whose pages are in the parent set, byte for byte, into PE_PARENT runs, and splits the others accordingly.
-   * @param except runs in these ranges stay as they are
+   * The parts of runs whose pages are in the parent set, byte for byte. Ascending.
+   * @param except runs in these ranges are not looked at
    */
-  mark(
+  equalRanges(
     runs: readonly PageRun[],
     { memory, except }: { memory: TaskMemory; except: readonly MemoryRange[] },
-  ): PageRun[] {
+  ): MemoryRange[] {
     const compared = runs.filter((run) => !except.some((range) => isIn(run, range)));
-    return markRuns(runs, [...this.#equalRanges(compared, memory)]);
+    return [...this.#equalRanges(compared, memory)];
   }
 
   *#equalRanges(runs: readonly PageRun[], memory: TaskMemory): Generator<MemoryRange> {

@@ -44,6 +44,8 @@ export const TASK_SIZE = 0x7ffffffff000;
 
 /** PAGEMAP_SCAN: include/uapi/linux/fs.h (since Linux 6.7). */
 export const PAGEMAP_SCAN = 0xc0606610;
+/** Protects what it finds against writes, in memory that a userfaultfd watches with UFFD_FEATURE_WP_ASYNC. */
+export const PM_SCAN_WP_MATCHING = 1;
 export const PAGE_IS_WPALLOWED = 1 << 0;
 export const PAGE_IS_WRITTEN = 1 << 1;
 export const PAGE_IS_FILE = 1 << 2;

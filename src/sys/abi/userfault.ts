@@ -1,10 +1,15 @@
 // userfaultfd: include/uapi/linux/userfaultfd.h. Missing pages are filled by whoever holds the descriptor.
 
 export const UFFD_API = 0xaa;
+export const UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0;
 export const UFFD_FEATURE_EVENT_FORK = 1 << 1;
 export const UFFD_FEATURE_EVENT_REMAP = 1 << 2;
 export const UFFD_FEATURE_EVENT_REMOVE = 1 << 3;
 export const UFFD_FEATURE_EVENT_UNMAP = 1 << 6;
+
+/** Since Linux 6.4 and 6.7: write protection of pages that are not there, and writes that nobody has to allow. */
+export const UFFD_FEATURE_WP_UNPOPULATED = 1 << 13;
+export const UFFD_FEATURE_WP_ASYNC = 1 << 15;
 
 export const UFFDIO_API = 0xc018aa3f;
 export const UFFDIO_REGISTER = 0xc020aa00;
@@ -14,6 +19,7 @@ export const UFFDIO_COPY = 0xc028aa03;
 export const UFFDIO_ZEROPAGE = 0xc020aa04;
 
 export const UFFDIO_REGISTER_MODE_MISSING = 1;
+export const UFFDIO_REGISTER_MODE_WP = 2;
 
 /** struct uffdio_api: api, features, ioctls. */
 export const UFFDIO_API_SIZE = 24;
