@@ -148,7 +148,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     // A namespace that is to stay empty is left to the scripts first; in others no packet comes in before all is there.
     if (!lock.isWhole || options.emptyNet === true) {
       setupNamespaces(plan, growth, options.hooks);
-      lock.takeOver(savedConnections(set.files.values()));
+      // Connections that are closed send nothing; those of a tree that still runs, or that is yet to come back, are left alone.
+      const closes = options.tcp?.close === true || set.inventory.tcp_close === true;
+      lock.takeOver(closes ? [] : savedConnections(set.files.values()));
     } else {
       lock.takeOver([]);
       setupNamespaces(plan, growth, options.hooks);

@@ -72,6 +72,7 @@ export async function checkpointTask(
       imagesDir: checkpoint.imagesDir,
       leave: options.leaveRunning ? "running" : "killed",
       strict: options.strict ?? false,
+      tcp: { established: true },
       ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
     });
     if (!options.leaveRunning) writeTask({ ...record, checkpointedAs: checkpoint.number });
@@ -99,7 +100,11 @@ export async function restoreTask(
     });
   }
   const placement = options.newPidNamespace ? "pid-namespace" : checkpoint.placement;
-  const pid = await restoreImages(checkpoint.imagesDir, { ...options, placement });
+  const pid = await restoreImages(checkpoint.imagesDir, {
+    ...options,
+    placement,
+    tcp: { established: true },
+  });
   const { task, number } = checkpoint;
   const { checkpointedAs: _ended, ...rest } = record;
   const restored: TaskRecord = {
@@ -131,7 +136,9 @@ export async function cloneCheckpoint(
     const placement = "pid-namespace";
     const own = beginCheckpoint({ task: name, command, pid: checkpoint.pid, placement, createdAt });
     await takeImages(checkpoint, own);
-    const pid = await restoreImages(own.imagesDir, { ...options, placement });
+    // A connection has but one owner at each end.
+    const tcp = { close: true };
+    const pid = await restoreImages(own.imagesDir, { ...options, placement, tcp });
     return {
       name,
       command,
@@ -162,7 +169,12 @@ export async function explainCheckpoint(name: string): Promise<readonly string[]
   const scratch = beginCheckpoint({ task: name, command, pid, placement, createdAt });
   try {
     const engine = await import("../engine/checkpoint.ts");
-    const result = await engine.checkpoint({ pid, imagesDir: scratch.imagesDir, dryRun: true });
+    const result = await engine.checkpoint({
+      pid,
+      imagesDir: scratch.imagesDir,
+      dryRun: true,
+      tcp: { established: true },
+    });
     return result.plan ?? [];
   } finally {
     removeCheckpoint(scratch);
@@ -177,7 +189,8 @@ export async function explainRestore(
   const { imagesDir } = checkpoint;
   const engine = await import("../engine/restore.ts");
   const inNew = options.newPidNamespace ? { newPidNamespace: true } : {};
-  const { plan } = await engine.restore({ imagesDir, dryRun: true, ...inNew });
+  const tcp = { established: true };
+  const { plan } = await engine.restore({ imagesDir, dryRun: true, tcp, ...inNew });
   return plan ?? [];
 }
 
@@ -239,11 +252,17 @@ function placementOfNewTask(): Placement {
 
 async function restoreImages(
   imagesDir: string,
-  options: { readonly placement: Placement; readonly onEvent?: ProgressListener },
+  options: {
+    readonly placement: Placement;
+    /** What becomes of TCP connections. */
+    readonly tcp: { readonly established?: boolean; readonly close?: boolean };
+    readonly onEvent?: ProgressListener;
+  },
 ): Promise<number> {
   const engine = await import("../engine/restore.ts");
   const { pid } = await engine.restore({
     imagesDir,
+    tcp: options.tcp,
     ...(options.placement === "pid-namespace" ? { newPidNamespace: true } : {}),
     ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
   });

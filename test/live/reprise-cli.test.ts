@@ -1,6 +1,7 @@
 // The command `reprise` as a person meets it: the built executable, one process a command, in a home of its own.
 
 import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import {
   closeSync,
   existsSync,
@@ -12,10 +13,12 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
-import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
+import { compileProgram } from "./programs.ts";
 
 const ROOT = join(import.meta.dirname, "..", "..");
 const REPRISE = join(ROOT, "bin", "reprise");
@@ -38,6 +41,30 @@ afterEach(() => {
   const names = existsSync(join(home, "tasks")) ? readdirSync(join(home, "tasks")) : [];
   for (const name of names) reprise("rm", "--force", name);
   rmSync(home, { recursive: true });
+});
+
+describe("a task with a TCP connection", () => {
+  it("comes back with it; a clone has it closed", async () => {
+    const program = compileProgram("tcp_echo");
+    reprise("run", "--name", "echo", "--", "sh", "-c", `cd ${home} && exec ${program}`);
+    const portFile = join(home, "port");
+    await vi.waitUntil(() => existsSync(portFile), { timeout: 10_000, interval: 10 });
+    const peer = connect(Number(readFileSync(portFile, "utf8")), "127.0.0.1");
+    onTestFinished(() => void peer.destroy());
+    await once(peer, "connect");
+    expect(await echo(peer, "before")).toBe("before");
+    expect(reprise("checkpoint", "echo")).toMatchObject({ status: 0, stderr: "" });
+    expect(reprise("clone", "-c", "1", "echo", "second")).toMatchObject({ status: 0, stderr: "" });
+    expect(reprise("rm", "--force", "second").status).toBe(0);
+    expect(reprise("restore", "echo")).toMatchObject({ status: 0, stderr: "" });
+    expect(await echo(peer, "after")).toBe("after");
+  });
+
+  async function echo(peer: Socket, text: string): Promise<string> {
+    peer.write(text);
+    const [data] = (await once(peer, "data", { signal: AbortSignal.timeout(15_000) })) as [Buffer];
+    return data.toString();
+  }
 });
 
 describe("run, ps and logs", () => {

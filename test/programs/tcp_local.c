@@ -74,7 +74,10 @@ static void check(void) {
   check_options();
 }
 
-static void spoil(void) { send(pairs[V4][0], "x", 1, MSG_NOSIGNAL); }
+static void spoil(void) {
+  char byte;
+  recv(pairs[V4][1], &byte, 1, 0);
+}
 
 int main(void) {
   begin();

@@ -59,8 +59,10 @@ static void check(void) {
 }
 
 static void spoil(void) {
-  close(waiting);
-  waiting = connect_as(CLIENT);
+  close(client);
+  client = connect_as(CLIENT);
+  close(accepted);
+  accepted = connect_as(WAITING);
 }
 
 int main(void) {

@@ -60,7 +60,7 @@ export function peekDatagrams(fd: number): RepriseDatagram[] {
 }
 
 export interface Refill {
-  readonly entry: InetSkEntry;
+  readonly entry: Pick<InetSkEntry, "id" | "proto" | "reprise">;
   readonly local: SocketAddress;
   /** Other sockets have the same port: each datagram must find this one. */
   readonly shared: boolean;
