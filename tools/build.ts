@@ -28,6 +28,8 @@ const DIST = join(ROOT, "dist");
 /** An empty directory for the runs that fill the code cache. */
 const SCRATCH = mkdtempSync(join(tmpdir(), "reprise-build-"));
 
+const CONTAINER = join(SCRATCH, "container");
+
 interface Executable {
   readonly name: string;
   readonly entry: string;
@@ -45,6 +47,12 @@ const EXECUTABLES: readonly Executable[] = [
       ["check"],
       ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"],
       ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"],
+      // The same for what a container is to the kernel.
+      ["dump", "-v4", "-D", CONTAINER, "-o", "dump.log", "-t", "@container", "--external", "mnt[]"],
+      [
+        ...["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log", "--root", "/"],
+        ...["--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")],
+      ],
     ],
   },
   { name: "reprise", entry: "src/cli/main.ts", warmUp: [["--version"], ["ps"]] },
@@ -54,6 +62,7 @@ await main();
 
 async function main(): Promise<void> {
   mkdirSync(DIST, { recursive: true });
+  mkdirSync(CONTAINER);
   try {
     const version = packageVersion();
     for (const executable of EXECUTABLES) await buildExecutable(executable, version);

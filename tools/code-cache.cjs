@@ -1,7 +1,8 @@
 // code-cache.cjs BUNDLE CACHE '[["ARGUMENT", ...], ...]': runs a bundle once for each list of arguments
 // and writes V8's code cache of it, with the functions that those runs have compiled. The build starts it.
-// The argument "@sleeper" becomes the pid of a small tree that is there to be saved and brought back; where
-// that is not allowed (no root, no ptrace), those runs fail and the cache is only smaller.
+// The argument "@sleeper" becomes the pid of a small tree that is there to be saved and brought back, "@container"
+// that of a process in namespaces of its own; where that is not allowed (no root, no ptrace), those runs fail and the
+// cache is only smaller.
 "use strict";
 const { spawn } = require("node:child_process");
 const fs = require("node:fs");
@@ -31,30 +32,68 @@ async function main() {
   const sleeper = spawn("sh", ["-c", "sleep 60 & wait"], { detached: true, stdio: "ignore" });
   sleeper.unref();
   await new Promise((resolve) => setTimeout(resolve, 100));
-  for (const words of JSON.parse(warmUp)) await runOnce(words, String(sleeper.pid));
-  try {
-    process.kill(-sleeper.pid, "SIGKILL");
-  } catch {
-    // It went already.
+  const container = startContainer();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  const pids = { "@sleeper": String(sleeper.pid), "@container": childOf(container.pid) };
+  for (const words of JSON.parse(warmUp)) {
+    await runOnce(words.map((word) => pids[word] ?? word));
+    endRestored(words);
   }
+  end(-sleeper.pid);
+  end(-container.pid);
   fs.writeFileSync(`${cache}.new`, script.createCachedData());
   fs.renameSync(`${cache}.new`, cache);
   exit(0);
 }
 
+/** What a container's init is to the kernel: namespaces of its own, a fresh /proc, a tmpfs. */
+function startContainer() {
+  const mounts = "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /mnt";
+  const namespaces = ["-m", "-p", "-f", "-n", "-i", "-u", "--kill-child"];
+  const words = [...namespaces, "setsid", "sh", "-c", `${mounts}; exec sleep 60`];
+  const started = spawn("unshare", words, { detached: true, stdio: "ignore" });
+  started.on("error", () => undefined);
+  started.unref();
+  return started;
+}
+
+/** The process that unshare has made; none where it was not allowed to. */
+function childOf(pid) {
+  try {
+    return fs.readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+  } catch {
+    return "";
+  }
+}
+
+/** Ends what a restore has left running: its pid is in the file that it was told to write. */
+function endRestored(words) {
+  const at = words.indexOf("--pidfile");
+  if (at < 0) return;
+  try {
+    end(Number(fs.readFileSync(words[at + 1], "utf8")));
+  } catch {
+    // It was not restored.
+  }
+}
+
+function end(pid) {
+  try {
+    if (Number.isInteger(pid) && pid !== 0) process.kill(pid, "SIGKILL");
+  } catch {
+    // It went already.
+  }
+}
+
 /** Runs the program until it says that it is done: by process.exit, by an exit code, or by its time being up. */
-function runOnce(words, sleeper) {
+function runOnce(words) {
   return new Promise((resolve) => {
     process.exit = (code) => {
       process.exitCode = code;
       setImmediate(resolve);
     };
     process.exitCode = undefined;
-    process.argv = [
-      process.execPath,
-      bundle,
-      ...words.map((word) => word.replace("@sleeper", sleeper)),
-    ];
+    process.argv = [process.execPath, bundle, ...words];
     const module = { exports: {} };
     run(module.exports, createRequire(bundle), module, bundle, path.dirname(bundle));
     const begun = Date.now();
