@@ -49,10 +49,8 @@ const EXECUTABLES: readonly Executable[] = [
       ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"],
       // The same for what a container is to the kernel.
       ["dump", "-v4", "-D", CONTAINER, "-o", "dump.log", "-t", "@container", "--external", "mnt[]"],
-      [
-        ...["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log", "--root", "/"],
-        ...["--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")],
-      ],
+      // oxfmt-ignore
+      ["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log", "--root", "/", "--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")],
     ],
   },
   { name: "reprise", entry: "src/cli/main.ts", warmUp: [["--version"], ["ps"]] },
