@@ -1,22 +1,11 @@
 // Filling the tasks: memory, descriptors, threads, and everything that belongs to a process or thread. One program a task,
 // then one a thread, all tasks at the same time; each task reads its own pages from the images.
 
-import { join } from "node:path";
 import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messages.generated.ts";
-import {
-  finishVma,
-  installGuard,
-  isMapped,
-  mapVma,
-  sealVma,
-  VMA_GUARD,
-} from "../objects/memory/vma.ts";
+import { isMapped, sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
-import { restoreAioRing } from "../objects/memory/aio.ts";
 import { lazyAreas, watchMissing } from "../objects/memory/lazy.ts";
-import { readPages, readsDirectly } from "../objects/memory/pages.ts";
-import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
-import { restoreVdso } from "../objects/memory/vdso.ts";
+import type { Segments } from "../objects/ipc/shm.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
@@ -24,7 +13,7 @@ import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
 import { collectLimits } from "../objects/task/limits.ts";
-import { CLOSE_RANGE_MAX, F_SETFL, FD_CLOEXEC, O_CLOEXEC, O_DIRECT } from "../sys/abi/fcntl.ts";
+import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { LOGINUID_UNSET } from "../proc/loginuid.ts";
 import * as sched from "../sys/abi/sched.ts";
 import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
@@ -35,11 +24,12 @@ import { readThreadStatusIfAlive } from "../proc/status.ts";
 import { addClone } from "./grow.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import type { UserFaults } from "./hand-over.ts";
-import { openImage } from "./image-files.ts";
+import { isEarly } from "./inherit-memory.ts";
+import { addEarlyMemory, addLateMemory } from "./memory-steps.ts";
 import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { attachedSegments } from "./segments.ts";
-import { mapsFile, type RestorePlan, type TaskPlan } from "./plan.ts";
+import type { RestorePlan, TaskPlan } from "./plan.ts";
 
 /** Gives every task its memory, files and threads. Memory that comes later is watched by userfaultfds in the tasks. */
 export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): UserFaults {
@@ -196,7 +186,14 @@ function addTask(
     // The seed has forgotten the engine's own: see grow.ts.
     plan.namespaces.ofRoot("user") === undefined ? {} : { inheritedLoginuid: LOGINUID_UNSET },
   );
-  addMemory(program, plan, task, around);
+  const memory = { ...around, images: around.growth.images };
+  // Who has made children has done the first part then.
+  if (node === undefined || !isEarly(task.memory, node)) addEarlyMemory(program, task, memory);
+  addLateMemory(program, task, memory);
+  if (task.later.length > 0) {
+    const areas = lazyAreas(task.mm.vmas.filter(isMapped), task.later);
+    around.faults.set(task.pid, watchMissing(program, { areas, firstFd: firstPoolFd(plan) }));
+  }
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
   // Entering a mount namespace changes the root and current directory.
   enterNested(program, plan, around.growth, task.pid);
@@ -215,36 +212,6 @@ const THREAD_FLAGS =
   sched.CLONE_SIGHAND |
   sched.CLONE_THREAD |
   sched.CLONE_SYSVSEM;
-
-function addMemory(
-  program: Program,
-  plan: RestorePlan,
-  task: TaskPlan,
-  around: TaskSurroundings,
-): void {
-  const { files, growth, faults, imagesDir, segments } = around;
-  const mapped = task.mm.vmas.filter(isMapped);
-  if (segments !== undefined) attachSegments(program, mapped, segments);
-  for (const vma of mapped) {
-    if (isSegment(vma)) continue;
-    mapVma(program, vma, mapsFile(vma) ? files.mappedFd(vma) : undefined);
-  }
-  for (const { name, places } of task.pages) {
-    const file = openImage(program, growth.images, name);
-    const length = places.reduce((sum, place) => sum + place.length, 0);
-    if (readsDirectly(join(imagesDir, name), length))
-      program.call("fcntl", [file, F_SETFL, O_DIRECT], { mayFail: true });
-    readPages(program, file, places);
-    program.call("close", [file]);
-  }
-  if (task.vdso !== undefined) restoreVdso(program, task.vdso);
-  for (const ring of task.aioRings) restoreAioRing(program, ring);
-  for (const vma of mapped) finishVma(program, vma);
-  for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
-  if (task.later.length === 0) return;
-  const areas = lazyAreas(mapped, task.later);
-  faults.set(task.pid, watchMissing(program, { areas, firstFd: firstPoolFd(plan) }));
-}
 
 function addDirectories(
   program: Program,

@@ -37,6 +37,8 @@ import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { ZOMBIE_PATIENCE_MS } from "./free-pids.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
+import { isEarly } from "./inherit-memory.ts";
+import { addEarlyMemory } from "./memory-steps.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
@@ -123,7 +125,10 @@ export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles):
   let level: readonly TreeNode[] = [plan.tree.root];
   while (level.length > 0) {
     const busy = level.filter(needsStep);
-    const jobs = busy.map((node) => ({ node, program: branchProgram(plan, node, files) }));
+    const jobs = busy.map((node) => ({
+      node,
+      program: branchProgram(plan, node, { growth, files }),
+    }));
     runPrograms(
       jobs.map(({ node, program }) => job(plan, growth.tracees.get(node.pid) as Tracee, program)),
     );
@@ -389,9 +394,18 @@ function needsStep(node: TreeNode): boolean {
   return node.early.length + node.late.length > 0 || node.leadsSession || node.leadsGroup;
 }
 
-/** What a task does to its part of the tree: old session's children, own session, the other children. */
-function branchProgram(plan: RestorePlan, node: TreeNode, files: OpenedFiles): Program {
+/** What a task does to its part of the tree: the memory that its children inherit, old session's children, own session, the other children. */
+function branchProgram(
+  plan: RestorePlan,
+  node: TreeNode,
+  { growth, files }: { readonly growth: Growth; readonly files: OpenedFiles },
+): Program {
   const program = new Program();
+  const task = plan.tasks.get(node.pid);
+  if (task !== undefined && isEarly(task.memory, node)) {
+    const around = { files, images: growth.images, imagesDir: plan.set.reader.dir };
+    addEarlyMemory(program, task, around);
+  }
   const make = (child: TreeNode): void => {
     const sibling = child.viaSibling ? sched.CLONE_PARENT : 0;
     const flags = sibling | (sharesFiles(plan, node, child) ? sched.CLONE_FILES : 0);

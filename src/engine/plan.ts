@@ -32,6 +32,7 @@ import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import type { MemoryRange } from "../sys/memory.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { withoutInherited } from "./inherited.ts";
+import { planMemory, type MemoryPlan } from "./inherit-memory.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
 import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
 
@@ -60,6 +61,8 @@ export interface TaskPlan {
   /** Undefined for a task that has none. */
   readonly vdso: VdsoPlan | undefined;
   readonly aioRings: readonly AioRing[];
+  /** What of its memory it has from the task that made it. */
+  readonly memory: MemoryPlan;
 }
 
 export interface RestorePlan {
@@ -94,10 +97,14 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     shellJob: options.shellJob,
     freePid: 1 + Math.max(...loaded.flatMap(numbersOf)),
   });
-  const tasks = new Map(
+  const saved = new Map(
     loaded
       .filter((task) => task.live !== undefined)
       .map((task) => [task.pid, planTask(set, task, options)]),
+  );
+  const memory = planMemory(tree, saved, set.reader.dir);
+  const tasks = new Map(
+    [...saved].map(([pid, task]) => [pid, { ...task, memory: memory.get(pid) as MemoryPlan }]),
   );
   for (const task of tasks.values()) checkTask(task);
   checkNumbers(namespaces, tree, tasks);
@@ -143,7 +150,11 @@ function numbersOf({ pstree, threads }: LoadedTask): number[] {
   return [pstree.pid, pstree.pgid, pstree.sid, ...threads.keys()];
 }
 
-function planTask(set: LoadedSet, task: LoadedTask, options: RestorePlanOptions): TaskPlan {
+function planTask(
+  set: LoadedSet,
+  task: LoadedTask,
+  options: RestorePlanOptions,
+): Omit<TaskPlan, "memory"> {
   const live = task.live as NonNullable<LoadedTask["live"]>;
   const plan = {
     pid: task.pid,
@@ -177,7 +188,7 @@ function planPages(
 }
 
 /** A task with all of its saved pages, those of the kernel's areas too. */
-type SavedTask = Omit<TaskPlan, "vdso" | "aioRings">;
+type SavedTask = Omit<TaskPlan, "vdso" | "aioRings" | "memory">;
 
 /** What this version cannot bring back, and a vdso of another kernel. */
 function checkTask(task: TaskPlan): void {

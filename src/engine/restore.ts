@@ -273,12 +273,13 @@ function statsOf(
   counters: TraceCounters,
   times: { forking: number; total: number },
 ): RestoreStats {
+  const shared = [...plan.tasks.values()].reduce((sum, { memory }) => sum + memory.sharedPages, 0);
   return {
     forking_time: Math.round(times.forking * 1000),
     restore_time: Math.round(times.total * 1000),
-    pages_restored: plan.pages,
-    pages_compared: 0,
-    pages_skipped_cow: 0,
+    pages_restored: plan.pages - shared,
+    pages_compared: shared,
+    pages_skipped_cow: shared,
     stops: counters.stops,
     remote_calls: counters.remoteCalls,
     tasks: plan.tree.nodes.filter(({ role }) => role !== "helper").length,

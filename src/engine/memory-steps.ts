@@ -1,0 +1,71 @@
+// The calls that give a task its memory: what it has in common with its children before it makes them, the rest when the tree stands.
+
+import { join } from "node:path";
+import type { PlacedPages } from "../images/page-places.ts";
+import { restoreAioRing } from "../objects/memory/aio.ts";
+import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
+import { readPages, readsDirectly } from "../objects/memory/pages.ts";
+import { restoreVdso } from "../objects/memory/vdso.ts";
+import { finishVma, installGuard, isMapped, mapVma, VMA_GUARD } from "../objects/memory/vma.ts";
+import { F_SETFL, O_DIRECT } from "../sys/abi/fcntl.ts";
+import { MADV_DONTNEED } from "../sys/abi/mman.ts";
+import type { Program } from "../tracee/program.ts";
+import { openImage, type ImageFiles } from "./image-files.ts";
+import type { OpenedFiles } from "./open-files.ts";
+import { mapsFile, type TaskPlan } from "./plan.ts";
+
+export interface MemorySurroundings {
+  readonly files: OpenedFiles;
+  readonly images: ImageFiles;
+  readonly imagesDir: string;
+}
+
+/** Makes what a task has in common with its children, and puts right what it has from its creator. */
+export function addEarlyMemory(program: Program, task: TaskPlan, around: MemorySurroundings): void {
+  const { early, inherited, dropped, earlyPages } = task.memory;
+  for (const vma of early) {
+    if (inherited.has(vma)) continue;
+    mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
+  }
+  for (const { address, length } of dropped) {
+    program.call("madvise", [address, length, MADV_DONTNEED], {
+      label: `drop pages at ${address.toString(16)} that pid ${task.pid} does not share`,
+    });
+  }
+  addPages(program, earlyPages, around);
+}
+
+/** Makes the rest of a task's memory, and gives all of it its properties. */
+export function addLateMemory(
+  program: Program,
+  task: TaskPlan,
+  around: MemorySurroundings & { readonly segments: Segments | undefined },
+): void {
+  const { early, latePages } = task.memory;
+  const mapped = task.mm.vmas.filter(isMapped);
+  if (around.segments !== undefined) attachSegments(program, mapped, around.segments);
+  for (const vma of mapped) {
+    if (isSegment(vma) || early.has(vma)) continue;
+    mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
+  }
+  addPages(program, latePages, around);
+  if (task.vdso !== undefined) restoreVdso(program, task.vdso);
+  for (const ring of task.aioRings) restoreAioRing(program, ring);
+  for (const vma of mapped) finishVma(program, vma);
+  for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
+}
+
+function addPages(
+  program: Program,
+  pages: readonly PlacedPages[],
+  { images, imagesDir }: MemorySurroundings,
+): void {
+  for (const { name, places } of pages) {
+    const file = openImage(program, images, name);
+    const length = places.reduce((sum, place) => sum + place.length, 0);
+    if (readsDirectly(join(imagesDir, name), length))
+      program.call("fcntl", [file, F_SETFL, O_DIRECT], { mayFail: true });
+    readPages(program, file, places);
+    program.call("close", [file]);
+  }
+}
