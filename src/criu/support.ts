@@ -18,7 +18,6 @@ const WITHOUT_EFFECT: readonly OptionName[] = [
   "enable-external-masters",
   "libdir",
   "enable-fs",
-  "irmap-scan-path",
 ];
 
 /** Options that ask for what is so anyway: another way to the same result, or leave for what is not needed here. */
