@@ -22,6 +22,8 @@ export interface MemoryPlan {
   readonly latePages: readonly PlacedPages[];
   /** Pages of the creator's that it does not have. */
   readonly dropped: readonly MemoryRange[];
+  /** Areas of the creator's that it does not have: another child inherits them. */
+  readonly foreign: readonly VmaEntry[];
   /** Pages that it has in common with its creator. */
   readonly sharedPages: number;
 }
@@ -42,12 +44,13 @@ export function planMemory(
   using files = new PageFiles(imagesDir);
   const found = new Map<number, Inheritance>();
   const heritable = new Map<number, Set<VmaEntry>>();
+  const creators = new Map<number, number>();
   for (const node of tree.nodes) {
     const creator = tasks.get(node.pid);
+    const made = [...node.early, ...node.late];
+    for (const { pid } of made) creators.set(pid, node.pid);
     if (creator === undefined) continue;
-    for (const child of [...node.early, ...node.late].flatMap(
-      (made) => tasks.get(made.pid) ?? [],
-    )) {
+    for (const child of made.flatMap(({ pid }) => tasks.get(pid) ?? [])) {
       const inheritance = compare(creator, child, files);
       found.set(child.pid, inheritance);
       const given = heritable.get(node.pid) ?? new Set();
@@ -55,17 +58,30 @@ export function planMemory(
       heritable.set(node.pid, given);
     }
   }
-  return new Map(
-    [...tasks.values()].map((task) => [
-      task.pid,
-      planOne(task, found.get(task.pid) ?? NOTHING, heritable.get(task.pid) ?? new Set()),
-    ]),
-  );
+  const plans = new Map<number, MemoryPlan>();
+  const present = new Map<number, ReadonlySet<VmaEntry>>();
+  // Creators come before those they make.
+  for (const node of tree.nodes) {
+    const { pid } = node;
+    const given = present.get(creators.get(pid) ?? 0) ?? new Set<VmaEntry>();
+    const task = tasks.get(pid);
+    if (task !== undefined) {
+      const inheritance = found.get(pid) ?? NOTHING;
+      const kept = new Set(inheritance.areas.map(({ theirs }) => theirs));
+      const foreign = [...given].filter((vma) => !kept.has(vma));
+      const own = planOne(task, inheritance, heritable.get(pid) ?? new Set());
+      plans.set(pid, { ...own, foreign });
+    }
+    // A helper passes on what it has.
+    present.set(pid, plans.get(pid)?.early ?? given);
+  }
+  return plans;
 }
 
 /** Whether a task has something to do before it makes its children. */
 export function isEarly(plan: MemoryPlan | undefined, node: TreeNode): boolean {
-  return plan !== undefined && plan.early.size > 0 && node.early.length + node.late.length > 0;
+  const hasChildren = node.early.length + node.late.length > 0;
+  return plan !== undefined && hasChildren && plan.early.size + plan.foreign.length > 0;
 }
 
 interface Inheritance {
@@ -81,7 +97,7 @@ function planOne(
   task: TaskMemory,
   { areas, equal, dropped }: Inheritance,
   heritable: ReadonlySet<VmaEntry>,
-): MemoryPlan {
+): Omit<MemoryPlan, "foreign"> {
   const inherited = new Set(areas.map(({ own }) => own));
   const early = new Set([...inherited, ...heritable]);
   const own = cutAll(task.pages, equal.map(toArea), "outside");

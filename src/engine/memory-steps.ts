@@ -22,7 +22,12 @@ export interface MemorySurroundings {
 
 /** Makes what a task has in common with its children, and puts right what it has from its creator. */
 export function addEarlyMemory(program: Program, task: TaskPlan, around: MemorySurroundings): void {
-  const { early, inherited, dropped, earlyPages } = task.memory;
+  const { early, inherited, foreign, dropped, earlyPages } = task.memory;
+  for (const { start, end } of foreign) {
+    program.call("munmap", [start, end - start], {
+      label: `give up memory ${start.toString(16)} that is a sibling's of pid ${task.pid}`,
+    });
+  }
   for (const vma of early) {
     if (inherited.has(vma)) continue;
     mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
