@@ -19,7 +19,7 @@ import { PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGCONT, SIGSTOP } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
-import { sendSignal } from "../sys/process.ts";
+import { sendSignal, waitFor } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
@@ -213,7 +213,7 @@ class Freezer {
     const depth = rootStatus.nsPid.length - 1;
     const frozen = new Map<number, FrozenTask>();
     for (const task of depthFirst(this.#tasks)) {
-      const stat = readStatIfAlive(task.pid);
+      const stat = this.#statOf(task);
       const status = readStatusIfAlive(task.pid);
       if (stat === undefined || status === undefined) continue; // reaped between: only zombies can go
       const parent = task.parent === undefined ? undefined : frozen.get(task.parent);
@@ -229,6 +229,16 @@ class Freezer {
       });
     }
     return [...frozen.values()];
+  }
+
+  /** SIGKILL ends a task that is stopped, too: one that was killed before its killer was stopped is found dead or dying here. */
+  #statOf(task: SeizedTask): TaskStat | undefined {
+    const stat = readStatIfAlive(task.pid);
+    if (task.zombie || stat === undefined || stat.state === TRACING_STOP) return stat;
+    for (const tid of [...task.threads.keys()].toReversed()) waitFor(tid);
+    task.threads.clear();
+    task.zombie = true;
+    return readStatIfAlive(task.pid);
   }
 
   #threads(task: SeizedTask, leader: TaskStatus, depth: number): FrozenThread[] {
@@ -326,6 +336,9 @@ function isZombie(tid: number): boolean {
   const state = readStatIfAlive(tid)?.state;
   return state === "Z" || state === "X";
 }
+
+/** State of a stopped tracee in /proc/PID/stat. */
+const TRACING_STOP = "t";
 
 function stateOf(task: SeizedTask, stat: TaskStat): FrozenTask["state"] {
   if (task.zombie || stat.state === "Z") return "zombie";
