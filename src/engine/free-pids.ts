@@ -5,6 +5,9 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { readPidUsage } from "../proc/pid-usage.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
+import { readStatusIfAlive } from "../proc/status.ts";
+import { PF_EXITING } from "../sys/abi/sched.ts";
+import { SIGKILL } from "../sys/abi/signal.ts";
 import { ESRCH } from "../sys/errno.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import type { RestorePlan } from "./plan.ts";
@@ -59,8 +62,16 @@ function looksFree(pid: number): boolean {
   return fd === -ESRCH && trySyscall("kill", -pid, 0) === -ESRCH;
 }
 
-/** Neither a zombie nor reaped since it was seen. */
+/** Neither a zombie nor reaped since it was seen, nor on its way there. */
 function isLiving(pid: number): boolean {
-  const state = readStatIfAlive(pid)?.state;
-  return state !== undefined && state !== "Z" && state !== "X";
+  const stat = readStatIfAlive(pid);
+  if (stat === undefined || stat.state === "Z" || stat.state === "X") return false;
+  return (stat.flags & PF_EXITING) === 0 && !isKilled(pid);
+}
+
+/** It has been killed, but has not got to it yet. */
+function isKilled(pid: number): boolean {
+  const status = readStatusIfAlive(pid);
+  if (status === undefined) return true;
+  return ((status.sigPnd | status.shdPnd) & (1n << BigInt(SIGKILL - 1))) !== 0n;
 }

@@ -11,7 +11,7 @@ import { imageName } from "../images/names.ts";
 import type { PageRun } from "../images/pagemap.ts";
 import { log } from "../log.ts";
 import { nextPagesId } from "../objects/files/pages-id.ts";
-import { rewritePages, scanPages, writePages } from "../objects/memory/pages.ts";
+import { rewritePages, scanPages, writePages, isSharedByFork } from "../objects/memory/pages.ts";
 import { collectVmas, VMA_AIORING } from "../objects/memory/vma.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
@@ -155,7 +155,10 @@ class WokeUp extends Error {}
 /** The pages of a running task, as the dump will find them if it sleeps on; undefined when it cannot be dumped as it is. */
 function runsOf(pid: number): readonly PageRun[] | undefined {
   try {
-    const vmas = collectVmas({ pid }, readSmaps(pid), () => ({ id: 0, memfd: false }));
+    const areas = readSmaps(pid);
+    // The dump knows how to read these without taking them apart.
+    if (isSharedByFork(areas)) return undefined;
+    const vmas = collectVmas({ pid }, areas, () => ({ id: 0, memfd: false }));
     // AIO writes to memory while the task sleeps.
     if (vmas.some(({ entry }) => (entry.status & VMA_AIORING) !== 0)) return undefined;
     const { runs } = scanPages({ pid }, vmas);

@@ -1,7 +1,7 @@
 // Writing the images of a collected tree: memory first, then one small set of images a task, then the files of all.
 
 import { remoteSharedPages, writtenPages } from "../objects/files/pages-id.ts";
-import { writePages, scanPages, type PageScan } from "../objects/memory/pages.ts";
+import { writePages, scanPages, type PageScan, isSharedByFork } from "../objects/memory/pages.ts";
 import { movePages } from "../objects/memory/page-sink.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { guardEntry, hasPrivatePages, VMA_VDSO } from "../objects/memory/vma.ts";
@@ -193,6 +193,7 @@ async function writeMemory(
       await writePages(task.task, present, {
         path: images.path(imageName("pages", pagesId)),
         fd: raw.fd,
+        keepShared: isSharedByFork(task.vmas.map(({ area }) => area)),
         ...(isChecked ? { passing: (passed) => (crc = crc32(passed, crc)) } : {}),
       });
     }

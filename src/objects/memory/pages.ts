@@ -6,6 +6,7 @@ import { RepriseError } from "../../errors.ts";
 import { PE_LAZY, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
 import { readMaps } from "../../proc/maps.ts";
+import type { SmapsVma } from "../../proc/smaps.ts";
 import * as mm from "../../sys/abi/mman.ts";
 import { EINVAL, ENOSPC, errnoName } from "../../sys/errno.ts";
 import { addressOf, memoryAt, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
@@ -194,6 +195,13 @@ export interface PagesTarget {
   readonly fd: number;
   /** Takes the bytes of small files on their way, so that nobody has to read them back. */
   readonly passing?: (bytes: Uint8Array) => void;
+  /** Pages are shared with other tasks since a fork, and are to stay so. @default false */
+  readonly keepShared?: boolean;
+}
+
+/** Whether private memory of a task is shared with others since a fork. */
+export function isSharedByFork(areas: readonly SmapsVma[]): boolean {
+  return areas.some(({ shared, beyondShare }) => !shared && beyondShare > 0);
 }
 
 /**
@@ -215,7 +223,9 @@ export async function writePages(
     for (const batch of batches(runs)) {
       const length = batch.reduce((sum, range) => sum + range.length, 0);
       const window = writer.free() ?? (await writer.nextFree());
-      copyOut(task, batch, { address: window, length });
+      const into = { address: window, length };
+      // process_vm_readv pins pages, and the kernel gives a task a copy of its own of what is pinned and shared (gup_must_unshare).
+      if (target.keepShared === true || !copyOut(task, batch, into)) readOut(task, batch, into);
       target.passing?.(bytesOf(window, length));
       writer.write(window, length);
     }
@@ -398,11 +408,18 @@ function copyOut(
   task: Pick<FrozenTask, "pid">,
   batch: readonly MemoryRange[],
   window: MemoryRange,
-): void {
+): boolean {
   const local = iovecs([window]);
   const moved = trySyscall("process_vm_readv", task.pid, local, 1, iovecs(batch), batch.length, 0);
-  if (moved === window.length) return;
-  // Memory without read permission: /proc/PID/mem reads past the protection, as debuggers do.
+  return moved === window.length;
+}
+
+/** /proc/PID/mem reads past the protection, as debuggers do, and pins nothing; it is slower. */
+function readOut(
+  task: Pick<FrozenTask, "pid">,
+  batch: readonly MemoryRange[],
+  window: MemoryRange,
+): void {
   const fd = openSync(`/proc/${task.pid}/mem`, "r");
   try {
     let at = window.address;

@@ -151,4 +151,6 @@ export const ARCH_MAP_VDSO_64 = 0x2003;
 export const ARCH_CET_DISABLE = 0x5002;
 
 /** PF_ flag of /proc/PID/stat: task is a kernel thread. */
+/** Of a task's flags in /proc/PID/stat: it is ending. */
+export const PF_EXITING = 0x4;
 export const PF_KTHREAD = 0x00200000;
