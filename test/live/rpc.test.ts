@@ -2,12 +2,25 @@
 // back, and descriptors that are the client's.
 
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { CriuReqType as Type, type CriuResp } from "../../src/images/schema/messages.generated.ts";
 import { decode, encode } from "../../src/images/codec.ts";
+import { F_GETFL, O_CLOEXEC, O_NONBLOCK } from "../../src/sys/abi/fcntl.ts";
+import { SIGKILL } from "../../src/sys/abi/signal.ts";
+import { syscall } from "../../src/sys/ffi.ts";
+import { sendSignal } from "../../src/sys/process.ts";
 import { readChildren } from "../../src/proc/children.ts";
 import {
   ask,
@@ -212,6 +225,36 @@ describe("dump and restore", () => {
     expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
   });
 
+  test("a pipe of outside becomes the one that the worker has, whose flags stay", async () => {
+    const [first, second] = [makePipe(), makePipe()];
+    onTestFinished(() => [first, second].flat().forEach((fd) => closeSync(fd)));
+    const program = spawn("sleep", ["1000"], {
+      stdio: ["ignore", first[1], "ignore"],
+      detached: true,
+    });
+    const pid = program.pid ?? -1;
+    onTestFinished(() => sendSignal(pid, SIGKILL));
+    const key = readlinkSync(`/proc/${pid}/fd/1`);
+    expect(key).toMatch(/^pipe:/);
+    const before = readdirSync(`/proc/${pid}/fd`);
+    const opts = { images_dir_fd: imagesFd };
+    expect((await askOnce({ type: Type.DUMP, opts: { ...opts, pid } })).response?.success).toBe(
+      true,
+    );
+    await until(() => !readChildren(process.pid).includes(pid));
+    const restored = await askOnce(
+      { type: Type.RESTORE, opts: { ...opts, inherit_fd: [{ fd: 1, key }] } },
+      { stdio: ["ignore", second[1], "ignore"] },
+    );
+    expect(restored).toMatchObject({ response: { success: true, restore: { pid } }, status: 0 });
+    const own = readlinkSync(`/proc/self/fd/${second[1]}`);
+    expect(own).not.toBe(key);
+    expect(readlinkSync(`/proc/${pid}/fd/1`)).toBe(own);
+    expect(readdirSync(`/proc/${pid}/fd`)).toEqual(before);
+    // Shared with whoever else has the pipe: a worker that made it non-blocking would have made it so for all.
+    expect(syscall("fcntl", second[1], F_GETFL) & O_NONBLOCK).toBe(0);
+  });
+
   test("what is wrong with a request is told by number", async () => {
     const missing = await askOnce({ type: Type.DUMP, opts: { images_dir_fd: 999, pid: 1 } });
     expect(missing.response).toMatchObject({ type: Type.DUMP, success: false, cr_errno: 56 });
@@ -339,6 +382,13 @@ describe("page server", () => {
     expect(await attachProgram("heap_brk", program.pid, dir).finish()).toBe("pass");
   });
 });
+
+/** Both ends of a new pipe. */
+function makePipe(): [number, number] {
+  const ends = Buffer.alloc(8);
+  syscall("pipe2", ends, O_CLOEXEC);
+  return [ends.readInt32LE(0), ends.readInt32LE(4)];
+}
 
 async function until(isTrue: () => boolean): Promise<void> {
   for (const end = Date.now() + 5_000; !isTrue();) {
