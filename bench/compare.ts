@@ -86,9 +86,12 @@ async function benchRow(row: string, workload: Workload, runs: number): Promise<
     ]),
   );
   for (const [name, of] of medians) {
-    const show = (key: keyof Times): string => `${key} ${of(key).toFixed(1).padStart(8)}`;
+    const best = (key: keyof Times): string =>
+      Math.min(...(times.get(name) ?? []).map((one) => one[key])).toFixed(1);
+    const show = (key: keyof Times): string =>
+      `${key} ${of(key).toFixed(1).padStart(7)} (${best(key).padStart(6)})`;
     console.log(
-      `${row.padEnd(12)} ${name.padEnd(8)} ${show("frozen")}  ${show("dump")}  ${show("restore")}  ms, median of ${runs}`,
+      `${row.padEnd(12)} ${name.padEnd(8)} ${show("frozen")}  ${show("dump")}  ${show("restore")}  ms, median (best) of ${runs}`,
     );
   }
   const [ours, theirs] = [medians.get("reprise"), medians.get("criu")];
