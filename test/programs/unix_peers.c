@@ -1,12 +1,12 @@
-// Users of sockets: what SO_PEERCRED tells of the peer (a pair, a listener and its client, a client that is not accepted yet), and
-// whose the socket itself is. Needs root.
+// Who is on the other side: what SO_PEERCRED tells of the peer (a pair, a listener and its client, a client that is not accepted
+// yet), whose the socket itself is, and the senders of datagrams that wait to be read, one of them gone. Needs root.
 #include "test.h"
 #include <sys/fsuid.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 enum { PAIR_USER = 1111, LISTENER = 2222, CLIENT = 3333, WAITING = 4444, GROUP = 55 };
-static int pair[2], listener, client, accepted, waiting, inet;
+static int pair[2], listener, client, accepted, waiting, inet, receiver, sender;
 static struct sockaddr_un name = {.sun_family = AF_UNIX};
 static socklen_t length;
 
@@ -38,6 +38,40 @@ static int connect_as(uid_t user) {
   return fd;
 }
 
+// An abstract name, its own for each process.
+static socklen_t set_name(struct sockaddr_un *address, const char *what) {
+  *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+  int size = snprintf(address->sun_path + 1, 50, "reprise-%s-%d", what, getpid());
+  return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)size);
+}
+
+static int datagram_socket(const char *what) {
+  struct sockaddr_un address;
+  socklen_t size = set_name(&address, what);
+  int fd = (int)MUST(socket(AF_UNIX, SOCK_DGRAM, 0));
+  MUST(bind(fd, (void *)&address, size));
+  return fd;
+}
+
+static void send_datagrams(void) {
+  struct sockaddr_un to;
+  socklen_t size = set_name(&to, "receiver");
+  EXPECT_EQ(sendto(sender, "stays", 5, MSG_DONTWAIT, (void *)&to, size), 5);
+  int gone = datagram_socket("gone");
+  EXPECT_EQ(sendto(gone, "goes", 4, MSG_DONTWAIT, (void *)&to, size), 4);
+  close(gone);
+}
+
+static void expect_sender(const char *what, const char *wanted) {
+  struct sockaddr_un expected, from = {0};
+  socklen_t length_wanted = set_name(&expected, what), size = sizeof from;
+  char text[16] = "";
+  ssize_t got = recvfrom(receiver, text, sizeof text - 1, MSG_DONTWAIT, (void *)&from, &size);
+  EXPECT(got > 0 && strcmp(text, wanted) == 0, "received %zd: %s, wanted %s", got, text, wanted);
+  EXPECT(size == length_wanted && memcmp(&from, &expected, size) == 0, "%s comes from %.*s", wanted,
+         size < 3 ? 0 : (int)size - 3, from.sun_path + 1);
+}
+
 static void check(void) {
   for (int i = 0; i < 2; i++) {
     expect_peer(pair[i], PAIR_USER);
@@ -56,6 +90,9 @@ static void check(void) {
   close(taken);
   close(waiting);
   waiting = connect_as(WAITING);
+  expect_sender("sender", "stays");
+  expect_sender("gone", "goes");
+  send_datagrams();
 }
 
 static void spoil(void) {
@@ -78,6 +115,9 @@ int main(void) {
   client = connect_as(CLIENT);
   accepted = (int)MUST(accept(listener, NULL, NULL));
   waiting = connect_as(WAITING);
+  receiver = datagram_socket("receiver");
+  sender = datagram_socket("sender");
+  send_datagrams();
   become(CLIENT);
   inet = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
   become(0);

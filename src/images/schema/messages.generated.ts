@@ -1302,6 +1302,7 @@ export interface SkPacketEntry {
   readonly id_for: number;
   readonly length: number;
   readonly scm: readonly ScmEntry[];
+  readonly sender?: Uint8Array | undefined;
 }
 
 export interface StatsEntry {
@@ -2302,7 +2303,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,link,u? 2,local,u* 3,remote,u* 4,ttl,u? 5,tos,u? 6,pmtudisc,b? 7,proto,u? 8,flags,u? 9,encap_type,u? 10,encap_flags,u? 11,encap_sport,u? 12,encap_dport,u? 13,rd_prefixlen,u? 14,rd_prefix,u* 15,relay_prefixlen,u? 16,relay_prefix,u*",
   sk_opts_entry:
     "1,so_sndbuf,u! 2,so_rcvbuf,u! 3,so_snd_tmo_sec,U! 4,so_snd_tmo_usec,U! 5,so_rcv_tmo_sec,U! 6,so_rcv_tmo_usec,U! 7,reuseaddr,b? 8,so_priority,u? 9,so_rcvlowat,u? 10,so_mark,u? 11,so_passcred,b? 12,so_passsec,b? 13,so_dontroute,b? 14,so_no_check,b? 15,so_bound_dev,t? 16,so_filter,F* 17,so_reuseport,b? 18,so_broadcast,b? 19,so_keepalive,b? 20,tcp_keepcnt,u? 21,tcp_keepidle,u? 22,tcp_keepintvl,u? 23,so_oobinline,u? 24,so_linger,u? 25,so_buf_lock,u?",
-  sk_packet_entry: "1,id_for,u! 2,length,u! 4,scm,m*,scm_entry",
+  sk_packet_entry: "1,id_for,u! 2,length,u! 4,scm,m*,scm_entry 30001,sender,y?",
   stats_entry: "1,dump,m?,dump_stats_entry 2,restore,m?,restore_stats_entry",
   sysctl_entry: "1,type,e!,SysctlType 2,iarg,i? 3,sarg,t?",
   task_core_entry:

@@ -29,6 +29,8 @@ export interface Packet {
   readonly data: Buffer;
   /** The engine's descriptors of open files that came with it; the caller closes them. */
   readonly rights: readonly number[];
+  /** The name of who sent a datagram; empty when it has none. */
+  readonly sender: Buffer;
 }
 
 /** Bytes at first; a longer message is read again. */
@@ -114,7 +116,10 @@ class Reader {
     }
     this.#at += data.length;
     if (isStream) setPeekOffset(this.#fd, this.#at);
-    return { data: Buffer.from(data), rights };
+    const isDatagram = this.#seen.type === so.SOCK_DGRAM;
+    // Behind the family.
+    const sender = Buffer.from(isDatagram ? message.name.subarray(2) : []);
+    return { data: Buffer.from(data), rights, sender };
   }
 
   #peek(buffer: Buffer): ReceivedMessage | undefined {
@@ -215,6 +220,21 @@ function closeAll(fds: readonly number[]): void {
 }
 
 /** Saved packets of a restore, put into queues by the opening program. */
+/** A socket that sends a datagram under its own name. */
+export interface NamedSender {
+  readonly fd: number;
+  /** The receiver's address. */
+  readonly to: Uint8Array;
+  /** Adds calls for when it has sent. */
+  readonly done?: () => void;
+}
+
+export interface Filling {
+  readonly sender: number;
+  readonly what: string;
+  readonly named?: (name: Uint8Array) => NamedSender | undefined;
+}
+
 export class QueueFiller {
   readonly #restore: FilesRestore;
   readonly #packets = new Map<number, ImageEntry<SkPacketEntry>[]>();
@@ -249,12 +269,8 @@ export class QueueFiller {
     );
   }
 
-  /** Adds the calls that send everything that waits in a socket from `sender`. */
-  fill(
-    program: Program,
-    fileId: number,
-    { sender, what }: { readonly sender: number; readonly what: string },
-  ): void {
+  /** Adds the calls that send everything that waits in a socket from `sender`, datagrams of others from them if `named` knows how. */
+  fill(program: Program, fileId: number, { sender, what, named }: Filling): void {
     const packets = this.#packets.get(fileId) ?? [];
     if (packets.length === 0) return;
     liftSendLimit(program, { fd: sender, what: `the sender to ${what}` });
@@ -267,15 +283,21 @@ export class QueueFiller {
       const hint = "The queue may be longer than net.unix.max_dgram_qlen allows here.";
       const flags = so.MSG_DONTWAIT | so.MSG_NOSIGNAL;
       const options = { label, hint, expect: length };
+      const other = value.sender === undefined ? undefined : named?.(value.sender);
+      if (other !== undefined) liftSendLimit(program, { fd: other.fd, what: "a sender" });
+      const from = other?.fd ?? sender;
+      const address = other === undefined ? 0 : program.data(other.to);
+      const size = other?.to.length ?? 0;
       if (rights.length === 0) {
-        program.call("sendto", [sender, data, length, flags, 0, 0], options);
+        program.call("sendto", [from, data, length, flags, address, size], options);
       } else {
-        const header = this.#header(program, { data, length, rights });
-        program.call("sendmsg", [sender, header, flags], options);
+        const header = this.#header(program, { data, length, rights, to: other?.to });
+        program.call("sendmsg", [from, header, flags], options);
         for (const carrier of this.#carriers.slice(0, rights.length)) {
           program.call("close", [carrier]);
         }
       }
+      other?.done?.();
     }
   }
 
@@ -309,9 +331,10 @@ export class QueueFiller {
       readonly data: Pointer;
       readonly length: number;
       readonly rights: readonly number[];
+      readonly to: Uint8Array | undefined;
     },
   ): Pointer {
-    const { data, length, rights } = message;
+    const { data, length, rights, to } = message;
     const numbers = Buffer.alloc(rights.length * 4);
     rights.forEach((id, index) => {
       const carrier = (this.#carriers[index] ??= this.#restore.reserve());
@@ -326,7 +349,9 @@ export class QueueFiller {
     const header = Buffer.alloc(56);
     header.writeUInt32LE(1, 24);
     header.writeUInt32LE(control.length, 40);
+    header.writeUInt32LE(to?.length ?? 0, 8);
     const pointers = { 16: program.structure(vector, { 0: data }), 32: program.data(control) };
-    return program.structure(header, pointers);
+    const name = to === undefined ? {} : { 0: program.data(to) };
+    return program.structure(header, { ...name, ...pointers });
   }
 }

@@ -23,7 +23,7 @@ import { restoreOwner } from "../files/owner.ts";
 import { restoreOptions, restoreReuse } from "./socket-options.ts";
 import { asUser, giveSocket, type UserIds } from "./socket-users.ts";
 import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
-import { QueueFiller } from "./unix-queue.ts";
+import { QueueFiller, type NamedSender } from "./unix-queue.ts";
 
 /** uflags of a socket whose owner asked for the dump. */
 const USK_SERVICE = 2;
@@ -398,8 +398,31 @@ class UnixSockets {
     });
   }
 
-  #fill(program: Program, { entry }: Made, sender: number): void {
-    this.#queues.fill(program, entry.id, { sender, what: what(entry) });
+  #fill(program: Program, made: Made, sender: number): void {
+    const { entry } = made;
+    // A connected socket takes datagrams from its peer alone.
+    const isOpen = entry.type === so.SOCK_DGRAM && entry.peer === 0 && entry.name.length > 0;
+    this.#queues.fill(program, entry.id, {
+      sender,
+      what: what(entry),
+      ...(isOpen ? { named: (name) => this.#namedSender(program, made, name) } : {}),
+    });
+  }
+
+  /** Who sends under a name: the socket of the tree that has it, or one for the moment, if the name is not one of the file system. */
+  #namedSender(program: Program, receiver: Made, name: Uint8Array): NamedSender | undefined {
+    const to = this.#addressOf(receiver);
+    const own = [...this.#entries.values()].find(
+      (entry) => entry.type === so.SOCK_DGRAM && Buffer.from(entry.name).equals(name),
+    );
+    if (own !== undefined && (own.uflags & USK_EXTERN) === 0)
+      return { fd: this.make(program, own).fd, to };
+    if (name[0] !== 0) return undefined;
+    const fd = this.#socket(program, receiver.entry);
+    const address = addressOfName(name);
+    // Somebody else may have taken the name: the datagram comes without one then.
+    program.call("bind", [fd, program.data(address), address.length], { mayFail: true });
+    return { fd, to, done: () => void program.call("close", [fd]) };
   }
 
   #connect(program: Program, from: Made, to: Made): void {
@@ -414,13 +437,16 @@ class UnixSockets {
       throw refusal(entry, `its peer, socket ${to.entry.ino}, has no name to connect to`);
     }
     this.#restore.inMountsOf(program, to.entry.mnt_id);
-    const byFile = isPath(to.entry) && to.file !== undefined;
-    const name = byFile ? Buffer.from(`/proc/self/fd/${to.file}\0`) : to.entry.name;
-    const address = addressOfName(name);
+    const address = this.#addressOf(to);
     program.call("connect", [fd, program.data(address), address.length], {
       label: `connect ${what(entry)} to ${showName(to.entry.name)}`,
       hint: "Nobody may be bound to that name.",
     });
+  }
+
+  #addressOf({ entry, file }: Made): Buffer {
+    const byFile = isPath(entry) && file !== undefined;
+    return addressOfName(byFile ? Buffer.from(`/proc/self/fd/${file}\0`) : entry.name);
   }
 
   #bind(program: Program, entry: UnixSkEntry, fd: number): number | undefined {

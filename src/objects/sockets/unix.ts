@@ -2,7 +2,7 @@
 // net/unix/; format.md section 11, UNIXSK. How they are made again: unix-restore.ts.
 //
 // What is not kept: the pid that the other side sees (SO_PEERCRED: after a restore that of the root task, which makes all sockets);
-// SO_PEEK_OFF; the addresses of unconnected senders of datagrams in a queue.
+// SO_PEEK_OFF; the address of a datagram's sender that is gone, when it is a path.
 
 import { RepriseError } from "../../errors.ts";
 import {
@@ -165,6 +165,7 @@ interface QueueImage {
     readonly id_for: number;
     readonly length: number;
     readonly scm: readonly { readonly type: number; readonly rights: readonly number[] }[];
+    readonly sender?: Uint8Array;
   }): void;
   payload(bytes: Uint8Array): void;
 }
@@ -172,11 +173,12 @@ interface QueueImage {
 const images = new WeakMap<FilesDump, QueueImage>();
 
 function writeQueue({ file, fd, socket, entry }: Seen, dump: FilesDump): void {
-  for (const { data, rights } of peekQueue(file, fd, socket)) {
+  for (const { data, rights, sender } of peekQueue(file, fd, socket)) {
     const ids = rights.map((right) => dump.describeInFlight(right, file.task));
     const scm = ids.length === 0 ? [] : [{ type: so.SCM_RIGHTS, rights: ids }];
     const image = queueImage(dump);
-    image.add({ id_for: entry.id, length: data.length, scm });
+    const named = sender.length === 0 ? {} : { sender };
+    image.add({ id_for: entry.id, length: data.length, scm, ...named });
     image.payload(data);
   }
 }
