@@ -35,12 +35,8 @@ export function textToBytes(text: string): Uint8Array {
 }
 
 function shortAscii(bytes: Uint8Array): string | undefined {
-  let text = "";
-  for (const byte of bytes) {
-    if (byte > 0x7f) return undefined;
-    text += String.fromCharCode(byte);
-  }
-  return text;
+  for (let at = 0; at < bytes.length; at++) if ((bytes[at] ?? 0) > 0x7f) return undefined;
+  return String.fromCharCode(...bytes);
 }
 
 /** A text with surrogates only in pairs holds no escaped byte. */

@@ -164,15 +164,19 @@ export class Program {
     for (const { offset, bytes } of this.#data) upload.set(bytes, offset);
     for (const { offset, pointer } of this.#fixups)
       setWord(view, offset, addressIn(place, pointer));
-    this.#entries.forEach((entry, index) => {
-      const at = table + index * ENTRY_SIZE;
-      view.setUint32(at, entry.nr, true);
-      view.setUint32(at + 4, entry.flags, true);
-      if (entry.expect !== undefined) setWord(view, at + ENTRY_EXPECTED, entry.expect);
-      entry.args.forEach((arg, position) =>
-        setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg)),
-      );
-    });
+    // Loops without closures: the program that opens thousands of files is laid out while tasks wait.
+    let at = table;
+    for (const { nr, flags, expect, args } of this.#entries) {
+      view.setUint32(at, nr, true);
+      view.setUint32(at + 4, flags, true);
+      if (expect !== undefined) setWord(view, at + ENTRY_EXPECTED, expect);
+      for (let position = 0; position < args.length; position++) {
+        const arg = args[position] ?? 0;
+        // The rest of the table is zero already.
+        if (arg !== 0) setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg));
+      }
+      at += ENTRY_SIZE;
+    }
     return {
       base,
       upload,
