@@ -1,5 +1,6 @@
 // A mount namespace with one of each: memory file systems with content, covered, read-only and deleted roots, binds of
 // directories and files, peer groups and slaves, /proc, devpts, and a child in a further mount namespace. Files are open in both.
+// What is mounted on `outside` in the current directory when it starts stays mounted there.
 #include "test.h"
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
@@ -114,6 +115,8 @@ static void check(void) {
   check_groups();
   EXPECT(strcmp(mount_at("/proc").type, "proc") == 0, "/proc is no proc");
   EXPECT(strcmp(mount_at("m/pts").type, "devpts") == 0, "m/pts is no devpts");
+  EXPECT(access("outside", F_OK) == -1 || (mount_at("outside").found && holds("outside/file", "theirs\n")),
+         "what comes from outside is gone");
   EXPECT(!mount_at("m/own").found, "the child's mount is in its parent's namespace");
   ask_child(child);
 }
@@ -144,13 +147,16 @@ static void spoil(void) { put("m/mem/file", "spoilt\n"); }
 
 // Nothing but the root of outside stays.
 static void leave_outside(void) {
-  char line[4096], point[1024], points[512][256];
+  char line[4096], point[1024], points[512][256], kept[1024];
   int count = 0;
+  MUST(getcwd(kept, sizeof kept - 16) == NULL ? -1 : 0);
+  strcat(kept, "/outside");
   MUST(unshare(CLONE_NEWNS));
   MUST(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
   FILE *file = fopen("/proc/self/mountinfo", "re");
   while (fgets(line, sizeof line, file) != NULL && count < 512)
-    if (sscanf(line, "%*d %*d %*s %*s %1023s", point) == 1 && strcmp(point, "/") != 0)
+    if (sscanf(line, "%*d %*d %*s %*s %1023s", point) == 1 && strcmp(point, "/") != 0 &&
+        strcmp(point, kept) != 0)
       snprintf(points[count++], sizeof points[0], "%.255s", point);
   fclose(file);
   while (count-- > 0) umount2(points[count], MNT_DETACH);
