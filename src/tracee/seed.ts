@@ -5,12 +5,13 @@
 import { RepriseError } from "../errors.ts";
 import { MFD_CLOEXEC, PAGE_SIZE } from "../sys/abi/mman.ts";
 import { PTRACE_O_EXITKILL, PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
+import { F_SETFD } from "../sys/abi/fcntl.ts";
 import { CLONE_PARENT } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { spawnProgram, syscall, trySyscall } from "../sys/ffi.ts";
 import { writeMemory, writeU64 } from "../sys/memory.ts";
 import { waitFor } from "../sys/process.ts";
-import { assemble, SEED_WAIT, seedEntry, type Instruction } from "./arch/x86_64/code.ts";
+import { assemble, seedEntry, siblingEntry, type Instruction } from "./arch/x86_64/code.ts";
 import { interpreter } from "./run.ts";
 import { spawnWithPid } from "./spawn.ts";
 import { Tracee, taskDied, type TraceCounters } from "./tracee.ts";
@@ -54,14 +55,20 @@ export function startSeed(area: WorkArea, counters: TraceCounters, as?: SeedAs):
   const name = Buffer.from("reprise-seed\0");
   const fd = syscall("memfd_create", name, MFD_CLOEXEC);
   try {
-    const elf = seedProgram(area, as === undefined ? seedEntry(process.pid) : SEED_WAIT);
+    const pidfd = as === undefined ? -1 : inheritedPidfd();
+    const elf = seedProgram(area, as === undefined ? seedEntry(process.pid) : siblingEntry(pidfd));
     syscall("write", fd, elf, elf.length);
     const path = `/proc/self/fd/${fd}`;
     const argv = ["reprise-seed"];
-    const pid =
-      as === undefined
-        ? spawnProgram(path, argv)
-        : spawnWithPid({ ...as, path, argv, flags: as.flags + CLONE_PARENT });
+    let pid: number;
+    try {
+      pid =
+        as === undefined
+          ? spawnProgram(path, argv)
+          : spawnWithPid({ ...as, path, argv, flags: as.flags + CLONE_PARENT });
+    } finally {
+      if (pidfd >= 0) trySyscall("close", pidfd);
+    }
     try {
       return takeHold(new Tracee(pid, pid, counters), area);
     } catch (error) {
@@ -71,6 +78,13 @@ export function startSeed(area: WorkArea, counters: TraceCounters, as?: SeedAs):
   } finally {
     trySyscall("close", fd);
   }
+}
+
+/** Of this process, for a child that executes. */
+function inheritedPidfd(): number {
+  const pidfd = syscall("pidfd_open", process.pid, 0);
+  syscall("fcntl", pidfd, F_SETFD, 0);
+  return pidfd;
 }
 
 function takeHold(seed: Tracee, area: WorkArea): Tracee {

@@ -10,8 +10,8 @@ import { SIGKILL } from "../sys/abi/signal.ts";
 import { startSeed, workAreaAt, type SeedAs } from "./seed.ts";
 import type { Tracee } from "./tracee.ts";
 
-/** Numbers that are hardly ever in use. */
-const FIRST_PID = readPidMax() - 100;
+/** Numbers that are hardly ever in use; others each time, as nobody reaps these processes while the tests run. */
+const FIRST_PID = readPidMax() - 100 - Math.floor(Math.random() * 1000);
 const TRIALS = 10;
 
 function start(as: SeedAs): Tracee {

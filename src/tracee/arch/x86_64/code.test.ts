@@ -8,8 +8,8 @@ import {
   CPUID,
   INTERPRETER,
   LOCAL_INTERPRETER,
-  SEED_WAIT,
   seedEntry,
+  siblingEntry,
   isStub,
   SPAWN,
   stub,
@@ -49,7 +49,7 @@ const PIECES: readonly (readonly [string, readonly Instruction[]])[] = [
   ["the local interpreter", LOCAL_INTERPRETER],
   ["cpuid", CPUID],
   ["the spawn", SPAWN],
-  ["the wait of a seed", SEED_WAIT],
+  ["the entry of a sibling", siblingEntry(23)],
   ["the stub", stub(BACK)],
   ["the seed's entry", seedEntry(0x12d687)],
 ];

@@ -301,19 +301,23 @@ const NO_RETURN: StubReturn = {
 };
 
 /**
- * The entry of a seed that is another's child: it waits for the tracer, with whom it then dies (PTRACE_O_EXITKILL). One who died
- * before that never comes: it ends after ten seconds.
+ * The entry of a seed that is another's child: it waits for the tracer, with whom it then dies (PTRACE_O_EXITKILL). Until then a
+ * pidfd of the engine, which it inherits, tells when that has died.
  */
-export const SEED_WAIT: readonly Instruction[] = [
-  { bytes: [0x31, 0xff], text: "xor edi,edi" },
-  { bytes: [0x31, 0xf6], text: "xor esi,esi" },
-  { bytes: [0xba, ...imm32(10_000)], text: "mov edx,0x2710" },
-  { bytes: [0xb8, ...imm32(7)], text: "mov eax,0x7" }, // poll
-  { bytes: [0x0f, 0x05], text: "syscall" },
-  { bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
-  { bytes: [0x31, 0xff], text: "xor edi,edi" },
-  { bytes: [0x0f, 0x05], text: "syscall" },
-];
+export function siblingEntry(pidfd: number): readonly Instruction[] {
+  return [
+    { bytes: [0x48, 0x8d, 0x3d, ...imm32(26)], text: "lea rdi,[rip+0x1a]" },
+    { bytes: [0xbe, ...imm32(1)], text: "mov esi,0x1" },
+    { bytes: [0xba, ...imm32(-1)], text: "mov edx,0xffffffff" },
+    { bytes: [0xb8, ...imm32(7)], text: "mov eax,0x7" }, // poll
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    { bytes: [0xb8, ...imm32(SYSCALLS.exit_group.nr)], text: "mov eax,0xe7" },
+    { bytes: [0x31, 0xff], text: "xor edi,edi" },
+    { bytes: [0x0f, 0x05], text: "syscall" },
+    // struct pollfd: POLLIN
+    { bytes: [...imm32(pidfd), 1, 0, 0, 0], text: "(pollfd)" },
+  ];
+}
 
 /**
  * The seed's entry: dies with the engine (PR_SET_PDEATHSIG; and at once if the engine was gone before that), then waits
