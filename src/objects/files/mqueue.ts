@@ -58,7 +58,7 @@ const contents = new WeakMap<FilesDump, Map<bigint, RepriseMqueueEntry["messages
 
 function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const { stat, target, info } = file;
-  dump.mounts?.savedFiles.add(`${stat.devMajor}:${stat.devMinor}:${stat.inode}`);
+  dump.mounts?.savedFiles.add(`${stat.devMajor}:${stat.devMinor}:${stat.inode}`); // fileKey of mounts/collect.ts
   const removed = target.endsWith(DELETED);
   const name = (removed ? target.slice(0, -DELETED.length) : target).slice(1);
   // A description of the engine's own: the task's may be for sending only.

@@ -4,6 +4,7 @@
 import { closeSync, openSync, readFileSync, readlinkSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { Fstype, type MntEntry, type UsernsEntry } from "../../images/schema/messages.generated.ts";
+import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { parseMountinfo, readMountinfo, type Mount } from "../../proc/mountinfo.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "../namespaces/collect.ts";
 import type { NamespacesDumpOptions } from "../namespaces/room.ts";
@@ -32,7 +33,7 @@ export interface MountNamespaces {
   ofTask(pid: number): CollectedMounts | undefined;
   /** Ids of outside as the tree's user namespace has them; unmapped ones are the overflow id. */
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
-  /** Files of a file system that must be empty (device and inode) whose content has been saved with an open file after all. */
+  /** Files (fileKey) that are no file's content but are saved after all: open message queues, sockets that the tree is bound to. */
   readonly savedFiles: Set<string>;
   /** Leaves a descriptor for `close`. */
   closeLater(fd: number): void;
@@ -40,6 +41,11 @@ export interface MountNamespaces {
   close(): void;
   /** The maps of the tree's user namespace; undefined when it lives in the engine's. */
   readonly maps: UsernsEntry | undefined;
+}
+
+/** How a file stands in `savedFiles`. */
+export function fileKey({ dev, ino }: { readonly dev: bigint; readonly ino: bigint }): string {
+  return `${deviceMajor(dev)}:${deviceMinor(dev)}:${ino}`;
 }
 
 /**

@@ -1,19 +1,19 @@
 // What is in the file systems of a tree that live in memory: saved once a file system, given back before the mounts are put
 // together. Others must be empty, or are the kernel's own.
 
-import { lstatSync, readdirSync } from "node:fs";
+import { lstatSync, readdirSync, type BigIntStats } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { bytesToText } from "../../images/text.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { MntEntry, UsernsEntry } from "../../images/schema/messages.generated.ts";
-import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { mountIdOf } from "../../proc/mount-id.ts";
 import { pathBytes } from "../files/path.ts";
 import { asOwner, outerId } from "./as-owner.ts";
 import { openClean } from "./clean-mount.ts";
-import type { CollectedMounts, MountNamespaces } from "./collect.ts";
-import { relativeTo } from "./external.ts";
+import { log } from "../../log.ts";
+import { fileKey, type CollectedMounts, type MountNamespaces } from "./collect.ts";
+import { joinPath, relativeTo } from "./external.ts";
 import { fileSystemOf } from "./filesystem.ts";
 import type { MountSource } from "./plan.ts";
 import { unpackTmpfs } from "./tmpfs-restore.ts";
@@ -60,7 +60,13 @@ function saveMemory(
   const root = openClean(mounts, entry);
   const image = images.openRaw("tmpfs-dev", entry.root_dev);
   try {
-    saveTmpfs({ root, to: image.fd, innerId: all.innerId });
+    const leftOut = (name: string, stat: BigIntStats): void => {
+      if (all.savedFiles.has(fileKey(stat))) return;
+      log.loss(
+        `${joinPath(entry.mountpoint, name.slice(2))}: a socket that no process is bound to`,
+      );
+    };
+    saveTmpfs({ root, to: image.fd, innerId: all.innerId, leftOut });
   } finally {
     image.close();
     all.closeLater(root);
@@ -75,8 +81,8 @@ function checkEmpty(
   const path = pathBytes(`${prefix}${entry.mountpoint}`);
   if (mountIdOf(path) !== entry.mnt_id) return;
   const isSaved = (name: Buffer): boolean => {
-    const { dev, ino } = lstatSync(Buffer.concat([path, Buffer.from("/"), name]), { bigint: true });
-    return savedFiles.has(`${deviceMajor(dev)}:${deviceMinor(dev)}:${ino}`);
+    const file = Buffer.concat([path, Buffer.from("/"), name]);
+    return savedFiles.has(fileKey(lstatSync(file, { bigint: true })));
   };
   const first = readdirSync(path, { encoding: "buffer" }).find((name) => !isSaved(name));
   if (first === undefined) return;

@@ -44,6 +44,8 @@ export interface SaveOptions {
   readonly to: number;
   /** Ids of outside as the tree's user namespace has them. */
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
+  /** Told of each socket. */
+  readonly leftOut?: (name: string, stat: BigIntStats) => void;
 }
 
 /**
@@ -51,7 +53,7 @@ export interface SaveOptions {
  *
  * @throws the system's errors
  */
-export function saveTmpfs({ root, to, innerId }: SaveOptions): void {
+export function saveTmpfs({ root, to, innerId, leftOut }: SaveOptions): void {
   const output = new Compressor(to);
   const links = new Map<bigint, string>();
   const base = Buffer.from(`/proc/self/fd/${root}`);
@@ -60,7 +62,10 @@ export function saveTmpfs({ root, to, innerId }: SaveOptions): void {
     const path = Buffer.concat([base, Buffer.from("/"), name]);
     const stat = lstatSync(path, { bigint: true });
     const type = typeOf(stat);
-    if (type === undefined) return;
+    if (type === undefined) {
+      leftOut?.(bytesToText(name), stat);
+      return;
+    }
     const known = type === "directory" ? undefined : links.get(stat.ino);
     const shown = `${bytesToText(name)}${type === "directory" ? "/" : ""}`;
     if (known !== undefined) {

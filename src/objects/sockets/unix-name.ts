@@ -19,7 +19,7 @@ import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import type { Program } from "../../tracee/program.ts";
 import { mountIdOf } from "../../proc/mount-id.ts";
-import type { MountNamespaces } from "../mounts/collect.ts";
+import { fileKey, type MountNamespaces } from "../mounts/collect.ts";
 import type { FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { pathArgument, pathBytes } from "../files/path.ts";
 
@@ -45,6 +45,7 @@ export function collectName(
   if (opened < 0) throw nameError(file, name, `ioctl SIOCUNIXFILE: ${errnoName(-opened)}`);
   try {
     const { mode, uid, gid } = fstatSync(opened);
+    mounts?.savedFiles.add(fileKey(fstatSync(opened, { bigint: true })));
     const link = bytesToText(readlinkSync(`/proc/self/fd/${opened}`, "buffer"));
     const deleted = link.endsWith(DELETED);
     const path = deleted ? link.slice(0, -DELETED.length) : link;
