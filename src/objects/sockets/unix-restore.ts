@@ -215,7 +215,7 @@ class UnixSockets {
     const listener = accepted === undefined ? undefined : this.#listenerOf(accepted);
     const fds =
       accepted === undefined || listener === undefined
-        ? this.#pair(program, entry)
+        ? this.#pair(program, entry, peer)
         : this.#accept(program, { accepted, client, listener: this.make(program, listener) });
     const [own, other] = accepted === undefined || client === entry ? fds : fds.toReversed();
     if (accepted === undefined) {
@@ -463,10 +463,12 @@ class UnixSockets {
     return this.#keep(program, fd);
   }
 
-  #pair(program: Program, entry: UnixSkEntry): [number, number] {
+  /** Both ends see who makes them. Where they saw different ones (their listener is gone), that must not be root. */
+  #pair(program: Program, entry: UnixSkEntry, peer?: UnixSkEntry): [number, number] {
+    const user = peerUser(entry) ?? (peer === undefined ? undefined : peerUser(peer));
     const ends = program.output(8);
     this.#inNamespace(program, entry, () =>
-      asUser(program, peerUser(entry), () =>
+      asUser(program, user, () =>
         program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
           label: `make ${what(entry)} and its peer`,
         }),
