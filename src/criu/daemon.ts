@@ -25,6 +25,7 @@ export async function startDaemon(
   const server = spawn(
     process.execPath,
     [
+      ...process.execArgv,
       process.argv[1] ?? "",
       ...process.argv.slice(2),
       "--no-daemon",

@@ -86,7 +86,7 @@ describe("checkSupport()", () => {
   );
 
   it("does not refuse what was taken back", () => {
-    expect(() => checkSupport(parseOptions([["--tls", "--no-tls"]]))).not.toThrow();
+    expect(() => checkSupport(parseOptions([["--stream", "--no-stream"]]))).not.toThrow();
   });
 
   it("warns of options without effect and is silent about the others", () => {

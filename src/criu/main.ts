@@ -46,6 +46,11 @@ async function run(args: readonly string[]): Promise<number> {
   if (options.words[0] === "swrk") return serveFd(options, "swrk");
   // What `criu service` starts for a connection.
   if (options.words[0] === "service-worker") return serveFd(options, "service");
+  // What stands between a server and the network: see tls.ts.
+  if (options.words[0] === "tls-bridge") {
+    const { bridge } = await import("./tls.ts");
+    return bridge(options.words[1] === "server" ? "server" : "client", options);
+  }
   checkWords(options);
   for (const fd of options.lists.close ?? []) closeQuietly(Number(fd));
   const [action = ""] = options.words;

@@ -8,7 +8,7 @@ import { RepriseError } from "../errors.ts";
 import { errnoOf } from "../proc/procfs.ts";
 import { log } from "../log.ts";
 import { trySyscall } from "../sys/ffi.ts";
-import { accept, isListening, listenTcp, type StreamAddress } from "../sys/stream.ts";
+import { accept, connectTcp, isListening, listenTcp, type StreamAddress } from "../sys/stream.ts";
 import { numberValue, type CriuOptions } from "./options.ts";
 
 /** Every interface. */
@@ -26,7 +26,10 @@ export async function pageServerPlace(options: CriuOptions): Promise<PageServerP
       hint: "Give --address and --port with --page-server.",
     });
   }
-  return resolveAddress(address, port);
+  const place = await resolveAddress(address, port);
+  if (!options.flags.has("tls")) return place;
+  const { secure } = await import("./tls.ts");
+  return { connection: secure(connectTcp(place), "client", options) };
 }
 
 /** Where a server listens. */
@@ -46,18 +49,21 @@ export async function listenFor(
 ): Promise<() => number> {
   const given = numberValue(options, "ps-socket", 0);
   const address = await listenAddress(options);
+  const tls = options.flags.has("tls") ? await import("./tls.ts") : undefined;
+  const secured = (connection: number): number =>
+    tls === undefined ? connection : tls.secure(connection, "server", options);
   return () => {
     if (given !== undefined && !isListening(given)) {
       onReady();
       tellReady(options);
-      return given;
+      return secured(given);
     }
     const listener = given ?? listen(address);
     onReady();
     tellReady(options);
     const connection = accept(listener);
     trySyscall("close", listener);
-    return connection;
+    return secured(connection);
   };
 }
 

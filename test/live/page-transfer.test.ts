@@ -2,7 +2,7 @@
 // restore, from images, from a page server, or from the tasks of a dump. With CRIU at hand (REPRISE_REAL_CRIU) each side is
 // also CRIU's.
 
-import { spawn, type ChildProcess } from "node:child_process";
+import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import {
   closeSync,
   cpSync,
@@ -189,6 +189,52 @@ describe.skipIf(CRIU === undefined)("a restore of CRIU", () => {
     },
   );
 });
+
+const hasOpenssl = spawnSync("openssl", ["version"]).status === 0;
+
+describe.skipIf(!hasOpenssl)("by TLS", () => {
+  const pairs = sides.flatMap(([server, command]) => [
+    [server, "Reprise", command, REPRISE] as const,
+    ...(server === "CRIU" ? [["Reprise", "CRIU", REPRISE, command] as const] : []),
+  ]);
+  test.each(pairs)("a page server of %s takes the pages of a dump of %s", async (...pair) => {
+    const [, , server, client] = pair;
+    const program = await start("changing_pages");
+    const images = imagesDirOf(program);
+    const certificate = makeCertificate(images);
+    const options = ["--address", ADDRESS, "--port", `${freePort()}`, ...certificate];
+    const running = await serve(server, ["page-server", ...options], images);
+    await run(client, ["dump", "-t", `${program.pid}`, "--page-server", ...options], images);
+    expect(await running.end(), logOf(images, "page-server")).toBe(0);
+    const { pid } = await restore({ imagesDir: images });
+    await expectToGoOn(program, pid);
+  });
+
+  test("a lazy-pages daemon gets its pages", async () => {
+    const program = await start("changing_pages");
+    const imagesDir = imagesDirOf(program);
+    await checkpoint({ pid: program.pid, imagesDir });
+    const certificate = makeCertificate(imagesDir);
+    const options = ["--address", ADDRESS, "--port", `${freePort()}`, ...certificate];
+    const server = await serve(REPRISE, ["page-server", "--lazy-pages", ...options], imagesDir);
+    const args = ["lazy-pages", "--page-server", ...options, "-W", imagesDir];
+    const daemon = await serve(REPRISE, args, imagesDir);
+    const { pid } = await restore({ imagesDir, lazyPages: true });
+    await expectToGoOn(program, pid);
+    expect(await daemon.end(), logOf(imagesDir, "lazy-pages")).toBe(0);
+    expect(await server.end(), logOf(imagesDir, "page-server")).toBe(0);
+  });
+});
+
+/** One certificate for both sides, which signs itself. */
+function makeCertificate(dir: string): string[] {
+  const [key, certificate] = [join(dir, "key.pem"), join(dir, "cert.pem")];
+  const args = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"];
+  const { status } = spawnSync("openssl", [...args, "-keyout", key, "-out", certificate]);
+  expect(status).toBe(0);
+  const files = ["--tls-key", key, "--tls-cert", certificate, "--tls-cacert", certificate];
+  return ["--tls", "--tls-no-cn-verify", ...files];
+}
 
 async function run(
   command: readonly string[],
