@@ -6,7 +6,7 @@ export const USAGE = `Usage:
   criu dump|pre-dump -t PID [OPTIONS]
   criu restore [OPTIONS]
   criu check [--feature NAME | --extra | --experimental | --all]
-  criu page-server|service|dedup [OPTIONS]
+  criu page-server|lazy-pages|service|dedup [OPTIONS]
   criu cpuinfo dump|check [OPTIONS]
   criu --version
 
@@ -15,7 +15,8 @@ Actions:
   pre-dump       save the memory of a tree that goes on, for a later dump
   restore        restore a process tree
   check          is the kernel good enough
-  page-server    take the pages of a dump that runs elsewhere
+  page-server    take the pages of a dump that runs elsewhere; with --lazy-pages give pages
+  lazy-pages     fill the memory of a restore --lazy-pages
   service        answer RPC at a socket
   dedup          give back what older sets hold twice
   cpuinfo dump   write what the processor can to cpuinfo.img
@@ -66,6 +67,17 @@ Both:
       --manage-cgroups[=HOW] ignore, none, props, soft, full, strict
       --cgroup-root [C:]PATH cgroup that stands for the tree's own
       --cpu-cap[=LIST]       write and compare the processor: cpu, fpu, ins, all, none, ^NAME
+
+Memory in chains, and over the network:
+      --prev-images-dir DIR  the set before, relative to the images: its pages are not written again
+      --track-mem *          this set may become the one before of another
+      --auto-dedup *         give back pages of older sets, or pages that were restored
+      --page-server *        send pages to --address and --port, or to the connection --ps-socket
+      --address, --port      of a server
+      --status-fd FD         a zero byte comes when a server can be connected to
+      --lazy-pages           dump: leave pages in the tasks, and give them to lazy-pages;
+                             restore: let lazy-pages fill memory when it is touched
+      --tls *                with --tls-cacert, --tls-cacrl, --tls-cert, --tls-key FILE, --tls-no-cn-verify
 
 Other options of CRIU 4.2 are understood; those that would change the result are refused.
 
