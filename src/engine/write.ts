@@ -127,7 +127,6 @@ export async function writeTree(
 function writeNamespaces(tree: FrozenTree, collected: CollectedTree, images: ImageSetWriter): void {
   const { namespaces, mounts, namespaceOptions: options } = collected;
   const rootPid = (tree.tasks[0] as FrozenTask).pid;
-  images.isForOthers = namespaces.ofRoot("user") !== undefined;
   for (const namespace of namespaces.all) {
     if (namespace.externalKey === undefined) {
       const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);

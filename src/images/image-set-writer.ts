@@ -3,7 +3,6 @@
 // inventory holds a whole set. What an earlier dump left in the directory and this one does not
 // write is not in the manifest, and so not part of the set.
 import {
-  chmodSync,
   closeSync,
   constants,
   existsSync,
@@ -51,17 +50,11 @@ export interface RemotePages {
 const TEMPORARY_INVENTORY = "inventory.img.new";
 const DIRECTORY_MODE = 0o700;
 const FILE_MODE = 0o600;
-const SHARED_FILE_MODE = 0o644;
 
 export class ImageSetWriter {
   readonly dir: string;
   /** A page server: pagemaps and pages go there. */
   remotePages: RemotePages | undefined;
-  /**
-   * Whether everybody who may enter the directory may read the images: CRIU reads those of a tree in a user namespace as the
-   * tree's own root, who is nobody here.
-   */
-  isForOthers = false;
   readonly #sync: "files" | "none";
   #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
@@ -135,10 +128,6 @@ export class ImageSetWriter {
     assert(this.#open.size === 0, "an image is still open at commit");
     this.#writeInventory(inventory);
     this.#writeManifest();
-    if (this.isForOthers) {
-      for (const name of [...this.#written.keys(), TEMPORARY_INVENTORY])
-        if (existsSync(this.path(name))) chmodSync(this.path(name), SHARED_FILE_MODE);
-    }
     if (this.#sync === "files") this.#syncAll();
     renameSync(this.path(TEMPORARY_INVENTORY), this.path(imageName("inventory")));
     if (this.#sync === "files") syncPath(this.dir, constants.O_DIRECTORY);

@@ -105,11 +105,16 @@ export function parseSmaps(text: string): SmapsVma[] {
       path: header.path,
       vmFlags: flagSet(line, flagSets),
       locked: locked < 0 || locked > end ? 0 : Number.parseInt(text.slice(locked + 8, end), 10),
-      beyondShare: header.inode === 0n ? beyondShare(text, { from: headerEnd, to: end }) : 0,
+      beyondShare: isOwnMemory(header) ? beyondShare(text, { from: headerEnd, to: end }) : 0,
     });
     at = end + 1;
   }
   return vmas;
+}
+
+/** Anonymous, and not the kernel's own pages, which all processes have: [vdso], [vvar], [vvar_vclock], [vsyscall]. */
+function isOwnMemory({ inode, path }: { readonly inode: bigint; readonly path: string }): boolean {
+  return inode === 0n && !path.startsWith("[v");
 }
 
 function beyondShare(text: string, block: { readonly from: number; readonly to: number }): number {
