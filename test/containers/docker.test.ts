@@ -1,13 +1,18 @@
 // The flow that Reprise exists for, with an unmodified Docker: a container is checkpointed, restored as a clone, the clone is
 // checkpointed again and restored again; on cgroup v1 and on pure v2, with Docker's default seccomp profile.
 
-import { execFileSync, spawnSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import { canRunDocker, checkpointsDir, startDocker, type Docker } from "./dockerd.ts";
+import {
+  canRunDocker,
+  checkpointsDir,
+  startDocker,
+  startFromCheckpoint,
+  type Docker,
+} from "./dockerd.ts";
 import type { CgroupVersion } from "./host.ts";
 
 const REPRISE = fileURLToPath(new URL("../../bin/reprise", import.meta.url));
@@ -31,14 +36,13 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
       expect(stateOf(docker, "looper")).toBe("exited");
 
       // Again in its own container.
-      await startFrom(docker, "looper", "c1");
+      await startFromCheckpoint(docker, "looper", "c1");
       await counted(docker, "looper", 6);
 
       // The clone: a second container from the same checkpoint, beside the first.
       createContainer(docker, "looper-clone");
       copyCheckpoint(docker, { from: "looper", to: "looper-clone", name: "c1" });
-      await sleep(1100); // the daemon names uploads by content, times in seconds included
-      docker.run("start", "--checkpoint", "c1", "looper-clone");
+      await startFromCheckpoint(docker, "looper-clone", "c1");
       await counted(docker, "looper-clone", 3);
       expectOwnCgroups(docker, "looper-clone");
       expectOwnCgroups(docker, "looper");
@@ -46,7 +50,7 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
       // Where CRIU ends on v2: the clone is checkpointed again, and restored again, and once more.
       for (const name of ["c2", "c3"]) {
         docker.run("checkpoint", "create", "looper-clone", name);
-        await startFrom(docker, "looper-clone", name);
+        await startFromCheckpoint(docker, "looper-clone", name);
         await counted(docker, "looper-clone", numbers(docker, "looper-clone").length + 3);
         expectOwnCgroups(docker, "looper-clone");
       }
@@ -118,25 +122,6 @@ function copyCheckpoint(
   cpSync(join(checkpointsDir(docker, from), name), join(checkpointsDir(docker, to), name), {
     recursive: true,
   });
-}
-
-/**
- * Starts a container from a checkpoint. The daemon hands it on as an archive named by its content, times in seconds included, and
- * fails when the same one is still there from making it.
- */
-async function startFrom(docker: Docker, container: string, name: string): Promise<void> {
-  const { status, output } = docker.try("start", "--checkpoint", name, container);
-  if (status === 0) return;
-  expect(output).toContain("already exists");
-  await sleep(1100);
-  execFileSync("find", [
-    join(checkpointsDir(docker, container), name),
-    "-exec",
-    "touch",
-    "{}",
-    "+",
-  ]);
-  docker.run("start", "--checkpoint", name, container);
 }
 
 function stateOf(docker: Docker, name: string): string {

@@ -11,9 +11,8 @@ import {
 } from "node:fs";
 import { execFileSync, spawnSync } from "node:child_process";
 import { basename, dirname, join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import { canRunDocker, checkpointsDir, startDocker, type Docker } from "./dockerd.ts";
+import { canRunDocker, startDocker, startFromCheckpoint, type Docker } from "./dockerd.ts";
 import { canHost, hasProgram } from "./host.ts";
 
 const COUNT = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.2; done";
@@ -176,16 +175,7 @@ function run(
 /** Checkpoints a container, which ends it, and starts it from there. */
 async function again(docker: Docker, container: string, name: string): Promise<void> {
   docker.run("checkpoint", "create", container, name);
-  // The daemon names the archive of a checkpoint by its content, times in seconds included, and may have the same one still.
-  await sleep(1100);
-  execFileSync("find", [
-    join(checkpointsDir(docker, container), name),
-    "-exec",
-    "touch",
-    "{}",
-    "+",
-  ]);
-  docker.run("start", "--checkpoint", name, container);
+  await startFromCheckpoint(docker, container, name);
 }
 
 function lines(text: string): number[] {

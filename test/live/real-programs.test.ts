@@ -3,7 +3,7 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, mkdtempSync, openSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -54,6 +54,67 @@ test("nginx keeps its workers and a connection that is kept alive", async () => 
     await again(pid, dir);
     expect(await ask(client, request)).toMatch(answer);
     expect(await ask(await connectTo(port), request)).toMatch(/request 1$/);
+  }
+});
+
+const NODE_WORKER = `
+const { Worker, isMainThread, parentPort } = require("node:worker_threads");
+const { renameSync, writeFileSync } = require("node:fs");
+let count = 0;
+if (isMainThread) {
+  new Worker(__filename).on("message", (n) => {
+    writeFileSync("next", String(n));
+    renameSync("next", "count");
+  });
+} else setInterval(() => parentPort.postMessage(++count), 20);
+`;
+
+const PYTHON_PROCESSES = `
+import multiprocessing, os, threading, time
+
+def count(queue):
+    n = 0
+    while True:
+        n += 1
+        queue.put(n)
+        time.sleep(0.02)
+
+def write(queue):
+    while True:
+        n = queue.get()
+        with open("next", "w") as file:
+            file.write(str(n))
+        os.replace("next", "count")
+
+queue = multiprocessing.Queue()
+multiprocessing.Process(target=count, args=(queue,)).start()
+threading.Thread(target=write, args=(queue,)).start()
+`;
+
+test.each([
+  { name: "Node with a worker", command: process.execPath, file: "count.cjs", text: NODE_WORKER },
+  {
+    name: "Python with a process and threads",
+    command: "/usr/bin/python3",
+    file: "count.py",
+    text: PYTHON_PROCESSES,
+  },
+])("$name counts on", async ({ command, file, text }) => {
+  const dir = makeDir("language");
+  onTestFinished(() => removeDir(dir));
+  writeFileSync(join(dir, file), text);
+  const pid = await start(dir, command, [join(dir, file)]);
+  const reached = (): number => {
+    const path = join(dir, "count");
+    return existsSync(path) ? Number(readFileSync(path, "utf8")) : 0;
+  };
+  await expect.poll(reached, { timeout: 10_000 }).toBeGreaterThan(5);
+  for (let round = 1; round <= 2; round += 1) {
+    await again(pid, dir);
+    const before = reached();
+    // Not from the beginning: the saved count is where it goes on.
+    await expect.poll(reached, { timeout: 10_000 }).toBeGreaterThan(before + 5);
+    expect(before).toBeGreaterThan(5);
   }
 });
 
