@@ -78,12 +78,15 @@ describe("scriptRunner()", () => {
 });
 
 describe("checkSupport()", () => {
-  it.each([["--lsm-profile", "x:y"], ["--lsm-mount-context", "x"], ["--stream"]])(
-    "refuses %s",
-    (...args) => {
-      expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
-    },
-  );
+  it.each([
+    ["--cgroup-props", "x"],
+    ["--cgroup-props-file", "x"],
+    ["--lsm-profile", "x:y"],
+    ["--lsm-mount-context", "x"],
+    ["--stream"],
+  ])("refuses %s", (...args) => {
+    expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
+  });
 
   it("does not refuse what was taken back", () => {
     expect(() => checkSupport(parseOptions([["--stream", "--no-stream"]]))).not.toThrow();
@@ -94,10 +97,10 @@ describe("checkSupport()", () => {
     setLogSink((_level, text) => void logged.push(text));
     checkSupport(parseOptions([["dump", "-t1", "-D.", "-j", "--link-remap", "-v4", "-R"]]));
     expect(logged).toEqual([]);
-    checkSupport(parseOptions([["--allow-uprobes", "--enable-fs=x"]]));
+    checkSupport(parseOptions([["--allow-uprobes", "--enable-fs=x", "--libdir=x"]]));
     expect(logged).toEqual([
       "option --allow-uprobes has no effect yet",
-      "option --enable-fs has no effect yet",
+      "option --libdir has no effect yet",
     ]);
   });
 });

@@ -7,17 +7,20 @@ import { log } from "../log.ts";
 import type { CriuOptions, OptionName } from "./options.ts";
 
 /** Options that would change what is saved or made, and are not honoured yet. */
-const REFUSED: readonly OptionName[] = ["stream", "lsm-profile", "lsm-mount-context"];
+const REFUSED: readonly OptionName[] = [
+  "stream",
+  "lsm-profile",
+  "lsm-mount-context",
+  "cgroup-props",
+  "cgroup-props-file",
+];
 
 /** Options that allow or tune something that the engine does not do yet. */
 const WITHOUT_EFFECT: readonly OptionName[] = [
   "log-pid",
   "unprivileged",
   "allow-uprobes",
-  "enable-external-sharing",
-  "enable-external-masters",
   "libdir",
-  "enable-fs",
 ];
 
 /** Options that ask for what is so anyway: another way to the same result, or leave for what is not needed here. */
