@@ -174,6 +174,7 @@ export const SYSCALLS = {
   pidfd_send_signal: { nr: 424, args: "fd sig ptr hex" },
   process_vm_readv: { nr: 310, args: "pid ptr int ptr int hex" },
   process_vm_writev: { nr: 311, args: "pid ptr int ptr int hex" },
+  bpf: { nr: 321, args: "int ptr size" },
   execveat: { nr: 322, args: "fd path ptr ptr hex" },
   execve: { nr: 59, args: "path ptr ptr" },
   rseq: { nr: 334, args: "ptr size hex hex" },

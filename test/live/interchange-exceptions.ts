@@ -15,6 +15,16 @@ type Exceptions = Readonly<
 
 /** Exceptions by program and direction. */
 export const interchangeExceptions: Exceptions = {
+  bpf_maps: {
+    "restored by CRIU": {
+      why: "CRIU knows bpf maps only when it was built with libbpf",
+      says: /"pass"|Unknown file type 19/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU knows bpf maps only when it was built with libbpf",
+      says: /"pass"|Can't dump file \d+ .*bpf-map/,
+    },
+  },
   creds: {
     "dumped by CRIU": {
       why: "CRIU needs CAP_SYS_RESOURCE to read the limits of another user's process; Reprise lets the process tell them",

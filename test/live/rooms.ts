@@ -69,6 +69,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "zombies" },
   ],
   files: [
+    { name: "bpf_maps" },
+    { name: "bpf_maps", args: ["more"] },
     { name: "cloexec" },
     { name: "dead_processes", alone: "a clone has another /proc" },
     { name: "deleted_files" },

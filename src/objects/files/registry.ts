@@ -4,6 +4,7 @@ import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
 import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
+import { bpfMapKind } from "./bpf-map.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
 import { fanotifyKind } from "./fanotify.ts";
@@ -47,6 +48,7 @@ const KINDS: readonly FileKind[] = [
   tunFileKind,
   inetKind,
   nsFileKind,
+  bpfMapKind,
 ].map(withOwner);
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));
