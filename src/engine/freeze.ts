@@ -4,6 +4,7 @@
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
+import { unsupportedWorker } from "../objects/files/refusals.ts";
 import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
@@ -15,7 +16,7 @@ import {
   type TaskStatus,
 } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
-import { PF_KTHREAD } from "../sys/abi/sched.ts";
+import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGCONT, SIGSTOP } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
@@ -177,10 +178,12 @@ class Freezer {
     let found = !this.#isCgroupFrozen && task.running.length > 0;
     for (const tid of readTasksIfAlive(task.pid) ?? []) {
       if (task.threads.has(tid)) continue;
-      if (isZombie(tid)) {
+      const stat = readStatIfAlive(tid);
+      if (stat?.state === "Z" || stat?.state === "X") {
         if (tid === task.pid) this.#markZombie(task);
         continue;
       }
+      if (((stat?.flags ?? 0) & PF_IO_WORKER) !== 0) throw unsupportedWorker(task.pid, tid);
       const tracee = new Tracee(tid, task.pid, this.counters);
       if (!tracee.seize(PTRACE_O_TRACESYSGOOD)) continue;
       task.threads.set(tid, tracee);
@@ -330,11 +333,6 @@ function refuseOwnTree(root: number): void {
     }
     pid = readStatIfAlive(pid)?.ppid ?? 0;
   }
-}
-
-function isZombie(tid: number): boolean {
-  const state = readStatIfAlive(tid)?.state;
-  return state === "Z" || state === "X";
 }
 
 /** State of a stopped tracee in /proc/PID/stat. */

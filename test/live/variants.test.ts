@@ -145,8 +145,21 @@ describe("failures leave everything as it was", () => {
 
 describe("what cannot be saved is refused, and the program goes on", () => {
   test.each([
-    ["io_uring", /io_uring/],
-    ["userfaultfd", /userfaultfd/],
+    ["io_uring", /fd 3 .*\[io_uring\].* an io_uring ring/],
+    ["io_uring_busy", /fd 3 .*\[io_uring\].* thread \d+ of the kernel works on requests/],
+    ["io_uring_polled", /fd 3 .*\[io_uring\].* thread \d+ of the kernel works on requests/],
+    ["userfaultfd", /fd 3 .* a userfaultfd/],
+    ["perf_event", /fd 3 .* a perf event/],
+    ["perf_event_mapped", /memory \w+-\w+ .* a perf event.*fd 3/],
+    ["bpf_program", /fd 3 .* a bpf program/],
+    ["bpf_queue", /fd 3 .* a bpf map of type 22/],
+    ["bpf_map_mapped", /memory \w+-\w+ .* a bpf map.*fd 3/],
+    ["seccomp_listener", /fd 3 .* a seccomp listener/],
+    ["landlock", /fd 3 .* a Landlock ruleset/],
+    ["secret", /fd 3 .* secret memory/],
+    ["secret_mapped", /secret memory/],
+    ["fscontext", /fd 3 .* a file system that is being set up/],
+    ["open_tree", /fd 3 .* its mount in no place/],
     ["fanotify", /fanotify .*permission events/],
     ["dispatch", /Syscall User Dispatch/],
   ])("%s", async (object, message) => {
@@ -164,12 +177,15 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     expect(await program.finish()).toBe("pass");
   });
 
-  test("with strict, what would only be lost is refused, too", async () => {
-    const program = await start("refused", ["policy"]);
+  test.each([
+    ["policy", /^cannot dump without a loss: thread \d+ .* NUMA memory policy/],
+    ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
+  ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
+    const program = await start("refused", [object]);
     const imagesDir = imagesDirOf(program);
     const error = await failureOf(checkpoint({ pid: program.pid, imagesDir, strict: true }));
     expect(error).toMatchObject({ code: "UNSUPPORTED" });
-    expect(error.message).toMatch(/^cannot dump without a loss: thread \d+ .* NUMA memory policy/);
+    expect(error.message).toMatch(message);
     expect(await program.ask()).toBe("ok 1");
     await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
     expect(await program.finish()).toBe("pass");

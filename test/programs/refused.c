@@ -1,12 +1,19 @@
 // One object that cannot be saved, by the argument: a dump must refuse it, and this process must go on with the object in order.
 #include "test.h"
 #include <arpa/inet.h>
-#include <linux/mempolicy.h>
+#include <linux/bpf.h>
+#include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/landlock.h>
+#include <linux/mempolicy.h>
+#include <linux/mount.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <sys/fanotify.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
@@ -14,10 +21,12 @@
 
 static const char *object;
 static int fd = -1;
+static atomic_uint *completions; // of a ring
 static volatile char selector; // 0: system calls go through
 
 static void check(void) {
   if (fd >= 0) EXPECT(fcntl(fd, F_GETFD) >= 0, "the descriptor is gone: %m");
+  EXPECT(completions == NULL || *completions == 0, "a request was disturbed");
   EXPECT(selector == 0, "the selector changed");
 }
 
@@ -35,15 +44,99 @@ static int mptcp_connection(void) {
   return client;
 }
 
+// A ring with a read under way, which a kernel thread of this process does: nothing ever comes.
+static int busy_ring(uint32_t flags) {
+  static int ends[2];
+  struct io_uring_params params = {.flags = flags};
+  int ring = (int)MUST(syscall(SYS_io_uring_setup, 4, &params));
+  // IORING_FEAT_SINGLE_MMAP: both queues are here.
+  size_t size = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
+  if (size < params.sq_off.array + params.sq_entries * sizeof(uint32_t)) size = params.sq_off.array + params.sq_entries * sizeof(uint32_t);
+  char *queue = (char *)MUST(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING));
+  struct io_uring_sqe *entries =
+      (void *)MUST(mmap(NULL, params.sq_entries * sizeof *entries, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES));
+  MUST(pipe(ends));
+  static char into;
+  completions = (atomic_uint *)(queue + params.cq_off.tail);
+  entries[0] = (struct io_uring_sqe){.opcode = IORING_OP_READ, .flags = IOSQE_ASYNC, .fd = ends[0], .addr = (uintptr_t)&into, .len = 1};
+  ((uint32_t *)(queue + params.sq_off.array))[0] = 0;
+  atomic_store((atomic_uint *)(queue + params.sq_off.tail), 1);
+  MUST(syscall(SYS_io_uring_enter, ring, 1, 0, flags & IORING_SETUP_SQPOLL ? IORING_ENTER_SQ_WAKEUP : 0, NULL, 0));
+  return ring;
+}
+
+static int perf_event(bool mapped) {
+  struct perf_event_attr attr = {
+      .type = PERF_TYPE_SOFTWARE, .size = sizeof attr, .config = PERF_COUNT_SW_CPU_CLOCK, .disabled = 1};
+  int event = (int)MUST(syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0));
+  if (mapped) MUST(mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, event, 0));
+  return event;
+}
+
+static int bpf_program(void) {
+  struct bpf_insn code[] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K}, {.code = BPF_JMP | BPF_EXIT}};
+  union bpf_attr attr = {.prog_type = BPF_PROG_TYPE_SOCKET_FILTER, .insn_cnt = 2, .insns = (uintptr_t)code, .license = (uintptr_t) "GPL"};
+  return (int)MUST(syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr));
+}
+
+static int bpf_map(uint32_t type, uint32_t flags) {
+  uint32_t key = type == BPF_MAP_TYPE_ARRAY ? 4 : 0;
+  union bpf_attr attr = {.map_type = type, .key_size = key, .value_size = 4096, .max_entries = 1, .map_flags = flags};
+  int map = (int)MUST(syscall(SYS_bpf, BPF_MAP_CREATE, &attr, sizeof attr));
+  if (flags & BPF_F_MMAPABLE) MUST(mmap(NULL, 4096, PROT_READ, MAP_SHARED, map, 0));
+  return map;
+}
+
+static int seccomp_listener(void) {
+  struct sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_acct, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog filter = {COUNT(code), code};
+  MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  return (int)MUST(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter));
+}
+
+static int landlock_ruleset(void) {
+  struct landlock_ruleset_attr attr = {.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE};
+  return (int)MUST(syscall(SYS_landlock_create_ruleset, &attr, sizeof attr, 0));
+}
+
+static int secret_memory(bool mapped) {
+  int secret = (int)MUST(syscall(SYS_memfd_secret, 0));
+  MUST(ftruncate(secret, PAGE));
+  if (mapped) MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, secret, 0));
+  return secret;
+}
+
 int main(int argc, char **argv) {
   begin();
   object = argc > 1 ? argv[1] : "";
   // Not refused, but lost: only --strict makes a refusal of it.
+  if (strcmp(object, "supervisor") == 0) close(seccomp_listener());
   if (strcmp(object, "policy") == 0) MUST(syscall(SYS_set_mempolicy, MPOL_LOCAL, NULL, 0));
   if (strcmp(object, "io_uring") == 0) {
     struct io_uring_params params = {0};
     fd = MUST(syscall(SYS_io_uring_setup, 4, &params));
   }
+  if (strcmp(object, "io_uring_busy") == 0) fd = busy_ring(0);
+  if (strcmp(object, "io_uring_polled") == 0) fd = busy_ring(IORING_SETUP_SQPOLL);
+  if (strcmp(object, "perf_event") == 0) fd = perf_event(false);
+  if (strcmp(object, "perf_event_mapped") == 0) fd = perf_event(true);
+  if (strcmp(object, "bpf_program") == 0) fd = bpf_program();
+  if (strcmp(object, "bpf_queue") == 0) fd = bpf_map(BPF_MAP_TYPE_QUEUE, 0);
+  if (strcmp(object, "bpf_map_mapped") == 0) fd = bpf_map(BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE);
+  if (strcmp(object, "seccomp_listener") == 0) fd = seccomp_listener();
+  if (strcmp(object, "landlock") == 0) fd = landlock_ruleset();
+  if (strcmp(object, "secret") == 0) fd = secret_memory(false);
+  if (strcmp(object, "secret_mapped") == 0) fd = secret_memory(true);
+  if (strcmp(object, "fscontext") == 0) fd = MUST(syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC));
+  if (strcmp(object, "open_tree") == 0)
+    fd = MUST(syscall(SYS_open_tree, AT_FDCWD, ".", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
+  if (strcmp(object, "kvm") == 0) fd = MUST(open("/dev/kvm", O_RDWR));
+  if (strcmp(object, "kvm_vm") == 0) fd = MUST(ioctl((int)MUST(open("/dev/kvm", O_RDWR)), 0xae01, 0));
   if (strcmp(object, "userfaultfd") == 0) fd = MUST(syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
   if (strcmp(object, "fanotify") == 0) {
     fd = MUST(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY));

@@ -282,7 +282,7 @@ function refuseUnlinkable(file: OpenFile, name: string, dump: FilesDump): void {
   if ((file.stat.mode & S_IFMT) === S_IFDIR) {
     throw refused(
       file,
-      `the directory is not found by its name ${name} (is something mounted over it?)`,
+      `the directory is not found by its name ${name} (is something mounted over it, or its mount in no place?)`,
     );
   }
   if (dump.options.linkRemap) return;

@@ -3,7 +3,6 @@
 import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
-import { S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import { bpfMapKind } from "./bpf-map.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
@@ -16,6 +15,7 @@ import { mqueueKind } from "./mqueue.ts";
 import { needsOwner, settleOwner } from "./owner.ts";
 import { pidfdKind } from "./pidfd.ts";
 import { pipeKind } from "./pipe.ts";
+import { isSecretMemory, unsupported } from "./refusals.ts";
 import { regularKind } from "./regular.ts";
 import { signalfdKind } from "./signalfd.ts";
 import { timerfdKind } from "./timerfd.ts";
@@ -58,6 +58,8 @@ const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind])
  * @throws RepriseError UNSUPPORTED naming pid, fd and what the file is.
  */
 export function kindOf(file: OpenFile, dump: FilesDump): FileKind {
+  // It looks like a file that was deleted.
+  if (isSecretMemory(file)) throw unsupported(file);
   const kind = KINDS.find((candidate) => candidate.recognise(file, dump));
   if (kind === undefined) throw unsupported(file);
   return kind;
@@ -100,50 +102,4 @@ function withOwner(kind: FileKind): FileKind {
       if (needsOwner(entry)) settleOwner(program, entry, fd);
     },
   };
-}
-
-/** What a file is, and what to do about it. */
-interface Reason {
-  readonly what: string;
-  readonly hint: string;
-}
-
-function unsupported(file: OpenFile): RepriseError {
-  const { task, fd, target } = file;
-  const { what, hint } = reason(file);
-  const where = fd < 0 ? `a file of pid ${task.pid}` : `fd ${fd} of pid ${task.pid}`;
-  return new RepriseError("UNSUPPORTED", `cannot dump ${where} (${target}): ${what}`, {
-    pid: task.pid,
-    ...(fd < 0 ? {} : { fd }),
-    hint,
-  });
-}
-
-const CLOSE_IT = "Let the process close it before the dump.";
-
-function reason({ stat, target }: OpenFile): Reason {
-  const device = `${stat.rdevMajor}:${stat.rdevMinor}`;
-  const anonymous = /^anon_inode:\[?([^\]]+)\]?$/.exec(target)?.[1];
-  if (anonymous !== undefined) {
-    return { what: `a file of kind ${anonymous}, which cannot be saved yet`, hint: CLOSE_IT };
-  }
-  const pseudo = /^(\w+):\[\d+\]$/.exec(target)?.[1];
-  switch (stat.mode & S_IFMT) {
-    case S_IFSOCK:
-      return { what: "a socket of a kind that cannot be saved yet", hint: CLOSE_IT };
-    case S_IFCHR:
-      return {
-        what: `character device ${device}, whose state the kernel does not tell`,
-        hint: `${CLOSE_IT} Graphics, audio and other hardware cannot be checkpointed.`,
-      };
-    case S_IFBLK:
-      return { what: `block device ${device}`, hint: CLOSE_IT };
-    case S_IFIFO:
-      return { what: "a pipe of a kind that cannot be saved yet", hint: CLOSE_IT };
-    case S_IFREG:
-      if (pseudo !== undefined) {
-        return { what: `an open namespace or pseudo file (${pseudo})`, hint: CLOSE_IT };
-      }
-  }
-  return { what: "a kind of file that cannot be saved yet", hint: CLOSE_IT };
 }

@@ -8,6 +8,7 @@ import * as mm from "../../sys/abi/mman.ts";
 import { O_RDONLY, O_RDWR } from "../../sys/abi/fcntl.ts";
 import { PR_SET_VMA, PR_SET_VMA_ANON_NAME } from "../../sys/abi/sched.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { unsupportedMemory } from "../files/refusals.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { HUGE_MASK, hugeSizeBits, isPrivateHuge } from "./hugetlb.ts";
 import { findMark, type MarkedVdso } from "./vdso-proxy.ts";
@@ -196,11 +197,6 @@ const SPECIAL_AREAS: readonly {
     what: "a uprobes area",
     hint: "Remove the uprobes (perf, bpftrace) on this program first.",
   },
-  {
-    prefix: "anon_inode:",
-    what: "memory of a kernel object",
-    hint: "io_uring, perf and similar mappings cannot be saved yet.",
-  },
 ];
 
 function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
@@ -215,6 +211,7 @@ function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
       },
     );
   };
+  if (area.path.startsWith("anon_inode:")) throw unsupportedMemory(task.pid, area);
   const special = SPECIAL_AREAS.find(({ prefix }) => area.path.startsWith(prefix));
   if (special !== undefined) refuse(special.what, special.hint);
   // Pages that are not there yet would be saved as zeros.

@@ -13,6 +13,7 @@ import {
   type SeccompFilter,
   type ThreadCoreEntry,
 } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { SeccompProgram } from "../../tracee/tracee.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
@@ -97,6 +98,11 @@ function readChain(task: FrozenTask, { stopped, tid }: FrozenThread): SeccompPro
     if (program === undefined) break;
     chain.push(program);
   }
+  if (chain.some(asksSupervisor)) {
+    log.loss(
+      `pid ${task.pid} (${task.stat.comm}): a seccomp filter of thread ${tid} asks a supervisor outside, which the restored one does not have: such calls fail with ENOSYS`,
+    );
+  }
   if (chain.length > 0) return chain;
   throw new RepriseError(
     "UNSUPPORTED",
@@ -106,6 +112,21 @@ function readChain(task: FrozenTask, { stopped, tid }: FrozenThread): SeccompPro
       hint: "Reading filters needs CONFIG_CHECKPOINT_RESTORE, and a checkpoint that itself runs as root and free of seccomp.",
     },
   );
+}
+
+/** BPF_RET | BPF_K, with SECCOMP_RET_USER_NOTIF as the action. */
+const RETURN_CONSTANT = 0x06;
+const SECCOMP_RET_ACTION_FULL = 0xffff0000;
+const SECCOMP_RET_USER_NOTIF = 0x7fc00000;
+
+/** The kernel does not tell whether anybody listens: a listener in the tree itself is refused as an open file. */
+function asksSupervisor({ instructions }: SeccompProgram): boolean {
+  const code = Buffer.from(instructions.buffer, instructions.byteOffset, instructions.length);
+  for (let at = 0; at < code.length; at += INSTRUCTION_SIZE) {
+    const action = (code.readUInt32LE(at + 4) & SECCOMP_RET_ACTION_FULL) >>> 0;
+    if (code.readUInt16LE(at) === RETURN_CONSTANT && action === SECCOMP_RET_USER_NOTIF) return true;
+  }
+  return false;
 }
 
 function chainKey(chain: readonly SeccompProgram[], flags: number): string {

@@ -153,4 +153,6 @@ export const ARCH_CET_DISABLE = 0x5002;
 /** PF_ flag of /proc/PID/stat: task is a kernel thread. */
 /** Of a task's flags in /proc/PID/stat: it is ending. */
 export const PF_EXITING = 0x4;
+/** A thread that the kernel has made for the process's io_uring. */
+export const PF_IO_WORKER = 0x10;
 export const PF_KTHREAD = 0x00200000;
