@@ -93,8 +93,8 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
     format: "cjs",
     // So that the loader may read it as Latin-1, which takes no decoding.
     charset: "ascii",
-    // Both are loaded where they are used: one is a native library, the other needed by few commands.
-    external: ["koffi", "dockerode"],
+    // Loaded where they are used: one is a native library, the others are needed by few commands.
+    external: ["koffi", "dockerode", "yaml"],
     // A script of node:vm has no import().
     supported: { "dynamic-import": false },
     logLevel: "warning",

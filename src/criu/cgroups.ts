@@ -4,13 +4,21 @@ import type { CgroupDumpOptions, CgroupMode, CgroupRoot } from "../objects/cgrou
 import type { CgroupRestoreOptions } from "../objects/cgroups/restore.ts";
 import type { CriuOptions } from "./options.ts";
 
-/** For a dump. */
-export function cgroupDumpOptions(options: CriuOptions): CgroupDumpOptions {
+/** For a dump. @throws RepriseError BAD_ARGUMENT */
+export async function cgroupDumpOptions(options: CriuOptions): Promise<CgroupDumpOptions> {
   const controllers = options.lists["cgroup-dump-controller"];
   return {
     ...common(options),
     ...(controllers === undefined ? {} : { dumpedControllers: controllers }),
+    ...(await propertyLists(options)),
   };
+}
+
+async function propertyLists(options: CriuOptions): Promise<Pick<CgroupDumpOptions, "properties">> {
+  const { values } = options;
+  if (values["cgroup-props"] === undefined && values["cgroup-props-file"] === undefined) return {};
+  const { cgroupProperties } = await import("./cgroup-props.ts");
+  return { properties: await cgroupProperties(options) };
 }
 
 /** For a restore. */

@@ -78,15 +78,12 @@ describe("scriptRunner()", () => {
 });
 
 describe("checkSupport()", () => {
-  it.each([
-    ["--cgroup-props", "x"],
-    ["--cgroup-props-file", "x"],
-    ["--lsm-profile", "x:y"],
-    ["--lsm-mount-context", "x"],
-    ["--stream"],
-  ])("refuses %s", (...args) => {
-    expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
-  });
+  it.each([["--lsm-profile", "x:y"], ["--lsm-mount-context", "x"], ["--stream"]])(
+    "refuses %s",
+    (...args) => {
+      expect(() => checkSupport(parseOptions([args]))).toThrow("is not supported yet");
+    },
+  );
 
   it("does not refuse what was taken back", () => {
     expect(() => checkSupport(parseOptions([["--stream", "--no-stream"]]))).not.toThrow();

@@ -38,7 +38,7 @@ export async function dump(
   });
   try {
     const { stats } = await checkpoint({
-      ...engineOptions(options),
+      ...(await engineOptions(options)),
       pid,
       ...(socketInode === undefined ? {} : { requestSocket: socketInode }),
       imagesDir: directories.imagesDir,
@@ -70,7 +70,9 @@ async function lazyServer(
 }
 
 /** The engine's options that options of CRIU stand for. */
-export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pid" | "imagesDir"> {
+async function engineOptions(
+  options: CriuOptions,
+): Promise<Omit<CheckpointOptions, "pid" | "imagesDir">> {
   const limit = ghostLimit(options);
   const timeout = numberValue(options, "timeout", 0);
   const parentDir = options.values["prev-images-dir"];
@@ -88,7 +90,7 @@ export function engineOptions(options: CriuOptions): Omit<CheckpointOptions, "pi
       close: options.flags.has("tcp-close"),
       skipInFlight: options.flags.has("skip-in-flight"),
     },
-    cgroups: cgroupDumpOptions(options),
+    cgroups: await cgroupDumpOptions(options),
     ...(freezeCgroup === undefined ? {} : { freezeCgroup }),
     ...networkLock(options),
     ...namespaceDumpOptions(options),

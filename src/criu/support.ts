@@ -7,13 +7,7 @@ import { log } from "../log.ts";
 import type { CriuOptions, OptionName } from "./options.ts";
 
 /** Options that would change what is saved or made, and are not honoured yet. */
-const REFUSED: readonly OptionName[] = [
-  "stream",
-  "lsm-profile",
-  "lsm-mount-context",
-  "cgroup-props",
-  "cgroup-props-file",
-];
+const REFUSED: readonly OptionName[] = ["stream", "lsm-profile", "lsm-mount-context"];
 
 /** Options that allow or tune something that the engine does not do yet. */
 const WITHOUT_EFFECT: readonly OptionName[] = [

@@ -2,16 +2,26 @@
 // trees in frozen cgroups.
 
 import { spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, rmdirSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { describe, expect, onTestFinished, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { Hierarchies, hierarchyName } from "../../src/objects/cgroups/hierarchies.ts";
 import { readCgroups } from "../../src/proc/cgroup.ts";
-import { attachProgram, type RunningProgram } from "./programs.ts";
+import { attachProgram } from "./programs.ts";
 import { endWithTest, imagesDirOf, start } from "./suite.ts";
+import {
+  bringBack,
+  cgroupOf,
+  childrenOf,
+  enter,
+  isMounted,
+  isRemoved,
+  makeCgroup,
+  members,
+} from "./test-cgroups.ts";
 
 const CRIU = fileURLToPath(new URL("../../bin/criu", import.meta.url));
 
@@ -130,65 +140,3 @@ describe.each(
     expect(await program.finish()).toBe("pass");
   });
 });
-
-interface TestCgroup {
-  readonly path: string;
-  readonly directory: string;
-}
-
-let made = 0;
-
-/** A cgroup below the tests' own; it goes with the test. */
-function makeCgroup(hierarchy: string, name: string): TestCgroup {
-  const own = cgroupOf(process.pid, hierarchy) ?? "/";
-  const path = join(own, `reprise-test-${process.pid}-${++made}-${name}`);
-  const directory = new Hierarchies().directory(hierarchy, path);
-  mkdirSync(directory);
-  onTestFinished(() => expect.poll(() => isRemoved(directory), { timeout: 10_000 }).toBe(true));
-  return { path, directory };
-}
-
-function isRemoved(directory: string): boolean {
-  if (statSync(directory, { throwIfNoEntry: false }) === undefined) return true;
-  try {
-    rmdirSync(directory);
-    return true;
-  } catch {
-    return false; // EBUSY until its last task is reaped
-  }
-}
-
-function enter({ directory }: TestCgroup, pid: number): void {
-  writeFileSync(join(directory, "cgroup.procs"), String(pid));
-}
-
-function members({ directory }: TestCgroup): number[] {
-  return readFileSync(join(directory, "cgroup.procs"), "utf8")
-    .split("\n")
-    .filter(Boolean)
-    .map(Number);
-}
-
-function cgroupOf(pid: number, hierarchy: string): string | undefined {
-  return readCgroups(pid).find((entry) => hierarchyName(entry) === hierarchy)?.path;
-}
-
-function childrenOf(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8")
-    .split(" ")
-    .filter(Boolean)
-    .map(Number);
-}
-
-function isMounted(hierarchy: string): boolean {
-  return new Hierarchies().find(hierarchy, "/") !== undefined;
-}
-
-async function bringBack(
-  program: RunningProgram,
-  imagesDir: string,
-  options: Partial<Parameters<typeof restore>[0]> = {},
-): Promise<RunningProgram> {
-  const { pid } = await restore({ imagesDir, ...options });
-  return endWithTest(attachProgram(program.name, pid, program.dir));
-}

@@ -69,6 +69,10 @@ const V2_LIMITS = [
   "io.weight",
 ] as const;
 
+const V2_CONTROLLERS: ReadonlySet<string> = new Set(
+  V2_LIMITS.map((name) => name.slice(0, name.indexOf("."))),
+);
+
 /** Changes to the built-in lists: what --cgroup-props asks for. */
 export type PropertyLists = ReadonlyMap<
   string,
@@ -80,8 +84,16 @@ export function propertyNames(
   hierarchy: string,
   options: { readonly changes: PropertyLists; readonly dumpedControllers?: readonly string[] },
 ): string[] {
-  const own = hierarchy.split(",").flatMap((controller) => {
-    const builtIn = hierarchy === "" ? V2_LIMITS : (V1[controller] ?? []);
+  const controllers =
+    hierarchy === ""
+      ? new Set([...V2_CONTROLLERS, ...options.changes.keys()])
+      : hierarchy.split(",");
+  // A change may be for the other version's files: those are then not there, and not saved.
+  const own = [...controllers].flatMap((controller) => {
+    const builtIn =
+      hierarchy === ""
+        ? V2_LIMITS.filter((name) => name.startsWith(`${controller}.`))
+        : (V1[controller] ?? []);
     if (options.dumpedControllers !== undefined && !options.dumpedControllers.includes(controller))
       return [];
     const change = options.changes.get(controller);
