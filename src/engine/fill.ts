@@ -2,9 +2,9 @@
 // then one a thread, all tasks at the same time; each task reads its own pages from the images.
 
 import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messages.generated.ts";
-import { isMapped, sealVma } from "../objects/memory/vma.ts";
+import { sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
-import { lazyAreas, watchMissing } from "../objects/memory/lazy.ts";
+import { makeUserfault } from "../objects/memory/lazy.ts";
 import type { Segments } from "../objects/ipc/shm.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
@@ -31,7 +31,7 @@ import type { OpenedFiles } from "./open-files.ts";
 import { attachedSegments } from "./segments.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 
-/** Gives every task its memory, files and threads. Memory that comes later is watched by userfaultfds in the tasks. */
+/** Gives every task its memory, files and threads. For memory that comes later they make userfaultfds. */
 export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): UserFaults {
   const settled = new Set<number>();
   const segments = attachedSegments(plan, growth);
@@ -191,8 +191,8 @@ function addTask(
   if (node === undefined || !isEarly(task.memory, node)) addEarlyMemory(program, task, memory);
   addLateMemory(program, task, memory);
   if (task.later.length > 0) {
-    const areas = lazyAreas(task.mm.vmas.filter(isMapped), task.later);
-    around.faults.set(task.pid, watchMissing(program, { areas, firstFd: firstPoolFd(plan) }));
+    const device = around.growth.userfaultDevice;
+    around.faults.set(task.pid, makeUserfault(program, { firstFd: firstPoolFd(plan), device }));
   }
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
   // Entering a mount namespace changes the root and current directory.

@@ -1,7 +1,7 @@
 // Growing the tree: the seed makes the root, every task makes its children (and siblings), in the sessions and groups of the
 // plan. New processes and threads are traced from their first instant (CLONE_PTRACE), with the options of their creator.
 
-import { closeSync, openSync } from "node:fs";
+import { closeSync, existsSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
@@ -10,6 +10,7 @@ import * as sched from "../sys/abi/sched.ts";
 import { AT_FDCWD, CLOSE_RANGE_MAX, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { TASK_SIZE } from "../sys/abi/mman.ts";
 import { SIGCHLD, SIGKILL } from "../sys/abi/signal.ts";
+import { USERFAULTFD_DEVICE } from "../sys/abi/userfault.ts";
 import { writeU64 } from "../sys/memory.ts";
 import { Program, type Ref } from "../tracee/program.ts";
 import { label, runPrograms } from "../tracee/run.ts";
@@ -226,7 +227,7 @@ const CLONE_SET_TID = 64;
 const CLONE_SET_TID_SIZE = 72;
 
 /** What all tasks have open from the seed. */
-type KeptDescriptors = Pick<Growth, "images" | "namespaceFds" | "inheritedFds">;
+type KeptDescriptors = Pick<Growth, "images" | "namespaceFds" | "inheritedFds" | "userfaultDevice">;
 
 /** The seed gives up all memory but the work area, takes the images directory along and may open many files. */
 function prepareSeed(
@@ -265,23 +266,27 @@ function prepareSeed(
     label: "clean the seed's memory",
   });
   run(plan, seed, program);
-  return { images, namespaceFds, inheritedFds };
+  const userfaultDevice = images.opened.get(USERFAULTFD_DEVICE);
+  return { images, namespaceFds, inheritedFds, userfaultDevice };
 }
 
 /**
- * Opens the image files that a tree in another user namespace could not open any more, or tasks of one table not without a race. The
- * seed inherits them: where it is the first task itself, it is in the user namespace from its start.
+ * Opens the image files, and the device of userfaultfds, that a tree in another user namespace could not open any more, or tasks of
+ * one table not without a race. The seed inherits them: where it is the first task itself, it is in the user namespace from its start.
  */
 function openPayloads(plan: RestorePlan): Map<string, number> {
   const opened = new Map<string, number>();
   const tables = new Set([...plan.tasks.values()].map(({ ids }) => ids.files_id));
   const isShared = tables.size < plan.tasks.size;
   if (plan.namespaces.ofRoot("user") === undefined && !isShared) return opened;
-  for (const name of payloadNames(plan.set.reader)) {
-    const fd = openSync(join(plan.set.reader.dir, name), "r");
+  const open = (name: string, path: string): void => {
+    const fd = openSync(path, "r");
     opened.set(name, copyAbove(fd, name, firstPoolFd(plan)));
     closeSync(fd);
-  }
+  };
+  for (const name of payloadNames(plan.set.reader)) open(name, join(plan.set.reader.dir, name));
+  if (plan.options.lazyPages === true && existsSync(USERFAULTFD_DEVICE))
+    open(USERFAULTFD_DEVICE, USERFAULTFD_DEVICE);
   return opened;
 }
 

@@ -20,6 +20,8 @@ export interface Growth {
   /** Leaders and threads by their number in the images. */
   readonly tracees: Map<number, Tracee>;
   readonly images: ImageFiles;
+  /** Descriptor in all tasks of /dev/userfaultfd, where they cannot make userfaultfds without. */
+  readonly userfaultDevice: number | undefined;
   /** Descriptors in all tasks of what the caller brought, by their keys. */
   readonly inheritedFds: ReadonlyMap<string, number>;
   /** Descriptors in all tasks of the namespaces that tasks do not share with the root. */

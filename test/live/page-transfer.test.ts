@@ -292,6 +292,17 @@ describe.each(sides)("a lazy-pages daemon of %s", (_name, command) => {
       expect(await daemon.end(), logOf(imagesDir, "lazy-pages")).toBe(0);
     },
   );
+
+  test("fills the memory of a tree in a user namespace", async () => {
+    const program = await start("namespaces", ["pid", "user", "uts"], { inner: true });
+    const imagesDir = imagesDirOf(program);
+    await checkpoint({ pid: program.pid, imagesDir });
+    const daemon = await serve(command, ["lazy-pages", "-W", imagesDir], imagesDir);
+    const { pid, stats } = await restore({ imagesDir, lazyPages: true });
+    expect(stats.pages_restored).toBeLessThan(pagesIn(imagesDir));
+    await expectToGoOn(program, pid);
+    expect(await daemon.end(), logOf(imagesDir, "lazy-pages")).toBe(0);
+  });
 });
 
 describe.each(sides)(

@@ -18,7 +18,9 @@ import {
   UFFDIO_REGISTER,
   UFFDIO_REGISTER_MODE_MISSING,
   UFFDIO_REGISTER_SIZE,
+  USERFAULTFD_IOC_NEW,
 } from "../../sys/abi/userfault.ts";
+import { syscall } from "../../sys/ffi.ts";
 import { writeU64, type MemoryRange } from "../../sys/memory.ts";
 import type { Program, Ref } from "../../tracee/program.ts";
 import {
@@ -122,29 +124,44 @@ const FEATURES =
   UFFD_FEATURE_EVENT_UNMAP;
 
 /**
- * Adds the calls that make the userfaultfd and put it over the areas that have pages to come.
+ * Adds the calls that make a userfaultfd over the task's memory.
  *
- * @returns the descriptor, at or above `firstFd`, to be copied from the task
+ * @param device Descriptor of /dev/userfaultfd, for a task that may not call userfaultfd(2): the root of a user namespace.
+ * @returns the descriptor, at or above `firstFd`, to be copied from the task for `watchMissing`
  */
-export function watchMissing(
+export function makeUserfault(
   program: Program,
-  { areas, firstFd }: { readonly areas: readonly VmaEntry[]; readonly firstFd: number },
+  { firstFd, device }: { readonly firstFd: number; readonly device: number | undefined },
 ): Ref {
   const label = "prepare memory that is filled later";
-  const hint = "userfaultfd needs CAP_SYS_PTRACE, or restore without --lazy-pages.";
-  const made = program.call("userfaultfd", [O_CLOEXEC | O_NONBLOCK], { label, hint });
+  const hint =
+    "userfaultfd needs CAP_SYS_PTRACE, or /dev/userfaultfd (Linux 6.1) in a user namespace; or restore without --lazy-pages.";
+  const flags = O_CLOEXEC | O_NONBLOCK;
+  const made =
+    device === undefined
+      ? program.call("userfaultfd", [flags], { label, hint })
+      : program.call("ioctl", [device, USERFAULTFD_IOC_NEW, flags], { label, hint });
   const fd = program.call("fcntl", [made, F_DUPFD_CLOEXEC, firstFd], { label });
   program.call("close", [made], { label });
+  return fd;
+}
+
+/**
+ * Puts a userfaultfd over the areas that have pages to come. Done from outside: to be told of forks takes CAP_SYS_PTRACE of the
+ * initial user namespace (fs/userfaultfd.c, userfaultfd_api).
+ *
+ * @throws RepriseError SYSCALL
+ */
+export function watchMissing(userfault: number, areas: readonly VmaEntry[]): void {
   const api = Buffer.alloc(UFFDIO_API_SIZE);
   writeU64(api, 0, UFFD_API);
   writeU64(api, 8, FEATURES);
-  program.call("ioctl", [fd, UFFDIO_API, program.data(api)], { label, hint });
+  syscall("ioctl", userfault, UFFDIO_API, api);
   for (const { start, end } of areas) {
     const register = Buffer.alloc(UFFDIO_REGISTER_SIZE);
     writeU64(register, 0, start);
     writeU64(register, 8, end - start);
     writeU64(register, 16, UFFDIO_REGISTER_MODE_MISSING);
-    program.call("ioctl", [fd, UFFDIO_REGISTER, program.data(register)], { label });
+    syscall("ioctl", userfault, UFFDIO_REGISTER, register);
   }
-  return fd;
 }

@@ -11,6 +11,11 @@ export const UFFD_FEATURE_EVENT_UNMAP = 1 << 6;
 export const UFFD_FEATURE_WP_UNPOPULATED = 1 << 13;
 export const UFFD_FEATURE_WP_ASYNC = 1 << 15;
 
+/** Since Linux 6.1: who has this device open may make userfaultfds, whoever he is. */
+export const USERFAULTFD_DEVICE = "/dev/userfaultfd";
+/** _IO(0xaa, 0); its argument are the flags of userfaultfd(2). */
+export const USERFAULTFD_IOC_NEW = 0xaa00;
+
 export const UFFDIO_API = 0xc018aa3f;
 export const UFFDIO_REGISTER = 0xc020aa00;
 export const UFFDIO_UNREGISTER = 0x8010aa01;
