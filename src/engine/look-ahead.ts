@@ -3,7 +3,6 @@
 // and flags, is read once more at the end. All of it is dropped when a task woke up (sleepers.ts) or one of the files was locked
 // meanwhile.
 
-import { readFileSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { FdTypes } from "../images/schema/messages.generated.ts";
@@ -47,8 +46,6 @@ interface EarlyTable {
 export class LookAhead {
   readonly files: FileTable;
   readonly #tables = new Map<number, EarlyTable>();
-  /** Device and inode of each file, as /proc/locks has them. */
-  readonly #inodes = new Set<string>();
 
   /** Undefined when there is nothing that would be worth it. */
   static of(
@@ -82,9 +79,7 @@ export class LookAhead {
   holds(tree: FrozenTree): boolean {
     const slept = this.#slept(tree);
     for (const { sleeper } of this.#tables.values()) sleeper.close();
-    if (!slept) return false;
-    const locks = readFileSync("/proc/locks", "utf8").matchAll(/ ([\da-f]+:[\da-f]+:\d+) /g);
-    return ![...locks].some(([, inode = ""]) => this.#inodes.has(inode));
+    return slept && this.files.refresh();
   }
 
   #slept({ tasks }: FrozenTree): boolean {
@@ -137,8 +132,6 @@ export class LookAhead {
     if (!isPlain(file, this.files) || hasOwner(file, this.files)) return undefined;
     const { id, type } = this.files.describe(file);
     if (type !== FdTypes.REG) return undefined;
-    const { devMajor, devMinor, inode } = file.stat;
-    this.#inodes.add(`${hex(devMajor)}:${hex(devMinor)}:${inode}`);
     return { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
   }
 }
@@ -194,9 +187,4 @@ function isPlain(file: OpenFile, dump: FilesDump): boolean {
     isPlainName(target) &&
     locate(file, dump).kind === "there"
   );
-}
-
-/** As /proc/locks writes device numbers. */
-function hex(number: number): string {
-  return number.toString(16).padStart(2, "0");
 }

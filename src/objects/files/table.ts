@@ -7,7 +7,7 @@ import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
 import { readFdStat, type FileStat } from "../../proc/links.ts";
-import { F_GETFL, SEEK_CUR } from "../../sys/abi/fcntl.ts";
+import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -63,30 +63,34 @@ export class FileTable implements FilesDump {
   }
 
   /**
-   * For files that were described while tasks ran: what was not known then, and what may have changed since through descriptors
-   * of others.
+   * For files that were described while tasks ran: what may have changed since through descriptors of others. False when one has
+   * been locked meanwhile; fdinfo tells it of this file alone (/proc/locks makes all processors wait for each other: 8 ms).
    */
-  complete(options: FileTableOptions): void {
-    this.options = options;
-    this.mounts = options.mounts;
-    if (options.namespaces !== undefined) this.namespaces = options.namespaces;
+  refresh(): boolean {
     const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
     const before = [...this.#descriptions.values()].flat();
     this.#descriptions.clear();
     for (const { file, id, type } of before) {
-      const copy = this.borrow(file);
-      const pos = syscall("lseek", copy, 0, SEEK_CUR);
-      const flags = syscall("fcntl", copy, F_GETFL, 0);
+      const { pos, flags, locks } = readFdInfo({ pid: file.task.pid, fd: file.fd });
+      if (locks.length > 0) return false;
       const place = places.get(id) ?? -1;
       const entry = this.#entries[place];
       if (entry?.reg !== undefined)
-        this.#entries[place] = { ...entry, reg: { ...entry.reg, pos: BigInt(pos), flags } };
-      const now = { ...file, info: { ...file.info, pos: BigInt(pos), flags } };
-      this.#copies.set(now, copy);
+        this.#entries[place] = { ...entry, reg: { ...entry.reg, pos, flags: flags & ~O_CLOEXEC } };
+      const now = { ...file, info: { ...file.info, pos, flags } };
+      this.#copies.set(now, this.borrow(file));
       const key = looks(now);
       const known = { file: now, id, type };
       this.#descriptions.set(key, [...(this.#descriptions.get(key) ?? []), known]);
     }
+    return true;
+  }
+
+  /** For files that were described while tasks ran: what was not known then. */
+  complete(options: FileTableOptions): void {
+    this.options = options;
+    this.mounts = options.mounts;
+    if (options.namespaces !== undefined) this.namespaces = options.namespaces;
   }
 
   /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */
@@ -257,7 +261,7 @@ export function lookAtFd(task: FrozenTask, fd: number, stat: FileStat): OpenFile
 
 /** What two descriptors of one description have in common for sure. */
 function looks({ stat, info, target }: OpenFile): string {
-  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~0o2000000}:${info.mntId}:${target}`;
+  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~O_CLOEXEC}:${info.mntId}:${target}`;
 }
 
 function isSame(a: OpenFile, b: OpenFile): boolean {
