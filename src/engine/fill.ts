@@ -13,6 +13,7 @@ import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
 import { collectLimits } from "../objects/task/limits.ts";
+import { takeOver } from "../objects/mounts/autofs.ts";
 import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { LOGINUID_UNSET } from "../proc/loginuid.ts";
 import * as sched from "../sys/abi/sched.ts";
@@ -86,6 +87,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         for (const entry of plan.files) sealAfterMapping(program, entry, files.fd(entry.id), plan);
         files.addLast(program);
       }
+      addAutofs(program, plan, task, { growth, files });
       if (ownsTable(plan, task)) {
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
@@ -107,6 +109,25 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
       return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
     }),
   );
+}
+
+/** An automounter takes over what it is to mount. */
+function addAutofs(
+  program: Program,
+  plan: RestorePlan,
+  task: TaskPlan,
+  { growth, files }: { readonly growth: Growth; readonly files: OpenedFiles },
+): void {
+  for (const owner of growth.mountPlaces?.autofs ?? []) {
+    if (owner.saved.pgrp !== task.pid) continue;
+    takeOver(program, owner, {
+      fds: new Set(task.fdinfo.map(({ fd }) => fd)),
+      writer: (fd) => {
+        const id = task.fdinfo.find((entry) => entry.fd === fd)?.id;
+        return files.pipeWriter(plan.set.files.get(id ?? -1)?.pipe?.pipe_id ?? -1);
+      },
+    });
+  }
 }
 
 /** The locks of all tasks that share this task's table of descriptors. */

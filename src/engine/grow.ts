@@ -102,6 +102,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     rootNamespaceFds: new Map(),
     mounts,
     ends: [],
+    runInChild: (program) => runInChild(plan, tracees.get(plan.tree.root.pid) as Tracee, program),
     outerPid: (pid) => (tracees.get(pid) as Tracee).tid,
     madePids: () => [
       ...(isSibling ? [] : [seed.tid]),
@@ -109,6 +110,22 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
       ...[...tracees.values()].filter(({ tid, leader }) => tid === leader).map(({ tid }) => tid),
     ],
   };
+}
+
+function runInChild(plan: RestorePlan, root: Tracee, program: Program): void {
+  const making = new Program();
+  const made = addClone(making, { flags: 0, what: "a helper" });
+  const [result] = runPrograms([job(plan, root, making)]);
+  const pid = result?.value(made) ?? 0;
+  const child = adoptOne(plan, root, pid);
+  try {
+    run(plan, child, program);
+  } finally {
+    endProcess(child.tid);
+  }
+  const reaping = new Program();
+  reaping.call("wait4", [pid, 0, sched.WALL, 0], { label: "reap a helper" });
+  run(plan, root, reaping);
 }
 
 function prepareMounts(plan: RestorePlan): PreparedMounts | undefined {
@@ -192,13 +209,13 @@ export function settleTree(plan: RestorePlan, growth: Growth): void {
   }
 }
 
-/** Adds a clone3 with a wanted pid; the child is traced from the start. */
+/** Adds a clone3, with the wanted pid if any; the child is traced from the start. */
 export function addClone(
   program: Program,
-  child: { pid: number; flags: number; what: string; exitSignal?: number },
+  child: { pid?: number; flags: number; what: string; exitSignal?: number },
 ): Ref {
   const pid = Buffer.alloc(4);
-  pid.writeInt32LE(child.pid);
+  pid.writeInt32LE(child.pid ?? 0);
   const setTid = program.data(pid);
   const args = Buffer.alloc(sched.CLONE_ARGS_SIZE);
   writeU64(args, 0, child.flags | sched.CLONE_PTRACE);
@@ -210,10 +227,13 @@ export function addClone(
       ? (child.exitSignal ?? SIGCHLD)
       : 0,
   );
-  writeU64(args, CLONE_SET_TID_SIZE, 1);
+  writeU64(args, CLONE_SET_TID_SIZE, child.pid === undefined ? 0 : 1);
   return program.call(
     "clone3",
-    [program.structure(args, { [CLONE_SET_TID]: setTid }), sched.CLONE_ARGS_SIZE],
+    [
+      program.structure(args, child.pid === undefined ? {} : { [CLONE_SET_TID]: setTid }),
+      sched.CLONE_ARGS_SIZE,
+    ],
     {
       label: `make ${child.what}`,
       hint: "The pid may have been taken a moment ago, or a limit on processes (RLIMIT_NPROC, pids.max) is reached.",

@@ -34,6 +34,8 @@ export interface Growth {
   mountPlaces?: MountPlaces;
   /** What rooms of namespaces want done at the end. */
   readonly ends: { readonly release: () => void; readonly failed?: () => void }[];
+  /** Runs a program in a child of the root task, which ends then. */
+  runInChild(program: Program): void;
   /** Number in the engine's pid namespace of a pid in the images. */
   outerPid(pid: number): number;
   /** Every process made, in the engine's numbers. */

@@ -252,6 +252,7 @@ function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): Names
       if (result === undefined) throw new RepriseError("INTERNAL", "internal error: no result");
       return result;
     },
+    runInChild: (program) => growth.runInChild(program),
     keep: (program, fd, label) => {
       const kept = program.call("fcntl", [fd, F_DUPFD, firstPoolFd(plan)], { label });
       program.call("close", [fd]);

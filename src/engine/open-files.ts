@@ -9,6 +9,7 @@ import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
 import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
 import { inNamespace } from "../objects/namespaces/enter.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
+import { pipeWriter } from "../objects/files/pipe.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import type { MountPlaces, Place } from "../objects/mounts/places.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
@@ -31,6 +32,8 @@ export interface OpenedFiles {
   fd(id: number): number;
   /** Descriptor of the file that an area is made from, opened for what the area needs. */
   mappedFd(vma: VmaEntry): number;
+  /** Descriptor in all tasks of the writing end of a pipe of the tree. */
+  pipeWriter(pipeId: number): number | undefined;
   /** Adds the calls that need a task's descriptors in their final places. */
   settle(program: Program, entry: FileEntry, fd: number): void;
   /** Adds what rooms do in the root task when all tasks are filled. */
@@ -84,7 +87,8 @@ class Opener implements FilesRestore {
       images.opened.size +
       namespaceFds.size +
       rootNamespaceFds.size +
-      growth.inheritedFds.size;
+      growth.inheritedFds.size +
+      2 * (growth.mountPlaces?.autofs.length ?? 0);
     this.#nextReserved = images.directory + taken + 64;
   }
 
@@ -122,6 +126,7 @@ class Opener implements FilesRestore {
         copies.close();
       },
       fd: (id) => fds.get(id) ?? number(undefined, id),
+      pipeWriter: (pipeId) => pipeWriter(this, pipeId),
       mappedFd: (vma) => mapped.get(mappingKey(vma)) ?? number(undefined, vma.shmid),
       settle: (program, entry, fd) => kindOfType(entry.type).settle?.(program, entry, fd, this),
     };

@@ -71,9 +71,21 @@ describe("pipes", () => {
     expect(readNow(copies[2] ?? -1)).toBe("through");
   });
 
-  it("are refused in packet mode", () => {
+  it("are refused in packet mode when there is something in them", () => {
     const [, writer] = makePipe(fcntl.O_DIRECT);
+    writeSync(writer, "packet");
     expect(codeOf(() => new SavedFiles([writer]))).toMatchObject({ code: "UNSUPPORTED" });
+  });
+
+  it("come back in packet mode when they are empty", () => {
+    const [reader, writer] = makePipe(fcntl.O_DIRECT);
+    using saved = new SavedFiles([reader, writer]);
+    const copies = saved.restore();
+    expect(copies.map(info)).toEqual([reader, writer].map(info));
+    const [from = -1, to = -1] = copies;
+    writeSync(to, "one");
+    writeSync(to, "two");
+    expect(readNow(from)).toBe("one");
   });
 });
 

@@ -8,6 +8,7 @@ import {
   AT_FDCWD,
   F_DUPFD,
   F_SETFL,
+  FIONREAD,
   O_ACCMODE,
   O_CLOEXEC,
   O_CREAT,
@@ -23,6 +24,7 @@ import {
   S_IFIFO,
   S_IFMT,
 } from "../../sys/abi/fcntl.ts";
+import { syscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
@@ -47,11 +49,15 @@ export function pipeId({ stat }: OpenFile): number {
 function writePipe(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const { task, fd, target } = file;
   const flags = file.info.flags & ~O_CLOEXEC;
-  if ((flags & O_DIRECT) !== 0) {
+  if ((flags & O_DIRECT) !== 0 && hasContent(dump.borrow(file))) {
     throw new RepriseError(
       "UNSUPPORTED",
-      `cannot dump fd ${fd} of pid ${task.pid} (${target}): a pipe in packet mode (O_DIRECT)`,
-      { pid: task.pid, fd, hint: "The borders of its packets cannot be seen from outside." },
+      `cannot dump fd ${fd} of pid ${task.pid} (${target}): a pipe in packet mode (O_DIRECT) with something in it`,
+      {
+        pid: task.pid,
+        fd,
+        hint: "The borders of its packets cannot be seen from outside: try again when it is empty.",
+      },
     );
   }
   const pipe_id = pipeId(file);
@@ -67,6 +73,12 @@ function writePipe(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     id,
     pipe: { id, pipe_id, flags, fown: readOwner(file, dump) },
   };
+}
+
+function hasContent(fd: number): boolean {
+  const count = Buffer.alloc(4);
+  syscall("ioctl", fd, FIONREAD, count);
+  return count.readUInt32LE(0) > 0;
 }
 
 /** Ends of each pipe that the tree holds: to warn when one is missing. */
@@ -85,7 +97,9 @@ function noteEnds(file: OpenFile, access: number, dump: FilesDump): void {
     seen.set(dump, (pipes = fresh));
     dump.later(() => warnOfHalves(fresh));
   }
-  const ends = pipes.get(pipeId(file)) ?? { file, reads: false, writes: false };
+  // The kernel writes the requests to automounters.
+  const writes = dump.mounts?.kernelPipes.has(pipeId(file)) ?? false;
+  const ends = pipes.get(pipeId(file)) ?? { file, reads: false, writes };
   pipes.set(pipeId(file), ends);
   ends.reads ||= access !== O_WRONLY;
   ends.writes ||= access !== O_RDONLY;
@@ -121,6 +135,11 @@ function openPipe(program: Program, { id, pipe }: FileEntry, restore: FilesResto
   return fd;
 }
 
+/** Descriptor in all tasks of the restore's own writing end of a pipe; undefined for one that the caller brought. */
+export function pipeWriter(restore: FilesRestore, pipeId: number): number | undefined {
+  return pairs.get(restore)?.get(pipeId)?.writer;
+}
+
 /** The caller's pipe, opened once more: its flags stay the caller's own, and its end may be the other one. */
 function openInheritedPipe(
   program: Program,
@@ -148,7 +167,7 @@ function openEnd(program: Program, { pair, flags, label }: EndOptions): Argument
   if (access === O_RDWR || pair.given.has(end)) return reopen(program, end, { flags, label });
   pair.given.add(end);
   const fd = program.call("fcntl", [end, F_DUPFD, 0], { label });
-  program.call("fcntl", [fd, F_SETFL, flags & O_NONBLOCK], { label });
+  program.call("fcntl", [fd, F_SETFL, flags & (O_NONBLOCK | O_DIRECT)], { label });
   return fd;
 }
 
@@ -160,8 +179,11 @@ export function reopen(
 ): Argument {
   // O_NOFOLLOW would stop at the link in /proc; the kernel sets O_LARGEFILE itself.
   const path = program.string(`/proc/self/fd/${fd}`);
-  const taken = flags & ~(O_NOFOLLOW | O_ASYNC | O_CREAT | O_EXCL | O_TRUNC);
-  return program.call("openat", [AT_FDCWD, path, taken, 0], { label });
+  const taken = flags & ~(O_NOFOLLOW | O_ASYNC | O_CREAT | O_EXCL | O_TRUNC | O_DIRECT);
+  const opened = program.call("openat", [AT_FDCWD, path, taken, 0], { label });
+  // Packet mode can be set, but not opened (fs/open.c: do_dentry_open).
+  if ((flags & O_DIRECT) !== 0) program.call("fcntl", [opened, F_SETFL, flags], { label });
+  return opened;
 }
 
 function makePipe(program: Program, id: number, restore: FilesRestore): Pair {

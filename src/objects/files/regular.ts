@@ -87,6 +87,8 @@ const MEM_MAJOR = 1;
 const KMSG_MINOR = 11;
 const MISC_MAJOR = 10;
 const HWRNG_MINOR = 183;
+/** /dev/autofs: what it does it does to mounts. */
+const AUTOFS_MINOR = 235;
 
 /** Adds an entry for a file that no descriptor leads to, or that another entry needs by path; gives its id. */
 export function regularEntryFor(file: OpenFile, dump: FilesDump): number {
@@ -183,7 +185,8 @@ function isRegular({ stat, info, target }: OpenFile): boolean {
   // Devices without state of their own behind an open file.
   return (
     stat.rdevMajor === MEM_MAJOR ||
-    (stat.rdevMajor === MISC_MAJOR && stat.rdevMinor === HWRNG_MINOR)
+    (stat.rdevMajor === MISC_MAJOR &&
+      (stat.rdevMinor === HWRNG_MINOR || stat.rdevMinor === AUTOFS_MINOR))
   );
 }
 

@@ -12,6 +12,7 @@ import { collectMaps, idInside } from "../namespaces/user.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { inNamespace } from "../namespaces/enter.ts";
+import { requestPipes } from "./autofs.ts";
 import { relativeTo, resolveExternal } from "./external.ts";
 import { fileSystemOf, plainName } from "./filesystem.ts";
 import { externalMounts } from "./options.ts";
@@ -35,6 +36,8 @@ export interface MountNamespaces {
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
   /** Files (fileKey) that are no file's content but are saved after all: open message queues, sockets that the tree is bound to. */
   readonly savedFiles: Set<string>;
+  /** Pipes (pipeId) whose writing end is the kernel's. */
+  readonly kernelPipes: ReadonlySet<number>;
   /** Leaves a descriptor for `close`. */
   closeLater(fd: number): void;
   /** At the end of the dump, when the tasks need not wait for it. */
@@ -74,6 +77,7 @@ export function collectMounts(
     innerId,
     maps,
     savedFiles: new Set(),
+    kernelPipes: new Set(all.flatMap(({ entries }) => requestPipes(entries))),
     closeLater,
     close: () => open.splice(0).forEach((fd) => closeSync(fd)),
     ofTask: (pid) => {
@@ -177,7 +181,7 @@ function checkMounts(all: readonly CollectedMounts[]): void {
     given.some((from) => from.root_dev === root_dev && relativeTo(path, from.root) !== undefined);
   for (const entry of entries) {
     if (entry.ext_key !== undefined || isGiven(entry)) continue;
-    if (entry.fstype === Fstype.AUTOFS || entry.fstype === Fstype.FUSE) {
+    if (entry.fstype === Fstype.FUSE) {
       refuse(entry, "a server stands behind this file system, which cannot be saved");
     }
     const whole = entries.find((one) => one.root_dev === entry.root_dev && one.root === "/");

@@ -6,10 +6,11 @@ import { RepriseError } from "../../errors.ts";
 import { bytesToText } from "../../images/text.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
-import type { MntEntry, UsernsEntry } from "../../images/schema/messages.generated.ts";
+import { Fstype, type MntEntry, type UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { mountIdOf } from "../../proc/mount-id.ts";
 import { pathBytes } from "../files/path.ts";
 import { asOwner, outerId } from "./as-owner.ts";
+import { autofsEntry } from "./autofs.ts";
 import { openClean } from "./clean-mount.ts";
 import { log } from "../../log.ts";
 import { fileKey, type CollectedMounts, type MountNamespaces } from "./collect.ts";
@@ -25,16 +26,19 @@ const saved = new WeakMap<ImageSetWriter, Set<number>>();
 export function saveContents(
   mounts: CollectedMounts,
   all: MountNamespaces,
-  images: ImageSetWriter,
+  { images, rootPid }: { readonly images: ImageSetWriter; readonly rootPid: number },
 ): void {
   let done = saved.get(images);
   if (done === undefined) saved.set(images, (done = new Set()));
   for (const entry of mounts.entries) {
     const content = fileSystemOf(entry)?.content;
-    if (content === undefined || content === "kernel" || entry.root !== "/") continue;
+    const isAutofs = entry.fstype === Fstype.AUTOFS;
+    if (content === undefined || (content === "kernel" && !isAutofs) || entry.root !== "/")
+      continue;
     if (done.has(entry.root_dev) || isFromOutside(entry, all)) continue;
     done.add(entry.root_dev);
-    if (content === "empty") checkEmpty(mounts, entry, all);
+    if (isAutofs) images.write("autofs", entry.root_dev, [autofsEntry(entry, rootPid)]);
+    else if (content === "empty") checkEmpty(mounts, entry, all);
     else saveMemory(mounts, entry, { all, images });
   }
 }

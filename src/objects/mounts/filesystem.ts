@@ -38,16 +38,17 @@ const TABLE: readonly FileSystem[] = [
   { name: "cgroup2", code: Fstype.CGROUP2, content: "kernel" },
   { name: "aufs", code: Fstype.AUFS, content: "kernel" },
   { name: "overlay", code: Fstype.OVERLAYFS, content: "kernel" },
+  // Its options are its automounter's: autofs.ts.
+  { name: "autofs", code: Fstype.AUTOFS, content: "kernel" },
 ];
 
 const BY_NAME: ReadonlyMap<string, FileSystem> = new Map(TABLE.map((type) => [type.name, type]));
 const BY_CODE: ReadonlyMap<number, FileSystem> = new Map(TABLE.map((type) => [type.code, type]));
 
-/** Types that exist but can neither be saved nor made: a FUSE server or an automounter stands behind them. */
+/** Types that exist but can neither be saved nor made: a FUSE server stands behind them. */
 const SERVED: ReadonlyMap<string, number> = new Map([
   ["fuse", Fstype.FUSE],
   ["fuseblk", Fstype.UNSUPPORTED],
-  ["autofs", Fstype.AUTOFS],
 ]);
 
 /** The fstype of a mount, by the kernel's name of it (a subtype after the dot does not count). */

@@ -9,6 +9,7 @@ import type { NamespacesPlan } from "../namespaces/plan.ts";
 import type { NamespaceRoom, NamespacesRestoreOptions } from "../namespaces/room.ts";
 import { savedMaps } from "../namespaces/user.ts";
 import { pathBytes } from "../files/path.ts";
+import { AutofsRestore } from "./autofs.ts";
 import { restoreContent, saveContents } from "./contents.ts";
 import { joinPath } from "./external.ts";
 import { externalMounts } from "./options.ts";
@@ -26,23 +27,27 @@ export interface PreparedMounts {
 export const mntRoom: NamespaceRoom = {
   kind: "mnt",
 
-  write(namespace, { images, mounts }) {
+  write(namespace, { images, mounts, rootPid }) {
     const mine = mounts.all.find((one) => one.namespace === namespace);
     if (mine === undefined)
       throw new RepriseError(
         "INTERNAL",
         `internal error: mount namespace ${namespace.id} is unknown`,
       );
-    saveContents(mine, mounts, images);
+    saveContents(mine, mounts, { images, rootPid });
     images.write("mountpoints", namespace.id, mine.entries);
   },
 
   restore(namespaces, restore) {
     const { mounts, rootPid, set } = restore;
     if (mounts === undefined) return;
-    const builder = new MountBuilder(mounts.plan, mounts.outside);
-    const first = builder.sources();
+    const autofs = new AutofsRestore(mounts.plan, set);
+    const builder = new MountBuilder(mounts.plan, { outside: mounts.outside, autofs });
+    // Nothing else is there yet: the number is free.
+    const pipe = restore.firstFreeFd - 1;
+    const first = builder.sources({ pipe });
     const sources = first.done(restore.run(first.program));
+    if (autofs.isNeeded) restore.runInChild(autofs.prepare({ pipe, fd: sources.fd }));
     const user = restore.plan.made("user");
     const maps = user === undefined ? undefined : savedMaps(set, user.id);
     const rootOf = (source: MountSource): string => `/proc/${rootPid}/fd/${sources.fd(source)}`;

@@ -8,6 +8,7 @@ import { O_PATH } from "../../sys/abi/fcntl.ts";
 import type { Program } from "../../tracee/program.ts";
 import { ROOT_NAMESPACE } from "./assembly.ts";
 import { mountTerminals } from "./terminals.ts";
+import type { AutofsOwner } from "./autofs.ts";
 import { joinPath, relativeTo } from "./external.ts";
 import type { MountNode, MountPlan, MountSource } from "./plan.ts";
 
@@ -34,6 +35,8 @@ export interface MountPlaces {
    * namespace, the root task's for undefined.
    */
   finish(program: Program, go: (mntId: number | undefined) => void): void;
+  /** Automounters that take their mounts over. */
+  readonly autofs: readonly AutofsOwner[];
   /** Closes the engine's descriptors. */
   close(): void;
 }
@@ -44,6 +47,7 @@ export interface KeptMounts {
   readonly namespaces: ReadonlyMap<number, { readonly namespace: number; readonly root: number }>;
   /** Roots of sources. */
   readonly sources: ReadonlyMap<MountSource, number>;
+  readonly autofs: readonly AutofsOwner[];
 }
 
 /** The places of a tree whose root task is `rootPid`. */
@@ -76,6 +80,7 @@ export function mountPlaces(plan: MountPlan, kept: KeptMounts, rootPid: number):
     return id === root?.id ? undefined : id;
   };
   return {
+    autofs: kept.autofs,
     namespaceOf,
     namespaceFd: (id) => {
       const fd = kept.namespaces.get(id ?? ROOT_NAMESPACE)?.namespace;

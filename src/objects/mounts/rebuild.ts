@@ -8,6 +8,7 @@ import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts"
 import * as abi from "../../sys/abi/mount.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../../tracee/program.ts";
 import { pathArgument } from "../files/path.ts";
+import type { AutofsRestore } from "./autofs.ts";
 import { addPeer, Assembly, type TreeOptions, type Yard } from "./assembly.ts";
 import { makePlace, move, PRIVATE, setAttributes } from "./calls.ts";
 import type { OutsideMounts } from "./outside.ts";
@@ -28,16 +29,25 @@ export interface MountedSources {
 export class MountBuilder {
   readonly #plan: MountPlan;
   readonly #outside: OutsideMounts;
+  readonly #autofs: AutofsRestore;
   #yard: Yard | undefined;
 
-  constructor(plan: MountPlan, outside: OutsideMounts) {
+  constructor(
+    plan: MountPlan,
+    { outside, autofs }: { readonly outside: OutsideMounts; readonly autofs: AutofsRestore },
+  ) {
     this.#plan = plan;
     this.#outside = outside;
+    this.#autofs = autofs;
   }
 
-  /** The first program, and what is to be done with its results. */
-  sources(): { program: Program; done: (result: ProgramResult) => MountedSources } {
+  /** The first program, and what is to be done with its results. `pipe` is a number for a descriptor that mounting needs. */
+  sources({ pipe }: { readonly pipe: number }): {
+    program: Program;
+    done: (result: ProgramResult) => MountedSources;
+  } {
     const program = new Program();
+    this.#autofs.addPipe(program, pipe);
     const label = "keep the mounts of the tree apart from those of outside";
     program.call("mount", [0, program.string("/"), 0, abi.MS_REC | abi.MS_PRIVATE, 0], { label });
     const open = (path: string, flags: number): Ref =>
@@ -49,7 +59,9 @@ export class MountBuilder {
     program.call("fchdir", [yard]);
     const sources = new Map<number, Argument>();
     for (const source of this.#plan.sources) {
-      sources.set(source.index, addSource(program, { source, yard, outside: this.#outside }));
+      const options = this.#autofs.options(source, pipe);
+      const what = { source, yard, outside: this.#outside, options };
+      sources.set(source.index, addSource(program, what));
     }
     const groups = new Map<number, Argument>();
     for (const group of this.#plan.groups.filter(comesFromOutside)) {
@@ -99,6 +111,8 @@ export class MountBuilder {
     groups.forEach((group) => assembly.join(group));
     assembly.removeDeleted();
     leave();
+    const rootFd = (source: MountSource): number => yard.sources.get(source.index) ?? -1;
+    this.#autofs.keep(program, { above: options.above, fd: rootFd });
     const sources = options.keepSources ? assembly.keepSources(this.#plan.sources) : new Map();
     assembly.close(this.#outside);
     return {
@@ -111,6 +125,7 @@ export class MountBuilder {
           ]),
         ),
         sources: new Map([...sources].map(([source, fd]) => [source, result.value(fd)])),
+        autofs: this.#autofs.owners((ref) => result.value(ref)),
       }),
     };
   }
@@ -134,8 +149,15 @@ function addYard(program: Program): Ref {
 
 function addSource(
   program: Program,
-  { source, yard, outside }: { source: MountSource; yard: Argument; outside: OutsideMounts },
+  what: {
+    source: MountSource;
+    yard: Argument;
+    outside: OutsideMounts;
+    /** Other options than the saved ones. */
+    options: string | undefined;
+  },
 ): Argument {
+  const { source, yard, outside } = what;
   const place = program.string(`s${source.index}`);
   if (source.from.kind !== "new") {
     const copy = outside.fds.get(source.index);
@@ -148,7 +170,8 @@ function addSource(
   makePlace(program, yard, { place, isDirectory: true });
   const { mount, superblock } = flagsOf(entry);
   const readOnly = type.content === "memory" ? abi.MS_RDONLY : 0;
-  const data = entry.options === "" ? 0 : pathArgument(program, entry.options);
+  const options = what.options ?? entry.options;
+  const data = options === "" ? 0 : pathArgument(program, options);
   program.call(
     "mount",
     [

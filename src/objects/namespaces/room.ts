@@ -44,6 +44,8 @@ export interface NamespacesRestore {
    * stop a call: put what can be put into one program.
    */
   run(program: Program): ProgramResult;
+  /** Runs a program in a child of the root task that lives no longer than that; it has copies of the root's descriptors. */
+  runInChild(program: Program): void;
   /**
    * Adds a call to a program for the root task that moves a descriptor out of the way of those of the tasks. All tasks inherit it; it
    * is closed at the end of the restore.
