@@ -4,6 +4,7 @@ import { serveLazyPages } from "../engine/lazy-pages.ts";
 import type { CriuOptions } from "./options.ts";
 import { pageServerPlace, tellReady } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
+import { readyScripts } from "./scripts.ts";
 
 /** Runs the action. Returns the exit code. */
 export async function lazyPagesAction(
@@ -14,11 +15,15 @@ export async function lazyPagesAction(
     const { startDaemon } = await import("./daemon.ts");
     return startDaemon(options, directories);
   }
+  const runScripts = readyScripts(options, directories);
   const pageServer = await pageServerPlace(options);
   serveLazyPages({
     imagesDir: directories.imagesDir,
     workDir: directories.workDir,
-    onReady: () => tellReady(options),
+    onReady: () => {
+      runScripts();
+      tellReady(options);
+    },
     ...(pageServer === undefined ? {} : { pageServer }),
   });
   return 0;

@@ -7,6 +7,7 @@ import { trySyscall } from "../sys/ffi.ts";
 import { numberValue, type CriuOptions } from "./options.ts";
 import { listenFor } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
+import { readyScripts } from "./scripts.ts";
 
 /** Runs the action. Returns the exit code. */
 export async function pageServerAction(
@@ -18,7 +19,7 @@ export async function pageServerAction(
     return startDaemon(options, directories);
   }
   const given = numberValue(options, "ps-socket", 0);
-  const connection = (await listenFor(options))();
+  const connection = (await listenFor(options, readyScripts(options, directories)))();
   if (options.flags.has("lazy-pages")) {
     using saved = new SetPages(directories.imagesDir);
     servePages(connection, saved.read, { waitForEnd: given === undefined });

@@ -5,6 +5,8 @@
 import type { EngineHooks, ScriptAction } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import type { CriuOptions } from "./options.ts";
+import type { Directories } from "./paths.ts";
 
 /** Steps whose failures are only logged: the tasks run already, or are about to. */
 const ONLY_LOGGED: readonly ScriptAction[] = ["pre-resume", "post-resume", "network-unlock"];
@@ -59,6 +61,13 @@ export function scriptRunner({ scripts, imagesDirFd, client }: ScriptOptions): S
           orphanMaster: (fd: number) => client.orphanMaster(fd),
         }),
   };
+}
+
+/** What a server does when it can be connected to, before it tells --status-fd. */
+export function readyScripts(options: CriuOptions, { imagesDirFd }: Directories): () => void {
+  const scripts = options.lists["action-script"] ?? [];
+  const runner = scriptRunner({ scripts, imagesDirFd });
+  return () => runner.script?.("status-ready");
 }
 
 /** Exit status of the script, 128 and more for a signal, 127 when it cannot be started. */

@@ -11,6 +11,7 @@ import { syscall, syscallInBackground, trySyscall } from "../sys/ffi.ts";
 import type { CriuOptions } from "./options.ts";
 import { tellReady, writeServerPid } from "./page-options.ts";
 import type { Directories } from "./paths.ts";
+import { readyScripts } from "./scripts.ts";
 
 const DEFAULT_ADDRESS = "criu_service.socket";
 const BACKLOG = 16;
@@ -33,6 +34,7 @@ export async function serviceAction(
   const listener = listen(address);
   log.info(`The service socket is bound to ${address}`);
   writeServerPid(options, process.pid);
+  readyScripts(options, directories)();
   tellReady(options);
   for (;;) {
     const connection = await syscallInBackground("accept4", listener, 0, 0, SOCK_CLOEXEC);

@@ -10,15 +10,15 @@ import type { CriuOptions, OptionName } from "./options.ts";
 const REFUSED: readonly OptionName[] = ["stream", "lsm-profile", "lsm-mount-context"];
 
 /** Options that allow or tune something that the engine does not do yet. */
-const WITHOUT_EFFECT: readonly OptionName[] = [
-  "log-pid",
-  "unprivileged",
-  "allow-uprobes",
-  "libdir",
-];
+const WITHOUT_EFFECT: readonly OptionName[] = ["log-pid", "unprivileged", "libdir"];
 
 /** Options that ask for what is so anyway: another way to the same result, or leave for what is not needed here. */
-const NOT_NEEDED: readonly OptionName[] = ["evasive-devices", "force-irmap", "mntns-compat-mode"];
+const NOT_NEEDED: readonly OptionName[] = [
+  "evasive-devices",
+  "force-irmap",
+  "mntns-compat-mode",
+  "allow-uprobes",
+];
 
 /** @throws RepriseError UNSUPPORTED when an option is given that the engine cannot honour. */
 export function checkSupport(options: CriuOptions): void {

@@ -6,6 +6,7 @@ import { LockTable } from "../objects/files/locks.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { SeccompTable } from "../objects/task/seccomp.ts";
+import { refusePendingReturns } from "../objects/memory/breakpoints.ts";
 import { ANONYMOUS_HUGE } from "../objects/memory/hugetlb.ts";
 import { collectVmas, isSocketRing, type DumpedVma } from "../objects/memory/vma.ts";
 import {
@@ -133,6 +134,7 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   seccomp.add(task);
   const shared = ids.of(task);
   const places = ahead?.places(task) ?? collectPlaces(task, readSmaps(task.pid), files);
+  if (places.vmas.some(({ uprobes }) => uprobes)) refusePendingReturns(task);
   const fds = shared.filesSeen
     ? undefined
     : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, tables));

@@ -210,7 +210,8 @@ function addTask(
   const memory = { ...around, images: around.growth.images };
   // Who has made children has done the first part then.
   if (node === undefined || !isEarly(task.memory, node)) addEarlyMemory(program, task, memory);
-  addLateMemory(program, task, memory);
+  const hasBreakpoints = plan.set.inventory.allow_uprobes === true;
+  addLateMemory(program, task, { ...memory, hasBreakpoints });
   if (task.later.length > 0) {
     const device = around.growth.userfaultDevice;
     around.faults.set(task.pid, makeUserfault(program, { firstFd: firstPoolFd(plan), device }));

@@ -2,7 +2,9 @@
 
 import { join } from "node:path";
 import type { PlacedPages } from "../images/page-places.ts";
+import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { restoreAioRing } from "../objects/memory/aio.ts";
+import { announceProbes, isText, mapTextAgain } from "../objects/memory/breakpoints.ts";
 import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
 import { readPages, readsDirectly } from "../objects/memory/pages.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
@@ -44,7 +46,11 @@ export function addEarlyMemory(program: Program, task: TaskPlan, around: MemoryS
 export function addLateMemory(
   program: Program,
   task: TaskPlan,
-  around: MemorySurroundings & { readonly segments: Segments | undefined },
+  around: MemorySurroundings & {
+    readonly segments: Segments | undefined;
+    /** The set may have text with breakpoints of probes that are still there: one of CRIU's (--allow-uprobes). */
+    readonly hasBreakpoints: boolean;
+  },
 ): void {
   const { early, latePages } = task.memory;
   const mapped = task.mm.vmas.filter(isMapped);
@@ -55,9 +61,21 @@ export function addLateMemory(
   }
   addPages(program, latePages, around);
   if (task.vdso !== undefined) restoreVdso(program, task.vdso);
+  for (const vma of mapped) {
+    if (!isText(vma)) continue;
+    if (vma.probed === true && !hasPages(task, vma))
+      mapTextAgain(program, vma, around.files.mappedFd(vma));
+    else if (around.hasBreakpoints) announceProbes(program, vma, around.files.mappedFd(vma));
+  }
   for (const ring of task.aioRings) restoreAioRing(program, ring);
   for (const vma of mapped) finishVma(program, vma);
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
+}
+
+function hasPages({ pages }: TaskPlan, { start, end }: VmaEntry): boolean {
+  return pages.some(({ places }) =>
+    places.some(({ address, length }) => address < end && address + length > start),
+  );
 }
 
 function addPages(

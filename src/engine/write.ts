@@ -10,6 +10,7 @@ import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import { log } from "../log.ts";
 import { crc32 } from "../images/crc32.ts";
+import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
 import type { RemotePages } from "../images/image-set-writer.ts";
@@ -236,13 +237,15 @@ interface TaskParts {
   readonly cgroups: CgroupTable;
 }
 
+const NO_SCAN = { guards: [], probed: new Set<VmaEntry>() };
+
 function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSetWriter): void {
   const { scans, inside } = around;
   const { task, ids, exeId, cwdId, rootId, fds } = collected;
   const state = inside.process(task);
-  const guards = scans.find((scan) => scan.task === collected)?.scan.guards ?? [];
+  const { guards, probed } = scans.find((scan) => scan.task === collected)?.scan ?? NO_SCAN;
   const vmas = [
-    ...collected.vmas.map(({ entry }) => entry),
+    ...collected.vmas.map(({ entry }) => (probed.has(entry) ? { ...entry, probed: true } : entry)),
     ...guards.map(({ address, length }) => guardEntry({ start: address, end: address + length })),
   ];
   const [leader, ...others] = task.threads;

@@ -154,6 +154,35 @@ describe("criu dump and criu restore", () => {
     expect(await attachProgram("heap_brk", pid, dir).ask()).toMatch(/^ok/);
   });
 
+  test.each([
+    ["page-server", "--address", "127.0.0.1", "--port", "0"],
+    ["lazy-pages"],
+    ["service", "--address", "service.socket"],
+  ])("--action-script runs when %s is ready, and a failing one ends it", async (...words) => {
+    // A daemon for memory looks for it first.
+    if (words[0] === "lazy-pages") {
+      const { pid } = await quietProgram();
+      expect((await criu(["dump", "-t", `${pid}`, "-D", images])).status).toBe(0);
+    }
+    const script = join(dir, "script");
+    const lines = [
+      "#!/bin/sh",
+      'echo "$CRTOOLS_SCRIPT_ACTION $(readlink $CRTOOLS_IMAGE_DIR)"',
+      "exit 3",
+    ];
+    writeFileSync(script, `${lines.join("\n")}\n`, { mode: 0o755 });
+    const { status, stdout, stderr } = await criu([
+      ...words,
+      "-D",
+      images,
+      "--action-script",
+      script,
+    ]);
+    expect(stdout).toBe(`status-ready ${images}\n`);
+    expect(stderr).toContain(`script ${script} failed at status-ready: exit 3`);
+    expect(status).toBe(1);
+  });
+
   test("--action-script runs at each step, and a failing one decides", async () => {
     const program = await quietProgram();
     const script = join(dir, "script");

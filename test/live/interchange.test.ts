@@ -88,6 +88,7 @@ function criu(action: "dump" | "restore", images: string, args: readonly string[
     "--link-remap",
     "--file-locks",
     "--tcp-established",
+    "--allow-uprobes",
   ];
   const { status } = spawnSync(CRIU ?? "", [action, ...options, ...args], { timeout: 20_000 });
   if (status === 0) return;

@@ -1,8 +1,11 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { cycle } from "./cycle.ts";
-import { makeDir, removeDir } from "./programs.ts";
-import { endWithTest, testRoom } from "./suite.ts";
+import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { restore } from "../../src/engine/restore.ts";
+import { cycle, type CycleStats } from "./cycle.ts";
+import { attachProgram, makeDir, removeDir } from "./programs.ts";
+import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
 
 testRoom("memory");
 
@@ -10,8 +13,8 @@ test("pages that tasks share since a fork take their memory once, as before", as
   const dir = makeDir("cow_fork");
   onTestFinished(() => removeDir(dir));
   let shared = 0;
-  const onStats = ({ restore }: { restore: { pages_skipped_cow: number } }): void => {
-    shared = restore.pages_skipped_cow;
+  const onStats = (stats: CycleStats): void => {
+    shared = stats.restore.pages_skipped_cow;
   };
   const program = endWithTest(await cycle("cow_fork", dir, { onStats }));
   expect(shared).toBeGreaterThan(100);
@@ -20,6 +23,30 @@ test("pages that tasks share since a fork take their memory once, as before", as
   const size = (name: string): number =>
     Number(new RegExp(`^${name}: +(\\d+)`, "m").exec(sizes)?.[1]);
   expect(size("Anonymous") - size("Pss_Anon")).toBeGreaterThan(200);
+  expect(await program.ask()).toBe("ok 1");
+  expect(await program.finish()).toBe("pass");
+});
+
+test.each(["used", "unused"])(
+  "a probe (%s) that is gone leaves no breakpoint behind",
+  async (how) => {
+    const program = await start("uprobes", [how]);
+    const imagesDir = imagesDirOf(program);
+    await checkpoint({ pid: program.pid, imagesDir });
+    writeFileSync(join(program.dir, "leave"), "");
+    await expect.poll(() => existsSync(join(program.dir, "left"))).toBe(true);
+    const { pid } = await restore({ imagesDir });
+    const restored = endWithTest(attachProgram(program.name, pid, program.dir));
+    expect(await restored.ask()).toBe("ok 1");
+    expect(await restored.finish()).toBe("pass");
+  },
+);
+
+test("a thread whose return a probe waits for is refused", async () => {
+  const program = await start("uprobes", ["return"]);
+  await expect(checkpoint({ pid: program.pid, imagesDir: imagesDirOf(program) })).rejects.toThrow(
+    /^cannot dump pid \d+ \(uprobes\): thread \d+ is in a function whose return/,
+  );
   expect(await program.ask()).toBe("ok 1");
   expect(await program.finish()).toBe("pass");
 });

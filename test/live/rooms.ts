@@ -41,6 +41,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "stack_grows" },
     { name: "sysv_ipc" },
     { name: "sysv_shm", alone: "a segment that other programs can attach" },
+    { name: "uprobes", alone: "its watcher" },
+    { name: "uprobes", args: ["unused"], alone: "its watcher" },
     { name: "vdso_clock" },
   ],
   threads: [

@@ -1943,6 +1943,7 @@ export interface VmaEntry {
   readonly anon_name?: string | undefined;
   readonly sealed?: boolean | undefined;
   readonly lock_on_fault?: boolean | undefined;
+  readonly probed?: boolean | undefined;
 }
 
 export interface WinsizeEntry {
@@ -2393,7 +2394,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   userns_entry: "1,uid_map,m*,uid_gid_extent 2,gid_map,m*,uid_gid_extent 30001,setgroups_denied,b?",
   utsns_entry: "1,nodename,t! 2,domainname,t!",
   vma_entry:
-    "1,start,A! 2,end,A! 3,pgoff,N! 4,shmid,N! 5,prot,u! 6,flags,u! 7,status,u! 8,fd,Z! 9,madv,U? 10,fdflags,u? 30001,anon_name,t? 30002,sealed,b? 30003,lock_on_fault,b?",
+    "1,start,A! 2,end,A! 3,pgoff,N! 4,shmid,N! 5,prot,u! 6,flags,u! 7,status,u! 8,fd,Z! 9,madv,U? 10,fdflags,u? 30001,anon_name,t? 30002,sealed,b? 30003,lock_on_fault,b? 30004,probed,b?",
   winsize_entry: "1,ws_row,u! 2,ws_col,u! 3,ws_xpixel,u! 4,ws_ypixel,u!",
 };
 

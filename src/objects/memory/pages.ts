@@ -13,6 +13,7 @@ import { addressOf, memoryAt, syscall, syscallError, trySyscall } from "../../sy
 import { IOV_MAX, iovecs, readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
+import { leaveOutBreakpoints } from "./breakpoints.ts";
 import { hasPrivatePages, VMA_AIORING, VMA_ANON_PRIVATE, VMA_VDSO, type DumpedVma } from "./vma.ts";
 
 /** Pages of a task that go into the image, and its guard pages. */
@@ -22,16 +23,19 @@ export interface PageScan {
   /** Pages looked at: all that the private areas could hold. */
   readonly scanned: number;
   readonly pages: number;
+  /** Text that has pages of its own which are not among them: breakpoints.ts. */
+  readonly probed: ReadonlySet<VmaEntry>;
 }
 
 /** Finds the pages that a restore could not get from anywhere else. */
 export function scanPages(task: Pick<FrozenTask, "pid">, vmas: readonly DumpedVma[]): PageScan {
   const own = vmas.map(({ entry }) => entry).filter(hasPrivatePages);
   const { dirty, guards } = scan(task.pid);
-  const runs = intersect(own, dirty);
+  const { runs, probed } = leaveOutBreakpoints(task.pid, vmas, intersect(own, dirty));
   return {
     runs,
     guards,
+    probed,
     scanned: own.reduce((sum, { start, end }) => sum + (end - start) / mm.PAGE_SIZE, 0),
     pages: runs.reduce((sum, run) => sum + run.pages, 0),
   };

@@ -33,6 +33,8 @@ export const VMA_GUARD = 0x10000;
 export interface DumpedVma {
   readonly area: SmapsVma;
   readonly entry: VmaEntry;
+  /** Its task has an area of the kernel's for probed instructions: breakpoints.ts. */
+  readonly uprobes?: boolean;
 }
 
 /** Gives the file id of a file that is mapped, and whether it is a memfd (or shared anonymous memory). */
@@ -53,9 +55,12 @@ export function collectVmas(
 ): DumpedVma[] {
   const vmas: DumpedVma[] = [];
   const marked = findMark(task.pid, areas);
+  const uprobes = areas.some(isUprobesArea);
   for (const area of areas) {
     // In the way of a task from another kernel: the vdso that its old one leads to is made anew by each restore.
     if (marked !== undefined && /^\[v(?:dso|var|var_vclock)\]$/.test(area.path)) continue;
+    // Made by the kernel when a probe is hit, and made anew.
+    if (isUprobesArea(area)) continue;
     const entry = withOldVdso(vmaEntry(task, area, fileIds), marked);
     const before = vmas.at(-1);
     // [vvar] and [vvar_vclock] are one mapping to CRIU.
@@ -67,7 +72,7 @@ export function collectVmas(
     ) {
       vmas[vmas.length - 1] = { area: before.area, entry: { ...before.entry, end: entry.end } };
     } else {
-      vmas.push({ area, entry });
+      vmas.push({ area, entry, ...(uprobes ? { uprobes } : {}) });
     }
   }
   return vmas;
@@ -159,6 +164,11 @@ function mappedFile(
   };
 }
 
+/** The kernel's own pages for instructions under probes: "[uprobes]", and from Linux 6.18 on "[uprobes-trampoline]". */
+export function isUprobesArea({ path }: Pick<SmapsVma, "path">): boolean {
+  return path.startsWith("[uprobes");
+}
+
 /** The rings of a packet socket; they are the kernel's to fill. */
 export function isSocketRing({ path }: SmapsVma): boolean {
   return path.startsWith("socket:");
@@ -187,18 +197,6 @@ function isPrivateDevZero(area: SmapsVma): boolean {
   return !area.shared && area.path === "/dev/zero";
 }
 
-const SPECIAL_AREAS: readonly {
-  readonly prefix: string;
-  readonly what: string;
-  readonly hint: string;
-}[] = [
-  {
-    prefix: "[uprobes]",
-    what: "a uprobes area",
-    hint: "Remove the uprobes (perf, bpftrace) on this program first.",
-  },
-];
-
 function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
   const refuse = (what: string, hint: string): never => {
     const range = `${area.start.toString(16)}-${area.end.toString(16)}`;
@@ -212,8 +210,6 @@ function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
     );
   };
   if (area.path.startsWith("anon_inode:")) throw unsupportedMemory(task.pid, area);
-  const special = SPECIAL_AREAS.find(({ prefix }) => area.path.startsWith(prefix));
-  if (special !== undefined) refuse(special.what, special.hint);
   // Pages that are not there yet would be saved as zeros.
   if (area.vmFlags.includes("um") || area.vmFlags.includes("ui"))
     refuse(
