@@ -98,6 +98,9 @@ export function collectTree(
     const cgroups = new CgroupTable(options.cgroups);
     checkTree(tree, options);
     for (const task of alive) cgroups.add(task);
+    cgroups.addNamespaces(
+      namespaces.all.filter(({ kind, role }) => kind === "cgroup" && role === "nested"),
+    );
     const live = alive.map((task) =>
       collectTask(task, { files, ids, locks, seccomp, ahead: options.ahead }),
     );

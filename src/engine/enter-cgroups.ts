@@ -2,11 +2,13 @@
 // born and charged there; the others move where they were elsewhere.
 
 import type { CgroupRestore } from "../objects/cgroups/restore.ts";
+import { goBack, openOwn } from "../objects/namespaces/nested.ts";
+import { F_DUPFD } from "../sys/abi/fcntl.ts";
 import { CLONE_NEWCGROUP } from "../sys/abi/sched.ts";
 import { Program } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
-import { job, type Growth } from "./growth.ts";
+import { firstPoolFd, job, type Growth } from "./growth.ts";
 import type { RestorePlan } from "./plan.ts";
 
 /** Moves the root task, and the init above it. */
@@ -20,8 +22,31 @@ export function enterCgroups(plan: RestorePlan, growth: Growth, cgroups: CgroupR
     program.call("unshare", [CLONE_NEWCGROUP], { label: "make a cgroup namespace" });
     runPrograms([job(plan, root, program)]);
   }
-  if (isAtNamespaceRoot) cgroups.enterRoot(root.tid);
+  const isElsewhere = makeNested(plan, growth, cgroups);
+  if (isAtNamespaceRoot || isElsewhere) cgroups.enterRoot(root.tid);
   if (growth.init !== undefined) cgroups.enterRoot(growth.init.tid);
+}
+
+/** The cgroup namespaces of other tasks, each made while the root task is at its root; gives whether it was moved. */
+function makeNested(plan: RestorePlan, growth: Growth, cgroups: CgroupRestore): boolean {
+  const nested = plan.namespaces.all.filter(
+    ({ kind, role, origin }) => kind === "cgroup" && role === "nested" && origin.how === "new",
+  );
+  const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
+  for (const namespace of nested) {
+    cgroups.enterNested(root.tid, namespace.id);
+    const program = new Program();
+    const own = openOwn(program, "cgroup");
+    const label = `make cgroup namespace ${namespace.id}`;
+    program.call("unshare", [CLONE_NEWCGROUP], { label });
+    const made = openOwn(program, "cgroup");
+    const kept = program.call("fcntl", [made, F_DUPFD, firstPoolFd(plan)], { label });
+    program.call("close", [made]);
+    goBack(program, "cgroup", own);
+    const [result] = runPrograms([job(plan, root, program)]);
+    growth.namespaceFds.set(namespace, result?.value(kept) ?? -1);
+  }
+  return nested.length > 0;
 }
 
 /** Moves the other tasks, before they have memory. */

@@ -5,7 +5,6 @@ import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messa
 import { sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { makeUserfault } from "../objects/memory/lazy.ts";
-import type { Segments } from "../objects/ipc/shm.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
@@ -29,7 +28,7 @@ import { isEarly } from "./inherit-memory.ts";
 import { addEarlyMemory, addLateMemory } from "./memory-steps.ts";
 import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
-import { attachedSegments } from "./segments.ts";
+import { attachedSegments, type SegmentsOf } from "./segments.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 
 /** Gives every task its memory, files and threads. For memory that comes later they make userfaultfds. */
@@ -182,7 +181,7 @@ interface TaskSurroundings {
   readonly files: OpenedFiles;
   /** Ids of files that some task has settled. */
   readonly settled: Set<number>;
-  readonly segments: Segments | undefined;
+  readonly segments: SegmentsOf;
   readonly growth: Growth;
   readonly imagesDir: string;
   /** The userfaultfds that tasks make, by pid. */
@@ -207,7 +206,9 @@ function addTask(
     // The seed has forgotten the engine's own: see grow.ts.
     plan.namespaces.ofRoot("user") === undefined ? {} : { inheritedLoginuid: LOGINUID_UNSET },
   );
-  const memory = { ...around, images: around.growth.images };
+  // Before segments of shared memory are attached.
+  enterNested(program, plan, around.growth, { pid: task.pid, which: "others" });
+  const memory = { ...around, segments: around.segments(task.pid), images: around.growth.images };
   // Who has made children has done the first part then.
   if (node === undefined || !isEarly(task.memory, node)) addEarlyMemory(program, task, memory);
   const hasBreakpoints = plan.set.inventory.allow_uprobes === true;
@@ -217,8 +218,7 @@ function addTask(
     around.faults.set(task.pid, makeUserfault(program, { firstFd: firstPoolFd(plan), device }));
   }
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
-  // Entering a mount namespace changes the root and current directory.
-  enterNested(program, plan, around.growth, task.pid);
+  enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
   addDirectories(program, plan, task.fs, around.files);
   if (ownsTable(plan, task)) addDescriptors(program, plan, task, around);
   for (const { tid } of task.threads.slice(1)) {

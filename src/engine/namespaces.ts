@@ -264,16 +264,19 @@ function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): Names
   };
 }
 
-/** Adds the calls by which a task enters the namespaces that it does not share with the root. */
+/**
+ * Adds the calls by which a task enters the namespaces that it does not share with the root: its mount namespace, which changes its
+ * root and current directory, or all the others.
+ */
 export function enterNested(
   program: Program,
   plan: RestorePlan,
   growth: Growth,
-  pid: number,
+  { pid, which }: { readonly pid: number; readonly which: "mounts" | "others" },
 ): void {
   const ids = plan.tasks.get(pid)?.ids;
   for (const namespace of plan.namespaces.all) {
-    if (namespace.role === "root") continue;
+    if (namespace.role === "root" || (namespace.kind === "mnt") !== (which === "mounts")) continue;
     const { field, flag } = kindOfNamespace(namespace.kind);
     if (ids?.[field] !== namespace.id) continue;
     const fd = growth.namespaceFds.get(namespace);

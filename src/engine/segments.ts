@@ -25,21 +25,35 @@ export function writeAttachedSegments(
       .filter(({ entry }) => isSegment(entry))
       .map(({ entry }) => ({ pid: task.pid, id: ids.ipc_ns_id ?? 0, shmid: entry.shmid })),
   );
-  const [first] = attached;
   const own = namespaces.ofRoot("ipc");
-  if (first === undefined || (own !== undefined && own.externalKey === undefined)) return;
-  const only = new Set(attached.map(({ shmid }) => shmid));
+  if (own !== undefined && own.externalKey === undefined) return;
+  // Those of a namespace of the tree's are saved with that.
+  const ofOutside = attached.filter(({ pid }) => namespaces.ofTask(pid, "ipc")?.role !== "nested");
+  const [first] = ofOutside;
+  if (first === undefined) return;
+  const only = new Set(ofOutside.map(({ shmid }) => shmid));
   inNamespace("ipc", { pid: first.pid }, () =>
     writeSegments(images, { id: first.id, ids: SAME_IDS, only }),
   );
 }
 
-/** Makes them again where they are gone; undefined for a tree without any. */
-export function attachedSegments(plan: RestorePlan, growth: Growth): Segments | undefined {
+/** The segments that a task may have attached. */
+export type SegmentsOf = (pid: number) => Segments | undefined;
+
+/** Makes those again that are gone; undefined for tasks of a tree without any. */
+export function attachedSegments(plan: RestorePlan, growth: Growth): SegmentsOf {
   const users = [...plan.tasks.values()].filter(({ mm }) => mm.vmas.some(isSegment));
-  const id = users[0]?.ids.ipc_ns_id;
-  if (id === undefined) return undefined;
-  if (plan.namespaces.made("ipc") !== undefined) return savedSegments(plan.set, id);
+  const byNamespace = new Map<number, Segments>();
+  for (const { ids } of users) {
+    const id = ids.ipc_ns_id ?? 0;
+    if (!byNamespace.has(id)) byNamespace.set(id, segmentsIn(id, plan, growth));
+  }
+  return (pid) => byNamespace.get(plan.tasks.get(pid)?.ids.ipc_ns_id ?? 0);
+}
+
+function segmentsIn(id: number, plan: RestorePlan, growth: Growth): Segments {
+  const isMade = plan.namespaces.byId("ipc", id)?.origin.how === "new";
+  if (isMade) return savedSegments(plan.set, id);
   const where = { pid: growth.outerPid(plan.tree.root.pid) };
   const segments = inNamespace("ipc", where, () =>
     restoreSegments(plan.set, { id, ids: SAME_IDS, isShared: true }),

@@ -114,6 +114,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   namespaces: [
     { name: "namespaces" },
     { name: "namespaces", args: ["time"] },
+    { name: "nested_namespaces" },
+    { name: "nested_namespaces", args: ["own"] },
     { name: "namespaces", args: ["pid", "uts"], inner: true },
     { name: "namespaces", args: ["pid", "user", "uts", "ipc", "time"], inner: true },
   ],

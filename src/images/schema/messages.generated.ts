@@ -278,6 +278,7 @@ export interface CgroupDirEntry {
 export interface CgroupEntry {
   readonly sets: readonly CgSetEntry[];
   readonly controllers: readonly CgControllerEntry[];
+  readonly namespaces: readonly RepriseCgroupNamespace[];
 }
 
 export interface CgroupPerms {
@@ -1111,6 +1112,11 @@ export interface RemapFilePathEntry {
   readonly remap_type?: number | undefined;
 }
 
+export interface RepriseCgroupNamespace {
+  readonly id: number;
+  readonly roots: readonly CgMemberEntry[];
+}
+
 export interface RepriseDatagram {
   readonly source: Uint8Array;
   readonly data: Uint8Array;
@@ -1151,6 +1157,7 @@ export interface RepriseMqueueEntry {
   readonly msgsize: number;
   readonly removed: boolean;
   readonly messages: readonly RepriseMqueueMessage[];
+  readonly ipc_ns_id?: number | undefined;
 }
 
 export interface RepriseMqueueMessage {
@@ -2052,6 +2059,7 @@ export interface Messages {
   readonly pstree_entry: PstreeEntry;
   readonly reg_file_entry: RegFileEntry;
   readonly remap_file_path_entry: RemapFilePathEntry;
+  readonly reprise_cgroup_namespace: RepriseCgroupNamespace;
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_membership: RepriseMembership;
@@ -2161,7 +2169,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   cg_set_entry: "1,id,u! 2,ctls,m*,cg_member_entry",
   cgroup_dir_entry:
     "1,dir_name,t! 2,children,m*,cgroup_dir_entry 3,properties,m*,cgroup_prop_entry 4,dir_perms,m?,cgroup_perms",
-  cgroup_entry: "1,sets,m*,cg_set_entry 2,controllers,m*,cg_controller_entry",
+  cgroup_entry:
+    "1,sets,m*,cg_set_entry 2,controllers,m*,cg_controller_entry 30001,namespaces,m*,reprise_cgroup_namespace",
   cgroup_perms: "1,mode,u! 2,uid,u! 3,gid,u!",
   cgroup_prop_entry: "1,name,t! 2,value,t! 3,perms,m?,cgroup_perms",
   cgroup_root: "1,ctrl,t? 2,path,t!",
@@ -2273,13 +2282,14 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reg_file_entry:
     "1,id,u! 2,flags,u! 3,pos,U! 5,fown,m!,fown_entry 6,name,t! 7,mnt_id,s? 8,size,N? 9,ext,b? 10,mode,u? 11,build_id,u* 12,checksum,u? 13,checksum_config,u? 14,checksum_parameter,u?",
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
+  reprise_cgroup_namespace: "1,id,u! 2,roots,m*,cg_member_entry",
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
   reprise_mqueue_entry:
-    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message",
+    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",

@@ -15,6 +15,7 @@ import { log } from "../../log.ts";
 import { readCgroups, readThreadCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
 import { errnoOf } from "../../proc/procfs.ts";
 import { readNamespaces } from "../../proc/ns.ts";
+import type { CollectedNamespace } from "../namespaces/collect.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
 import { insideCgroupNamespace } from "./namespace.ts";
@@ -68,6 +69,7 @@ export class CgroupTable {
   readonly #prefixes = new Map<string, number>();
   /** The engine's own cgroups, by hierarchy. */
   readonly #own = new Map<string, string>();
+  readonly #namespaces: { readonly id: number; readonly roots: CgMemberEntry[] }[] = [];
   #hierarchies: Hierarchies | undefined;
 
   constructor(options: CgroupDumpOptions) {
@@ -85,6 +87,15 @@ export class CgroupTable {
       this.#ofThread.set(tid, this.#setOf(readThreadCgroups(task.pid, tid)));
     }
     if (task.parent === undefined) this.#findNamespaceRoot(task);
+  }
+
+  /** Looks at the cgroup namespaces of tasks that do not share the root task's. */
+  addNamespaces(namespaces: readonly CollectedNamespace[]): void {
+    if (this.#options.mode === "ignore") return;
+    for (const { id, pid } of namespaces) {
+      const roots = [...namespaceRoots(pid)].map(([name, path]) => ({ name, path }));
+      this.#namespaces.push({ id, roots });
+    }
   }
 
   /** Number of a thread's set; undefined when cgroups are ignored. */
@@ -112,6 +123,7 @@ export class CgroupTable {
         ctls: members.map((member) => this.#memberEntry(member)),
       })),
       controllers: this.#controllers(sets),
+      ...(this.#namespaces.length === 0 ? {} : { namespaces: this.#namespaces }),
     };
   }
 
@@ -144,23 +156,8 @@ export class CgroupTable {
   /** In a cgroup namespace of its own the task sees the rest of the path only. */
   #findNamespaceRoot(root: FrozenTask): void {
     if (readNamespaces(root.pid).cgroup === readNamespaces(process.pid).cgroup) return;
-    const outside = readCgroups(root.pid);
-    const inside = insideCgroupNamespace(root.pid, () => readCgroups(root.pid));
-    for (const member of outside) {
-      const name = hierarchyName(member);
-      const seen = inside.find((other) => hierarchyName(other) === name)?.path ?? "/";
-      if (seen.startsWith("/..")) {
-        throw new RepriseError(
-          "UNSUPPORTED",
-          `cannot dump pid ${root.pid}: its cgroup ${member.path} is outside of its cgroup namespace`,
-          {
-            pid: root.pid,
-            hint: "Move it below the root of its namespace, or into that of its host.",
-          },
-        );
-      }
-      this.#prefixes.set(name, member.path.length - (seen === "/" ? 0 : seen.length));
-    }
+    for (const [name, path] of namespaceRoots(root.pid))
+      this.#prefixes.set(name, path === "/" ? 0 : path.length);
   }
 
   #controllers(sets: readonly CgroupSet[]): MessageInput<CgroupEntry>["controllers"] {
@@ -254,6 +251,29 @@ function isThreaded({ properties }: MessageInput<CgroupDirEntry>): boolean {
   return (properties ?? []).some(
     ({ name, value }) => name === "cgroup.type" && value === "threaded",
   );
+}
+
+/** The root of a task's cgroup namespace, by hierarchy: what its own paths in it lack. */
+function namespaceRoots(pid: number): Map<string, string> {
+  const inside = insideCgroupNamespace(pid, () => readCgroups(pid));
+  const roots = new Map<string, string>();
+  for (const member of readCgroups(pid)) {
+    const name = hierarchyName(member);
+    const seen = inside.find((other) => hierarchyName(other) === name)?.path ?? "/";
+    if (seen.startsWith("/..")) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${pid}: its cgroup ${member.path} is outside of its cgroup namespace`,
+        {
+          pid,
+          hint: "Move it below the root of its namespace, or into that of its host.",
+        },
+      );
+    }
+    const root = member.path.slice(0, member.path.length - (seen === "/" ? 0 : seen.length));
+    roots.set(name, root === "" ? "/" : root);
+  }
+  return roots;
 }
 
 /** The paths that have none of the others above them. */

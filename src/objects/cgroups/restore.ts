@@ -96,6 +96,16 @@ export class CgroupRestore {
     return members.length > 0;
   }
 
+  /** Moves the root task to the root of a cgroup namespace that other tasks of the tree live in; `enterRoot` takes it back. */
+  enterNested(pid: number, id: number): void {
+    const roots = this.#set.cgroup?.namespaces.find((one) => one.id === id)?.roots ?? [];
+    if (!this.#isSaved) return;
+    for (const { name, path } of roots) {
+      if (this.#rootMembers().some((member) => member.name === name && this.#leaves(member)))
+        this.#move(pid, { name, path: this.#moved(name, path), isThread: false });
+    }
+  }
+
   /** Moves the root task, or the init above it, into its cgroups. Whatever it makes is born there. */
   enterRoot(pid: number): void {
     const members = this.#isSaved

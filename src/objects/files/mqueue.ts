@@ -28,6 +28,8 @@ import { EAGAIN, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { readU64, writeU64 } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { CLONE_NEWIPC } from "../../sys/abi/sched.ts";
+import { goBack, openOwn } from "../namespaces/nested.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 
@@ -84,6 +86,7 @@ function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
       msgsize: size,
       removed,
       messages,
+      ...nestedNamespace(file, dump),
     };
     const { flags, fown } = reprise_mqueue;
     const reg = { id, flags, pos: 0n, fown, name: `/dev/mqueue/${name}`, build_id: [] };
@@ -91,6 +94,12 @@ function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   } finally {
     closeSync(fd);
   }
+}
+
+/** The IPC namespace of a queue, where that is not the root task's. It is taken to be that of the task. */
+function nestedNamespace({ task }: OpenFile, { namespaces }: FilesDump): { ipc_ns_id?: number } {
+  const found = namespaces?.ofTask(task.pid, "ipc");
+  return found?.role === "nested" ? { ipc_ns_id: found.id } : {};
 }
 
 /** The kernel does not tell all of a registration (mq_notify), and sending a message again might set it off. */
@@ -136,16 +145,44 @@ export function openMessageQueue(
   const name = program.string(queue.removed ? `${queue.name}.reprise` : queue.name);
   let known = made.get(restore);
   if (known === undefined) made.set(restore, (known = new Set()));
-  const key = `${queue.name}:${queue.removed}`;
+  const key = `${queue.ipc_ns_id ?? 0}:${queue.name}:${queue.removed}`;
   if (!known.has(key)) {
     known.add(key);
-    make(program, queue, { name, label });
-    if (queue.removed) restore.later((end) => end.call("mq_unlink", [name], { label }));
+    inNamespaceOf(program, queue, restore, () => make(program, queue, { name, label }));
+    if (queue.removed) {
+      restore.later((end) =>
+        inNamespaceOf(end, queue, restore, () => end.call("mq_unlink", [name], { label })),
+      );
+    }
   }
   const flags = queue.flags & (O_ACCMODE | O_NONBLOCK);
-  const fd = program.call("mq_open", [name, flags, 0, 0], { label });
+  const fd = inNamespaceOf(program, queue, restore, () =>
+    program.call("mq_open", [name, flags, 0, 0], { label }),
+  );
   restoreOwner(program, queue.fown, fd);
   return fd;
+}
+
+/** Runs a step with the program in the IPC namespace of a queue, and comes back. */
+function inNamespaceOf<T>(
+  program: Program,
+  { ipc_ns_id, name }: RepriseMqueueEntry,
+  restore: FilesRestore,
+  step: () => T,
+): T {
+  if (ipc_ns_id === undefined) return step();
+  const there = restore.namespaceFd?.("ipc", ipc_ns_id);
+  if (there === undefined) {
+    throw new RepriseError(
+      "BAD_IMAGE",
+      `cannot restore message queue /${name}: no task lives in IPC namespace ${ipc_ns_id}`,
+    );
+  }
+  const own = openOwn(program, "ipc");
+  program.call("setns", [there, CLONE_NEWIPC], { label: "go to another IPC namespace" });
+  const result = step();
+  goBack(program, "ipc", own);
+  return result;
 }
 
 /** Where the queue is there, all of this fails and does no harm. */

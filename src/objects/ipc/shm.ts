@@ -31,10 +31,23 @@ import {
   type IdMap,
 } from "./sysv.ts";
 
+/** The namespace of segments in the images. */
+export interface SegmentsNamespace {
+  readonly id: number;
+  readonly ids: IdMap;
+  /** Whether it is another one than the root task's, in which an id may be that of another segment. */
+  readonly isNested?: boolean;
+}
+
+/** The number of a segment's content, which all segments and other shared memory of a set have in common. */
+function contentId({ id: namespace, isNested }: SegmentsNamespace, id: number): number {
+  return isNested === true ? namespace * 2 ** 32 + id : id;
+}
+
 /** Saves segments of the engine's own IPC namespace of the moment: all, or those that are named. */
 export function writeSegments(
   images: ImageSetWriter,
-  namespace: { readonly id: number; readonly ids: IdMap; readonly only?: ReadonlySet<number> },
+  namespace: SegmentsNamespace & { readonly only?: ReadonlySet<number> },
 ): void {
   const image = images.open("ipcns-shm", namespace.id);
   for (const id of namespace.only ?? objectIds("shm")) {
@@ -44,7 +57,7 @@ export function writeSegments(
     const content = attachHere(id, size, ipc.SHM_RDONLY, (place) => {
       const fd = openSync(`/proc/self/map_files/${place.name}`, O_RDONLY);
       try {
-        writeSharedMemory(fd, { shmid: id, size }, { images });
+        writeSharedMemory(fd, { shmid: contentId(namespace, id), size }, { images });
       } finally {
         closeSync(fd);
       }
@@ -79,7 +92,7 @@ export interface Segments {
  */
 export function restoreSegments(
   set: LoadedSet,
-  options: { readonly id: number; readonly ids: IdMap; readonly isShared: boolean },
+  options: SegmentsNamespace & { readonly isShared: boolean },
 ): Segments {
   const entries = set.reader.has("ipcns-shm", options.id)
     ? set.reader.read("ipcns-shm", options.id)
@@ -150,8 +163,9 @@ function existing({ desc, size }: IpcShmEntry): Buffer | undefined {
 function make(
   set: LoadedSet,
   entry: IpcShmEntry,
-  { ids, isPrivate }: { readonly ids: IdMap; readonly isPrivate: boolean },
+  namespace: SegmentsNamespace & { readonly isPrivate: boolean },
 ): number {
+  const { ids, isPrivate } = namespace;
   const { desc, size, hugetlb_flag = 0 } = entry;
   const what = `shared memory segment ${desc.id} (${size} bytes)`;
   let { id } = desc;
@@ -170,7 +184,7 @@ function make(
       trySyscall("shmget", key, size, flags | hugetlb_flag),
     );
   }
-  fill(set, { saved: desc.id, id, size });
+  fill(set, { saved: contentId(namespace, desc.id), id, size });
   return id;
 }
 

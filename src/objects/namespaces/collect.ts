@@ -1,6 +1,6 @@
-// Which namespaces the tasks of a frozen tree live in. CRIU's rule: where the root task shares the engine's namespace of a kind,
-// all tasks must, and nothing is saved; where it has another one, that one is saved, and of mount and network namespaces
-// further ones too. Ids count over all kinds from 1, the engine's own first.
+// Which namespaces the tasks of a frozen tree live in: those of the root task, where they are not the engine's, and further ones of other
+// tasks. A task may not live in the engine's where the root task has another one. CRIU saves further mount and network namespaces
+// only, and only where the root's is not its own. Ids count over all kinds from 1, the engine's own first.
 
 import { RepriseError } from "../../errors.ts";
 import type { TaskKobjIdsEntry } from "../../images/schema/messages.generated.ts";
@@ -27,7 +27,7 @@ export interface CollectedNamespace {
   readonly inode: number;
   /** A live task in it, in the engine's pid namespace: /proc/PID/ns/KIND leads to it. */
   readonly pid: number;
-  /** The root task's, or another task's (mount and network namespaces alone). */
+  /** The root task's, or another task's. */
   readonly role: "root" | "nested";
   /** The key of `--external KIND[INODE]:KEY`: the restoring side provides it, and nothing in it is saved. */
   readonly externalKey: string | undefined;
@@ -125,7 +125,8 @@ class NamespaceTable implements CollectedNamespaces {
       const ofRoot = this.ofRoot(kind)?.inode ?? own;
       if (inode === ofRoot) return;
       if (inode === own) refuse(task, kind, "it is the engine's, and not the root task's");
-      if (ofRoot === own || !nests) refuse(task, kind, "it is not the root task's");
+      if (!nests || (kind === "mnt" && ofRoot === own))
+        refuse(task, kind, "it is not the root task's");
     }
     if (inode === own || inode === undefined) return;
     if (this.#ids.has(key(kind, inode))) return;

@@ -1,46 +1,64 @@
 // IPC namespaces: the limits, which are sysctls of the namespace (see ipc_namespaces(7), proc_sys_kernel(5), mq_overview(7)).
 // ipcns-var-ID.img. System V objects are rooms of their own (objects/ipc).
 
-import { readFileSync } from "node:fs";
+import { closeSync, readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import type { IpcVarEntry, UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { errnoOf } from "../../proc/procfs.ts";
 import { AT_FDCWD, O_WRONLY } from "../../sys/abi/fcntl.ts";
+import { CLONE_NEWIPC } from "../../sys/abi/sched.ts";
 import { Program } from "../../tracee/program.ts";
 import { restoreMessageQueues, writeMessageQueues } from "../ipc/msg.ts";
 import { restoreSemaphores, writeSemaphores } from "../ipc/sem.ts";
-import { restoreSegments, writeSegments } from "../ipc/shm.ts";
+import { restoreSegments, writeSegments, type Segments } from "../ipc/shm.ts";
 import { SAME_IDS, type IdMap } from "../ipc/sysv.ts";
 import { inNamespace } from "./enter.ts";
+import { goBack, makeNested, openMade, openOwn, type MadeNamespace } from "./nested.ts";
 import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "./user.ts";
 
 export const ipcRoom: NamespaceRoom = {
   kind: "ipc",
 
-  write({ id, pid }, { images }) {
+  write({ id, pid, role }, { images }) {
     const ids = idsInside(collectMaps(pid));
     inNamespace("ipc", { pid }, () => {
       images.write("ipcns-var", id, [collectLimits()]);
-      writeSegments(images, { id, ids });
+      writeSegments(images, { id, ids, isNested: role === "nested" });
       writeSemaphores(images, { id, ids });
       writeMessageQueues(images, { id, ids });
     });
   },
 
-  restore([namespace], restore) {
-    const entry = restore.set.namespaces.ipc.get(namespace?.id ?? 0);
-    if (entry === undefined) {
-      throw new RepriseError(
-        "IMAGE_MISSING",
-        `cannot restore the IPC namespace: ipcns-var-${namespace?.id}.img is missing`,
-      );
-    }
-    restoreLimits(entry, restore);
-    restoreObjects(namespace?.id ?? 0, restore);
+  restore(namespaces, restore) {
+    for (const made of makeNested("ipc", namespaces, restore)) fill(made, restore);
   },
 };
+
+function fill(made: MadeNamespace, restore: NamespacesRestore): void {
+  const { id } = made.namespace;
+  const entry = restore.set.namespaces.ipc.get(id);
+  if (entry === undefined) {
+    throw new RepriseError(
+      "IMAGE_MISSING",
+      `cannot restore the IPC namespace: ipcns-var-${id}.img is missing`,
+    );
+  }
+  const fd = openMade(made, restore.rootPid);
+  const ends: (() => void)[] = [];
+  restore.atEnd({
+    release: () => {
+      ends.forEach((end) => end());
+      closeSync(fd);
+    },
+    failed: () => closeSync(fd),
+  });
+  restoreLimits(entry, { made, fd, restore });
+  const segments = restoreObjects({ id, fd, isNested: made.place !== undefined }, restore);
+  // Segments that were removed already are so again when they are attached.
+  ends.push(() => inNamespace("ipc", { fd }, () => segments.removeDead()));
+}
 
 type NumberField = Exclude<keyof IpcVarEntry, "sem_ctls" | "shm_ctlmax" | "shm_ctlall">;
 
@@ -96,13 +114,19 @@ function collectLimits(): IpcVarEntry {
  * Written by the root task: in a user namespace these files belong to its root alone. What is right already is left: some take
  * nothing but their own value, as auto_msgmni does.
  */
-function restoreLimits(entry: IpcVarEntry, restore: NamespacesRestore): void {
+function restoreLimits(
+  entry: IpcVarEntry,
+  { made, fd: ipc, restore }: { made: MadeNamespace; fd: number; restore: NamespacesRestore },
+): void {
   const wanted = limitsOf(entry);
-  const differing = inNamespace("ipc", { pid: restore.rootPid }, () =>
+  const differing = inNamespace("ipc", { fd: ipc }, () =>
     wanted.filter(([path, value]) => isOther(path, value)),
   );
   if (differing.length === 0) return;
   const program = new Program();
+  const own = made.place === undefined ? undefined : openOwn(program, "ipc");
+  if (made.place !== undefined)
+    program.call("setns", [made.place, CLONE_NEWIPC], { label: "go to another IPC namespace" });
   for (const [path, value] of differing) {
     const label = `set ${path} of the IPC namespace to ${value}`;
     const hint = "A read-only /proc/sys may be in the way.";
@@ -115,6 +139,7 @@ function restoreLimits(entry: IpcVarEntry, restore: NamespacesRestore): void {
     });
     program.call("close", [fd]);
   }
+  if (own !== undefined) goBack(program, "ipc", own);
   restore.run(program);
 }
 
@@ -151,16 +176,17 @@ function readSysctl(path: string): string | undefined {
 }
 
 /** The engine makes them: it may choose their ids. */
-function restoreObjects(id: number, restore: NamespacesRestore): void {
+function restoreObjects(
+  { id, fd, isNested }: { readonly id: number; readonly fd: number; readonly isNested: boolean },
+  restore: NamespacesRestore,
+): Segments {
   const user = restore.plan.ofRoot("user");
   const ids = user === undefined ? SAME_IDS : idsOutside(savedMaps(restore.set, user.id));
-  const where = { pid: restore.rootPid };
-  const segments = inNamespace("ipc", where, () => {
+  return inNamespace("ipc", { fd }, () => {
     restoreSemaphores(restore.set.reader, { id, ids });
     restoreMessageQueues(restore.set.reader, { id, ids });
-    return restoreSegments(restore.set, { id, ids, isShared: false });
+    return restoreSegments(restore.set, { id, ids, isNested, isShared: false });
   });
-  restore.atEnd({ release: () => inNamespace("ipc", where, () => segments.removeDead()) });
 }
 
 const NOBODY = 65534;

@@ -20,7 +20,7 @@ export interface KindOfNamespace {
   readonly kind: NamespaceKind;
   readonly flag: number;
   readonly field: keyof TaskKobjIdsEntry;
-  /** Whether a task may have another one than the root task: CRIU's images hold more than one of these kinds only. */
+  /** Whether a task may have another one than the root task. CRIU restores sets with further mount and network namespaces only. */
   readonly nests: boolean;
 }
 
@@ -28,12 +28,12 @@ export interface KindOfNamespace {
 export const NAMESPACE_KINDS: readonly KindOfNamespace[] = [
   { kind: "pid", flag: CLONE_NEWPID, field: "pid_ns_id", nests: false },
   { kind: "net", flag: CLONE_NEWNET, field: "net_ns_id", nests: true },
-  { kind: "ipc", flag: CLONE_NEWIPC, field: "ipc_ns_id", nests: false },
-  { kind: "uts", flag: CLONE_NEWUTS, field: "uts_ns_id", nests: false },
+  { kind: "ipc", flag: CLONE_NEWIPC, field: "ipc_ns_id", nests: true },
+  { kind: "uts", flag: CLONE_NEWUTS, field: "uts_ns_id", nests: true },
   { kind: "time", flag: CLONE_NEWTIME, field: "time_ns_id", nests: false },
   { kind: "mnt", flag: CLONE_NEWNS, field: "mnt_ns_id", nests: true },
   { kind: "user", flag: CLONE_NEWUSER, field: "user_ns_id", nests: false },
-  { kind: "cgroup", flag: CLONE_NEWCGROUP, field: "cgroup_ns_id", nests: false },
+  { kind: "cgroup", flag: CLONE_NEWCGROUP, field: "cgroup_ns_id", nests: true },
 ];
 
 /** Flag, field and rules of a kind. */

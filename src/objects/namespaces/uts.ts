@@ -1,10 +1,11 @@
 // UTS namespaces: host and domain name, see uts_namespaces(7). utsns-ID.img.
 
-import { readFileSync } from "node:fs";
+import { closeSync, readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { inNamespace } from "./enter.ts";
-import type { NamespaceRoom } from "./room.ts";
+import { makeNested, openMade, type MadeNamespace } from "./nested.ts";
+import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
 
 export const utsRoom: NamespaceRoom = {
   kind: "uts",
@@ -17,20 +18,30 @@ export const utsRoom: NamespaceRoom = {
     images.write("utsns", id, [entry]);
   },
 
-  restore([namespace], { set, rootPid }) {
-    const entry = set.namespaces.uts.get(namespace?.id ?? 0);
-    if (entry === undefined) {
-      throw new RepriseError(
-        "IMAGE_MISSING",
-        `cannot restore the UTS namespace: utsns-${namespace?.id}.img is missing`,
-      );
-    }
-    inNamespace("uts", { pid: rootPid }, () => {
+  restore(namespaces, restore) {
+    for (const made of makeNested("uts", namespaces, restore)) setNames(made, restore);
+  },
+};
+
+function setNames(made: MadeNamespace, { set, rootPid }: NamespacesRestore): void {
+  const { id } = made.namespace;
+  const entry = set.namespaces.uts.get(id);
+  if (entry === undefined) {
+    throw new RepriseError(
+      "IMAGE_MISSING",
+      `cannot restore the UTS namespace: utsns-${id}.img is missing`,
+    );
+  }
+  const fd = openMade(made, rootPid);
+  try {
+    inNamespace("uts", { fd }, () => {
       setName("sethostname", entry.nodename);
       setName("setdomainname", entry.domainname);
     });
-  },
-};
+  } finally {
+    closeSync(fd);
+  }
+}
 
 /** The sysctls show the names of the namespace of the thread that reads. */
 function readName(name: "hostname" | "domainname"): string {
