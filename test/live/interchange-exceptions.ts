@@ -103,6 +103,16 @@ export const interchangeExceptions: Exceptions = {
       says: /marks are , were fanotify sdev/,
     },
   },
+  nested_namespaces: {
+    "restored by CRIU": {
+      why: "CRIU makes further mount and network namespaces only",
+      says: /Can't restore sub-task in NS/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU saves further mount and network namespaces only",
+      says: /Can't dump nested ipc namespace/,
+    },
+  },
   net_namespaces: {
     "dumped by CRIU": {
       why: "CRIU saves the routes of the main table alone",
