@@ -11,7 +11,5 @@ export default defineConfig({
     fileParallelism: false,
     testTimeout: 30_000,
     hookTimeout: 60_000,
-    // A loaded machine may be late once (pid 1 reaps slowly, programs answer late); a real fault fails twice.
-    retry: 1,
   },
 });

@@ -83,7 +83,8 @@ class Opener implements FilesRestore {
     this.#images = images;
     // F_DUPFD takes the lowest free numbers of the pool: at most one a file, image or namespace. Reserved ones lie above.
     const taken =
-      2 * plan.set.files.size +
+      plan.set.files.size +
+      mappingKeys(plan).size +
       images.opened.size +
       namespaceFds.size +
       rootNamespaceFds.size +
@@ -278,6 +279,12 @@ class Copies implements EngineCopies {
     if (this.#pidfd !== undefined) closeSync(this.#pidfd);
     this.#pidfd = undefined;
   }
+}
+
+/** A file may be opened once more for what its mappings need. */
+function mappingKeys(plan: RestorePlan): ReadonlySet<string> {
+  const areas = [...plan.tasks.values()].flatMap(({ mm }) => mm.vmas.filter(mapsFile));
+  return new Set(areas.map(mappingKey));
 }
 
 function mappingKey(vma: VmaEntry): string {

@@ -87,8 +87,14 @@ export function kcmp(
   return syscall("kcmp", left.pid, right.pid, type, left.fd ?? 0, right.fd ?? 0);
 }
 
-/** Finds, among objects that tasks have (tables of descriptors, memory), those that are the same: see `kcmp`. */
-export class KernelOrder<T extends { readonly pid: number }> {
+/** Where a kernel object is found: a task has it, an open file as its descriptor `fd`. */
+export interface KernelObject {
+  readonly pid: number;
+  readonly fd?: number;
+}
+
+/** Finds, among objects that tasks have (open files, tables of descriptors, memory), those that are the same: see `kcmp`. */
+export class KernelOrder<T extends KernelObject> {
   readonly #type: number;
   /** In the kernel's order, so that a few comparisons find the place of another. */
   readonly #sorted: T[] = [];
@@ -99,18 +105,45 @@ export class KernelOrder<T extends { readonly pid: number }> {
 
   /** The one that has the same object; when there is none, `item` is kept for those that come later. */
   findOrAdd(item: T): T | undefined {
+    const found = this.findOrMake(item, () => item);
+    return found === item ? undefined : found;
+  }
+
+  /** The one that has the same object; when there is none, `make` gives one for it, which is kept. */
+  findOrMake(object: KernelObject, make: () => T): T {
+    const at = this.#search(object);
+    if (typeof at !== "number") return at.found;
+    const before = this.#sorted.length;
+    const item = make();
+    // Making it may have added others.
+    const place = this.#sorted.length === before ? at : this.#search(object);
+    if (typeof place === "number") this.#sorted.splice(place, 0, item);
+    return item;
+  }
+
+  /** The one that has the same object. */
+  find(object: KernelObject): T | undefined {
+    const at = this.#search(object);
+    return typeof at === "number" ? undefined : at.found;
+  }
+
+  get items(): readonly T[] {
+    return this.#sorted;
+  }
+
+  /** The one that has it, or the place where it belongs. */
+  #search(object: KernelObject): number | { readonly found: T } {
     let low = 0;
     let high = this.#sorted.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
       const other = this.#sorted[middle] as T;
-      const order = kcmp({ pid: item.pid }, { pid: other.pid }, this.#type);
-      if (order === 0) return other;
+      const order = kcmp(object, other, this.#type);
+      if (order === 0) return { found: other };
       if (order === KCMP_LESS) high = middle;
       else low = middle + 1;
     }
-    this.#sorted.splice(low, 0, item);
-    return undefined;
+    return low;
   }
 }
 

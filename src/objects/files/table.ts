@@ -11,7 +11,7 @@ import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { kcmp } from "../../sys/process.ts";
+import { KernelOrder } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
@@ -21,6 +21,8 @@ import type { MountNamespaces } from "../mounts/collect.ts";
 import { kindOf } from "./registry.ts";
 
 interface Known {
+  readonly pid: number;
+  readonly fd: number;
   readonly file: OpenFile;
   readonly id: number;
   readonly type: number;
@@ -41,7 +43,7 @@ export class FileTable implements FilesDump {
   namespaces?: CollectedNamespaces;
   mounts: MountNamespaces | undefined;
   readonly #entries: FileEntry[] = [];
-  readonly #descriptions = new Map<string, Known[]>();
+  readonly #descriptions = new Map<string, KernelOrder<Known>>();
   readonly #paths = new Map<string, number>();
   readonly #afterTasks: (() => void)[] = [];
   readonly #later: (() => void)[] = [];
@@ -68,7 +70,7 @@ export class FileTable implements FilesDump {
    */
   refresh(): boolean {
     const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
-    const before = [...this.#descriptions.values()].flat();
+    const before = [...this.#descriptions.values()].flatMap(({ items }) => items);
     this.#descriptions.clear();
     for (const { file, id, type } of before) {
       const { pos, flags, locks } = readFdInfo({ pid: file.task.pid, fd: file.fd });
@@ -79,9 +81,7 @@ export class FileTable implements FilesDump {
         this.#entries[place] = { ...entry, reg: { ...entry.reg, pos, flags: flags & ~O_CLOEXEC } };
       const now = { ...file, info: { ...file.info, pos, flags } };
       this.#copies.set(now, this.borrow(file));
-      const key = looks(now);
-      const known = { file: now, id, type };
-      this.#descriptions.set(key, [...(this.#descriptions.get(key) ?? []), known]);
+      this.#lookingLike(now).findOrAdd({ ...placeOf(now), file: now, id, type });
     }
     return true;
   }
@@ -95,12 +95,11 @@ export class FileTable implements FilesDump {
 
   /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */
   describe(file: OpenFile): { readonly id: number; readonly type: number } {
-    const same = this.#find(file);
-    if (same !== undefined) return same;
-    const known = { file, ...this.#write(file) };
-    const key = looks(file);
-    this.#descriptions.set(key, [...(this.#descriptions.get(key) ?? []), known]);
-    return known;
+    return this.#lookingLike(file).findOrMake(placeOf(file), () => ({
+      ...placeOf(file),
+      file,
+      ...this.#write(file),
+    }));
   }
 
   /** The id of a file that is mapped: one entry a file and open mode. */
@@ -157,7 +156,10 @@ export class FileTable implements FilesDump {
     const task = this.#inFlight.get(near) ?? { ...near, pid: process.pid };
     this.#inFlight.set(near, task);
     const file = { ...lookAtFd(task, fd, readFdStat(process.pid, fd)), near };
-    if (this.#find(file) === undefined && file.target === "anon_inode:[pidfd]") {
+    if (
+      this.#lookingLike(file).find(placeOf(file)) === undefined &&
+      file.target === "anon_inode:[pidfd]"
+    ) {
       throw new RepriseError(
         "UNSUPPORTED",
         `cannot dump pid ${near.pid}: a pidfd in flight in a socket is held by no task`,
@@ -234,8 +236,11 @@ export class FileTable implements FilesDump {
     return fd;
   }
 
-  #find(file: OpenFile): Known | undefined {
-    return this.#descriptions.get(looks(file))?.find((known) => isSame(known.file, file));
+  #lookingLike(file: OpenFile): KernelOrder<Known> {
+    const key = looks(file);
+    const known = this.#descriptions.get(key) ?? new KernelOrder<Known>(KCMP_FILE);
+    this.#descriptions.set(key, known);
+    return known;
   }
 
   #write(file: OpenFile): { readonly id: number; readonly type: number } {
@@ -264,6 +269,6 @@ function looks({ stat, info, target }: OpenFile): string {
   return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~O_CLOEXEC}:${info.mntId}:${target}`;
 }
 
-function isSame(a: OpenFile, b: OpenFile): boolean {
-  return kcmp({ pid: a.task.pid, fd: a.fd }, { pid: b.task.pid, fd: b.fd }, KCMP_FILE) === 0;
+function placeOf({ task, fd }: OpenFile): { readonly pid: number; readonly fd: number } {
+  return { pid: task.pid, fd };
 }
