@@ -121,6 +121,7 @@ function addAutofs(
     if (owner.saved.pgrp !== task.pid) continue;
     takeOver(program, owner, {
       fds: new Set(task.fdinfo.map(({ fd }) => fd)),
+      spare: firstPoolFd(plan) - 1,
       writer: (fd) => {
         const id = task.fdinfo.find((entry) => entry.fd === fd)?.id;
         return files.pipeWriter(plan.set.files.get(id ?? -1)?.pipe?.pipe_id ?? -1);

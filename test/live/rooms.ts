@@ -130,7 +130,11 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "udp_queues", alone: "its ports" },
     { name: "udp_sockets", alone: "its ports" },
   ],
-  mounts: [{ name: "mount_namespaces", alone: "its notes to its child are in files" }],
+  mounts: [
+    { name: "mount_namespaces", alone: "its notes to its child are in files" },
+    { name: "autofs" },
+    { name: "autofs", args: ["untouched"] },
+  ],
   locks: [
     { name: "file_locks", checkpoint: { fileLocks: true }, alone: "locks exclude each other" },
   ],

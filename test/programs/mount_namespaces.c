@@ -1,8 +1,7 @@
 // A mount namespace with one of each: memory file systems with content, covered, read-only and deleted roots, binds of
 // directories and files, peer groups and slaves, /proc, devpts, and a child in a further mount namespace. Files are open in both.
 // What is mounted on `outside` in the current directory when it starts stays mounted there.
-#include "test.h"
-#include <sys/mount.h>
+#include "mounts.h"
 #include <sys/sysmacros.h>
 
 static const char DEEP[] = "m/mem/dir/deep";
@@ -145,31 +144,6 @@ static void check_apart(void) {
 
 static void spoil(void) { put("m/mem/file", "spoilt\n"); }
 
-// Nothing but the root of outside stays.
-static void leave_outside(void) {
-  char line[4096], point[1024], points[512][256], kept[1024];
-  int count = 0;
-  MUST(getcwd(kept, sizeof kept - 16) == NULL ? -1 : 0);
-  strcat(kept, "/outside");
-  MUST(unshare(CLONE_NEWNS));
-  MUST(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
-  FILE *file = fopen("/proc/self/mountinfo", "re");
-  while (fgets(line, sizeof line, file) != NULL && count < 512)
-    if (sscanf(line, "%*d %*d %*s %*s %1023s", point) == 1 && strcmp(point, "/") != 0 &&
-        strcmp(point, kept) != 0)
-      snprintf(points[count++], sizeof points[0], "%.255s", point);
-  fclose(file);
-  while (count-- > 0) umount2(points[count], MNT_DETACH);
-  MUST(mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
-  int out = (int)MUST(open("out", O_WRONLY | O_APPEND));
-  for (int fd = 0; fd < 3; fd++) MUST(dup2(out, fd));
-  close(out);
-  // The program itself, too, is to be a file of the new namespace: CRIU looks for its mount there.
-  char self[1024] = "";
-  MUST(readlink("/proc/self/exe", self, sizeof self - 1));
-  MUST(execl(self, self, "inside", NULL));
-}
-
 static void make_mounts(void) {
   const char *names[] = {"mem", "ro", "bound", "gone", "over", "shared", "peer", "slave", "pts", "own"};
   char path[64];
@@ -217,7 +191,7 @@ int main(int argc, char **argv) {
   (void)argv;
   begin();
   tamper = spoil;
-  if (argc < 2) leave_outside();
+  if (argc < 2) leave_outside("");
   make_mounts();
   in_memory = (int)MUST(open("m/mem/file", O_RDWR | O_CLOEXEC));
   MUST(lseek(in_memory, 3, SEEK_SET));

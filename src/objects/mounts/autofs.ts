@@ -154,6 +154,12 @@ interface Autofs {
   readonly directories: readonly string[];
 }
 
+/** Numbers for descriptors of the root task while mounts are made. */
+export interface AutofsPlaces {
+  readonly pipe: number;
+  readonly device: number;
+}
+
 /** Making autofs mounts again. */
 export class AutofsRestore {
   readonly #mounts: readonly Autofs[];
@@ -176,9 +182,15 @@ export class AutofsRestore {
     return this.#mounts.length > 0;
   }
 
-  /** Adds the calls that make a pipe which nobody reads, for mounting; its number must be in the options. */
-  addPipe(program: Program, place: number): void {
+  /**
+   * Adds the calls that open what mounting needs, where the engine's own root is still the root: the device, and a pipe that nobody
+   * reads, whose number must be in the options.
+   */
+  open(program: Program, { pipe, device }: AutofsPlaces): void {
     if (!this.isNeeded) return;
+    const opened = openDevice(program);
+    program.call("dup3", [opened, device, O_CLOEXEC], { label: `keep ${abi.AUTOFS_DEVICE} open` });
+    program.call("close", [opened]);
     const label = "make a pipe for autofs";
     const ends = program.output(8);
     program.call("pipe2", [ends, O_CLOEXEC], { label });
@@ -187,13 +199,13 @@ export class AutofsRestore {
       from: { ...ends, offset: ends.offset + index * 4 },
       width: 4,
     });
-    program.call("dup3", [end(1), place, O_CLOEXEC], { label });
+    program.call("dup3", [end(1), pipe, O_CLOEXEC], { label });
     program.call("close", [end(0)]);
     program.call("close", [end(1)]);
   }
 
   /** Options for mount(2); undefined for another file system. */
-  options(source: MountSource, pipe: number): string | undefined {
+  options(source: MountSource, { pipe }: AutofsPlaces): string | undefined {
     const mount = this.#mounts.find((one) => one.source === source);
     if (mount === undefined) return undefined;
     const { minproto, maxproto, mode, uid, gid } = mount.saved;
@@ -214,12 +226,12 @@ export class AutofsRestore {
    * What a child of the root task does: only members of the automounter's process group may make directories, and only while
    * there is an automounter. In the end there is none.
    *
-   * @param pipe number of the pipe of `addPipe` in the child; `fd` of a source's root
+   * @param options descriptors in the child: those of `open`, and roots of sources
    */
-  prepare(options: { readonly pipe: number; fd(source: MountSource): number }): Program {
+  prepare(options: AutofsPlaces & { fd(source: MountSource): number }): Program {
     const program = new Program();
+    const { device } = options;
     program.call("setpgid", [0, 0], { label: "make a process group for autofs" });
-    const device = openDevice(program);
     for (const { source, saved, directories } of this.#mounts) {
       const label = `prepare ${nameOf(source)}`;
       const root = openRoot(program, options.fd(source), label);
@@ -239,16 +251,20 @@ export class AutofsRestore {
   }
 
   /** Adds the calls that keep what owners need: descriptors that all tasks inherit, at or above a number. */
-  keep(program: Program, options: { readonly above: number; fd(source: MountSource): number }) {
+  keep(
+    program: Program,
+    options: AutofsPlaces & { readonly above: number; fd(source: MountSource): number },
+  ): void {
+    if (!this.isNeeded) return;
     const owned = this.#mounts.filter(({ saved }) => saved.fd !== CATATONIC);
-    if (owned.length === 0) return;
     const label = "keep autofs open";
-    const keep = (fd: Ref): Ref => {
+    const keep = (fd: Argument): Ref => {
       const kept = program.call("fcntl", [fd, F_DUPFD, options.above], { label });
       program.call("close", [fd]);
       return kept;
     };
-    this.#device = keep(openDevice(program));
+    this.#device = keep(options.device);
+    program.call("close", [options.pipe]);
     for (const { source } of owned)
       this.#roots.set(source, keep(openRoot(program, options.fd(source), label)));
   }
@@ -275,12 +291,16 @@ export interface AutofsOwner {
 /**
  * Adds the calls by which an automounter takes its mount over: it has its descriptors and is in its process group.
  *
- * @param task its descriptors in use; `writer` finds the restore's own writing end of the pipe that is open as a descriptor
+ * @param task its descriptors in use, and a number above them for a while; `writer` finds the restore's own writing end of the pipe that is open as a descriptor
  */
 export function takeOver(
   program: Program,
   { saved, device, root, name }: AutofsOwner,
-  task: { readonly fds: ReadonlySet<number>; writer(fd: number): number | undefined },
+  task: {
+    readonly fds: ReadonlySet<number>;
+    readonly spare: number;
+    writer(fd: number): number | undefined;
+  },
 ): void {
   const label = `give ${name} back to its automounter, pid ${saved.pgrp}`;
   if (saved.read_fd === undefined) {
@@ -294,11 +314,11 @@ export function takeOver(
       `cannot ${label}: its fd ${saved.read_fd} is not the pipe of its requests`,
     );
   }
-  // The kernel tells the number, and so do its mount options: it should stay what it was.
-  const isFree = saved.fd >= 0 && !task.fds.has(saved.fd);
-  if (isFree) program.call("dup3", [writer, saved.fd, O_CLOEXEC], { label });
-  becomeOwner(program, { device, root, pipe: isFree ? saved.fd : writer, label });
-  if (isFree) program.call("close", [saved.fd]);
+  // The options of the mount tell the number ever after: it should stay what it was.
+  const pipe = saved.fd >= task.spare || task.fds.has(saved.fd) ? task.spare : saved.fd;
+  program.call("dup3", [writer, pipe, O_CLOEXEC], { label });
+  becomeOwner(program, { device, root, pipe, label });
+  program.call("close", [pipe]);
 }
 
 function becomeOwner(

@@ -43,11 +43,12 @@ export const mntRoom: NamespaceRoom = {
     if (mounts === undefined) return;
     const autofs = new AutofsRestore(mounts.plan, set);
     const builder = new MountBuilder(mounts.plan, { outside: mounts.outside, autofs });
-    // Nothing else is there yet: the number is free.
-    const pipe = restore.firstFreeFd - 1;
-    const first = builder.sources({ pipe });
+    // Nothing else is there yet: the numbers are free.
+    const places = { pipe: restore.firstFreeFd - 1, device: restore.firstFreeFd - 2 };
+    const first = builder.sources(places);
     const sources = first.done(restore.run(first.program));
-    if (autofs.isNeeded) restore.runInChild(autofs.prepare({ pipe, fd: sources.fd }));
+    if (autofs.isNeeded)
+      restore.runInChild(autofs.prepare({ ...places, fd: (source) => sources.fd(source) }));
     const user = restore.plan.made("user");
     const maps = user === undefined ? undefined : savedMaps(set, user.id);
     const rootOf = (source: MountSource): string => `/proc/${rootPid}/fd/${sources.fd(source)}`;
@@ -56,6 +57,7 @@ export const mntRoom: NamespaceRoom = {
     const second = builder.tree({
       isDirectory: (node) => isDirectory(node, rootOf),
       exists: (source, below) => exists(joinPath(rootOf(source), below)),
+      ...places,
       above: restore.firstFreeFd,
       keepSources: set.remaps.length > 0,
     });

@@ -8,7 +8,7 @@ import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts"
 import * as abi from "../../sys/abi/mount.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../../tracee/program.ts";
 import { pathArgument } from "../files/path.ts";
-import type { AutofsRestore } from "./autofs.ts";
+import type { AutofsPlaces, AutofsRestore } from "./autofs.ts";
 import { addPeer, Assembly, type TreeOptions, type Yard } from "./assembly.ts";
 import { makePlace, move, PRIVATE, setAttributes } from "./calls.ts";
 import type { OutsideMounts } from "./outside.ts";
@@ -41,13 +41,13 @@ export class MountBuilder {
     this.#autofs = autofs;
   }
 
-  /** The first program, and what is to be done with its results. `pipe` is a number for a descriptor that mounting needs. */
-  sources({ pipe }: { readonly pipe: number }): {
+  /** The first program, and what is to be done with its results. */
+  sources(places: AutofsPlaces): {
     program: Program;
     done: (result: ProgramResult) => MountedSources;
   } {
     const program = new Program();
-    this.#autofs.addPipe(program, pipe);
+    this.#autofs.open(program, places);
     const label = "keep the mounts of the tree apart from those of outside";
     program.call("mount", [0, program.string("/"), 0, abi.MS_REC | abi.MS_PRIVATE, 0], { label });
     const open = (path: string, flags: number): Ref =>
@@ -59,7 +59,7 @@ export class MountBuilder {
     program.call("fchdir", [yard]);
     const sources = new Map<number, Argument>();
     for (const source of this.#plan.sources) {
-      const options = this.#autofs.options(source, pipe);
+      const options = this.#autofs.options(source, places);
       const what = { source, yard, outside: this.#outside, options };
       sources.set(source.index, addSource(program, what));
     }
@@ -94,7 +94,10 @@ export class MountBuilder {
   }
 
   /** The second program. */
-  tree(options: TreeOptions): { program: Program; done: (result: ProgramResult) => KeptMounts } {
+  tree(options: TreeOptions & AutofsPlaces): {
+    program: Program;
+    done: (result: ProgramResult) => KeptMounts;
+  } {
     const yard = this.#yard;
     if (yard === undefined) throw new RepriseError("INTERNAL", "internal error: no sources yet");
     const program = new Program();
@@ -111,8 +114,8 @@ export class MountBuilder {
     groups.forEach((group) => assembly.join(group));
     assembly.removeDeleted();
     leave();
-    const rootFd = (source: MountSource): number => yard.sources.get(source.index) ?? -1;
-    this.#autofs.keep(program, { above: options.above, fd: rootFd });
+    const sourceFd = (source: MountSource): number => yard.sources.get(source.index) ?? -1;
+    this.#autofs.keep(program, { ...options, fd: sourceFd });
     const sources = options.keepSources ? assembly.keepSources(this.#plan.sources) : new Map();
     assembly.close(this.#outside);
     return {
