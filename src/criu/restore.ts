@@ -34,6 +34,11 @@ export async function restoreAction(
       { hint: "A sibling is not ours to wait for." },
     );
   }
+  const logFile = options.values["log-file"];
+  if (options.flags.has("log-pid") && logFile !== undefined) {
+    const { logPerPid } = await import("./pid-logs.ts");
+    logPerPid(logFile);
+  }
   const result = await restoreTree(options, directories);
   if (command.length > 0) {
     const { becomeProgram } = await import("./exec.ts");

@@ -1,6 +1,6 @@
 // What of CRIU's options the engine honours. An option that would change the result and is not honoured is
-// refused; one that only permits what the engine then refuses by itself, naming the object, is let through
-// with a warning in the log.
+// refused; one that only permits what is so anyway, or what the engine then refuses by itself, naming the object,
+// is let through.
 
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -9,15 +9,14 @@ import type { CriuOptions, OptionName } from "./options.ts";
 /** Options that would change what is saved or made, and are not honoured yet. */
 const REFUSED: readonly OptionName[] = ["stream", "lsm-profile", "lsm-mount-context"];
 
-/** Options that allow or tune something that the engine does not do yet. */
-const WITHOUT_EFFECT: readonly OptionName[] = ["log-pid", "unprivileged", "libdir"];
-
 /** Options that ask for what is so anyway: another way to the same result, or leave for what is not needed here. */
 const NOT_NEEDED: readonly OptionName[] = [
   "evasive-devices",
   "force-irmap",
   "mntns-compat-mode",
   "allow-uprobes",
+  "unprivileged",
+  "libdir",
 ];
 
 /** @throws RepriseError UNSUPPORTED when an option is given that the engine cannot honour. */
@@ -27,9 +26,6 @@ export function checkSupport(options: CriuOptions): void {
     throw new RepriseError("UNSUPPORTED", `option --${refused} is not supported yet`, {
       hint: "Leave it out, or use CRIU for this checkpoint.",
     });
-  }
-  for (const name of WITHOUT_EFFECT) {
-    if (isGiven(options, name)) log.warn(`option --${name} has no effect yet`);
   }
   for (const name of NOT_NEEDED) {
     if (isGiven(options, name)) log.debug(`option --${name} changes nothing here`);

@@ -31,6 +31,7 @@ Directories and output:
   -o, --log-file FILE        log, in the work directory (default: standard error)
   -v, -vN, --verbosity[=N]   1 errors, 2 warnings (default), 3 information, 4 debugging
       --display-stats *      print statistics at the end
+      --log-pid *            with -o, restore: also a log for every process, FILE.PID, of its calls
       --pidfile FILE         write the root task's pid; the file must not exist
       --action-script PATH   run at every step; may be given several times
       --config FILE          read options from this file instead of the default ones
@@ -78,6 +79,13 @@ Memory in chains, and over the network:
       --lazy-pages           dump: leave pages in the tasks, and give them to lazy-pages;
                              restore: let lazy-pages fill memory when it is touched
       --tls *                with --tls-cacert, --tls-cacrl, --tls-cert, --tls-key FILE, --tls-no-cn-verify
+
+Not needed here, and taken without effect:
+      --unprivileged *       a user with CAP_CHECKPOINT_RESTORE saves and restores processes of his own anyway,
+                             as far as their objects need no more
+      --allow-uprobes *      breakpoints of the kernel's probes are never part of the images
+      --libdir DIR           there are no plugins: what CRIU has them for (GPUs) is refused
+      --evasive-devices *, --force-irmap *, --mntns-compat-mode *
 
 Other options of CRIU 4.2 are understood; those that would change the result are refused.
 

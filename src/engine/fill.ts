@@ -20,7 +20,7 @@ import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
 import { Tracee, taskDied } from "../tracee/tracee.ts";
 import { readTasks } from "../proc/tasks.ts";
-import { readThreadStatusIfAlive } from "../proc/status.ts";
+import { readStatus, readThreadStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { addClone } from "./grow.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import type { UserFaults } from "./hand-over.ts";
@@ -54,12 +54,25 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
   );
 }
 
+/** The credentials that the engine's tasks have, and keep where the engine may not change them. */
+function fixedCredentials({ namespaces }: RestorePlan): TaskStatus | undefined {
+  // The tasks of a user namespace of their own may do everything there.
+  if (namespaces.ofRoot("user") !== undefined) return undefined;
+  const own = readStatus(process.pid);
+  const needed = [sched.CAP_SETUID, sched.CAP_SETGID, sched.CAP_SETPCAP].reduce(
+    (bits, cap) => bits | (1n << BigInt(cap)),
+    0n,
+  );
+  return (own.capEff & needed) === needed ? undefined : own;
+}
+
 /** What every thread has for itself. The leader's comes with what the whole process has, and last. */
 export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   const followers = [...plan.tasks.values()].flatMap((task) =>
     task.threads.slice(1).map((thread) => ({ task, thread })),
   );
   const room = threadRoom(plan, followers.length);
+  const fixedCreds = fixedCredentials(plan);
   runNoted(
     followers.map(({ task, thread }, index) => {
       const program = new Program();
@@ -67,6 +80,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         pid: task.pid,
         tid: thread.tid,
         filters: seccompFilters(plan),
+        fixedCreds,
       });
       const tracee = growth.tracees.get(thread.tid) as Tracee;
       // Threads share their memory: each has its own part of the work area.
@@ -103,6 +117,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         limits,
         pid: task.pid,
         filters: seccompFilters(plan),
+        fixedCreds,
         parentLeaves,
       });
       return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };

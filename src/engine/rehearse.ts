@@ -91,7 +91,7 @@ function encodeThread(): void {
     thread_core: {
       futex_rla: 0n,
       futex_rla_len: 0,
-      ...collectScheduling(pid),
+      ...collectScheduling(pid, 0n),
       creds: {
         uid: status.uid.real,
         gid: 0,

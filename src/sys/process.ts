@@ -148,3 +148,8 @@ export class KernelOrder<T extends KernelObject> {
 }
 
 const KCMP_LESS = 1;
+
+/** Whether this process, and those that it makes, can be other users for a moment: a restore without privileges has the user of its tasks. */
+export function mayBecomeOthers(): boolean {
+  return process.geteuid?.() === 0;
+}

@@ -231,13 +231,14 @@ export class Program {
     return `${shown.name}(${args.join(", ")})`;
   }
 
-  /** All calls as text, with their labels: what `--explain` prints. */
-  explain(): string[] {
-    return this.#entries.flatMap((entry, index) =>
-      entry.name === undefined
-        ? []
-        : [`${this.describe(index)}${entry.label === undefined ? "" : `  # ${entry.label}`}`],
-    );
+  /** All calls as text, with their labels: what `--explain` prints; of a run, with the results of as many entries as were run. */
+  explain(run?: { readonly result: ProgramResult; readonly entries: number }): string[] {
+    return this.#entries.slice(0, run?.entries).flatMap((entry, index) => {
+      if (entry.name === undefined) return [];
+      const outcome = run === undefined ? "" : ` = ${outcomeText(run.result, index)}`;
+      const label = entry.label === undefined ? "" : `  # ${entry.label}`;
+      return [`${this.describe(index)}${outcome}${label}`];
+    });
   }
 
   #addCopy(arg: Ref | Load, entry: number, index: number): void {
@@ -336,6 +337,12 @@ function literal(place: Place, arg: Argument | ArgumentPlace): number | bigint {
     case "load":
       return 0;
   }
+}
+
+function outcomeText(result: ProgramResult, entry: number): string {
+  const value = result.value({ kind: "ref", entry });
+  if (value < 0 && value > -4096) return errnoName(-value);
+  return value > 0xffff_ffff ? `0x${value.toString(16)}` : `${value}`;
 }
 
 function setWord(view: DataView, at: number, value: number | bigint): void {

@@ -65,6 +65,23 @@ function startProgram(job: Job): Started {
   return { job, image };
 }
 
+/** A program that has come to its end, or to a call that failed. */
+export interface ProgramRun {
+  readonly leader: number;
+  readonly tid: number;
+  readonly program: Program;
+  readonly result: ProgramResult;
+  /** How many of its entries were run. */
+  readonly entries: number;
+}
+
+let listener: ((run: ProgramRun) => void) | undefined;
+
+/** Has every program told when it has run, for logs. */
+export function tellPrograms(to: ((run: ProgramRun) => void) | undefined): void {
+  listener = to;
+}
+
 /** Waits for the interpreter's own SIGSTOP; any other signal stop is from outside and is swallowed. */
 function waitForProgram(job: Job): Error | undefined {
   const { tracee } = job;
@@ -98,6 +115,10 @@ function fetchResults({ job, image }: Started): ProgramResult {
     readMemory(tracee.leader, [{ address: image.results, length: bytes.length }], bytes);
   const result = new ProgramResult(image, bytes);
   const stoppedAt = (tracee.registers().getNumber("r12") - image.table) / ENTRY_SIZE;
+  if (listener !== undefined) {
+    const entries = Math.min(stoppedAt + 1, program.length);
+    listener({ leader: tracee.leader, tid: tracee.tid, program, result, entries });
+  }
   if (stoppedAt < program.length) {
     throw program.failure(
       stoppedAt,

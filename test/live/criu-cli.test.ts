@@ -2,8 +2,16 @@
 // or where things are written. Exit codes and the form of messages are what runtimes and scripts go by.
 
 import { spawn, type ChildProcessWithoutNullStreams } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import {
+  chownSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import {
@@ -38,9 +46,10 @@ interface Outcome {
 async function criu(
   args: readonly string[],
   env: Readonly<Record<string, string>> = {},
+  { before = [] }: { readonly before?: readonly string[] } = {},
 ): Promise<Outcome> {
-  const [node, ...rest] = COMMAND;
-  const child = spawn(node, [...rest, ...args], {
+  const [program = "", ...rest] = [...before, ...COMMAND, ...args];
+  const child = spawn(program, rest, {
     cwd: "/",
     env: { PATH: process.env["PATH"], HOME: dir, ...env },
     stdio: ["ignore", "pipe", "pipe"],
@@ -53,6 +62,18 @@ async function criu(
   // At "close" nobody holds the pipes any more: what was restored must not.
   const status = await new Promise<number | null>((resolve) => child.once("close", resolve));
   return { status, stdout, stderr };
+}
+
+const SILENCE: Outcome = { status: 0, stdout: "", stderr: "" };
+const NOBODY = 65534;
+
+/** Whether everybody can read a file. */
+function isReachable(path: string): boolean {
+  const mode = (at: string): number => statSync(at).mode;
+  if ((mode(path) & 0o4) === 0) return false;
+  for (let at = dirname(path); at !== "/"; at = dirname(at))
+    if ((mode(at) & 0o1) === 0) return false;
+  return true;
 }
 
 /** A program that keeps nothing in files, so that it can be dumped, go on, and be restored. */
@@ -101,6 +122,42 @@ describe("criu dump and criu restore", () => {
     expect(await restored.ask()).toMatch(/^ok/);
     expect(await restored.finish()).toBe("pass");
   });
+
+  test("--log-pid writes a file for every process, with its calls", async () => {
+    const program = await quietProgram();
+    expect((await criu(["dump", "-t", `${program.pid}`, "-D", images])).status).toBe(0);
+    const back = await criu(["restore", "-D", images, "-d", "-o", "log", "--log-pid"]);
+    expect(back).toEqual({ status: 0, stdout: "", stderr: "" });
+    const calls = readFileSync(join(images, `log.${program.pid}`), "utf8");
+    expect(calls).toMatch(/^ {2}openat\(AT_FDCWD, ".*heap_brk", .*\) = \d+ {2}# open /m);
+    expect(calls).toMatch(/^ {2}capset\(.*\) = 0 {2}# set the capabilities$/m);
+    expect(await attachProgram("heap_brk", program.pid, dir).ask()).toMatch(/^ok/);
+  });
+
+  // Only who can reach the sources can run them.
+  test.runIf(isReachable(MAIN))(
+    "a user with CAP_CHECKPOINT_RESTORE alone saves and restores his own",
+    async () => {
+      for (const path of [dir, images]) chownSync(path, NOBODY, NOBODY);
+      const program = await startProgram("threads", [], { dir, user: NOBODY });
+      onTestFinished(() => killProgram(program));
+      await program.waitReady();
+      chownSync(program.outFile, NOBODY, NOBODY);
+      const user = `${NOBODY}`;
+      const caps = "+checkpoint_restore";
+      const before = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"];
+      const asUser = { before: [...before, "--inh-caps", caps, "--ambient-caps", caps] };
+      const rest = ["-D", images, "--unprivileged"];
+      expect(await criu(["dump", "-t", `${program.pid}`, ...rest], {}, asUser)).toEqual(SILENCE);
+      expect(await criu(["restore", "-d", ...rest], {}, asUser)).toEqual(SILENCE);
+      const status = readFileSync(`/proc/${program.pid}/status`, "utf8");
+      expect(status).toMatch(/^CapPrm:\t0+$/m);
+      expect(await program.ask()).toBe("ok 1");
+      // Somebody else's process is not his to save, and to become somebody else he may not.
+      expect((await criu(["dump", "-t", "1", ...rest], {}, asUser)).status).toBe(1);
+      expect(await program.finish()).toBe("pass");
+    },
+  );
 
   test("without --restore-detached, criu stays until the process ends", async () => {
     const program = await quietProgram();

@@ -35,6 +35,8 @@ export interface StartOptions {
   readonly dir: string;
   /** Added to our environment. `{ BREAK: "1" }` makes the program spoil its own state. */
   readonly env?: Readonly<Record<string, string>>;
+  /** User and group that it runs as. @default ours */
+  readonly user?: number;
 }
 
 export interface RunningProgram {
@@ -111,6 +113,7 @@ export async function startProgram(
       detached: true,
       stdio: ["ignore", out, out],
       env: { ...process.env, ...options.env },
+      ...(options.user === undefined ? {} : { uid: options.user, gid: options.user }),
     });
     await new Promise<void>((resolve, reject) => {
       child.once("spawn", resolve);

@@ -14,6 +14,7 @@ import {
   O_PATH,
 } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { mayBecomeOthers } from "../../sys/process.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FilesDump, OpenFile } from "./file-kind.ts";
 import { idsInside } from "../namespaces/user.ts";
@@ -94,7 +95,7 @@ export function needsOwner(entry: FileEntry): boolean {
 }
 
 function setOwner(program: Program, fown: FownEntry, fd: number): void {
-  const other = fown.uid !== 0 || fown.euid !== 0;
+  const other = mayBecomeOthers() && (fown.uid !== 0 || fown.euid !== 0);
   // The kernel notes who sets the owner. The saved id stays root, so that this can be taken back.
   if (other) {
     program.call("setresuid", [fown.uid, fown.euid, KEEP_ID], {

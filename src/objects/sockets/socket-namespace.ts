@@ -2,12 +2,20 @@
 // SIOCGSKNS (net/socket.c). At dump the engine's own thread goes there for what only those inside are told, the lists of
 // NETLINK_SOCK_DIAG above all; at restore the program that makes the socket does.
 
-import { closeSync, fstatSync, statSync } from "node:fs";
+import { closeSync, fstatSync, openSync, statSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { CLONE_NEWNET } from "../../sys/abi/sched.ts";
 import { SIOCGSKNS } from "../../sys/abi/tun.ts";
-import { syscall } from "../../sys/ffi.ts";
+import {
+  AF_UNIX,
+  SO_NETNS_COOKIE,
+  SOCK_CLOEXEC,
+  SOCK_DGRAM,
+  SOL_SOCKET,
+} from "../../sys/abi/socket.ts";
+import { EPERM } from "../../sys/errno.ts";
+import { syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { FilesDump, FilesRestore } from "../files/file-kind.ts";
@@ -27,7 +35,7 @@ const known = new WeakMap<FilesDump, Map<number, SocketNamespace>>();
  * @throws RepriseError UNSUPPORTED for a namespace that no task of the tree lives in
  */
 export function socketNamespace(fd: number, dump: FilesDump): SocketNamespace {
-  const opened = syscall("ioctl", fd, SIOCGSKNS, 0);
+  const opened = openNamespaceOf(fd);
   const inode = fstatSync(opened).ino;
   const seen = known.get(dump) ?? new Map<number, SocketNamespace>();
   known.set(dump, seen);
@@ -50,7 +58,7 @@ export function socketNamespace(fd: number, dump: FilesDump): SocketNamespace {
       },
     );
   }
-  const isOwn = statSync("/proc/thread-self/ns/net").ino === inode;
+  const isOwn = statSync(OWN_NAMESPACE).ino === inode;
   const namespace: SocketNamespace = {
     inode,
     id,
@@ -58,6 +66,31 @@ export function socketNamespace(fd: number, dump: FilesDump): SocketNamespace {
   };
   seen.set(inode, namespace);
   return namespace;
+}
+
+const OWN_NAMESPACE = "/proc/thread-self/ns/net";
+
+/** The ioctl takes CAP_NET_ADMIN in the namespace. Without it, a socket of the engine's own one can still be told by its cookie. */
+function openNamespaceOf(fd: number): number {
+  const opened = trySyscall("ioctl", fd, SIOCGSKNS, 0);
+  if (opened >= 0) return opened;
+  if (opened === -EPERM && isOfOwnNamespace(fd)) return openSync(OWN_NAMESPACE, "r");
+  throw syscallError("ioctl", -opened, "find the network namespace of a socket (SIOCGSKNS)");
+}
+
+function isOfOwnNamespace(fd: number): boolean {
+  const own = syscall("socket", AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  try {
+    const [a, b] = [fd, own].map((socket) => {
+      const cookie = Buffer.alloc(8);
+      const size = Buffer.of(8, 0, 0, 0);
+      const result = trySyscall("getsockopt", socket, SOL_SOCKET, SO_NETNS_COOKIE, cookie, size);
+      return result < 0 ? undefined : cookie.readBigUInt64LE(0);
+    });
+    return a !== undefined && a === b;
+  } finally {
+    closeSync(own);
+  }
 }
 
 /** Adds the calls of `step` so that what they make belongs to a namespace of the images. */
@@ -82,11 +115,9 @@ export function inSocketNamespace<T>(
   const back = restore.namespaceFd?.("net", home);
   const opened =
     back ??
-    program.call(
-      "openat",
-      [AT_FDCWD, program.string("/proc/thread-self/ns/net"), O_RDONLY | O_CLOEXEC, 0],
-      { label },
-    );
+    program.call("openat", [AT_FDCWD, program.string(OWN_NAMESPACE), O_RDONLY | O_CLOEXEC, 0], {
+      label,
+    });
   program.call("setns", [there, CLONE_NEWNET], { label });
   const result = step();
   program.call("setns", [opened, CLONE_NEWNET], { label });
@@ -96,7 +127,7 @@ export function inSocketNamespace<T>(
 
 /** Inode of the network namespace of a socket of the engine's. @throws RepriseError SYSCALL */
 export function namespaceInode(fd: number): number {
-  const opened = syscall("ioctl", fd, SIOCGSKNS, 0);
+  const opened = openNamespaceOf(fd);
   try {
     return fstatSync(opened).ino;
   } finally {
@@ -106,9 +137,10 @@ export function namespaceInode(fd: number): number {
 
 /** Runs a step with the engine's own thread in the network namespace of a socket. @throws RepriseError SYSCALL */
 export function besideSocket<T>(fd: number, step: () => T): T {
-  const opened = syscall("ioctl", fd, SIOCGSKNS, 0);
+  const opened = openNamespaceOf(fd);
   try {
-    return inNetNamespace(opened, step);
+    const isOwn = statSync(OWN_NAMESPACE).ino === fstatSync(opened).ino;
+    return inNetNamespace(isOwn ? undefined : opened, step);
   } finally {
     closeSync(opened);
   }

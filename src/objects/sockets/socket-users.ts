@@ -5,6 +5,7 @@
 
 import { LINUX_CAPABILITY_VERSION_3 } from "../../sys/abi/sched.ts";
 import { SO_PEERCRED, SOL_SOCKET } from "../../sys/abi/socket.ts";
+import { mayBecomeOthers } from "../../sys/process.ts";
 import { getOption } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
@@ -41,7 +42,7 @@ export function giveSocket(program: Program, fd: Argument, user: UserIds | undef
 
 /** Adds the calls of `step` so that their effective user is another one, with the capabilities of root. */
 export function asUser<T>(program: Program, user: UserIds | undefined, step: () => T): T {
-  if (user === undefined) return step();
+  if (user === undefined || !mayBecomeOthers()) return step();
   const label = `become user ${user.uid} for a moment`;
   const header = Buffer.alloc(8);
   header.writeUInt32LE(LINUX_CAPABILITY_VERSION_3, 0);

@@ -26,6 +26,7 @@ import {
   PR_GET_MDWE,
   PR_GET_PDEATHSIG,
   PR_GET_THP_DISABLE,
+  PR_GET_TIMERSLACK,
   PR_SET_CHILD_SUBREAPER,
   PR_SET_DUMPABLE,
   PR_SET_MDWE,
@@ -100,6 +101,8 @@ export interface ThreadAttributes {
   readonly clearTidAddress: bigint;
   /** MPOL_* of set_mempolicy(2); 0 is the default. */
   readonly memoryPolicy: number;
+  /** Nanoseconds by which timers may be late; 0 for real-time threads. */
+  readonly timerSlack: bigint;
 }
 
 /** Asks a thread for its attributes. */
@@ -114,7 +117,11 @@ export function probeThreadAttributes(program: Program): Probe<ThreadAttributes>
     label: "read the memory policy",
     mayFail: true,
   });
+  const slack = program.call("prctl", [PR_GET_TIMERSLACK, 0, 0, 0, 0], {
+    label: "read the timer slack",
+  });
   return (result) => ({
+    timerSlack: BigInt(result.value(slack)),
     memoryPolicy: result.value(asked) < 0 ? 0 : result.bytes(policy, 4).readInt32LE(0),
     parentDeathSignal: result.bytes(signal, 4).readInt32LE(0),
     clearTidAddress: clearTidAddress(result),

@@ -15,6 +15,7 @@ import {
   type ThreadCoreEntry,
   type ThreadSasEntry,
 } from "../../images/schema/messages.generated.ts";
+import type { TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { log } from "../../log.ts";
 import type { Program } from "../../tracee/program.ts";
@@ -154,7 +155,7 @@ function threadPart(
     thread_info: cpuStateEntry(stopped, stopped.regs, state.attributes.clearTidAddress),
     thread_core: {
       ...collectRobustList(tid),
-      ...collectScheduling(tid),
+      ...collectScheduling(tid, state.attributes.timerSlack),
       ...(isLeader ? {} : { blk_sigset: stopped.mask }),
       sas: state.sas,
       ...(state.attributes.parentDeathSignal === 0
@@ -193,6 +194,8 @@ export interface ProcessSurroundings {
   readonly filters: readonly SeccompFilter[];
   /** Its parent will be gone in a moment, which must not count as the parent's death. */
   readonly parentLeaves: boolean;
+  /** See `restoreCreds`. */
+  readonly fixedCreds?: TaskStatus | undefined;
 }
 
 /** Second part of a process, by its leader, when all threads and files are there. It ends with the leader's own part. */
@@ -218,7 +221,14 @@ export function restoreProcess(
   const thread = restoreThread(
     program,
     core,
-    { pid, tid: pid, filters: around.filters, fired, parentLeaves: around.parentLeaves },
+    {
+      pid,
+      tid: pid,
+      filters: around.filters,
+      fired,
+      parentLeaves: around.parentLeaves,
+      fixedCreds: around.fixedCreds,
+    },
     () => {
       limited = restoreLimits(program, tc.rlimits?.rlimits ?? [], { current: limits });
     },
@@ -240,6 +250,8 @@ export interface ThreadIds {
   readonly filters: readonly SeccompFilter[];
   readonly fired?: ReadonlySet<number>;
   readonly parentLeaves?: boolean;
+  /** See `restoreCreds`. */
+  readonly fixedCreds?: TaskStatus | undefined;
 }
 
 /**
@@ -267,7 +279,9 @@ export function restoreThread(
   beforeCreds();
   restoreSeccomp(program, part, ids);
   const checkCreds =
-    part.creds === undefined ? (): void => undefined : restoreCreds(program, part.creds);
+    part.creds === undefined
+      ? (): void => undefined
+      : restoreCreds(program, part.creds, { fixed: ids.fixedCreds });
   attributes.restoreThreadAttributes(program, {
     comm: part.comm ?? core.tc?.comm,
     pdeath_sig: deathSignal(part.pdeath_sig ?? 0, ids),

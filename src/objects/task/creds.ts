@@ -66,6 +66,8 @@ export function probeCreds(program: Program, status: TaskStatus): Probe<CredsEnt
 export interface RestoreCredsOptions {
   /** Highest capability that this kernel knows (/proc/sys/kernel/cap_last_cap). */
   readonly lastCap?: number;
+  /** The credentials of a restore that may not change them (--unprivileged): the saved ones must be the same. */
+  readonly fixed?: TaskStatus | undefined;
 }
 
 /**
@@ -79,6 +81,10 @@ export function restoreCreds(
   options: RestoreCredsOptions = {},
 ): Probe<void> {
   const lastCap = options.lastCap ?? CAP_LAST_CAP;
+  if (options.fixed !== undefined) {
+    giveUpCapabilities(program, creds, { fixed: options.fixed, lastCap });
+    return () => undefined;
+  }
   const check = restoreIds(program, creds);
   restoreAmbient(program, creds, lastCap);
   setSecurebits(program, creds.secbits);
@@ -93,6 +99,58 @@ export function restoreCreds(
     inheritable: mask(creds.cap_inh),
   });
   return check;
+}
+
+/** For a task that has all but its capabilities from a restore without privileges. */
+function giveUpCapabilities(
+  program: Program,
+  creds: CredsEntry,
+  { fixed, lastCap }: { readonly fixed: TaskStatus; readonly lastCap: number },
+): void {
+  refuseOthers(creds, fixed);
+  program.call("prctl", [PR_GET_SECUREBITS, 0, 0, 0, 0], {
+    label: `find the secure bits 0x${creds.secbits.toString(16)}`,
+    expect: creds.secbits,
+    hint: HINT_PRIVILEGES,
+  });
+  program.call("prctl", [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0], {
+    label: "clear the ambient capabilities",
+  });
+  setCapabilities(program, {
+    effective: mask(creds.cap_eff),
+    permitted: mask(creds.cap_prm),
+    inheritable: mask(creds.cap_inh),
+  });
+  for (const cap of capabilities(mask(creds.cap_amb), lastCap)) {
+    program.call("prctl", [PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0], {
+      label: `make capability ${cap} ambient`,
+    });
+  }
+}
+
+const HINT_PRIVILEGES =
+  "To change credentials takes CAP_SETUID, CAP_SETGID and CAP_SETPCAP: restore as root, or as the user that the process ran as.";
+
+function refuseOthers(creds: CredsEntry, { uid, gid, groups, capBnd }: TaskStatus): void {
+  const list = (ids: readonly number[]): string => [...ids].sort((a, b) => a - b).join(" ");
+  const pairs = [
+    ["user ids", [creds.uid, creds.euid, creds.suid, creds.fsuid].join(" "), idText(uid)],
+    ["group ids", [creds.gid, creds.egid, creds.sgid, creds.fsgid].join(" "), idText(gid)],
+    ["groups", list(creds.groups), list(groups)],
+    ["bounding set", mask(creds.cap_bnd).toString(16), capBnd.toString(16)],
+  ];
+  for (const [what, saved, own] of pairs) {
+    if (saved === own) continue;
+    throw new RepriseError(
+      "NOT_PERMITTED",
+      `cannot restore a process with the ${what} ${saved}: this one has ${own}, and may not change them`,
+      { hint: HINT_PRIVILEGES },
+    );
+  }
+}
+
+function idText({ real, effective, saved, fs }: TaskStatus["uid"]): string {
+  return [real, effective, saved, fs].join(" ");
 }
 
 /** Sets no_new_privs if the image has it: after everything else, before seccomp. */

@@ -9,8 +9,13 @@ import {
   startProgram,
   type RunningProgram,
 } from "../../../test/live/programs.ts";
+import { readTimerslack } from "../../proc/timerslack.ts";
 import { withSeed } from "../../../test/live/probe.ts";
 import { collectScheduling, restoreScheduling, type Scheduling } from "./scheduling.ts";
+
+function collect(tid: number): Scheduling {
+  return collectScheduling(tid, readTimerslack(tid) ?? 0n);
+}
 
 const RESET_ON_FORK = 0x4000_0000;
 
@@ -23,7 +28,7 @@ function roundTrip(
 } {
   return withSeed((seed) => {
     const problems = seed.run((program) => restoreScheduling(program, core));
-    return { read: collectScheduling(seed.pid), problems };
+    return { read: collect(seed.pid), problems };
   });
 }
 
@@ -64,7 +69,7 @@ describe("scheduling", () => {
     none[1023] = 0x80;
     const { read, problems } = roundTrip({ reprise: { cpu_affinity: none } });
     expect(problems).toHaveLength(1);
-    expect(read.reprise.cpu_affinity).toEqual(collectScheduling(process.pid).reprise.cpu_affinity);
+    expect(read.reprise.cpu_affinity).toEqual(collect(process.pid).reprise.cpu_affinity);
   });
 
   it("by deadline is refused", (context) => {
@@ -82,7 +87,7 @@ describe("scheduling", () => {
         return (result) => result.value(call);
       });
       if (set < 0) context.skip("deadline scheduling is not permitted here");
-      expect(() => collectScheduling(seed.pid)).toThrow(/it has deadline scheduling/);
+      expect(() => collect(seed.pid)).toThrow(/it has deadline scheduling/);
     });
   });
 });
@@ -101,7 +106,7 @@ describe("a running program", () => {
     started.push(program);
     await program.waitReady();
     const tids = readdirSync(`/proc/${program.pid}/task`).map(Number);
-    const [, first, , batch, idle, resetting] = tids.map(collectScheduling);
+    const [, first, , batch, idle, resetting] = tids.map(collect);
     expect(first).toMatchObject({ sched_nice: 5, sched_policy: 0, reprise: { ioprio: 0x4002 } });
     expect(first?.sched_prio).toBeUndefined();
     expect(batch).toMatchObject({ sched_nice: 7, sched_policy: 3 });

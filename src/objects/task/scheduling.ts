@@ -11,7 +11,6 @@ import type {
   ThreadCoreEntry,
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
-import { readTimerslack } from "../../proc/timerslack.ts";
 import {
   IOPRIO_CLASS_SHIFT,
   IOPRIO_WHO_PROCESS,
@@ -43,11 +42,11 @@ export type Scheduling = Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "
 };
 
 /**
- * Reads the scheduling of a thread from outside.
+ * Reads the scheduling of a thread from outside, but its timer slack, which takes CAP_SYS_NICE or the thread itself.
  *
  * @throws RepriseError UNSUPPORTED for deadline scheduling and policies that we do not know; SYSCALL, NO_SUCH_PROCESS
  */
-export function collectScheduling(tid: number): Scheduling {
+export function collectScheduling(tid: number, timerSlack: bigint): Scheduling {
   const { policy, flags, priority } = readAttributes(tid);
   const realTime = policy === SCHED_FIFO || policy === SCHED_RR;
   if (!realTime && ![SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].includes(policy))
@@ -61,7 +60,7 @@ export function collectScheduling(tid: number): Scheduling {
       ...collectAffinity(tid),
       ...collectIoPriority(tid),
       // Real-time threads have none, and cannot have any.
-      ...(realTime ? {} : collectTimerslack(tid)),
+      ...(realTime ? {} : { timerslack_ns: timerSlack }),
     },
   };
 }
@@ -162,11 +161,6 @@ function collectAffinity(tid: number): { cpu_affinity?: Uint8Array } {
 function collectIoPriority(tid: number): { ioprio?: number } {
   const ioprio = trySyscall("ioprio_get", IOPRIO_WHO_PROCESS, tid);
   return ioprio >> IOPRIO_CLASS_SHIFT > 0 ? { ioprio } : {};
-}
-
-function collectTimerslack(tid: number): { timerslack_ns?: bigint } {
-  const slack = readTimerslack(tid);
-  return slack === undefined ? {} : { timerslack_ns: slack };
 }
 
 /** The saved set as far as this machine has the processors; undefined when there is nothing to set. */

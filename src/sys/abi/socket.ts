@@ -47,6 +47,7 @@ export const SO_RCVBUFFORCE = 33;
 export const SO_PASSSEC = 34;
 export const SO_TIMESTAMPNS = 35;
 export const SO_MARK = 36;
+export const SO_NETNS_COOKIE = 71;
 export const SO_TIMESTAMPING = 37;
 export const SO_PROTOCOL = 38;
 export const SO_DOMAIN = 39;
