@@ -357,6 +357,9 @@ function checkValues(options: CriuOptions): void {
   oneOf(options, "network-lock", ["iptables", "nftables", "skip", "none"]);
   oneOf(options, "manage-cgroups", ["", "ignore", "none", "props", "soft", "full", "strict"]);
   oneOf(options, "empty-ns", ["net"]);
+  const profile = options.values["lsm-profile"];
+  if (profile !== undefined && !/^(none:.*|(apparmor|selinux):.+)$/s.test(profile))
+    throw badArgument("lsm-profile", profile, "apparmor:PROFILE, selinux:CONTEXT, or none:");
 }
 
 function parseNumber(name: OptionName, text: string, min: number): number {

@@ -85,6 +85,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     leaveStopped: options.leave === "stopped",
     fileLocks: flags.has("file-locks"),
     removeLinks: true,
+    ...(values["lsm-profile"] === undefined ? {} : { lsmProfile: values["lsm-profile"] }),
     ...(flags.has("lazy-pages") ? { lazyPages: true } : {}),
     ...(flags.has("auto-dedup") ? { autoDedup: true } : {}),
     skipRwxCheck: flags.has("skip-file-rwx-check"),

@@ -7,7 +7,7 @@ import { log } from "../log.ts";
 import type { CriuOptions, OptionName } from "./options.ts";
 
 /** Options that would change what is saved or made, and are not honoured yet. */
-const REFUSED: readonly OptionName[] = ["stream", "lsm-profile", "lsm-mount-context"];
+const REFUSED: readonly OptionName[] = ["stream"];
 
 /** Options that ask for what is so anyway: another way to the same result, or leave for what is not needed here. */
 const NOT_NEEDED: readonly OptionName[] = [

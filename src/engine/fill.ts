@@ -11,6 +11,7 @@ import { kindOfType } from "../objects/files/registry.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
+import { openLabels, writeLabels, type OpenedLabel } from "../objects/task/lsm.ts";
 import { collectLimits } from "../objects/task/limits.ts";
 import { takeOver } from "../objects/mounts/autofs.ts";
 import { CLOSE_RANGE_MAX, FD_CLOEXEC, O_CLOEXEC } from "../sys/abi/fcntl.ts";
@@ -81,6 +82,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         tid: thread.tid,
         filters: seccompFilters(plan),
         fixedCreds,
+        labels: labelsOf(program, plan, { tid: thread.tid, proc: growth.proc }),
       });
       const tracee = growth.tracees.get(thread.tid) as Tracee;
       // Threads share their memory: each has its own part of the work area.
@@ -101,6 +103,8 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         files.addLast(program);
       }
       addAutofs(program, plan, task, { growth, files });
+      const places = [firstPoolFd(plan) - 1, firstPoolFd(plan) - 2];
+      const labels = labelsOf(program, plan, { tid: task.pid, proc: growth.proc, places });
       if (ownsTable(plan, task)) {
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
@@ -118,6 +122,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         pid: task.pid,
         filters: seccompFilters(plan),
         fixedCreds,
+        labels,
         parentLeaves,
       });
       return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
@@ -237,10 +242,36 @@ function addTask(
   enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
   addDirectories(program, plan, task.fs, around.files);
   if (ownsTable(plan, task)) addDescriptors(program, plan, task, around);
+  addFirstLabel(program, plan, { tid: task.pid, proc: around.growth.proc });
   for (const { tid } of task.threads.slice(1)) {
     addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
   }
   return notes;
+}
+
+interface LabelPlace {
+  readonly tid: number;
+  readonly proc: number | undefined;
+  /** Numbers for descriptors, where those of the pool are closed before the labels are set. */
+  readonly places?: readonly number[];
+}
+
+/** The label of a whole process, where it has to be set while there is one thread. */
+function addFirstLabel(program: Program, plan: RestorePlan, { tid, proc }: LabelPlace): void {
+  const profile = plan.labels.get(tid)?.lsm_profile;
+  if (!plan.labelsFirst || profile === undefined || proc === undefined) return;
+  writeLabels(program, openLabels(program, { lsm_profile: profile }, { proc }));
+}
+
+function labelsOf(
+  program: Program,
+  plan: RestorePlan,
+  { tid, proc, places }: LabelPlace,
+): OpenedLabel[] {
+  const { lsm_profile, lsm_sockcreate } = plan.labels.get(tid) ?? {};
+  if (proc === undefined) return [];
+  const labels = { lsm_sockcreate, ...(plan.labelsFirst ? {} : { lsm_profile }) };
+  return openLabels(program, labels, { proc, ...(places === undefined ? {} : { places }) });
 }
 
 const THREAD_FLAGS =

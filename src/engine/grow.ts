@@ -247,7 +247,10 @@ const CLONE_SET_TID = 64;
 const CLONE_SET_TID_SIZE = 72;
 
 /** What all tasks have open from the seed. */
-type KeptDescriptors = Pick<Growth, "images" | "namespaceFds" | "inheritedFds" | "userfaultDevice">;
+type KeptDescriptors = Pick<
+  Growth,
+  "images" | "namespaceFds" | "inheritedFds" | "userfaultDevice" | "proc"
+>;
 
 /** The seed gives up all memory but the work area, takes the images directory along and may open many files. */
 function prepareSeed(
@@ -287,7 +290,8 @@ function prepareSeed(
   });
   run(plan, seed, program);
   const userfaultDevice = images.opened.get(USERFAULTFD_DEVICE);
-  return { images, namespaceFds, inheritedFds, userfaultDevice };
+  const proc = images.opened.get(PROC);
+  return { images, namespaceFds, inheritedFds, userfaultDevice, proc };
 }
 
 /**
@@ -298,17 +302,20 @@ function openPayloads(plan: RestorePlan): Map<string, number> {
   const opened = new Map<string, number>();
   const tables = new Set([...plan.tasks.values()].map(({ ids }) => ids.files_id));
   const isShared = tables.size < plan.tasks.size;
-  if (plan.namespaces.ofRoot("user") === undefined && !isShared) return opened;
   const open = (name: string, path: string): void => {
     const fd = openSync(path, "r");
     opened.set(name, copyAbove(fd, name, firstPoolFd(plan)));
     closeSync(fd);
   };
+  if (plan.labels.size > 0) open(PROC, PROC);
+  if (plan.namespaces.ofRoot("user") === undefined && !isShared) return opened;
   for (const name of payloadNames(plan.set.reader)) open(name, join(plan.set.reader.dir, name));
   if (plan.options.lazyPages === true && existsSync(USERFAULTFD_DEVICE))
     open(USERFAULTFD_DEVICE, USERFAULTFD_DEVICE);
   return opened;
 }
+
+const PROC = "/proc";
 
 /** Adds the calls that put them behind the directory. */
 function placePayloads(

@@ -22,6 +22,8 @@ export interface Growth {
   readonly images: ImageFiles;
   /** Descriptor in all tasks of /dev/userfaultfd, where they cannot make userfaultfds without. */
   readonly userfaultDevice: number | undefined;
+  /** Descriptor in all tasks of the engine's /proc, where labels have to be set. */
+  readonly proc: number | undefined;
   /** Descriptors in all tasks of what the caller brought, by their keys. */
   readonly inheritedFds: ReadonlyMap<string, number>;
   /** Descriptors in all tasks of the namespaces that tasks do not share with the root. */

@@ -1,6 +1,7 @@
 // inventory.img: what kind of set this is, and the engine's own kernel objects as the point of comparison.
 
 import { OWN_CGROUP_SET } from "../objects/cgroups/dump.ts";
+import { hostLsm, lsmCode } from "../objects/task/lsm.ts";
 import type { MessageInput } from "../images/codec.ts";
 import type { InventoryEntry } from "../images/schema/messages.generated.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
@@ -21,7 +22,7 @@ export function inventoryEntry(
     root_ids: collected.rootIds,
     ns_per_id: true,
     root_cg_set: OWN_CGROUP_SET,
-    lsmtype: 0,
+    lsmtype: lsmCode(hostLsm()),
     plugins_entry: { plugins: [] },
     ...(uptime ? { dump_uptime: uptimeMicroseconds() } : {}),
     ...collected.files.inventory,

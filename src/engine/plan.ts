@@ -27,6 +27,7 @@ import {
 } from "../objects/namespaces/plan.ts";
 import { planTreeMounts } from "../objects/mounts/mnt.ts";
 import type { MountPlan } from "../objects/mounts/plan.ts";
+import { LabelPlan, lsmOfCode, parseProfile, type Labels, type Lsm } from "../objects/task/lsm.ts";
 import { readStatus } from "../proc/status.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import type { MemoryRange } from "../sys/memory.ts";
@@ -39,6 +40,10 @@ import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
 export interface RestorePlanOptions extends FilesRestoreOptions, NamespacesPlanOptions {
   /** A lazy-pages daemon fills what can wait. */
   readonly lazyPages?: boolean;
+  /** The security module of this kernel. */
+  readonly lsm: Lsm;
+  /** The profile that all tasks get. @default their own */
+  readonly lsmProfile?: string;
   /** Take file locks again; without it they are left out, with a warning. */
   readonly fileLocks: boolean;
   /** The root task becomes a child of the engine's parent. @default false */
@@ -81,6 +86,10 @@ export interface RestorePlan {
   /** The tasks' numbers are those of another pid namespace than the engine's. */
   readonly hasInnerPids: boolean;
   readonly pages: number;
+  /** Labels of security modules, by the threads' numbers; threads without one are left out. */
+  readonly labels: ReadonlyMap<number, Labels>;
+  /** Whether the label of a process is set before it has its threads. */
+  readonly labelsFirst: boolean;
   /** Lines for people: what `--explain` prints. */
   describe(): string[];
 }
@@ -131,8 +140,29 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     mounts,
     hasInnerPids: namespaces.ofRoot("pid") !== undefined,
     pages,
+    ...planLabels(set, [...tasks.values()], options),
   };
   return { ...plan, describe: () => describePlan(plan) };
+}
+
+function planLabels(
+  { inventory }: LoadedSet,
+  tasks: readonly TaskPlan[],
+  { lsm, lsmProfile }: RestorePlanOptions,
+): Pick<RestorePlan, "labels" | "labelsFirst"> {
+  const plan = new LabelPlan({
+    host: lsm,
+    image: lsmOfCode(inventory.lsmtype),
+    wanted: lsmProfile === undefined ? undefined : parseProfile(lsmProfile),
+  });
+  const labels = new Map<number, Labels>();
+  for (const { pid, threads } of tasks) {
+    for (const { tid, core } of threads) {
+      const own = plan.of(core.thread_core?.creds, pid);
+      if (Object.keys(own).length > 0) labels.set(tid, own);
+    }
+  }
+  return { labels, labelsFirst: plan.isEarly };
 }
 
 function treeTask(task: LoadedTask): {

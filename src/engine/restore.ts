@@ -13,6 +13,7 @@ import type { TcpRestoreOptions } from "../objects/files/file-kind.ts";
 import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
+import { hostLsm } from "../objects/task/lsm.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { punchPlaces } from "../objects/memory/dedup.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
@@ -57,6 +58,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly removeLinks?: boolean;
   /** Let the lazy-pages daemon that listens in `workDir` fill memory when it is touched. @default false */
   readonly lazyPages?: boolean;
+  /** The label of a security module that all tasks get: `apparmor:PROFILE`, `selinux:CONTEXT` or `none:`. @default their own */
+  readonly lsmProfile?: string;
   /** Give back the disk space of the pages that were read: the set is spent then. @default false */
   readonly autoDedup?: boolean;
   /** Connect datagram sockets to sockets outside of the tree again. @default false */
@@ -108,6 +111,8 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
       ? {}
       : { orphanMaster: (fd: number) => options.hooks?.orphanMaster?.(fd) }),
     lazyPages: options.lazyPages ?? false,
+    lsm: hostLsm(),
+    ...(options.lsmProfile === undefined ? {} : { lsmProfile: options.lsmProfile }),
     clocks: identifyClocks(),
     external: options.external ?? [],
     emptyNet: options.emptyNet ?? false,

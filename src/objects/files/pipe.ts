@@ -136,8 +136,8 @@ function openPipe(program: Program, { id, pipe }: FileEntry, restore: FilesResto
 }
 
 /** Descriptor in all tasks of the restore's own writing end of a pipe; undefined for one that the caller brought. */
-export function pipeWriter(restore: FilesRestore, pipeId: number): number | undefined {
-  return pairs.get(restore)?.get(pipeId)?.writer;
+export function pipeWriter(restore: FilesRestore, id: number): number | undefined {
+  return pairs.get(restore)?.get(id)?.writer;
 }
 
 /** The caller's pipe, opened once more: its flags stay the caller's own, and its end may be the other one. */

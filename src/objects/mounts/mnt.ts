@@ -16,6 +16,7 @@ import { externalMounts } from "./options.ts";
 import { mountPlaces } from "./places.ts";
 import { planMounts, type MountNode, type MountPlan, type MountSource } from "./plan.ts";
 import type { OutsideMounts } from "./outside.ts";
+import { withContext } from "./record.ts";
 import { MountBuilder } from "./rebuild.ts";
 
 /** What is there before the root task is made. */
@@ -79,7 +80,18 @@ export function planTreeMounts(
   const root = namespaces.made("mnt");
   if (root === undefined || root.id === 0) return undefined;
   const external = externalMounts(options.external ?? [], options.mounts);
-  return planMounts(set.namespaces.mounts, { rootId: root.id, external });
+  const context = options.mounts?.lsmContext;
+  const saved = set.namespaces.mounts;
+  const mounts =
+    context === undefined
+      ? saved
+      : new Map(
+          [...saved].map(([id, entries]) => [
+            id,
+            entries.map((entry) => withContext(entry, context)),
+          ]),
+        );
+  return planMounts(mounts, { rootId: root.id, external });
 }
 
 /** The mount point tells what the deleted root of a mount was. */

@@ -11,6 +11,8 @@ export interface MountOptions {
   readonly skip?: readonly string[];
   /** `--enable-fs`: file systems that are simply mounted again, or `all`. @default [] */
   readonly enableFs?: readonly string[];
+  /** `--lsm-mount-context`: stands for the SELinux context of mounts that had one. @default their own */
+  readonly lsmContext?: string;
 }
 
 /** All about external mounts. @throws RepriseError BAD_ARGUMENT */

@@ -73,6 +73,15 @@ export function mountRecord(mount: Mount, options: RecordOptions): MntEntry {
   };
 }
 
+/** The mount with another SELinux context, if it had one; the kernel writes it with quotes, since it has commas. */
+export function withContext(entry: MntEntry, context: string): MntEntry {
+  const options = entry.options.replace(
+    /(^|,)context=("[^"]*"|[^,]*)/,
+    (_, before: string) => `${before}context="${context}"`,
+  );
+  return { ...entry, options };
+}
+
 /** A device number as the kernel and the images write it. */
 export function kernelDevice(major: number, minor: number): number {
   return ((major << 20) | minor) >>> 0;

@@ -34,6 +34,7 @@ import {
   restorePending,
   restoreSignalActions,
 } from "./signals.ts";
+import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { tellLosses } from "./losses.ts";
 import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
@@ -162,7 +163,7 @@ function threadPart(
         ? {}
         : { pdeath_sig: state.attributes.parentDeathSignal }),
       signals_p: collectPending(stopped.tracee, "thread"),
-      creds: state.creds,
+      creds: { ...state.creds, ...readLabels({ pid: task.pid, tid }) },
       ...seccomp,
       comm: isLeader ? task.stat.comm : attributes.collectThreadAttributes(task.pid, tid).comm,
       ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
@@ -196,6 +197,7 @@ export interface ProcessSurroundings {
   readonly parentLeaves: boolean;
   /** See `restoreCreds`. */
   readonly fixedCreds?: TaskStatus | undefined;
+  readonly labels: readonly OpenedLabel[];
 }
 
 /** Second part of a process, by its leader, when all threads and files are there. It ends with the leader's own part. */
@@ -228,6 +230,7 @@ export function restoreProcess(
       fired,
       parentLeaves: around.parentLeaves,
       fixedCreds: around.fixedCreds,
+      labels: around.labels,
     },
     () => {
       limited = restoreLimits(program, tc.rlimits?.rlimits ?? [], { current: limits });
@@ -252,6 +255,8 @@ export interface ThreadIds {
   readonly parentLeaves?: boolean;
   /** See `restoreCreds`. */
   readonly fixedCreds?: TaskStatus | undefined;
+  /** Labels of security modules, and where they are written to. */
+  readonly labels: readonly OpenedLabel[];
 }
 
 /**
@@ -282,6 +287,7 @@ export function restoreThread(
     part.creds === undefined
       ? (): void => undefined
       : restoreCreds(program, part.creds, { fixed: ids.fixedCreds });
+  writeLabels(program, ids.labels);
   attributes.restoreThreadAttributes(program, {
     comm: part.comm ?? core.tc?.comm,
     pdeath_sig: deathSignal(part.pdeath_sig ?? 0, ids),
