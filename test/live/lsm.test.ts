@@ -16,6 +16,7 @@ import {
   type CredsEntry,
   type ThreadCoreEntry,
 } from "../../src/images/schema/messages.generated.ts";
+import type * as LsmRoom from "../../src/objects/task/lsm.ts";
 import { hostLsm, type Lsm } from "../../src/objects/task/lsm.ts";
 import { attachProgram, type RunningProgram } from "./programs.ts";
 import { endWithTest, imagesDirOf, start } from "./suite.ts";
@@ -23,7 +24,7 @@ import { endWithTest, imagesDirOf, start } from "./suite.ts";
 const pretended = vi.hoisted<{ lsm: Lsm | undefined }>(() => ({ lsm: undefined }));
 
 vi.mock("../../src/objects/task/lsm.ts", async (original) => {
-  const real = await original<typeof import("../../src/objects/task/lsm.ts")>();
+  const real = await original<typeof LsmRoom>();
   return { ...real, hostLsm: () => pretended.lsm ?? real.hostLsm() };
 });
 
