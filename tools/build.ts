@@ -33,27 +33,37 @@ const CONTAINER = join(SCRATCH, "container");
 interface Executable {
   readonly name: string;
   readonly entry: string;
-  /** Arguments of a run that touches what most runs need: its compiled functions go to the cache. */
-  readonly warmUp: readonly (readonly string[])[];
+  /**
+   * Arguments of runs that touch what users wait for: the functions that V8 has compiled then go to a code cache. V8 reads all
+   * of a cache before it starts, which takes 2 ms for half a megabyte, so actions may have one of their own; the one without a
+   * name is for all others. Runs may use what earlier ones have left.
+   */
+  readonly warmUp: Readonly<Record<string, readonly (readonly string[])[]>>;
 }
+
+const DUMP = ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"];
+const RESTORE = ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"];
+/** The same for what a container is to the kernel. */
+const CONTAINER_DUMP = [
+  ...["dump", "-v4", "-D", CONTAINER, "-o", "dump.log"],
+  ...["-t", "@container", "--external", "mnt[]"],
+];
+const CONTAINER_RESTORE = [
+  ...["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log"],
+  ...["--root", "/", "--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")],
+];
 
 const EXECUTABLES: readonly Executable[] = [
   {
     name: "criu",
     entry: "src/criu/main.ts",
-    // A real dump and restore, so that V8 has compiled what a user waits for.
-    warmUp: [
-      ["--version"],
-      ["check"],
-      ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"],
-      ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"],
-      // The same for what a container is to the kernel.
-      ["dump", "-v4", "-D", CONTAINER, "-o", "dump.log", "-t", "@container", "--external", "mnt[]"],
-      // oxfmt-ignore
-      ["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log", "--root", "/", "--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")],
-    ],
+    warmUp: {
+      dump: [DUMP],
+      restore: [RESTORE],
+      "": [["--version"], ["check"], DUMP, RESTORE, CONTAINER_DUMP, CONTAINER_RESTORE],
+    },
   },
-  { name: "reprise", entry: "src/cli/main.ts", warmUp: [["--version"], ["ps"]] },
+  { name: "reprise", entry: "src/cli/main.ts", warmUp: { "": [["--version"], ["ps"]] } },
 ];
 
 await main();
@@ -117,8 +127,14 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
   const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
   replaceFile(`${stem}.cjs`, source);
   replaceFile(`${stem}.cjs.lines`, encodeBundleLines(sourceLines(source, textOf(".map"))));
-  makeCache({ stem, source, warmUp });
-  replaceFile(`${name}.cjs`, loaderText(stem));
+  for (const [action, runs] of Object.entries(warmUp)) makeCache(stem, action, runs);
+  replaceFile(
+    `${name}.cjs`,
+    loaderText(
+      stem,
+      Object.keys(warmUp).filter((action) => action !== ""),
+    ),
+  );
   checkCache(name);
   for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));
 }
@@ -141,21 +157,21 @@ function replaceFile(name: string, content: string | Buffer): void {
 }
 
 /** Runs the bundle in a process of its own, whose V8 then hands out what it has compiled. */
-function makeCache(options: {
-  stem: string;
-  source: string;
-  warmUp: readonly (readonly string[])[];
-}): void {
-  const path = join(DIST, `${options.stem}.cache`);
+function makeCache(stem: string, action: string, runs: readonly (readonly string[])[]): void {
+  const path = join(DIST, cacheName(stem, action));
   const maker = join(ROOT, "tools", "code-cache.cjs");
   const env = { PATH: process.env["PATH"] ?? "", REPRISE_HOME: SCRATCH, REPRISE_WARM_UP: "1" };
   try {
-    const bundle = join(DIST, `${options.stem}.cjs`);
-    execFileSync(process.execPath, [maker, bundle, path, JSON.stringify(options.warmUp)], { env });
+    const bundle = join(DIST, `${stem}.cjs`);
+    execFileSync(process.execPath, [maker, bundle, path, JSON.stringify(runs)], { env });
   } catch (error) {
     rmSync(path, { force: true });
-    console.warn(`no code cache for ${options.stem}: ${String(error)}`);
+    console.warn(`no code cache for ${path}: ${String(error)}`);
   }
+}
+
+function cacheName(stem: string, action: string): string {
+  return action === "" ? `${stem}.cache` : `${stem}.${action}.cache`;
 }
 
 /** Starts the executable once as `bin/` does: V8 must take the cache, and the program must load. */
@@ -169,7 +185,7 @@ function checkCache(name: string): void {
 }
 
 /** The file that `bin/` runs. Old syntax on purpose: an old Node must get as far as the message. */
-function loaderText(stem: string): string {
+function loaderText(stem: string, actions: readonly string[]): string {
   return `"use strict";
 var fs = require("fs");
 var path = require("path");
@@ -180,9 +196,10 @@ if (Number(version[0]) < 20 || (version[0] === "20" && Number(version[1]) < 19))
   process.exit(1);
 }
 var file = path.join(__dirname, "${stem}.cjs");
+var action = ${JSON.stringify(actions)}.find(function (name) { return process.argv[2] === name; });
 var cache;
 try {
-  cache = fs.readFileSync(path.join(__dirname, "${stem}.cache"));
+  cache = fs.readFileSync(path.join(__dirname, "${stem}." + (action ? action + "." : "") + "cache"));
 } catch (_) {}
 var script = new vm.Script(
   "(function (exports, require, module, __filename, __dirname) { " + fs.readFileSync(file, "latin1") + "\\n})",
