@@ -178,19 +178,17 @@ export class Tracee {
   pendingSignals(queue: "thread" | "process"): Buffer[] {
     const signals: Buffer[] = [];
     for (;;) {
-      const batch = Buffer.alloc(PEEK_BATCH * SIGINFO_SIZE);
-      const args = Buffer.alloc(16);
-      args.writeBigUInt64LE(BigInt(signals.length), 0);
-      args.writeUInt32LE(queue === "process" ? pt.PTRACE_PEEKSIGINFO_SHARED : 0, 8);
-      args.writeInt32LE(PEEK_BATCH, 12);
+      peekArguments.writeBigUInt64LE(BigInt(signals.length), 0);
+      peekArguments.writeUInt32LE(queue === "process" ? pt.PTRACE_PEEKSIGINFO_SHARED : 0, 8);
+      peekArguments.writeInt32LE(PEEK_BATCH, 12);
       const count = this.#ptrace(
         "read the pending signals",
         pt.PTRACE_PEEKSIGINFO,
-        addressOf(args),
-        batch,
+        addressOf(peekArguments),
+        peeked,
       );
       for (let i = 0; i < count; i++)
-        signals.push(Buffer.from(batch.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE)));
+        signals.push(Buffer.from(peeked.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE)));
       if (count < PEEK_BATCH) return signals;
     }
   }
@@ -276,6 +274,9 @@ export class Tracee {
 }
 
 const PEEK_BATCH = 32;
+/** Used for every thread: making 4 KiB of zeros for each took longer than asking the kernel. */
+const peekArguments = Buffer.alloc(16);
+const peeked = Buffer.alloc(PEEK_BATCH * SIGINFO_SIZE);
 
 /** A zombie cannot be seized (EPERM), and what was alive a moment ago may be one now. */
 function hasEnded(leader: number, tid: number): boolean {

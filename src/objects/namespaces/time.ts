@@ -54,11 +54,16 @@ export function writeOwnClocks(images: ImageSetWriter): void {
  * namespaces, where nothing can be done about clocks.
  */
 export function identifyClocks(): string | undefined {
+  if (ownClocks !== undefined) return ownClocks;
   if (!existsSync("/proc/self/timens_offsets")) return undefined;
   const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
   const { monotonic, boottime } = readOffsets("self");
-  return `${boot} ${monotonic} ${boottime}`;
+  ownClocks = `${boot} ${monotonic} ${boottime}`;
+  return ownClocks;
 }
+
+/** They stay the same as long as the engine runs: it enters no time namespace. */
+let ownClocks: string | undefined;
 
 /** First half, in the first task: it makes a time namespace for its children. Clocks are frozen when a task enters. */
 export function makeTimeNamespace(program: Program): void {
