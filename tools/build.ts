@@ -32,6 +32,8 @@ const CONTAINER = join(SCRATCH, "container");
 
 interface Executable {
   readonly name: string;
+  /** Settings of V8 that `bin/` starts it with: V8 takes a cache only under those under which it was made. */
+  readonly settings: readonly string[];
   readonly entry: string;
   /**
    * Arguments of runs that touch what users wait for: the functions that V8 has compiled then go to a code cache. V8 reads all
@@ -57,13 +59,19 @@ const EXECUTABLES: readonly Executable[] = [
   {
     name: "criu",
     entry: "src/criu/main.ts",
+    settings: ["--min-semi-space-size=16"],
     warmUp: {
       dump: [DUMP],
       restore: [RESTORE],
       "": [["--version"], ["check"], DUMP, RESTORE, CONTAINER_DUMP, CONTAINER_RESTORE],
     },
   },
-  { name: "reprise", entry: "src/cli/main.ts", warmUp: { "": [["--version"], ["ps"]] } },
+  {
+    name: "reprise",
+    settings: [],
+    entry: "src/cli/main.ts",
+    warmUp: { "": [["--version"], ["ps"]] },
+  },
 ];
 
 await main();
@@ -93,7 +101,8 @@ function packageVersion(): string {
   return manifest.version;
 }
 
-async function buildExecutable({ name, entry, warmUp }: Executable, version: string) {
+async function buildExecutable(executable: Executable, version: string) {
+  const { name, entry, settings, warmUp } = executable;
   const result = await build({
     entryPoints: [join(ROOT, entry)],
     bundle: true,
@@ -127,7 +136,7 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
   const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
   replaceFile(`${stem}.cjs`, source);
   replaceFile(`${stem}.cjs.lines`, encodeBundleLines(sourceLines(source, textOf(".map"))));
-  for (const [action, runs] of Object.entries(warmUp)) makeCache(stem, action, runs);
+  for (const [action, runs] of Object.entries(warmUp)) makeCache({ stem, action, settings, runs });
   replaceFile(
     `${name}.cjs`,
     loaderText(
@@ -135,7 +144,7 @@ async function buildExecutable({ name, entry, warmUp }: Executable, version: str
       Object.keys(warmUp).filter((action) => action !== ""),
     ),
   );
-  checkCache(name);
+  checkCache(name, settings);
   for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));
 }
 
@@ -157,13 +166,21 @@ function replaceFile(name: string, content: string | Buffer): void {
 }
 
 /** Runs the bundle in a process of its own, whose V8 then hands out what it has compiled. */
-function makeCache(stem: string, action: string, runs: readonly (readonly string[])[]): void {
+function makeCache(options: {
+  stem: string;
+  action: string;
+  settings: readonly string[];
+  runs: readonly (readonly string[])[];
+}): void {
+  const { stem, action, settings, runs } = options;
   const path = join(DIST, cacheName(stem, action));
   const maker = join(ROOT, "tools", "code-cache.cjs");
   const env = { PATH: process.env["PATH"] ?? "", REPRISE_HOME: SCRATCH, REPRISE_WARM_UP: "1" };
   try {
     const bundle = join(DIST, `${stem}.cjs`);
-    execFileSync(process.execPath, [maker, bundle, path, JSON.stringify(runs)], { env });
+    execFileSync(process.execPath, [...settings, maker, bundle, path, JSON.stringify(runs)], {
+      env,
+    });
   } catch (error) {
     rmSync(path, { force: true });
     console.warn(`no code cache for ${path}: ${String(error)}`);
@@ -175,11 +192,15 @@ function cacheName(stem: string, action: string): string {
 }
 
 /** Starts the executable once as `bin/` does: V8 must take the cache, and the program must load. */
-function checkCache(name: string): void {
-  const { status, stderr } = spawnSync(process.execPath, [join(DIST, `${name}.cjs`), "--version"], {
-    env: { REPRISE_TRACE_CACHE: "1" },
-    encoding: "utf8",
-  });
+function checkCache(name: string, settings: readonly string[]): void {
+  const { status, stderr } = spawnSync(
+    process.execPath,
+    [...settings, join(DIST, `${name}.cjs`), "--version"],
+    {
+      env: { REPRISE_TRACE_CACHE: "1" },
+      encoding: "utf8",
+    },
+  );
   if (status !== 0) throw new Error(`${name} --version ended with ${status}: ${stderr}`);
   if (!stderr.includes("code cache: used")) console.warn(`${name} starts slowly: ${stderr.trim()}`);
 }

@@ -1,8 +1,6 @@
 // What the options about page transfer stand for: --page-server, --address, --port, --ps-socket, --status-fd, --daemon.
 
 import { closeSync, writeFileSync, writeSync } from "node:fs";
-import { lookup } from "node:dns/promises";
-import { isIP } from "node:net";
 import type { PageServerPlace } from "../engine/page-client.ts";
 import { RepriseError } from "../errors.ts";
 import { errnoOf } from "../proc/procfs.ts";
@@ -74,6 +72,11 @@ function listen(address: StreamAddress): number {
 }
 
 async function resolveAddress(address: string, port: number): Promise<StreamAddress> {
+  // Loaded here: that takes 2 ms, and few runs talk to a server.
+  const [{ isIP }, { lookup }] = await Promise.all([
+    import("node:net"),
+    import("node:dns/promises"),
+  ]);
   if (isIP(address) !== 0) return { address, port };
   try {
     return { address: (await lookup(address)).address, port };

@@ -28,7 +28,7 @@ import { linkParent, ParentSet } from "./incremental.ts";
 import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
-import { rehearse } from "./rehearse.ts";
+import { rehearse, rehearseLook } from "./rehearse.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
 import { leftPages, servePages } from "./page-source.ts";
@@ -132,7 +132,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let ahead = WrittenAhead.nothing(images);
   try {
     prepareImages(options.pid, images, { connections: options.tcp?.established === true });
-    rehearse(options.pid);
+    rehearse();
     if (options.emptyNet !== true) rehearseNetNamespace(options.pid, options.external ?? []);
     const isWhole =
       options.parentDir === undefined &&
@@ -144,6 +144,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     // What is external is told later.
     if (isWhole && options.hooks?.queryExternal === undefined)
       early = LookAhead.of(options.pid, images, files);
+    if (early === undefined) rehearseLook(options.pid);
     const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,

@@ -208,31 +208,43 @@ function mappedFileIds(
   task: FrozenTask,
   files: FileTable,
 ): (area: SmapsVma, openFlags: number) => { id: number; memfd: boolean } {
-  const seen = new Map<string, { id: number; memfd: boolean }>();
+  const seen = files.mappedAreas;
   return (area, openFlags) => {
-    // Areas of one file lie side by side: one look at the file is enough for all of them.
-    const key = `${area.devMajor}:${area.devMinor}:${area.inode}:${openFlags}:${area.path}`;
+    // Areas of one file lie side by side, and tasks map the same libraries: one look at a file is enough for all of them. What a
+    // socket has mapped leads to no file.
+    const owner = isSocketRing(area) ? task.pid : "";
+    const key = `${owner}:${areaKey(area)}:${openFlags}`;
     let known = seen.get(key);
-    if (known === undefined && isSocketRing(area)) {
-      known = { id: files.describe(socketOfRing(task, area)).id, memfd: false };
-      seen.set(key, known);
-    }
     if (known === undefined) {
-      const name = mapFilePath(task.pid, area);
-      const link = readLinkedFile(task.pid, name.slice(`/proc/${task.pid}/`.length));
-      const described = files.describeMapped({
-        task,
-        fd: -1,
-        procPath: name,
-        target: link.target,
-        stat: link.stat,
-        info: plainInfo(openFlags, link.stat.inode),
-      });
-      known = { id: described, memfd: isMemfd(area) };
+      known = isSocketRing(area)
+        ? { id: files.describe(socketOfRing(task, area)).id, memfd: false }
+        : { id: mappedFileId(task, area, { files, openFlags }), memfd: isMemfd(area) };
       seen.set(key, known);
     }
     return known;
   };
+}
+
+/** The same for areas of one file, in all tasks: an inode that is mapped is not given to another file. */
+export function areaKey({ devMajor, devMinor, inode, path }: SmapsVma): string {
+  return `${devMajor}:${devMinor}:${inode}:${path}`;
+}
+
+function mappedFileId(
+  task: FrozenTask,
+  area: SmapsVma,
+  { files, openFlags }: { readonly files: FileTable; readonly openFlags: number },
+): number {
+  const name = mapFilePath(task.pid, area);
+  const link = readLinkedFile(task.pid, name.slice(`/proc/${task.pid}/`.length));
+  return files.describeMapped({
+    task,
+    fd: -1,
+    procPath: name,
+    target: link.target,
+    stat: link.stat,
+    info: plainInfo(openFlags, link.stat.inode),
+  });
 }
 
 /** A socket can be looked into only through a descriptor. */

@@ -10,17 +10,18 @@ import type { ImageSetWriter } from "../images/image-set.ts";
 import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { hasOwner } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
+import { isPlainDevice } from "../objects/files/regular.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { mapFilePath, readFdStat } from "../proc/links.ts";
-import { readNamespaces } from "../proc/ns.ts";
+import { readNamespace } from "../proc/ns.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStat } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
 import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
-import { collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts";
+import { areaKey, collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { Sleeper } from "./sleepers.ts";
 
@@ -46,6 +47,8 @@ interface EarlyTable {
 export class LookAhead {
   readonly files: FileTable;
   readonly #tables = new Map<number, EarlyTable>();
+  /** Mapped files that have their names. */
+  readonly #named = new Set<string>();
 
   /** Undefined when there is nothing that would be worth it. */
   static of(
@@ -120,7 +123,7 @@ export class LookAhead {
     if (sleeper === undefined || !sharesMounts(pid)) return;
     const task = runningTask(pid);
     const areas = readSmaps(pid);
-    const places = hasPlainPlaces(task, areas, this.files)
+    const places = this.#hasPlainPlaces(task, areas)
       ? collectPlaces(task, areas, this.files)
       : undefined;
     const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd)]));
@@ -133,6 +136,26 @@ export class LookAhead {
     const { id, type } = this.files.describe(file);
     if (type !== FdTypes.REG) return undefined;
     return { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
+  }
+
+  /** Whether all that a task maps, its program and its directories have their names. */
+  #hasPlainPlaces(task: FrozenTask, areas: readonly SmapsVma[]): boolean {
+    const links = ["exe", "cwd", "root"].map((name) => `/proc/${task.pid}/${name}`);
+    const mapped = new Map<string, string>();
+    for (const area of areas) {
+      const key = areaKey(area);
+      if (area.inode === 0n || this.#named.has(key) || mapped.has(key)) continue;
+      if (!isPlainName(area.path)) return false;
+      mapped.set(key, mapFilePath(task.pid, area));
+    }
+    const isPlainLink = (link: string): boolean => {
+      const file = withoutFd(task, link, O_RDONLY);
+      if (!isPlainName(file.target) || file.stat.nlink === 0) return false;
+      return locate(file, this.files).kind === "there";
+    };
+    if (![...links, ...mapped.values()].every(isPlainLink)) return false;
+    for (const key of mapped.keys()) this.#named.add(key);
+    return true;
   }
 }
 
@@ -152,39 +175,23 @@ function runningTask(pid: number): FrozenTask {
 
 /** Names of files in another mount namespace are looked up when the namespaces of the tree are known. */
 function sharesMounts(pid: number): boolean {
-  return readNamespaces(pid).mnt === readNamespaces(process.pid).mnt;
-}
-
-/** Whether all that a task maps, its program and its directories have their names. */
-function hasPlainPlaces(task: FrozenTask, areas: readonly SmapsVma[], dump: FilesDump): boolean {
-  const links = ["exe", "cwd", "root"].map((name) => `/proc/${task.pid}/${name}`);
-  const seen = new Set<string>();
-  for (const area of areas) {
-    if (area.inode === 0n || seen.has(area.path)) continue;
-    if (!isPlainName(area.path)) return false;
-    seen.add(area.path);
-    links.push(mapFilePath(task.pid, area));
-  }
-  return links.every((link) => {
-    const file = withoutFd(task, link, O_RDONLY);
-    return isPlainName(file.target) && file.stat.nlink > 0 && locate(file, dump).kind === "there";
-  });
+  return readNamespace(pid, "mnt") === readNamespace(process.pid, "mnt");
 }
 
 function isPlainName(target: string): boolean {
   return target.startsWith("/") && !NOT_PLAIN.some((prefix) => target.startsWith(prefix));
 }
 
-/** A regular file under its own name, of which fdinfo has nothing to say but position, flags and mount. */
+/** A regular file or /dev/null under its own name, of which fdinfo has nothing to say but position, flags and mount. */
 function isPlain(file: OpenFile, dump: FilesDump): boolean {
   const { stat, info, target } = file;
+  const isKnown = isPlainDevice(stat) || ((stat.mode & S_IFMT) === S_IFREG && isPlainName(target));
   return (
-    (stat.mode & S_IFMT) === S_IFREG &&
+    isKnown &&
     stat.nlink > 0 &&
     (info.flags & O_PATH) === 0 &&
     info.locks.length === 0 &&
     info.extra.length === 0 &&
-    isPlainName(target) &&
     locate(file, dump).kind === "there"
   );
 }

@@ -4,9 +4,12 @@
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { encode } from "../images/codec.ts";
-import { CoreEntryMarch, type VmaEntry } from "../images/schema/messages.generated.ts";
+import { encodePagemap, PE_PRESENT } from "../images/pagemap.ts";
+import { CoreEntryMarch, FdTypes } from "../images/schema/messages.generated.ts";
+import { NO_OWNER } from "../objects/files/owner.ts";
 import { scanPages } from "../objects/memory/pages.ts";
 import { collectVmas } from "../objects/memory/vma.ts";
+import { identifyClocks } from "../objects/namespaces/time.ts";
 import { cpuStateEntry } from "../objects/task/cpu-state.ts";
 import { collectLimits } from "../objects/task/limits.ts";
 import { collectScheduling } from "../objects/task/scheduling.ts";
@@ -27,12 +30,23 @@ import { Tracee } from "../tracee/tracee.ts";
 const XSTATE_SIZE = 2696;
 const X87_TO_AVX512 = 0xe7n;
 
-/** Does with the running root task and with the engine itself what will be done with stopped ones. */
-export function rehearse(root: number): void {
+/** Does with the engine itself what will be done with stopped tasks: describing, encoding, laying out programs. */
+export function rehearse(): void {
+  identifyClocks();
+  encodeFiles();
+  encodeMemory();
+  encodeThread();
+  layOutProgram();
+}
+
+/** Looks at the running root task as at a stopped one; where it was looked at ahead, this has been done. */
+export function rehearseLook(root: number): void {
   const task = { pid: root };
   try {
-    const vmas = collectVmas(task, readSmaps(root), () => ({ id: 0, memfd: false }));
-    scanPages(task, vmas);
+    scanPages(
+      task,
+      collectVmas(task, readSmaps(root), () => ({ id: 0, memfd: false })),
+    );
     readStatIfAlive(root);
     readLinkedFile(root, "exe");
     readBuildId(`/proc/${root}/exe`);
@@ -40,9 +54,6 @@ export function rehearse(root: number): void {
       readFdStat(root, fd);
       readFdInfo({ pid: root, fd });
     }
-    encodeMemory(vmas.map(({ entry }) => entry));
-    encodeThread();
-    layOutProgram();
   } catch (error) {
     // The dump will meet the same and tell it.
     if (!(error instanceof RepriseError)) throw error;
@@ -50,7 +61,23 @@ export function rehearse(root: number): void {
   }
 }
 
-function encodeMemory(vmas: readonly VmaEntry[]): void {
+/** The small images: of descriptors, of what is where, of the tree. */
+function encodeFiles(): void {
+  const type = FdTypes.REG;
+  encode("file_entry", {
+    type,
+    id: 0,
+    reg: { id: 0, flags: 0, pos: 0n, fown: NO_OWNER, name: "", mode: 0, size: 0 },
+  });
+  encode("fdinfo_entry", { id: 0, flags: 0, type, fd: 0 });
+  encode("fs_entry", { cwd_id: 0, root_id: 0, umask: 0 });
+  encode("task_kobj_ids_entry", { vm_id: 0, files_id: 0, fs_id: 0, sighand_id: 0 });
+  encode("pstree_entry", { pid: 0, ppid: 0, pgid: 0, sid: 0, threads: [0] });
+  encodePagemap("pagemap", { pagesId: 0, runs: [{ vaddr: 0, pages: 1, flags: PE_PRESENT }] });
+}
+
+function encodeMemory(): void {
+  const vma = { start: 0, end: 0, pgoff: 0, shmid: 0, prot: 0, flags: 0, status: 0, fd: 0 };
   encode("mm_entry", {
     mm_start_code: 0,
     mm_end_code: 0,
@@ -65,7 +92,7 @@ function encodeMemory(vmas: readonly VmaEntry[]): void {
     mm_env_end: 0,
     exe_file_id: 0,
     mm_saved_auxv: [0n],
-    vmas,
+    vmas: [vma],
   });
 }
 

@@ -1,7 +1,6 @@
 // Blocking stream sockets of this process: connect, listen, and whole reads and writes. The page server talks this way on
 // purpose: tasks stand still meanwhile, and there is nothing else to do. See tcp(7), send(2).
 
-import { isIPv4, isIPv6 } from "node:net";
 import { RepriseError } from "../errors.ts";
 import {
   AF_INET,
@@ -164,6 +163,8 @@ function retried(call: () => number, name: "accept4" | "recvfrom" | "sendto"): n
 }
 
 function socketName({ address, port }: StreamAddress): { family: number; name: Buffer } {
+  // Loaded here: that takes 2 ms, and few runs have a connection of their own.
+  const { isIPv4, isIPv6 } = process.getBuiltinModule("node:net");
   if (isIPv4(address)) {
     const name = Buffer.alloc(16);
     name.writeUInt16LE(AF_INET, 0);

@@ -3,6 +3,7 @@
 
 import { readBuildId } from "../../proc/build-id.ts";
 import { assert, RepriseError } from "../../errors.ts";
+import type { FileStat } from "../../proc/links.ts";
 import {
   FdTypes,
   type FileEntry,
@@ -188,6 +189,11 @@ function isRegular({ stat, info, target }: OpenFile): boolean {
     (stat.rdevMajor === MISC_MAJOR &&
       (stat.rdevMinor === HWRNG_MINOR || stat.rdevMinor === AUTOFS_MINOR))
   );
+}
+
+/** /dev/null and its like, but no log of the kernel: what their names say, and nothing else. */
+export function isPlainDevice({ mode, rdevMajor, rdevMinor }: FileStat): boolean {
+  return (mode & S_IFMT) === S_IFCHR && rdevMajor === MEM_MAJOR && rdevMinor !== KMSG_MINOR;
 }
 
 function position({ stat, info }: OpenFile): bigint {

@@ -42,6 +42,8 @@ export class FileTable implements FilesDump {
   options: FileTableOptions;
   namespaces?: CollectedNamespaces;
   mounts: MountNamespaces | undefined;
+  /** Ids of files that are mapped, by what an area shows of them. */
+  readonly mappedAreas = new Map<string, { readonly id: number; readonly memfd: boolean }>();
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, KernelOrder<Known>>();
   readonly #paths = new Map<string, number>();

@@ -1,7 +1,6 @@
 // The content of a tmpfs, at restore: the archive of the dump (ours or one of GNU tar's) is unpacked into the new file system
 // by the engine, through a descriptor of the root task.
 
-import { spawnSync } from "node:child_process";
 import {
   chmodSync,
   closeSync,
@@ -185,6 +184,7 @@ function openLarge(path: string): OpenArchive {
   const fd = openSync(dirname(path), constants.O_RDWR | O_TMPFILE, 0o600);
   const archive = openSync(path, constants.O_RDONLY);
   try {
+    const { spawnSync } = process.getBuiltinModule("node:child_process");
     const { status, error } = spawnSync("gzip", ["-dc"], { stdio: [archive, fd, "ignore"] });
     if (status !== 0) throw badArchive(path, error);
   } catch (error) {

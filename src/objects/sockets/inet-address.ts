@@ -1,7 +1,6 @@
 // Addresses of internet sockets: struct sockaddr_in and sockaddr_in6 (netinet/in.h), the words of inet_sk_entry (as they lie
 // in memory), and text.
 
-import { isIPv6 } from "node:net";
 import { AF_INET, AF_INET6, SO_PEERNAME, SOL_SOCKET } from "../../sys/abi/socket.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { getOption } from "../../sys/socket.ts";
@@ -102,7 +101,8 @@ export function endpoint({ family, port, bytes }: SocketAddress): Endpoint {
 
 /** Whether an end is an IPv4 address in an IPv6 socket. */
 export function isMapped({ address }: Endpoint): boolean {
-  return isIPv6(address) && address.startsWith("::ffff:") && address.includes(".");
+  if (!address.startsWith("::ffff:") || !address.includes(".")) return false;
+  return process.getBuiltinModule("node:net").isIPv6(address);
 }
 
 /** The same end for the protocol on the wire: IPv4 for a mapped address. */
