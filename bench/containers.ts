@@ -3,13 +3,14 @@
 //
 //   REPRISE_REAL_CRIU=/path/to/criu npm run bench:containers -- --runs 7 --cgroup v1
 
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { execFileSync, spawnSync } from "node:child_process";
+import { readFileSync, rmSync } from "node:fs";
+import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { decode } from "../src/images/codec.ts";
+import { makeBundle } from "../test/containers/bundle.ts";
 import { checkpointsDir, startDocker, type Docker } from "../test/containers/dockerd.ts";
 import type { CgroupVersion } from "../test/containers/host.ts";
 
@@ -88,7 +89,9 @@ async function dockerCycle(docker: Docker, run: number): Promise<Times> {
 
 async function runcCycle({ host }: Docker, run: number): Promise<Times> {
   const id = `bench-${run}`;
-  const bundle = makeBundle(host.dir, host.rootfs, `/${host.cgroup}/${id}`);
+  const bundle = makeBundle(host, id, ({ process }) => {
+    process.args = ["sh", "-c", LOOPER];
+  });
   const images = join(host.dir, "bench-images");
   rmSync(images, { recursive: true, force: true });
   const quiet = (...words: readonly string[]): string =>
@@ -104,26 +107,6 @@ async function runcCycle({ host }: Docker, run: number): Promise<Times> {
   } finally {
     quiet("delete", "--force", id);
   }
-}
-
-function makeBundle(dir: string, rootfs: string, cgroupsPath: string): string {
-  const bundle = join(dir, "bench-bundle");
-  if (!existsSync(bundle)) {
-    mkdirSync(bundle);
-    execFileSync("cp", ["-a", rootfs, join(bundle, "rootfs")]);
-  }
-  rmSync(join(bundle, "config.json"), { force: true });
-  spawnSync("runc", ["spec", "--bundle", bundle]);
-  const file = join(bundle, "config.json");
-  const config = JSON.parse(readFileSync(file, "utf8")) as {
-    process: { terminal: boolean; args: string[] };
-    linux: { cgroupsPath: string };
-  };
-  config.process.terminal = false;
-  config.process.args = ["sh", "-c", LOOPER];
-  config.linux.cgroupsPath = cgroupsPath;
-  writeFileSync(file, JSON.stringify(config));
-  return bundle;
 }
 
 function frozenTime(images: string): number {

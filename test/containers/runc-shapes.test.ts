@@ -2,19 +2,8 @@
 // are too narrow for the engine, hooks, mounts from outside, namespaces of others, a user namespace. A container counts to its
 // standard output; whatever it has, no number may be lost or come twice.
 
-import { spawn, spawnSync } from "node:child_process";
-import {
-  chownSync,
-  cpSync,
-  lchownSync,
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  readSync,
-  readdirSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
+import { spawn } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, readSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
@@ -22,26 +11,11 @@ import { SCM_RIGHTS } from "../../src/sys/abi/socket.ts";
 import { trySyscall } from "../../src/sys/ffi.ts";
 import { receiveMessage } from "../../src/sys/socket.ts";
 import { accept, listenUnix } from "../../src/sys/stream.ts";
+import { makeBundle, mapUsers } from "./bundle.ts";
+import { counted, expectNoGap, numbers } from "./counting.ts";
 import { canHost, hasProgram, lastLines, logsBelow, startHost, type Host } from "./host.ts";
 
-const COUNT =
-  "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.2 2>/dev/null || sleep 1; done";
 const CYCLES = 2;
-
-/** What the tests change in a bundle's configuration. */
-interface Config {
-  process: { terminal: boolean; args: string[] };
-  root: { readonly: boolean };
-  mounts: { destination: string; type: string; source: string; options?: string[] }[];
-  hooks?: Record<string, { path: string; args: string[] }[]>;
-  linux: {
-    cgroupsPath: string;
-    namespaces: { type: string; path?: string }[];
-    resources?: { memory?: { limit: number }; pids?: { limit: number } };
-    uidMappings?: { containerID: number; hostID: number; size: number }[];
-    gidMappings?: { containerID: number; hostID: number; size: number }[];
-  };
-}
 
 const can = canHost("v1") && hasProgram("runc") && existsSync("/bin/busybox");
 
@@ -88,14 +62,8 @@ describe("shapes of containers", () => {
   test("a user namespace", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no runc, or no such cgroups");
     const bundle = makeBundle(host, "users", (config, dir) => {
-      const maps = [{ containerID: 0, hostID: 100_000, size: 65_536 }];
-      config.linux.namespaces.push({ type: "user" });
-      config.linux.uidMappings = maps;
-      config.linux.gidMappings = maps;
-      giveAway(join(dir, "rootfs"), 100_000);
+      mapUsers(host, { config, bundle: dir, firstId: 100_000 });
     });
-    for (const dir of [host.dir, join(host.dir, "bundles"), bundle])
-      spawnSync("chmod", ["a+x", dir]);
     expectNoGap(numbers(await cycles(host, "users", bundle)));
     expect(host.run(...runc(host, "exec", "users", "id", "-u"))).toBe("0");
   });
@@ -124,7 +92,7 @@ describe("shapes of containers", () => {
 
   test("memory that comes when it is touched", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no runc, or no such cgroups");
-    const bundle = makeBundle(host, "lazy", () => undefined);
+    const bundle = makeBundle(host, "lazy");
     const out = join(bundle, "out");
     for (const id of ["lazy", "lazy-2"])
       onTestFinished(() => void host.try(...runc(host, "delete", "--force", id)));
@@ -240,36 +208,6 @@ async function inTerminal(host: Host, words: readonly string[], id: string): Pro
   }
 }
 
-function makeBundle(
-  host: Host,
-  name: string,
-  change: (config: Config, bundle: string) => void,
-): string {
-  const bundle = join(host.dir, "bundles", name);
-  mkdirSync(bundle, { recursive: true });
-  cpSync(host.rootfs, join(bundle, "rootfs"), { recursive: true, verbatimSymlinks: true });
-  spawnSync("runc", ["spec", "--bundle", bundle]);
-  const file = join(bundle, "config.json");
-  const config = JSON.parse(readFileSync(file, "utf8")) as Config;
-  config.process.terminal = false;
-  config.process.args = ["sh", "-c", COUNT];
-  config.root.readonly = false;
-  config.linux.cgroupsPath = `/${host.cgroup}/${name}`;
-  change(config, bundle);
-  writeFileSync(file, JSON.stringify(config));
-  return bundle;
-}
-
-/** Gives a directory with all in it to a user. */
-function giveAway(path: string, id: number): void {
-  chownSync(path, id, id);
-  for (const entry of readdirSync(path, { withFileTypes: true })) {
-    const below = join(path, entry.name);
-    if (entry.isDirectory()) giveAway(below, id);
-    else lchownSync(below, id, id);
-  }
-}
-
 /** The first process in the pid namespace that a process (or a child of it) has made. */
 async function firstInside(pid: number): Promise<number> {
   for (const end = Date.now() + 5_000; Date.now() < end; await sleep(10)) {
@@ -282,17 +220,4 @@ async function firstInside(pid: number): Promise<number> {
 
 function runc(host: Host, ...words: readonly string[]): [string, ...string[]] {
   return ["runc", "--root", join(host.dir, "runc"), "--log", join(host.dir, "runc.log"), ...words];
-}
-
-function numbers(file: string): number[] {
-  if (!existsSync(file)) return [];
-  return readFileSync(file, "utf8").split("\n").filter(Boolean).map(Number);
-}
-
-async function counted(file: string, count: number): Promise<void> {
-  await expect.poll(() => numbers(file).length, { timeout: 15_000 }).toBeGreaterThanOrEqual(count);
-}
-
-function expectNoGap(seen: readonly number[]): void {
-  expect(seen).toEqual(seen.map((_, index) => index));
 }

@@ -3,7 +3,6 @@
 
 import { readdirSync, readFileSync, statSync, type Stats } from "node:fs";
 import { join } from "node:path";
-import { RepriseError } from "../../errors.ts";
 import type { MessageInput } from "../../images/codec.ts";
 import type {
   CgMemberEntry,
@@ -260,17 +259,14 @@ function namespaceRoots(pid: number): Map<string, string> {
   for (const member of readCgroups(pid)) {
     const name = hierarchyName(member);
     const seen = inside.find((other) => hierarchyName(other) === name)?.path ?? "/";
-    if (seen.startsWith("/..")) {
-      throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot dump pid ${pid}: its cgroup ${member.path} is outside of its cgroup namespace`,
-        {
-          pid,
-          hint: "Move it below the root of its namespace, or into that of its host.",
-        },
+    // Somebody moved it away from below the root: crun 1.8 restores into the recorded cgroup and moves a clone to its own then.
+    const isOutside = seen.startsWith("/..");
+    if (isOutside)
+      log.loss(
+        `pid ${pid}: its cgroup ${member.path} is outside of its cgroup namespace, whose root it will be`,
       );
-    }
-    const root = member.path.slice(0, member.path.length - (seen === "/" ? 0 : seen.length));
+    const below = isOutside || seen === "/" ? 0 : seen.length;
+    const root = member.path.slice(0, member.path.length - below);
     roots.set(name, root === "" ? "/" : root);
   }
   return roots;

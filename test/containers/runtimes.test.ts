@@ -1,0 +1,188 @@
+// Plain runc, and crun where it was built with checkpoints: a container comes back, under its own id and as a clone with another id,
+// bundle and cgroup, which is saved again.
+
+import { spawnSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { makeBundle, mapUsers, type BundleConfig } from "./bundle.ts";
+import { COUNT, counted, expectNoGap, numbers } from "./counting.ts";
+import { canHost, lastLines, logsBelow, startHost, type CgroupVersion, type Host } from "./host.ts";
+
+type Runtime = "runc" | "crun";
+
+/** Debian's crun was built without libcriu. */
+function hasCheckpoints(runtime: Runtime): boolean {
+  const { stdout } = spawnSync(runtime, ["--version"], { encoding: "utf8" });
+  return stdout !== null && (runtime === "runc" || stdout.includes("+CRIU"));
+}
+
+const CASES: readonly (readonly [Runtime, CgroupVersion])[] = [
+  ["runc", "v1"],
+  ["runc", "v2"],
+  ["crun", "v1"],
+  ["crun", "v2"],
+];
+
+describe.each(CASES)("%s on cgroup %s", (runtime, version) => {
+  const can = canHost(version) && hasCheckpoints(runtime);
+  /** The runtime's command line. */
+  function cli(host: Host, ...words: readonly string[]): [string, ...string[]] {
+    return [runtime, "--root", join(host.dir, runtime), "--log", logOf(host), ...words];
+  }
+  function stateOf(host: Host, id: string): string {
+    return stateObject(host, id).status;
+  }
+
+  function stateObject(host: Host, id: string): { readonly status: string; readonly pid: number } {
+    return JSON.parse(host.run(...cli(host, "state", id))) as { status: string; pid: number };
+  }
+
+  function expectCgroup(host: Host, id: string, path: string): void {
+    const { pid } = stateObject(host, id);
+    const lines = readFileSync(`/proc/${pid}/cgroup`, "utf8").trim().split("\n");
+    const own = lines.filter((line) => line.includes("reprise-host"));
+    expect(own.length).toBeGreaterThan(0);
+    for (const line of own) expect(line.slice(line.indexOf(":/") + 1)).toBe(path);
+  }
+  let host: Host;
+  let parent: string;
+  beforeAll(async () => {
+    if (!can) return;
+    host = await startHost(version);
+    // crun refuses v1 hierarchies beside a v2 one that has controllers.
+    if (runtime === "crun" && version === "v1") host.try("umount", "/sys/fs/cgroup/unified");
+    parent = host.cgroup;
+  }, 60_000);
+  afterAll(async () => {
+    if (!can) return;
+    await host.stop();
+  }, 60_000);
+
+  test(
+    "a container, its restore, and its clone, saved again",
+    { timeout: 60_000 },
+    async (context) => {
+      if (!can) context.skip("no such runtime with checkpoints, or no such cgroups");
+      const bundle = bundleWithFile(host, "looper");
+      runDetached(host, cli(host, "run", "--detach", "--bundle", bundle, "looper"));
+      onTestFinished(() => void host.try(...cli(host, "delete", "--force", "looper")));
+      const count = join(bundle, "rootfs/root/count");
+      await counted(count, 3);
+
+      const images = join(host.dir, "images");
+      host.run(...cli(host, "checkpoint", "--image-path", images, "--work-path", images, "looper"));
+      const saved = numbers(count).length;
+      const restore = [
+        "restore",
+        "--detach",
+        "--image-path",
+        images,
+        "--work-path",
+        images,
+      ] as const;
+      runDetached(host, cli(host, ...restore, "--bundle", bundle, "looper"));
+      await counted(count, saved + 3);
+      expectNoGap(numbers(count));
+      expectCgroup(host, "looper", `/${parent}/looper`);
+
+      // The same images, another container: its own bundle and its own cgroup.
+      const twin = bundleWithFile(host, "twin");
+      writeFileSync(
+        join(twin, "rootfs/root/count"),
+        numbers(count).slice(0, saved).join("\n") + "\n",
+      );
+      runDetached(host, cli(host, ...restore, "--bundle", twin, "twin"));
+      onTestFinished(() => void host.try(...cli(host, "delete", "--force", "twin")));
+      const twinCount = join(twin, "rootfs/root/count");
+      await counted(twinCount, saved + 3);
+      expectCgroup(host, "twin", `/${parent}/twin`);
+
+      const again = join(host.dir, "images-2");
+      host.run(...cli(host, "checkpoint", "--image-path", again, "--work-path", again, "twin"));
+      const savedAgain = numbers(twinCount).length;
+      runDetached(
+        host,
+        cli(
+          host,
+          "restore",
+          "--detach",
+          "--image-path",
+          again,
+          "--work-path",
+          again,
+          "--bundle",
+          twin,
+          "twin",
+        ),
+      );
+      await counted(twinCount, savedAgain + 3);
+      expectCgroup(host, "twin", `/${parent}/twin`);
+      expect(host.run(...cli(host, "exec", "twin", "echo", "hello"))).toBe("hello");
+      expect(stateOf(host, "looper")).toBe("running");
+    },
+  );
+
+  test("a container in a user namespace", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no such runtime with checkpoints, or no such cgroups");
+    const bundle = bundleWithFile(host, "mapped", (config, dir) =>
+      mapUsers(host, { config, bundle: dir, firstId: 100_000 }),
+    );
+    runDetached(host, cli(host, "run", "--detach", "--bundle", bundle, "mapped"));
+    onTestFinished(() => void host.try(...cli(host, "delete", "--force", "mapped")));
+    const count = join(bundle, "rootfs/root/count");
+    for (const round of ["1", "2"]) {
+      await counted(count, numbers(count).length + 3);
+      const images = join(host.dir, `images-mapped-${round}`);
+      const where = ["--image-path", images, "--work-path", images] as const;
+      host.run(...cli(host, "checkpoint", ...where, "mapped"));
+      runDetached(host, cli(host, "restore", "--detach", ...where, "--bundle", bundle, "mapped"));
+      await counted(count, numbers(count).length + 3);
+      const { pid } = stateObject(host, "mapped");
+      expect(readFileSync(`/proc/${pid}/uid_map`, "utf8")).toMatch(/^\s+0\s+100000\s+65536\s*$/);
+      expect(readFileSync(`/proc/${pid}/status`, "utf8")).toMatch(/^Uid:\s+100000\s/m);
+    }
+    expectNoGap(numbers(count));
+  });
+
+  test("left running, after a pause too", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no such runtime with checkpoints, or no such cgroups");
+    const bundle = bundleWithFile(host, "going");
+    runDetached(host, cli(host, "run", "--detach", "--bundle", bundle, "going"));
+    onTestFinished(() => void host.try(...cli(host, "delete", "--force", "going")));
+    const count = join(bundle, "rootfs/root/count");
+    await counted(count, 2);
+    const images = join(host.dir, "images-going");
+    host.run(...cli(host, "checkpoint", "--leave-running", "--image-path", images, "going"));
+    await counted(count, numbers(count).length + 2);
+    // containerd and CRI-O pause the container first, and want it paused afterwards.
+    host.run(...cli(host, "pause", "going"));
+    host.run(...cli(host, "checkpoint", "--leave-running", "--image-path", `${images}-2`, "going"));
+    expect(stateOf(host, "going")).toBe("paused");
+    host.run(...cli(host, "resume", "going"));
+    await counted(count, numbers(count).length + 2);
+    expectNoGap(numbers(count));
+  });
+});
+
+/** Runs a command whose container inherits its output: a file of the host would be in nobody's mount namespace at a dump. */
+function runDetached(host: Host, words: readonly [string, ...string[]]): void {
+  const { status } = host.try("sh", "-c", 'exec "$@" </dev/null >/dev/null 2>&1', "sh", ...words);
+  expect(status, `${words.join(" ")}:\n${lastLines(logOf(host))}\n${logsBelow(host.dir)}`).toBe(0);
+}
+
+function logOf(host: Host): string {
+  return join(host.dir, "runtime.log");
+}
+
+/** A bundle that counts into a file in its root. */
+function bundleWithFile(
+  host: Host,
+  name: string,
+  change?: (config: BundleConfig, bundle: string) => void,
+): string {
+  return makeBundle(host, name, (config, bundle) => {
+    config.process.args = ["sh", "-c", `${COUNT} > /root/count`];
+    change?.(config, bundle);
+  });
+}
