@@ -30,8 +30,8 @@ export interface FrozenTree {
   /** Parents before children, the root first. */
   readonly tasks: readonly FrozenTask[];
   readonly counters: TraceCounters;
-  /** The cgroup that was frozen meanwhile. */
-  readonly freezer: CgroupFreezer | undefined;
+  /** The cgroups that were frozen or thawed meanwhile. */
+  readonly freezer: CgroupFreezer;
 }
 
 export interface FreezeOptions {
@@ -50,9 +50,7 @@ const MAX_ROUNDS = 1000;
  */
 export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
   refuseOwnTree(root);
-  const { freezeCgroup } = options;
-  const cgroup =
-    freezeCgroup === undefined ? CgroupFreezer.ofFrozen(root) : CgroupFreezer.of(freezeCgroup);
+  const cgroup = CgroupFreezer.of(root, options.freezeCgroup);
   const freezer = new Freezer(options.timeoutMs, cgroup);
   try {
     freezer.freeze(root);
@@ -68,7 +66,7 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
  * harmless.
  */
 export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: boolean }): void {
-  tree.freezer?.restore();
+  tree.freezer.restore();
   for (const task of tree.tasks) {
     if (task.state === "zombie") continue;
     if (options.leaveStopped && task.state === "alive") sendSignal(task.pid, SIGSTOP);
@@ -99,13 +97,13 @@ class Freezer {
   readonly counters: TraceCounters = { stops: 0, remoteCalls: 0 };
   readonly #tasks = new Map<number, SeizedTask>();
   readonly #deadline: number;
-  readonly #cgroup: CgroupFreezer | undefined;
-  #isCgroupFrozen: boolean;
+  readonly #cgroup: CgroupFreezer;
+  /** Tasks are seized and not stopped yet: those of a frozen cgroup could not. */
+  #isCgroupFrozen = false;
 
-  constructor(timeoutMs: number, cgroup: CgroupFreezer | undefined) {
+  constructor(timeoutMs: number, cgroup: CgroupFreezer) {
     this.#deadline = performance.now() + timeoutMs;
     this.#cgroup = cgroup;
-    this.#isCgroupFrozen = cgroup !== undefined;
   }
 
   freeze(root: number): void {
@@ -126,7 +124,8 @@ class Freezer {
       });
     }
     this.#add(root, undefined);
-    if (this.#cgroup !== undefined) {
+    if (this.#cgroup.isNeeded) {
+      this.#isCgroupFrozen = true;
       this.#cgroup.freeze();
       while (this.#seizeNew() && performance.now() < this.#deadline);
       this.#cgroup.thaw();
@@ -186,6 +185,7 @@ class Freezer {
       if (((stat?.flags ?? 0) & PF_IO_WORKER) !== 0) throw unsupportedWorker(task.pid, tid);
       const tracee = new Tracee(tid, task.pid, this.counters);
       if (!tracee.seize(PTRACE_O_TRACESYSGOOD)) continue;
+      if (stat?.state === UNINTERRUPTIBLE) this.#meetFrozen(task.pid, tid);
       task.threads.set(tid, tracee);
       task.running.push(tracee);
       found = true;
@@ -194,6 +194,12 @@ class Freezer {
     // exec, so a child may be interrupted only after its parent has stopped.
     if (!this.#isCgroupFrozen) stopThreads(task);
     return found;
+  }
+
+  /** A frozen task of v1 waits as for a disk, and cannot be stopped: when it was found only now, it is thawed now. */
+  #meetFrozen(pid: number, tid: number): void {
+    this.#cgroup.suspect(pid, tid);
+    if (!this.#isCgroupFrozen && this.#cgroup.isNeeded) this.#cgroup.thaw();
   }
 
   #markZombie(task: SeizedTask): void {
@@ -258,9 +264,9 @@ class Freezer {
 
   letGo(): void {
     // Only a thread that stands in a stop can be let go.
-    this.#cgroup?.thaw();
+    this.#cgroup.thaw();
     for (const task of this.#tasks.values()) stopThreads(task);
-    this.#cgroup?.restore();
+    this.#cgroup.restore();
     for (const task of this.#tasks.values()) {
       for (const tracee of task.threads.values()) tracee.detach();
     }
@@ -334,6 +340,9 @@ function refuseOwnTree(root: number): void {
     pid = readStatIfAlive(pid)?.ppid ?? 0;
   }
 }
+
+/** State in /proc/PID/stat of a task that waits for a disk, and of one that is frozen (v1). */
+const UNINTERRUPTIBLE = "D";
 
 /** State of a stopped tracee in /proc/PID/stat. */
 const TRACING_STOP = "t";

@@ -2,12 +2,17 @@
 // of a frozen v1 cgroup do not reach a ptrace stop before they are thawed (kernel/freezer.c), those of a v2 cgroup do; in both
 // they are seized while frozen, and stand in their ptrace stops once thawed. cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst.
 
-import { readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { readCgroups, readCgroupsIfAlive } from "../../proc/cgroup.ts";
-import { errnoOf } from "../../proc/procfs.ts";
+import {
+  readCgroups,
+  readCgroupsIfAlive,
+  readThreadCgroups,
+  type CgroupEntry,
+} from "../../proc/cgroup.ts";
+import { errnoOf, undefinedIfGone } from "../../proc/procfs.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
 
 interface FreezerFile {
@@ -16,76 +21,143 @@ interface FreezerFile {
   readonly thawed: string;
 }
 
-/** A cgroup that is frozen while its tasks are seized. */
+/** Cgroups that are frozen, or not frozen, while their tasks are seized. */
 export class CgroupFreezer {
-  readonly #file: FreezerFile;
-  /** Whether somebody had frozen it before: it will be again. */
-  readonly wasFrozen: boolean;
-
-  private constructor(file: FreezerFile, wasFrozen: boolean) {
-    this.#file = file;
-    this.wasFrozen = wasFrozen;
-  }
+  readonly #hierarchies = new Hierarchies();
+  /** That of the caller, frozen by us; undefined when it was frozen already, or has no freezer. */
+  #own: FreezerFile | undefined;
+  /** Those that somebody else had frozen, by path; tasks in them reach no stop, or leave it for no program, while they are. */
+  readonly #found = new Map<string, FreezerFile>();
+  /** Paths in a hierarchy that were looked at. */
+  readonly #seen = new Set<string>();
 
   /**
-   * The freezer of a cgroup directory; undefined, with a note in the log, when it has none.
+   * The freezers of a tree: that of the cgroup that the caller names, and those that are on.
    *
-   * @throws RepriseError BAD_ARGUMENT for the cgroup that the engine is in.
+   * @throws RepriseError BAD_ARGUMENT for a cgroup that the engine is in
    */
-  static of(directory: string): CgroupFreezer | undefined {
+  static of(root: number, named: string | undefined): CgroupFreezer {
+    const freezer = new CgroupFreezer();
+    if (named !== undefined) freezer.#name(named);
+    const cgroups = readCgroupsIfAlive(root) ?? [];
+    freezer.#lookAt(cgroups);
+    freezer.#lookBelow(unifiedPath(cgroups));
+    return freezer;
+  }
+
+  /** Whether tasks have to be seized while they cannot run, and stopped later. */
+  get isNeeded(): boolean {
+    return this.#own !== undefined || this.#found.size > 0;
+  }
+
+  /** Looks at the cgroups of a thread that does not react, as one of a frozen v1 cgroup. */
+  suspect(pid: number, tid: number): void {
+    const cgroups = undefinedIfGone(() => readThreadCgroups(pid, tid));
+    this.#lookAt((cgroups ?? []).filter(({ version }) => version === 1));
+  }
+
+  freeze(): void {
+    if (this.#own !== undefined) write(this.#own, this.#own.frozen);
+  }
+
+  thaw(): void {
+    for (const file of this.#all()) write(file, file.thawed);
+  }
+
+  /** Freezes again what was found so; tasks that stand in ptrace stops freeze as soon as they are let go. */
+  restore(): void {
+    for (const file of this.#found.values()) write(file, file.frozen);
+  }
+
+  #all(): FreezerFile[] {
+    return [...(this.#own === undefined ? [] : [this.#own]), ...this.#found.values()];
+  }
+
+  #name(directory: string): void {
     refuseOwn(directory);
     const file = [V2, V1]
       .map((names) => ({ ...names, path: join(directory, names.path) }))
       .find(({ path }) => read(path) !== undefined);
-    if (file === undefined) {
+    if (file === undefined)
       log.warn(`the cgroup ${directory} has no freezer: its tasks are stopped one by one`);
-      return undefined;
-    }
-    return new CgroupFreezer(file, read(file.path) !== file.thawed);
+    else if (isOn(file)) this.#find(file, directory);
+    else this.#own = file;
   }
 
-  /** The freezer of a task's cgroup if it is frozen: nobody could stop the task without it. */
-  static ofFrozen(pid: number): CgroupFreezer | undefined {
-    const hierarchies = new Hierarchies();
-    for (const entry of readCgroupsIfAlive(pid) ?? []) {
+  /** A cgroup is frozen when it is itself, or one above it. */
+  #lookAt(cgroups: readonly CgroupEntry[]): void {
+    for (const entry of cgroups) {
       const name = hierarchyName(entry);
-      if (entry.path === "/" || !(name === "" || entry.controllers.includes("freezer"))) continue;
-      const names = name === "" ? V2 : V1;
-      const directory = hierarchies.find(name, entry.path);
-      const path = join(directory ?? "", names.path);
-      const state = directory === undefined ? undefined : read(path);
-      if (state === undefined || state === names.thawed) continue;
-      log.info(`the cgroup ${entry.path} is frozen: it is thawed while its tasks are seized`);
-      return new CgroupFreezer({ ...names, path }, true);
+      if (!(name === "" || entry.controllers.includes("freezer"))) continue;
+      for (let path = entry.path; path !== "/" && path !== "."; path = dirname(path))
+        this.#lookAtOne(name, path);
     }
-    return undefined;
   }
 
-  freeze(): void {
-    if (!this.wasFrozen) this.#write(this.#file.frozen);
+  #lookAtOne(name: string, path: string): void {
+    const key = `${name}:${path}`;
+    if (this.#seen.has(key)) return;
+    this.#seen.add(key);
+    const directory = this.#hierarchies.find(name, path);
+    if (directory === undefined) return;
+    const names = name === "" ? V2 : V1;
+    const file = { ...names, path: join(directory, names.path) };
+    if (isOn(file)) this.#find(file, path);
   }
 
-  thaw(): void {
-    this.#write(this.#file.thawed);
+  /** v2: a frozen task looks as one that sleeps, so cgroups below the root's are looked at. Not where those of others are. */
+  #lookBelow(path: string | undefined): void {
+    if (path === undefined || path === "/") return;
+    if (isWithin(unifiedPath(readCgroups(process.pid)) ?? "/", path)) return;
+    const look = (at: string): void => {
+      const directory = this.#hierarchies.find("", at);
+      if (directory === undefined) return;
+      for (const child of subdirectories(directory)) {
+        this.#lookAtOne("", join(at, child));
+        look(join(at, child));
+      }
+    };
+    look(path);
   }
 
-  /** Freezes the cgroup again if it was found so; tasks that stand in ptrace stops freeze as soon as they are let go. */
-  restore(): void {
-    if (this.wasFrozen) this.#write(this.#file.frozen);
+  #find(file: FreezerFile, cgroup: string): void {
+    if (this.#found.has(file.path)) return;
+    log.info(`the cgroup ${cgroup} is frozen: it is thawed while its tasks are seized`);
+    this.#found.set(file.path, file);
   }
+}
 
-  #write(state: string): void {
-    try {
-      writeFileSync(this.#file.path, state, { flag: "r+" });
-    } catch (error) {
-      log.warn(
-        `cannot write ${state} into ${this.#file.path}: ${errnoOf(error) ?? "unknown error"}`,
-      );
-    }
+function unifiedPath(cgroups: readonly CgroupEntry[]): string | undefined {
+  return cgroups.find(({ version }) => version === 2)?.path;
+}
+
+function subdirectories(directory: string): string[] {
+  try {
+    return readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => name);
+  } catch {
+    return []; // removed meanwhile
+  }
+}
+
+/** Whether a cgroup itself is to be frozen. That of v1 shows as frozen, too, what is so through one above it. */
+function isOn({ path, thawed }: FreezerFile): boolean {
+  const state = read(path);
+  if (state === undefined || state === thawed) return false;
+  return path.endsWith(V1.path) ? read(join(dirname(path), V1_SELF)) !== "0" : true;
+}
+
+function write({ path }: FreezerFile, state: string): void {
+  try {
+    writeFileSync(path, state, { flag: "r+" });
+  } catch (error) {
+    log.warn(`cannot write ${state} into ${path}: ${errnoOf(error) ?? "unknown error"}`);
   }
 }
 
 const V1: FreezerFile = { path: "freezer.state", frozen: "FROZEN", thawed: "THAWED" };
+const V1_SELF = "freezer.self_freezing";
 const V2: FreezerFile = { path: "cgroup.freeze", frozen: "1", thawed: "0" };
 
 function read(path: string): string | undefined {
