@@ -6,7 +6,7 @@ import { RepriseError } from "../errors.ts";
 import { LogLevel, setLogSink } from "../log.ts";
 import { parseOptions } from "./options.ts";
 import { scriptRunner } from "./scripts.ts";
-import { checkSupport } from "./support.ts";
+import { noteOptions } from "./support.ts";
 
 let directory: string;
 beforeEach(() => {
@@ -77,21 +77,13 @@ describe("scriptRunner()", () => {
   });
 });
 
-describe("checkSupport()", () => {
-  it("refuses --stream", () => {
-    expect(() => checkSupport(parseOptions([["--stream"]]))).toThrow("is not supported yet");
-  });
-
-  it("does not refuse what was taken back", () => {
-    expect(() => checkSupport(parseOptions([["--stream", "--no-stream"]]))).not.toThrow();
-  });
-
+describe("noteOptions()", () => {
   it("notes options without effect, and is silent about the others", () => {
     const logged: string[] = [];
     setLogSink((_level, text) => void logged.push(text), LogLevel.DEBUG);
-    checkSupport(parseOptions([["dump", "-t1", "-D.", "-j", "--link-remap", "-v4", "-R"]]));
+    noteOptions(parseOptions([["dump", "-t1", "-D.", "-j", "--link-remap", "-v4", "-R"]]));
     expect(logged).toEqual([]);
-    checkSupport(parseOptions([["--allow-uprobes", "--enable-fs=x", "--libdir=x"]]));
+    noteOptions(parseOptions([["--allow-uprobes", "--enable-fs=x", "--libdir=x"]]));
     expect(logged).toEqual([
       "option --allow-uprobes changes nothing here",
       "option --libdir changes nothing here",

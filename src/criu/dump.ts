@@ -36,14 +36,16 @@ export async function dump(
     imagesDirFd: directories.imagesDirFd,
     client,
   });
+  const { streamDump } = options.flags.has("stream") ? await import("./stream.ts") : {};
+  using streamed = streamDump?.(options, directories, runner);
   try {
     const { stats } = await checkpoint({
       ...(await engineOptions(options)),
       pid,
       ...(socketInode === undefined ? {} : { requestSocket: socketInode }),
-      imagesDir: directories.imagesDir,
+      imagesDir: streamed?.imagesDir ?? directories.imagesDir,
       workDir: directories.workDir,
-      hooks: runner,
+      hooks: streamed?.hooks ?? runner,
       ...(pageServer === undefined ? {} : { pageServer }),
       ...(await lazyServer(options, runner)),
     });

@@ -124,8 +124,12 @@ async function runWithImages(action: keyof typeof FAILED, options: CriuOptions):
   openLog({ verbosity: options.verbosity, file: options.values["log-file"] });
   logHeader();
   try {
-    const { checkSupport } = await import("./support.ts");
-    checkSupport(options);
+    const { noteOptions } = await import("./support.ts");
+    noteOptions(options);
+    if (options.flags.has("stream")) {
+      const { refuseStream } = await import("./stream.ts");
+      refuseStream(options, action);
+    }
     if (action === "dump") {
       const { dump } = await import("./dump.ts");
       return await dump(options, directories);

@@ -54,16 +54,20 @@ export async function restoreTree(
   directories: Directories,
   client?: Client,
 ): Promise<RestoreResult> {
-  checkCpuIfAsked(options, directories);
   const pidfile = pidfileWriter(options.values.pidfile);
+  const hooks = restoreHooks(options, directories, { pidfile, client });
+  const { streamRestore } = options.flags.has("stream") ? await import("./stream.ts") : {};
+  using streamed = streamRestore?.(options, directories, hooks);
+  const imagesDir = streamed?.imagesDir ?? directories.imagesDir;
+  checkCpuIfAsked(options, { ...directories, imagesDir });
   const placement = findPlacement(process.ppid);
   placement?.leave();
   const result = await restore({
     ...engineOptions(options),
-    imagesDir: directories.imagesDir,
+    imagesDir,
     workDir: directories.workDir,
     placement,
-    hooks: restoreHooks(options, directories, { pidfile, client }),
+    hooks,
   });
   pidfile.write(result.pid);
   if (options.flags.has("display-stats")) printOut(restoreStatsText(result.stats));

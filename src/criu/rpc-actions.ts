@@ -11,7 +11,7 @@ import { logError, logFd } from "./log-file.ts";
 import { rpcClient } from "./rpc-client.ts";
 import { beginSession, endSession, type Session, type SessionKind } from "./rpc-session.ts";
 import { sendResponse, receiveRequest, type Response } from "./rpc-socket.ts";
-import { checkSupport } from "./support.ts";
+import { noteOptions } from "./support.ts";
 
 type Worker = SessionKind["worker"];
 
@@ -243,7 +243,7 @@ async function attempt(
   let begun = false;
   const begin = (open: () => Session): Session => {
     const session = open();
-    checkSupport(session.options);
+    noteOptions(session.options);
     begun = true;
     return session;
   };

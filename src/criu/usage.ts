@@ -78,6 +78,7 @@ Memory in chains, and over the network:
       --status-fd FD         a zero byte comes when a server can be connected to
       --lazy-pages           dump: leave pages in the tasks, and give them to lazy-pages;
                              restore: let lazy-pages fill memory when it is touched
+      --stream *             dump, restore: to and from criu-image-streamer, which listens in the images directory
       --tls *                with --tls-cacert, --tls-cacrl, --tls-cert, --tls-key FILE, --tls-no-cn-verify
 
 Not needed here, and taken without effect:
@@ -85,9 +86,9 @@ Not needed here, and taken without effect:
                              as far as their objects need no more
       --allow-uprobes *      breakpoints of the kernel's probes are never part of the images
       --libdir DIR           there are no plugins: what CRIU has them for (GPUs) is refused
-      --evasive-devices *, --force-irmap *, --mntns-compat-mode *
+      --evasive-devices *, --force-irmap *, --irmap-scan-path, --mntns-compat-mode *, --ghost-fiemap *
 
-Other options of CRIU 4.2 are understood; those that would change the result are refused.
+The other options of CRIU 4.2 are understood as well.
 
 Features for check:
 ${wrapped([...FEATURE_NAMES])}

@@ -12,7 +12,8 @@ export type ScriptAction =
   | "post-setup-namespaces"
   | "network-lock"
   | "network-unlock"
-  | "status-ready";
+  | "status-ready"
+  | "pre-stream";
 
 /** Hooks of a front end; a hook that throws fails the operation. */
 export interface EngineHooks {
