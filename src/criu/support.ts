@@ -8,7 +8,6 @@ const NOT_NEEDED: readonly OptionName[] = [
   "evasive-devices",
   "force-irmap",
   "irmap-scan-path",
-  "ghost-fiemap",
   "deprecated",
   "mntns-compat-mode",
   "allow-uprobes",
