@@ -110,6 +110,31 @@ it("moves a device in that the caller has made", async () => {
   expect(run("ip -o link")).not.toContain("given0");
 });
 
+it("gives the caller's devices back when it fails", async () => {
+  using net = new NetNamespace(
+    "ip link add in0 type veth peer name in1",
+    "ip link set in0 mtu 1400",
+  );
+  const program = await start(net);
+  await dump(program);
+  run("ip link add given0 type veth peer name given1; ip link set given0 mtu 1350 up");
+  const before = run("ip -o link show given0");
+  const failed = restore({
+    imagesDir,
+    external: ["netdev[in0]:given0", "netdev[in1]:missing"],
+  });
+  await expect(failed).rejects.toThrow("there is no device missing here");
+  expect(run("ip -o link show given0")).toBe(before);
+  const script = (action: ScriptAction): void => {
+    if (action === "post-restore") throw new Error("no");
+  };
+  const external = ["netdev[in0]:given0", "netdev[in1]:given1"];
+  await expect(restore({ imagesDir, external, hooks: { script } })).rejects.toThrow("no");
+  expect(run("ip -o link show given0")).toBe(before);
+  const again = await bringBack({ external });
+  expect(run("ip -o link show in0", again)).toMatch(/in0@in1: .* mtu 1400/);
+});
+
 it("saves and loads nothing of a namespace that is to stay empty", async () => {
   using net = new NetNamespace("ip link add in0 type veth peer name in1");
   const program = await start(net);

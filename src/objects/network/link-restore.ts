@@ -10,7 +10,6 @@ import type {
   SitEntry,
 } from "../../images/schema/messages.generated.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
-import { AF_UNSPEC } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import {
@@ -20,8 +19,10 @@ import {
   u32,
   type NetlinkSocket,
 } from "../../sys/netlink.ts";
+import type { GivenDevices } from "./given-devices.ts";
+import { linkHeader } from "./link-header.ts";
 import { externalDevice } from "./external.ts";
-import { ND, readLinks } from "./links.ts";
+import { ND, readLinks, type Link } from "./links.ts";
 import { holdAddresses, restoreDeviceSettings } from "./sysctls.ts";
 import { makeTunDevice } from "./tun-device.ts";
 
@@ -42,6 +43,8 @@ export interface LinksRestore {
   /** `--external` words. */
   readonly external: readonly string[];
   readonly weakSysctls: boolean;
+  /** Takes note of what is moved in. */
+  readonly given: Pick<GivenDevices, "note">;
   outerUid(uid: number): number;
   outerGid(gid: number): number;
 }
@@ -320,10 +323,11 @@ class LinkMaker {
 
   /** Takes a device of the engine's namespace. */
   #moveIn({ device, namespace }: Made, given: string): void {
+    const before = this.#homeLink(device, given);
     this.#sendHome(
       device,
       `move ${given} into the namespace`,
-      this.#homeIndex(device, given),
+      before.index,
       [
         attribute(rt.IFLA_IFNAME, device.name),
         attribute(rt.IFLA_NEW_IFINDEX, u32(device.ifindex)),
@@ -331,6 +335,7 @@ class LinkMaker {
       ],
       { up: false },
     );
+    this.#restore.given.note({ namespace: namespace.fd, before, index: device.ifindex });
     this.#set({ device, namespace }, "set", [...basics(device), ...further(device)]);
   }
 
@@ -398,8 +403,12 @@ class LinkMaker {
   }
 
   #homeIndex(device: NetDeviceEntry, name: string): number {
+    return this.#homeLink(device, name).index;
+  }
+
+  #homeLink(device: NetDeviceEntry, name: string): Link {
     const found = readLinks(this.#restore.home.socket).find((link) => link.name === name);
-    if (found !== undefined) return found.index;
+    if (found !== undefined) return found;
     throw new RepriseError(
       "BAD_ARGUMENT",
       `cannot restore network device ${device.name}: there is no device ${name} here`,
@@ -419,19 +428,6 @@ interface LinkChange {
 const NLM_F_REPLACE = 0x100;
 const NLM_F_EXCL = 0x200;
 const NLM_F_CREATE = 0x400;
-
-/** struct ifinfomsg; with no mask the flags are what they all are to be. */
-function linkHeader(index: number, flags: number, mask = 0): Buffer {
-  const body = Buffer.alloc(rt.IFINFOMSG_SIZE);
-  body.writeUInt8(AF_UNSPEC, 0);
-  body.writeInt32LE(index, 4);
-  body.writeUInt32LE(flags >>> 0, 8);
-  body.writeUInt32LE((mask === 0 ? SETTABLE : mask) >>> 0, 12);
-  return body;
-}
-
-/** UP, DEBUG, NOTRAILERS, NOARP, PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC: the others are the driver's. */
-const SETTABLE = 0x1 | 0x4 | 0x20 | 0x80 | 0x100 | 0x200 | 0x1000 | 0x2000 | 0x4000 | 0x8000;
 
 function basics(device: NetDeviceEntry): Buffer[] {
   return [

@@ -91,6 +91,7 @@ function carryOver(
     home: { fd: home.fd, socket },
     external,
     weakSysctls: false,
+    given: { note: () => undefined },
     outerUid: (uid) => uid,
     outerGid: (gid) => gid,
   });

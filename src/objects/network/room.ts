@@ -22,6 +22,7 @@ import type { PlannedNamespace } from "../namespaces/plan.ts";
 import type { NamespaceRoom, NamespacesRestore } from "../namespaces/room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "../namespaces/user.ts";
 import { readConntrack, restoreConntrack } from "./conntrack.ts";
+import { GivenDevices } from "./given-devices.ts";
 import { isExternalDevice } from "./external.ts";
 import { readFirewall, restoreFirewall } from "./firewall.ts";
 import { restoreLinks, type FilledNamespace, type LinksRestore } from "./link-restore.ts";
@@ -93,6 +94,8 @@ export const netRoom: NamespaceRoom = {
       fd: openSync("/proc/thread-self/ns/net", "r"),
       socket: new NetlinkSocket(NETLINK_ROUTE),
     };
+    const given = new GivenDevices();
+    restore.atEnd({ release: () => given.release(), failed: () => given.giveBack() });
     try {
       if (options.emptyNet === true) filling.forEach(bringLoopbackUp);
       else {
@@ -101,6 +104,7 @@ export const netRoom: NamespaceRoom = {
           home,
           external: options.external ?? [],
           weakSysctls: options.weakSysctls ?? false,
+          given,
           outerUid: (uid) => (maps === undefined ? uid : (idOutside(maps.uid_map, uid) ?? uid)),
           outerGid: (gid) => (maps === undefined ? gid : (idOutside(maps.gid_map, gid) ?? gid)),
         });
