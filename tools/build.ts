@@ -46,14 +46,10 @@ interface Executable {
 const DUMP = ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"];
 const RESTORE = ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"];
 /** The same for what a container is to the kernel. */
-const CONTAINER_DUMP = [
-  ...["dump", "-v4", "-D", CONTAINER, "-o", "dump.log"],
-  ...["-t", "@container", "--external", "mnt[]"],
-];
-const CONTAINER_RESTORE = [
-  ...["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log"],
-  ...["--root", "/", "--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")],
-];
+// oxfmt-ignore
+const CONTAINER_DUMP = ["dump", "-v4", "-D", CONTAINER, "-o", "dump.log", "-t", "@container", "--external", "mnt[]"];
+// oxfmt-ignore
+const CONTAINER_RESTORE = ["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log", "--root", "/", "--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")];
 
 const EXECUTABLES: readonly Executable[] = [
   {
