@@ -14,6 +14,7 @@ import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
+import type { FrozenTask } from "../objects/task/task.ts";
 import { sendSignal, waitForAll } from "../sys/process.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
@@ -35,6 +36,7 @@ import { leftPages, servePages } from "./page-source.ts";
 import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { asRepriseError } from "./system-error.ts";
 import { WrittenAhead } from "./write-ahead.ts";
+import { reapLater } from "./wait-exit.ts";
 import { writeTree, type WrittenTree } from "./write.ts";
 
 export interface CheckpointOptions extends NamespacesDumpOptions {
@@ -112,6 +114,8 @@ export interface CheckpointResult {
 
 const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_GHOST_LIMIT = 1024 * 1024;
+/** Anonymous memory up to which the end of a task is waited for. */
+const QUICK_END_BYTES = 64 * 1024 * 1024;
 
 /**
  * Saves a process tree into a directory of images.
@@ -398,5 +402,19 @@ function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
 function killTree(tree: FrozenTree): void {
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
   // As their tracer we are told of their end first; their parents reap them.
-  waitForAll(tree.tasks.flatMap(({ threads }) => threads.map(({ tid }) => tid)));
+  const slow = tree.tasks.filter(endsSlowly);
+  waitForAll(tree.tasks.filter((task) => !slow.includes(task)).flatMap(tidsOf));
+  if (slow.length > 0) reapLater(slow.flatMap(tidsOf));
+}
+
+/**
+ * Whether a task is left to end by itself: to give back a gigabyte takes the kernel as long as to write a quarter of it, and the task
+ * runs no more. In a pid namespace of its own a restore does not wait for its numbers, so there all must be over.
+ */
+function endsSlowly({ status }: FrozenTask): boolean {
+  return status.nsPid.length === 1 && (status.memory?.rssAnon ?? 0) * 1024 > QUICK_END_BYTES;
+}
+
+function tidsOf({ threads }: FrozenTask): number[] {
+  return threads.map(({ tid }) => tid);
 }

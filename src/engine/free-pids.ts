@@ -4,7 +4,7 @@
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { readPidUsage } from "../proc/pid-usage.ts";
-import { readStatIfAlive } from "../proc/stat.ts";
+import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import { PF_EXITING } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
@@ -29,7 +29,7 @@ export async function waitForFreePids(
   const wanted = new Set(plan.tree.nodes.map(({ pid }) => pid));
   for (const task of plan.tasks.values()) for (const { tid } of task.threads) wanted.add(tid);
   if (options.thorough !== true && [...wanted].every(looksFree)) return;
-  const deadline = performance.now() + ZOMBIE_PATIENCE_MS;
+  let deadline = performance.now() + ZOMBIE_PATIENCE_MS;
   let told = false;
   for (;;) {
     const holders = [...readPidUsage(wanted)].flatMap(([number, held]) =>
@@ -38,6 +38,9 @@ export async function waitForFreePids(
     const first = holders[0];
     if (first === undefined) return;
     const living = holders.find(({ pid }) => isLiving(pid));
+    // Who is still giving back its memory may need long for it, but will come to its end.
+    if (living === undefined && holders.some(({ pid }) => !isZombie(pid)))
+      deadline = performance.now() + ZOMBIE_PATIENCE_MS;
     if (living !== undefined || performance.now() > deadline) {
       const holder = living ?? first;
       throw new RepriseError(
@@ -65,8 +68,18 @@ function looksFree(pid: number): boolean {
 /** Neither a zombie nor reaped since it was seen, nor on its way there. */
 function isLiving(pid: number): boolean {
   const stat = readStatIfAlive(pid);
-  if (stat === undefined || stat.state === "Z" || stat.state === "X") return false;
+  if (stat === undefined || hasEnded(stat)) return false;
   return (stat.flags & PF_EXITING) === 0 && !isKilled(pid);
+}
+
+/** A zombie, or reaped since it was seen. */
+function isZombie(pid: number): boolean {
+  const stat = readStatIfAlive(pid);
+  return stat === undefined || hasEnded(stat);
+}
+
+function hasEnded({ state }: TaskStat): boolean {
+  return state === "Z" || state === "X";
 }
 
 /** It has been killed, but has not got to it yet. */

@@ -1,8 +1,8 @@
-// Waiting for the end of a child without blocking the event loop.
+// Waiting for the end of processes without blocking the event loop.
 
 import { WALL, WNOHANG } from "../sys/abi/sched.ts";
 import { trySyscall } from "../sys/ffi.ts";
-import { waitFor } from "../sys/process.ts";
+import { isReaped, waitFor } from "../sys/process.ts";
 import { waitStatus } from "../tracee/wait-status.ts";
 
 const POLL_MS = 20;
@@ -29,4 +29,17 @@ export function waitForExit(pid: number): Promise<number> {
 /** Whether there is still something to wait for. */
 function isChild(pid: number): boolean {
   return trySyscall("wait4", pid, 0, WALL | WNOHANG, 0) >= 0;
+}
+
+/**
+ * Takes the reports of killed tracees as they end, so that their parents can reap them. It keeps nobody from exiting: then the
+ * kernel lets go of them by itself.
+ */
+export function reapLater(tids: readonly number[]): void {
+  let left = tids;
+  const timer = setInterval(() => {
+    left = left.filter((tid) => !isReaped(tid));
+    if (left.length === 0) clearInterval(timer);
+  }, POLL_MS);
+  timer.unref();
 }

@@ -52,7 +52,7 @@ export function waitForAll(tids: readonly number[]): void {
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
 
 /** Takes one report of a thread, if there is one; true when it was its last. */
-function isReaped(tid: number): boolean {
+export function isReaped(tid: number): boolean {
   const result = trySyscall("wait4", tid, statusBuffer, WALL | WNOHANG, 0);
   if (result === -ECHILD || result === -ESRCH) return true;
   // The low byte of a stop's status is 0x7f (wait(2)).
