@@ -42,6 +42,10 @@ export interface CollectedFd {
 export interface CollectedTask {
   readonly task: FrozenTask;
   readonly ids: TaskKobjIdsEntry;
+  /** Its memory is another task's too (CLONE_VM), which has been collected: `vmas` are that one's. */
+  readonly sharesMemory: boolean;
+  /** Its directories and umask are another task's too (CLONE_FS), which has been collected. */
+  readonly sharesDirectories: boolean;
   readonly vmas: readonly DumpedVma[];
   readonly exeId: number;
   readonly cwdId: number;
@@ -101,8 +105,10 @@ export function collectTree(
     cgroups.addNamespaces(
       namespaces.all.filter(({ kind, role }) => kind === "cgroup" && role === "nested"),
     );
+    const places = new Map<number, TaskPlaces>();
+    const relatives = new SharersCheck();
     const live = alive.map((task) =>
-      collectTask(task, { files, ids, locks, seccomp, ahead: options.ahead }),
+      collectTask(task, { files, ids, locks, seccomp, places, relatives, ahead: options.ahead }),
     );
     return {
       live,
@@ -129,37 +135,77 @@ interface Tables {
   readonly ids: ObjectIds;
   readonly locks: LockTable;
   readonly seccomp: SeccompTable;
+  /** Of tasks by the numbers of their memory and of their directories. */
+  readonly places: Map<number, TaskPlaces>;
+  readonly relatives: SharersCheck;
   readonly ahead: LookAhead | undefined;
 }
 
 function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
-  const { files, ids, seccomp, ahead } = tables;
+  const { files, seccomp, ahead } = tables;
   seccomp.add(task);
-  const shared = ids.of(task);
-  const places = ahead?.places(task) ?? collectPlaces(task, readSmaps(task.pid), files);
+  const { ids, seen } = tables.ids.of(task);
+  tables.relatives.check(task, ids);
+  refuseSharedInNamespace(task, ids, { root: tables.ids.own, seen });
+  const memory = seen.vm ? tables.places.get(ids.vm_id) : undefined;
+  const directories = seen.fs ? tables.places.get(ids.fs_id) : undefined;
+  const places =
+    ahead?.places(task) ?? collectPlaces(task, readSmaps(task.pid), files, { memory, directories });
+  tables.places.set(ids.vm_id, memory ?? places).set(ids.fs_id, directories ?? places);
   if (places.vmas.some(({ uprobes }) => uprobes)) refusePendingReturns(task);
-  const fds = shared.filesSeen
+  const fds = seen.files
     ? undefined
     : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, tables));
-  return { task, ids: shared.ids, ...places, fds };
+  return { task, ids, sharesMemory: seen.vm, sharesDirectories: seen.fs, ...places, fds };
+}
+
+/**
+ * Some namespaces are entered only by a task that has its directories, or its memory, for itself (setns(2)), which one that is made
+ * with CLONE_FS or CLONE_VM has not.
+ */
+function refuseSharedInNamespace(
+  { pid }: FrozenTask,
+  ids: TaskKobjIdsEntry,
+  { root, seen }: { root: TaskKobjIdsEntry; seen: Record<Shareable, boolean> },
+): void {
+  const differs = (...fields: readonly (keyof TaskKobjIdsEntry)[]): boolean =>
+    fields.some((field) => ids[field] !== root[field]);
+  const what =
+    seen.fs && differs("mnt_ns_id", "user_ns_id")
+      ? "current directory"
+      : seen.vm && differs("time_ns_id")
+        ? "memory"
+        : undefined;
+  if (what === undefined) return;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${pid}: it shares its ${what} with another process, and is in other namespaces than the root task`,
+    { pid, hint: "Such processes (made by clone with CLONE_FS or CLONE_VM) cannot be made again." },
+  );
 }
 
 /** What a task maps, and where it is. */
 export type TaskPlaces = Pick<CollectedTask, "vmas" | "exeId" | "cwdId" | "rootId">;
 
-/** Describes what a task has besides its descriptors. */
+/** Describes what a task has besides its descriptors, but for what it shares with another task. */
 export function collectPlaces(
   task: FrozenTask,
   areas: readonly SmapsVma[],
   files: FileTable,
+  { memory, directories }: Record<"memory" | "directories", TaskPlaces | undefined> = NOT_SHARED,
 ): TaskPlaces {
+  const directory = (name: string): number =>
+    files.describeAlone(withoutFd(task, `/proc/${task.pid}/${name}`, O_RDONLY | O_DIRECTORY));
   return {
-    vmas: collectVmas(task, areas, mappedFileIds(task, files)),
-    exeId: files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY)),
-    cwdId: files.describeAlone(withoutFd(task, `/proc/${task.pid}/cwd`, O_RDONLY | O_DIRECTORY)),
-    rootId: files.describeAlone(withoutFd(task, `/proc/${task.pid}/root`, O_RDONLY | O_DIRECTORY)),
+    vmas: memory?.vmas ?? collectVmas(task, areas, mappedFileIds(task, files)),
+    exeId:
+      memory?.exeId ?? files.describeMapped(withoutFd(task, `/proc/${task.pid}/exe`, O_RDONLY)),
+    cwdId: directories?.cwdId ?? directory("cwd"),
+    rootId: directories?.rootId ?? directory("root"),
   };
 }
+
+const NOT_SHARED = { memory: undefined, directories: undefined };
 
 function collectFd(task: FrozenTask, fd: number, { files, locks, ahead }: Tables): CollectedFd {
   const known = ahead?.find(task, fd);
@@ -288,56 +334,94 @@ function checkTree(tree: FrozenTree, options: FilesDumpOptions): void {
   }
 }
 
-/** Gives equal numbers to shared objects: address spaces and descriptor tables. */
+/** What CRIU's images number of a task besides its namespaces, and how kcmp(2) calls it. */
+const SHAREABLE = {
+  vm: KCMP_VM,
+  files: KCMP_FILES,
+  fs: KCMP_FS,
+  sighand: KCMP_SIGHAND,
+} as const;
+
+type Shareable = keyof typeof SHAREABLE;
+
+/** Gives equal numbers to shared objects: address spaces, tables of descriptors, directories, signal handlers. */
 class ObjectIds {
   readonly own: TaskKobjIdsEntry;
   readonly #namespaces: { idsOf(pid: number): NamespaceIds };
-  /** Objects that each task must have for itself. */
-  readonly #unshared = [
-    ["memory", new KernelOrder<FrozenTask>(KCMP_VM)],
-    ["current directory and umask", new KernelOrder<FrozenTask>(KCMP_FS)],
-    ["signal handlers", new KernelOrder<FrozenTask>(KCMP_SIGHAND)],
-  ] as const;
-  readonly #tables = new KernelOrder<{ readonly pid: number; readonly id: number }>(KCMP_FILES);
+  readonly #seen: Readonly<Record<Shareable, KernelOrder<{ pid: number; id: number }>>>;
   #next = 2;
 
   constructor(namespaces: CollectedNamespaces) {
     this.#namespaces = namespaces;
     this.own = { vm_id: 1, files_id: 1, fs_id: 1, sighand_id: 1, ...namespaces.own };
-  }
-
-  of(task: FrozenTask): { ids: TaskKobjIdsEntry; filesSeen: boolean } {
-    this.#refuseShared(task);
-    const own = this.#next++;
-    const sharer = this.#tables.findOrAdd({ pid: task.pid, id: own });
-    const filesId = sharer?.id ?? own;
-    return {
-      ids: {
-        vm_id: own,
-        files_id: filesId,
-        fs_id: own,
-        sighand_id: own,
-        ...this.#namespaces.idsOf(task.pid),
-      },
-      filesSeen: sharer !== undefined,
+    const order = (what: Shareable): KernelOrder<{ pid: number; id: number }> =>
+      new KernelOrder(SHAREABLE[what]);
+    this.#seen = {
+      vm: order("vm"),
+      files: order("files"),
+      fs: order("fs"),
+      sighand: order("sighand"),
     };
   }
 
-  #refuseShared(task: FrozenTask): void {
-    for (const [what, seen] of this.#unshared) {
-      const other = seen.findOrAdd(task);
-      if (other === undefined) continue;
-      throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot dump pid ${task.pid}: it shares its ${what} with pid ${other.pid}`,
-        {
-          pid: task.pid,
-          hint: "Processes made by vfork or clone with CLONE_VM, CLONE_FS or CLONE_SIGHAND cannot be saved; a vfork lasts only until exec, so try again.",
-        },
-      );
+  /** The numbers of a task's objects, and which of these a task before it has, too. */
+  of({ pid }: FrozenTask): { ids: TaskKobjIdsEntry; seen: Record<Shareable, boolean> } {
+    const id = this.#next++;
+    const find = (what: Shareable): number | undefined =>
+      this.#seen[what].findOrAdd({ pid, id })?.id;
+    const [vm, files, fs, sighand] = [find("vm"), find("files"), find("fs"), find("sighand")];
+    return {
+      ids: {
+        vm_id: vm ?? id,
+        files_id: files ?? id,
+        fs_id: fs ?? id,
+        sighand_id: sighand ?? id,
+        ...this.#namespaces.idsOf(pid),
+      },
+      seen: {
+        vm: vm !== undefined,
+        files: files !== undefined,
+        fs: fs !== undefined,
+        sighand: sighand !== undefined,
+      },
+    };
+  }
+}
+
+/** What is shared comes from clone alone: one that has it, too, must be the task's parent or sibling to make it again. */
+class SharersCheck {
+  readonly #users = new Map<string, FrozenTask[]>();
+
+  check(task: FrozenTask, ids: TaskKobjIdsEntry): void {
+    for (const [what, field] of SHARED_FIELDS) {
+      const key = `${field} ${ids[field]}`;
+      const others = this.#users.get(key);
+      if (others === undefined) {
+        this.#users.set(key, [task]);
+        continue;
+      }
+      const [first] = others;
+      if (!others.some((other) => other === task.parent || other.parent === task.parent)) {
+        throw new RepriseError(
+          "UNSUPPORTED",
+          `cannot dump pid ${task.pid}: it shares its ${what} with pid ${first?.pid}, which is neither its parent nor its sibling`,
+          {
+            pid: task.pid,
+            hint: "Such processes (made by clone) can only be made again by each other.",
+          },
+        );
+      }
+      others.push(task);
     }
   }
 }
+
+const SHARED_FIELDS = [
+  ["memory", "vm_id"],
+  ["current directory", "fs_id"],
+  ["descriptors", "files_id"],
+  ["signal handlers", "sighand_id"],
+] as const;
 
 function describeTree(tree: FrozenTree, live: readonly CollectedTask[]): string[] {
   const lines = tree.tasks.map(

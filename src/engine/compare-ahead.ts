@@ -15,6 +15,7 @@ import { readStatusIfAlive } from "../proc/status.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
 import type { MemoryRange } from "../sys/memory.ts";
 import { Program } from "../tracee/program.ts";
+import { onePerMemory } from "./common-memory.ts";
 import { freezeTree, releaseTree, type FreezeOptions, type FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
 import { runInLeaders } from "./look-inside.ts";
@@ -70,8 +71,8 @@ export class ComparedAhead implements Disposable {
 
   #watch(tree: FrozenTree, large: ReadonlySet<number>): void {
     try {
-      const tasks = tree.tasks
-        .filter(({ pid, state }) => large.has(pid) && state !== "zombie")
+      const alive = tree.tasks.filter(({ pid, state }) => large.has(pid) && state !== "zombie");
+      const tasks = onePerMemory(alive)
         .map((task) => ({ task, vmas: vmasOf(task) }))
         // The kernel writes into the buffers of asynchronous I/O without a fault.
         .filter(({ vmas }) => vmas.every(({ entry }) => (entry.status & VMA_AIORING) === 0));

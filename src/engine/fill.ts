@@ -23,7 +23,7 @@ import { Tracee, taskDied } from "../tracee/tracee.ts";
 import { readTasks } from "../proc/tasks.ts";
 import { readStatus, readThreadStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { addClone } from "./grow.ts";
-import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { firstPoolFd, job, roomOfEach, taskJob, type Growth } from "./growth.ts";
 import type { UserFaults } from "./hand-over.ts";
 import { isEarly } from "./inherit-memory.ts";
 import { addEarlyMemory, addLateMemory } from "./memory-steps.ts";
@@ -31,6 +31,7 @@ import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { attachedSegments, type SegmentsOf } from "./segments.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
+import { isFirst } from "./sharing.ts";
 
 /** Gives every task its memory, files and threads. For memory that comes later they make userfaultfds. */
 export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): UserFaults {
@@ -43,7 +44,7 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
     tasks.map((task) => {
       const program = new Program();
       const notes = addTask(program, plan, task, around);
-      return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
+      return { job: taskJob(plan, growth, { pid: task.pid, program }), notes };
     }),
   );
   for (const task of plan.tasks.values()) adoptThreads(plan, growth, task);
@@ -72,7 +73,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
   const followers = [...plan.tasks.values()].flatMap((task) =>
     task.threads.slice(1).map((thread) => ({ task, thread })),
   );
-  const room = threadRoom(plan, followers.length);
+  const room = roomOfEach(plan, followers.length);
   const fixedCreds = fixedCredentials(plan);
   runNoted(
     followers.map(({ task, thread }, index) => {
@@ -96,7 +97,9 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
   runNoted(
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
-      for (const vma of task.mm.vmas) sealVma(program, vma);
+      // What several tasks have in common is changed when none needs /proc by its name any more.
+      if (sharesDirectories(task)) addDirectories(program, plan, task.fs, files);
+      if (ownsMemory(task)) for (const vma of task.mm.vmas) sealVma(program, vma);
       // All tasks have mapped their memory: nothing needs these objects unsealed any more.
       if (task.pid === plan.tree.root.pid) {
         for (const entry of plan.files) sealAfterMapping(program, entry, files.fd(entry.id), plan);
@@ -105,7 +108,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
       addAutofs(program, plan, task, { growth, files });
       const places = [firstPoolFd(plan) - 1, firstPoolFd(plan) - 2];
       const labels = labelsOf(program, plan, { tid: task.pid, proc: growth.proc, places });
-      if (ownsTable(plan, task)) {
+      if (ownsTable(task)) {
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
         });
@@ -125,7 +128,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         labels,
         parentLeaves,
       });
-      return { job: job(plan, growth.tracees.get(task.pid) as Tracee, program), notes };
+      return { job: taskJob(plan, growth, { pid: task.pid, program }), notes };
     }),
   );
 }
@@ -152,12 +155,7 @@ function addAutofs(
 
 /** The locks of all tasks that share this task's table of descriptors. */
 function addLocks(program: Program, plan: RestorePlan, task: TaskPlan): void {
-  const sharers = new Set(
-    [...plan.tasks.values()]
-      .filter(({ ids }) => ids.files_id === task.ids.files_id)
-      .map(({ pid }) => pid),
-  );
-  const locks = plan.set.fileLocks.filter(({ pid }) => sharers.has(pid));
+  const locks = plan.set.fileLocks.filter(({ pid }) => task.sharing.tableOf.includes(pid));
   restoreLocks(program, locks, {
     isAllowed: plan.options.fileLocks,
     file: (fd) => plan.set.files.get(task.fdinfo.find((entry) => entry.fd === fd)?.id ?? -1),
@@ -191,13 +189,6 @@ function seedLimits(): RlimitEntry[] {
   );
 }
 
-function threadRoom(plan: RestorePlan, threads: number): number {
-  const room = Math.floor(
-    (plan.area.size - (plan.area.programs - plan.area.address)) / Math.max(1, threads),
-  );
-  return room - (room % 64);
-}
-
 interface TaskSurroundings {
   readonly files: OpenedFiles;
   /** Ids of files that some task has settled. */
@@ -229,6 +220,24 @@ function addTask(
   );
   // Before segments of shared memory are attached.
   enterNested(program, plan, around.growth, { pid: task.pid, which: "others" });
+  if (ownsMemory(task)) addMemory(program, plan, task, around);
+  enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
+  if (task.sharing.directoriesOf.length === 1) addDirectories(program, plan, task.fs, around.files);
+  if (ownsTable(task)) addDescriptors(program, plan, task, around);
+  addFirstLabel(program, plan, { tid: task.pid, proc: around.growth.proc });
+  for (const { tid } of task.threads.slice(1)) {
+    addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
+  }
+  return notes;
+}
+
+function addMemory(
+  program: Program,
+  plan: RestorePlan,
+  task: TaskPlan,
+  around: TaskSurroundings,
+): void {
+  const node = plan.tree.nodes.find(({ pid }) => pid === task.pid);
   const memory = { ...around, segments: around.segments(task.pid), images: around.growth.images };
   // Who has made children has done the first part then.
   if (node === undefined || !isEarly(task.memory, node)) addEarlyMemory(program, task, memory);
@@ -239,14 +248,6 @@ function addTask(
     around.faults.set(task.pid, makeUserfault(program, { firstFd: firstPoolFd(plan), device }));
   }
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
-  enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
-  addDirectories(program, plan, task.fs, around.files);
-  if (ownsTable(plan, task)) addDescriptors(program, plan, task, around);
-  addFirstLabel(program, plan, { tid: task.pid, proc: around.growth.proc });
-  for (const { tid } of task.threads.slice(1)) {
-    addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
-  }
-  return notes;
 }
 
 interface LabelPlace {
@@ -318,12 +319,18 @@ function addDescriptors(
   }
 }
 
-/** The first task of those that share a table of descriptors fills it. */
-function ownsTable(plan: RestorePlan, task: TaskPlan): boolean {
-  const first = plan.tree.nodes.find(
-    ({ pid }) => plan.tasks.get(pid)?.ids.files_id === task.ids.files_id,
-  );
-  return first?.pid === task.pid;
+/** The first task of those that share a table of descriptors fills it, and so with memory. */
+function ownsTable({ pid, sharing }: TaskPlan): boolean {
+  return isFirst(pid, sharing.tableOf);
+}
+
+function ownsMemory({ pid, sharing }: TaskPlan): boolean {
+  return isFirst(pid, sharing.memoryOf);
+}
+
+/** The first of several tasks with the same directories. */
+function sharesDirectories({ pid, sharing: { directoriesOf } }: TaskPlan): boolean {
+  return directoriesOf.length > 1 && isFirst(pid, directoriesOf);
 }
 
 /** Finds the new threads of a task by their first stops. */

@@ -36,7 +36,7 @@ import {
 } from "./namespaces.ts";
 import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { ZOMBIE_PATIENCE_MS } from "./free-pids.ts";
-import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { firstPoolFd, job, taskJob, type Growth } from "./growth.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import { isEarly } from "./inherit-memory.ts";
 import { addEarlyMemory } from "./memory-steps.ts";
@@ -147,9 +147,7 @@ export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles):
       node,
       program: branchProgram(plan, node, { growth, files }),
     }));
-    runPrograms(
-      jobs.map(({ node, program }) => job(plan, growth.tracees.get(node.pid) as Tracee, program)),
-    );
+    runPrograms(jobs.map(({ node, program }) => taskJob(plan, growth, { pid: node.pid, program })));
     const next = level.flatMap((node) => [...node.early, ...node.late]);
     const outer = outerNumbers(plan, growth, next);
     for (const { pid } of next)
@@ -440,8 +438,10 @@ function branchProgram(
   }
   const make = (child: TreeNode): void => {
     const sibling = child.viaSibling ? sched.CLONE_PARENT : 0;
-    const flags = sibling | (sharesFiles(plan, node, child) ? sched.CLONE_FILES : 0);
-    addClone(program, { pid: child.pid, flags, what: `process ${child.pid}` });
+    const made = plan.tasks.get(child.pid);
+    const flags = sibling | (made?.sharing.cloneFlags ?? 0);
+    const exitSignal = made?.core.tc?.reprise?.child_exit_signal ?? SIGCHLD;
+    addClone(program, { pid: child.pid, flags, what: `process ${child.pid}`, exitSignal });
   };
   node.early.forEach(make);
   if (node.leadsSession) {
@@ -455,12 +455,6 @@ function branchProgram(
     program.call("setpgid", [0, 0], { label: `make process group ${node.pid}` });
   node.late.forEach(make);
   return program;
-}
-
-/** Whether two tasks have one table of descriptors (CLONE_FILES). */
-function sharesFiles(plan: RestorePlan, creator: TreeNode, child: TreeNode): boolean {
-  const own = plan.tasks.get(creator.pid)?.ids.files_id;
-  return own !== undefined && own === plan.tasks.get(child.pid)?.ids.files_id;
 }
 
 /** Waits for the first stop of a child that `creator` has made. */

@@ -52,7 +52,25 @@ export function firstPoolFd(plan: RestorePlan): number {
   return plan.firstFreeFd + FD_MARGIN;
 }
 
-/** A job for a task: the program at the start of the common work area. */
+/** A job for a task while no other one in its memory works: the program at the start of the common work area. */
 export function job(plan: RestorePlan, tracee: Tracee, program: Program): Job {
   return { tracee, program, code: plan.area.code, base: plan.area.programs, frame: 0 };
+}
+
+/** A job for the task with a pid, at the same time as others: those in one address space have a part each of the work area. */
+export function taskJob(
+  plan: RestorePlan,
+  growth: Growth,
+  { pid, program }: { readonly pid: number; readonly program: Program },
+): Job {
+  const alone = job(plan, growth.tracees.get(pid) as Tracee, program);
+  const sharers = plan.tasks.get(pid)?.sharing.memoryOf ?? [pid];
+  const room = roomOfEach(plan, sharers.length);
+  return { ...alone, base: alone.base + sharers.indexOf(pid) * room };
+}
+
+/** Room for each of some programs that run in one address space at the same time. */
+export function roomOfEach({ area }: RestorePlan, programs: number): number {
+  const room = Math.floor((area.size - (area.programs - area.address)) / Math.max(1, programs));
+  return room - (room % 64);
 }

@@ -33,6 +33,8 @@ export interface TaskMemory {
   readonly pid: number;
   readonly mm: { readonly vmas: readonly VmaEntry[] };
   readonly pages: readonly PlacedPages[];
+  /** It lives in its creator's memory (CLONE_VM). */
+  readonly sharesMemory?: boolean;
 }
 
 /** Plans the memory of every task of a tree. */
@@ -49,8 +51,9 @@ export function planMemory(
     const creator = tasks.get(node.pid);
     const made = [...node.early, ...node.late];
     for (const { pid } of made) creators.set(pid, node.pid);
-    if (creator === undefined) continue;
+    if (creator === undefined || creator.sharesMemory === true) continue;
     for (const child of made.flatMap(({ pid }) => tasks.get(pid) ?? [])) {
+      if (child.sharesMemory === true) continue;
       const inheritance = compare(creator, child, files);
       found.set(child.pid, inheritance);
       const given = heritable.get(node.pid) ?? new Set();
@@ -65,15 +68,17 @@ export function planMemory(
     const { pid } = node;
     const given = present.get(creators.get(pid) ?? 0) ?? new Set<VmaEntry>();
     const task = tasks.get(pid);
-    if (task !== undefined) {
+    if (task?.sharesMemory === true) plans.set(pid, ALL_SHARED);
+    else if (task !== undefined) {
       const inheritance = found.get(pid) ?? NOTHING;
       const kept = new Set(inheritance.areas.map(({ theirs }) => theirs));
       const foreign = [...given].filter((vma) => !kept.has(vma));
       const own = planOne(task, inheritance, heritable.get(pid) ?? new Set());
       plans.set(pid, { ...own, foreign });
     }
-    // A helper passes on what it has.
-    present.set(pid, plans.get(pid)?.early ?? given);
+    // A helper, and a task in its creator's memory, passes on what it has.
+    const passesOn = task === undefined || task.sharesMemory === true;
+    present.set(pid, passesOn ? given : (plans.get(pid)?.early ?? given));
   }
   return plans;
 }
@@ -83,6 +88,17 @@ export function isEarly(plan: MemoryPlan | undefined, node: TreeNode): boolean {
   const hasChildren = node.early.length + node.late.length > 0;
   return plan !== undefined && hasChildren && plan.early.size + plan.foreign.length > 0;
 }
+
+/** Of a task that has all of its memory from its creator, and keeps it in common with it. */
+const ALL_SHARED: MemoryPlan = {
+  inherited: new Set(),
+  early: new Set(),
+  earlyPages: [],
+  latePages: [],
+  dropped: [],
+  foreign: [],
+  sharedPages: 0,
+};
 
 interface Inheritance {
   /** The creator's area and the child's. */

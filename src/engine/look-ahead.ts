@@ -20,7 +20,9 @@ import { readNamespace } from "../proc/ns.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStat } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
+import { KCMP_FILES, KCMP_FS, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
+import { sharersAmong } from "./common-memory.ts";
 import { areaKey, collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { Sleeper } from "./sleepers.ts";
@@ -63,6 +65,11 @@ export class LookAhead {
       for (const pid of seen) {
         ahead.#look(pid);
         for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
+      }
+      // What another task may change, too, holds only if that one sleeps as well: not worth the trouble.
+      if (sharersAmong(seen, [KCMP_VM, KCMP_FILES, KCMP_FS]).size > 0) {
+        ahead.discard();
+        return undefined;
       }
     } catch (error) {
       ahead.discard();

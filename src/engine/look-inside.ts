@@ -42,16 +42,18 @@ interface Inquiry {
 /** Asks all threads. The injections stay in place; the caller cures them. */
 export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideView {
   noteBlockedContinues(tree);
-  const inquiries = collected.live.map((task) => inquire(task, tree));
-  const injections = inject(inquiries.map(target));
-  const jobs = inquiries.flatMap((inquiry, index) =>
-    jobsOf(inquiry, injections[index] as Injection),
+  const intrusions = bySharedMemory(collected.live.map((task) => inquire(task, tree)));
+  const injections = inject(
+    intrusions.map((inquiries) => target(inquiries[0].task, inquiries.flatMap(intruders))),
+  );
+  const jobs = intrusions.flatMap((inquiries, index) =>
+    jobsOf(inquiries.flatMap(intruders), injections[index] as Injection),
   );
   const results = runPrograms(jobs);
   const processes = new Map<number, ProcessState>();
   const threads = new Map<number, ThreadState>();
   let next = 0;
-  for (const inquiry of inquiries) {
+  for (const inquiry of intrusions.flat()) {
     inquiry.task.task.threads.forEach(({ tid }, index) => {
       const result = results[next++] as ProgramResult;
       if (index === 0) processes.set(inquiry.task.task.pid, inquiry.process(result));
@@ -76,7 +78,15 @@ export function runInLeaders(
 ): void {
   noteBlockedContinues(tree);
   const injections = inject(
-    tasks.map((task, index) => target({ task, programs: [programs[index] as Program] })),
+    tasks.map((task, index) =>
+      target(
+        task,
+        task.task.threads.map(({ stopped }, thread) => ({
+          stopped,
+          program: thread === 0 ? (programs[index] as Program) : new Program(),
+        })),
+      ),
+    ),
   );
   try {
     const run = (which: readonly Program[]): ProgramResult[] =>
@@ -122,14 +132,37 @@ function innerTid(tree: FrozenTree, tid: number): number | undefined {
   return undefined;
 }
 
-interface Intrusion {
-  readonly task: Pick<CollectedTask, "task" | "vmas">;
-  readonly programs: readonly Program[];
+/** Tasks in one address space (CLONE_VM) are as threads of one process here: they have one work area. */
+function bySharedMemory(inquiries: readonly Inquiry[]): [Inquiry, ...Inquiry[]][] {
+  const found = new Map<number, [Inquiry, ...Inquiry[]]>();
+  for (const inquiry of inquiries) {
+    const { vm_id: id } = inquiry.task.ids;
+    const others = found.get(id);
+    if (others === undefined) found.set(id, [inquiry]);
+    else others.push(inquiry);
+  }
+  return [...found.values()];
 }
 
-function target({ task, programs }: Intrusion): Parameters<typeof inject>[0][number] {
-  const threads = task.task.threads.map(({ stopped }) => stopped);
-  const programSize = programs.reduce((sum, program) => sum + roomFor(program), 0);
+/** A stopped thread and its program. */
+interface Intruder {
+  readonly stopped: StoppedThread;
+  readonly program: Program;
+}
+
+function intruders({ task, programs }: Inquiry): Intruder[] {
+  return task.task.threads.map(({ stopped }, index) => ({
+    stopped,
+    program: programs[index] as Program,
+  }));
+}
+
+function target(
+  task: Pick<CollectedTask, "task" | "vmas">,
+  all: readonly Intruder[],
+): Parameters<typeof inject>[0][number] {
+  const threads = all.map(({ stopped }) => stopped);
+  const programSize = all.reduce((sum, { program }) => sum + roomFor(program), 0);
   const areas = task.vmas.map(({ area }) => area);
   return {
     threads,
@@ -139,10 +172,9 @@ function target({ task, programs }: Intrusion): Parameters<typeof inject>[0][num
   };
 }
 
-function jobsOf({ task, programs }: Inquiry, injection: Injection): Job[] {
+function jobsOf(all: readonly Intruder[], injection: Injection): Job[] {
   let base = injection.programs;
-  return task.task.threads.map(({ stopped }, index) => {
-    const program = programs[index] as Program;
+  return all.map(({ stopped, program }, index) => {
     const job = {
       tracee: stopped.tracee,
       program,

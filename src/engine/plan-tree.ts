@@ -13,6 +13,8 @@ export interface TreeTask {
   readonly pgid: number;
   readonly sid: number;
   readonly zombie: boolean;
+  /** Names of what it has in common with other tasks (sharing.ts), which it gets from one of these alone. */
+  readonly shares?: readonly string[];
 }
 
 /** A process to make. */
@@ -73,6 +75,7 @@ class TreePlanner {
   readonly #outsidePgid: number;
   /** Session at birth, once it is settled. */
   readonly #born = new Map<TreeNode, number>();
+  readonly #shares: ReadonlyMap<number, readonly string[]>;
   #freePid: number;
 
   constructor(
@@ -81,6 +84,7 @@ class TreePlanner {
   ) {
     this.#freePid =
       freePid ?? 1 + Math.max(0, ...tasks.flatMap(({ pid, pgid, sid }) => [pid, pgid, sid]));
+    this.#shares = new Map(tasks.map(({ pid, shares }) => [pid, shares ?? []]));
     const root = tasks[0];
     if (root === undefined)
       throw new RepriseError("BAD_IMAGE", "cannot restore an empty process tree");
@@ -164,6 +168,7 @@ class TreePlanner {
         `cannot restore pid ${node.pid}: its parent ${node.ppid} is not in the tree`,
       );
     if (!this.#born.has(parent)) return false;
+    if (this.#placeBySharer(node, parent)) return true;
     if (node.leadsSession) {
       // Children of an older session settle where a leader has to be born; else after its parent's own setsid.
       const wanted = this.#sessionOfEarlyChildren(node);
@@ -176,6 +181,28 @@ class TreePlanner {
       return this.#bornInto(node, parent, wanted);
     }
     return this.#bornInto(node, parent, this.#session(node.sid));
+  }
+
+  /** What a task shares with siblings but not with its parent it gets from one of these. */
+  #placeBySharer(node: TreeNode, parent: TreeNode): boolean {
+    const shared = this.#shares.get(node.pid) ?? [];
+    if (shared.length === 0) return false;
+    const there = [...this.#born.keys()];
+    const needed = shared.filter((name) =>
+      there.some(({ pid }) => this.#shares.get(pid)?.includes(name)),
+    );
+    const gives = ({ pid }: TreeNode): boolean =>
+      needed.every((name) => this.#shares.get(pid)?.includes(name));
+    if (needed.length === 0 || gives(parent)) return false;
+    const maker = there.find((other) => {
+      const session = other.leadsSession ? other.pid : this.#bornOf(other);
+      const fits = node.leadsSession || session === this.#session(node.sid);
+      return other.ppid === node.ppid && other !== this.#root && fits && gives(other);
+    });
+    if (maker === undefined) return false;
+    node.viaSibling = true;
+    const session = maker.leadsSession ? maker.pid : this.#bornOf(maker);
+    return this.#attach(node, afterSetsid(maker), session);
   }
 
   #bornInto(node: TreeNode, parent: TreeNode, session: number): boolean {

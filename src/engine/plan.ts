@@ -35,6 +35,7 @@ import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { withoutInherited } from "./inherited.ts";
 import { planMemory, type MemoryPlan } from "./inherit-memory.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
+import { planSharing, sharedNames, type Sharing } from "./sharing.ts";
 import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
 
 export interface RestorePlanOptions extends FilesRestoreOptions, NamespacesPlanOptions {
@@ -56,6 +57,7 @@ export interface TaskPlan {
   readonly core: CoreEntry;
   readonly threads: readonly { readonly tid: number; readonly core: CoreEntry }[];
   readonly ids: TaskKobjIdsEntry;
+  readonly sharing: Sharing;
   readonly mm: MmEntry;
   readonly fs: FsEntry;
   readonly fdinfo: readonly FdinfoEntry[];
@@ -102,7 +104,12 @@ export interface RestorePlan {
 export function planRestore(set: LoadedSet, options: RestorePlanOptions): RestorePlan {
   const namespaces = planNamespaces(set, options);
   const loaded = [...set.tasks.values()];
-  const tree = planTree(loaded.map(treeTask), {
+  const shared = sharedNames(loaded);
+  const treeTasks = loaded.map((task) => ({
+    ...treeTask(task),
+    shares: shared.get(task.pid) ?? [],
+  }));
+  const tree = planTree(treeTasks, {
     shellJob: options.shellJob,
     freePid: 1 + Math.max(...loaded.flatMap(numbersOf)),
   });
@@ -112,12 +119,19 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
       .map((task) => [task.pid, planTask(set, task, options)]),
   );
   const memory = planMemory(tree, saved, set.reader.dir);
+  const sharing = planSharing(tree, saved);
   const tasks = new Map(
-    [...saved].map(([pid, task]) => [pid, { ...task, memory: memory.get(pid) as MemoryPlan }]),
+    [...saved].map(([pid, task]) => [
+      pid,
+      {
+        ...task,
+        memory: memory.get(pid) as MemoryPlan,
+        sharing: sharing.get(pid) as Sharing,
+      },
+    ]),
   );
   for (const task of tasks.values()) checkTask(task);
   checkNumbers(namespaces, tree, tasks);
-  checkSharedTables(tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
   const mounts = planTreeMounts(set, namespaces, options);
   // In a mount namespace of its own the tree's files are there when the mounts are.
@@ -180,11 +194,7 @@ function numbersOf({ pstree, threads }: LoadedTask): number[] {
   return [pstree.pid, pstree.pgid, pstree.sid, ...threads.keys()];
 }
 
-function planTask(
-  set: LoadedSet,
-  task: LoadedTask,
-  options: RestorePlanOptions,
-): Omit<TaskPlan, "memory"> {
+function planTask(set: LoadedSet, task: LoadedTask, options: RestorePlanOptions): PlannedAlone {
   const live = task.live as NonNullable<LoadedTask["live"]>;
   const plan = {
     pid: task.pid,
@@ -194,8 +204,11 @@ function planTask(
     mm: live.mm,
     fs: live.fs,
     fdinfo: live.fdinfo,
+    sharesMemory: live.sharesMemory,
     ...planPages(set, live, { pid: task.pid, lazyPages: options.lazyPages ?? false }),
   };
+  // Who has another task's memory has nothing to fill it with.
+  if (live.sharesMemory) return { ...plan, vdso: undefined, aioRings: [] };
   return {
     ...plan,
     pages: withoutKernelAreas(plan.pages, plan.mm.vmas),
@@ -217,8 +230,11 @@ function planPages(
   return { pages: now, later };
 }
 
+/** A task before it is compared with the others. */
+type PlannedAlone = Omit<TaskPlan, "memory" | "sharing"> & { readonly sharesMemory: boolean };
+
 /** A task with all of its saved pages, those of the kernel's areas too. */
-type SavedTask = Omit<TaskPlan, "vdso" | "aioRings" | "memory">;
+type SavedTask = Omit<PlannedAlone, "vdso" | "aioRings">;
 
 /** What this version cannot bring back, and a vdso of another kernel. */
 function checkTask(task: TaskPlan): void {
@@ -266,31 +282,6 @@ function aioRingsOf(set: LoadedSet, task: SavedTask): AioRing[] {
     const range = { address: entry.id, length: entry.ring_len };
     return planAioRing(task.pid, entry, savedBytes(set.reader, task.pages, range));
   });
-}
-
-/** A shared table of descriptors comes from clone: its tasks must make each other. */
-function checkSharedTables(tree: TreePlan, tasks: ReadonlyMap<number, TaskPlan>): void {
-  const tables = (pid: number): number | undefined => tasks.get(pid)?.ids.files_id;
-  const inherited = new Set(
-    tree.nodes.flatMap((node) =>
-      [...node.early, ...node.late]
-        .filter(({ pid }) => tables(pid) === tables(node.pid))
-        .map(({ pid }) => pid),
-    ),
-  );
-  const owners = new Set<number>();
-  for (const { pid } of tree.nodes) {
-    const table = tables(pid);
-    if (table === undefined || inherited.has(pid)) continue;
-    if (owners.has(table)) {
-      throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot restore pid ${pid}: it shares its descriptors with a task that is not its parent`,
-        { pid },
-      );
-    }
-    owners.add(table);
-  }
 }
 
 function usedFiles(set: LoadedSet, tasks: readonly TaskPlan[]): FileEntry[] {
@@ -345,10 +336,14 @@ function chooseWorkArea(tasks: readonly TaskPlan[]): WorkArea {
       ),
     0,
   );
-  const size = Math.max(
-    AREA_MINIMUM,
-    Math.ceil((objects * BYTES_PER_OBJECT * 4) / AREA_MINIMUM) * AREA_MINIMUM,
-  );
+  // Tasks in one address space have a part each.
+  const parts = Math.max(...tasks.map(({ sharing }) => sharing.memoryOf.length));
+  const size =
+    parts *
+    Math.max(
+      AREA_MINIMUM,
+      Math.ceil((objects * BYTES_PER_OBJECT * 4) / AREA_MINIMUM) * AREA_MINIMUM,
+    );
   const used = tasks
     .flatMap(({ mm }) => mm.vmas.filter(({ end }) => end <= TASK_SIZE))
     .sort((a, b) => a.start - b.start);

@@ -13,6 +13,7 @@ import { collectVmas, VMA_AIORING, type DumpedVma } from "../objects/memory/vma.
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { MAP_HUGETLB } from "../sys/abi/mman.ts";
+import { onePerMemory } from "./common-memory.ts";
 import { dedup } from "./dedup.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import { linkParent, ParentSet, uptimeMicroseconds } from "./incremental.ts";
@@ -72,7 +73,8 @@ export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
       const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
       options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
       uptime = uptimeMicroseconds();
-      for (const task of tree.tasks) if (task.state !== "zombie") found.push(lookAt(task));
+      const alive = tree.tasks.filter(({ state }) => state !== "zombie");
+      for (const task of onePerMemory(alive)) found.push(lookAt(task));
     } finally {
       releaseTree(tree, { leaveStopped: false });
     }

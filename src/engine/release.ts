@@ -10,6 +10,7 @@ import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import type { Growth } from "./growth.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
+import { isFirst } from "./sharing.ts";
 import { endProcess } from "../tracee/seed.ts";
 import { TASK_STOPPED } from "../images/check-task.ts";
 
@@ -20,7 +21,10 @@ export function release(
   options: { readonly leaveStopped: boolean },
 ): void {
   const tasks = [...plan.tasks.values()];
-  const leaders = tasks.map((task) => growth.tracees.get(task.pid) as Tracee);
+  // Of the tasks in one address space one unmaps the ground that all stand on: the others do not come back to it.
+  const leaders = tasks
+    .filter(({ pid, sharing }) => isFirst(pid, sharing.memoryOf))
+    .map(({ pid }) => growth.tracees.get(pid) as Tracee);
   leaders.forEach((leader) => startUnmapping(plan, leader));
   leaders.forEach((leader) => finishCaughtCall(leader));
   for (const task of tasks) setStates(growth, task);

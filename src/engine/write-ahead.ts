@@ -18,9 +18,11 @@ import { readChildrenIfAlive } from "../proc/children.ts";
 import type { Sleep } from "../proc/sleep.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
+import { KCMP_VM } from "../sys/abi/sched.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import type { MemoryRange } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
+import { sharersAmong } from "./common-memory.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { ARGUMENTS, Sleeper } from "./sleepers.ts";
 
@@ -67,12 +69,14 @@ export class WrittenAhead {
   static async of(root: number, images: ImageSetWriter): Promise<WrittenAhead> {
     const ahead = new WrittenAhead(images);
     const seen = new Set([root]);
+    const large: number[] = [];
     // The set grows while it is walked.
     for (const pid of seen) {
       const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
-      if (anonymous * 1024 > FROM_BYTES) await ahead.#tryToWrite(pid);
+      if (anonymous * 1024 > FROM_BYTES) large.push(pid);
       for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
     }
+    for (const pid of large) await ahead.#tryToWrite(pid, seen);
     return ahead;
   }
 
@@ -112,9 +116,10 @@ export class WrittenAhead {
   }
 
   /** What cannot be looked at yet is for the dump itself to tell. */
-  async #tryToWrite(pid: number): Promise<void> {
+  async #tryToWrite(pid: number, tree: ReadonlySet<number>): Promise<void> {
     try {
-      await this.#write(pid);
+      // A task may sleep while another one writes to the memory of both.
+      if (!sharersAmong(tree, [KCMP_VM]).has(pid)) await this.#write(pid);
     } catch (error) {
       if (!(error instanceof RepriseError)) throw error;
       log.debug(`the memory of pid ${pid} is written later: ${error.message}`);

@@ -62,7 +62,8 @@ export async function writeTree(
   const begun = performance.now();
   writeNamespaces(tree, collected, images);
   const scans: TaskScan[] = [];
-  for (const task of collected.live) scans.push(await writeMemory(task, images, memory));
+  for (const task of collected.live)
+    if (!task.sharesMemory) scans.push(await writeMemory(task, images, memory));
   memory.ahead.end();
   const written = performance.now();
   for (const task of collected.live) {
@@ -144,6 +145,7 @@ function writeNamespaces(tree: FrozenTree, collected: CollectedTree, images: Ima
  */
 function sharedByFork({ live }: CollectedTree): number {
   const kilobytes = live
+    .filter(({ sharesMemory }) => !sharesMemory)
     .flatMap(({ vmas }) => vmas)
     .filter(({ entry }) => hasPrivatePages(entry) && (entry.status & VMA_VDSO) === 0)
     .reduce((sum, { area }) => sum + area.beyondShare, 0);
@@ -270,9 +272,13 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
     ]);
   }
   images.write("ids", task.innerPid, [ids]);
-  images.write("mm", task.innerPid, [mmEntry(task, state.attributes, { exeId, vmas })]);
+  images.write("mm", task.innerPid, [
+    collected.sharesMemory ? SHARED_MM : mmEntry(task, state.attributes, { exeId, vmas }),
+  ]);
   images.write("fs", task.innerPid, [
-    { cwd_id: cwdId, root_id: rootId, umask: task.status.umask ?? 0o22 },
+    collected.sharesDirectories
+      ? SHARED_FS
+      : { cwd_id: cwdId, root_id: rootId, umask: task.status.umask ?? 0o22 },
   ]);
   if (fds !== undefined) {
     images.write(
@@ -282,6 +288,30 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
     );
   }
 }
+
+/**
+ * What is shared is in the images of the task that comes first. CRIU, which cannot share it, would give each task its own: there is
+ * no file 0, so it stops at these.
+ */
+const SHARED_FS = { cwd_id: 0, root_id: 0, shared: true };
+const SHARED_MM = {
+  mm_start_code: 0,
+  mm_end_code: 0,
+  mm_start_data: 0,
+  mm_end_data: 0,
+  mm_start_stack: 0,
+  mm_start_brk: 0,
+  mm_brk: 0,
+  mm_arg_start: 0,
+  mm_arg_end: 0,
+  mm_env_start: 0,
+  mm_env_end: 0,
+  exe_file_id: 0,
+  mm_saved_auxv: [],
+  vmas: [],
+  aios: [],
+  reprise: { shared: true, saved_auxv: [] },
+};
 
 function writePstree(tree: FrozenTree, images: ImageSetWriter): void {
   const depth = (tree.tasks[0] as FrozenTask).status.nsPid.length - 1;

@@ -52,6 +52,10 @@ export interface LoadedTask {
 
 export interface LiveTask {
   readonly ids: TaskKobjIdsEntry;
+  /** It has no memory of its own: `mm` is that of an earlier task with the same `vm_id` (CLONE_VM), and its pages are there. */
+  readonly sharesMemory: boolean;
+  /** `fs` is that of an earlier task with the same `fs_id` (CLONE_FS). */
+  readonly sharesDirectories: boolean;
   readonly mm: MmEntry;
   readonly fs: FsEntry;
   readonly fdinfo: readonly FdinfoEntry[];
@@ -107,7 +111,10 @@ export function loadImageSet(reader: ImageSetReader): LoadedSet {
   checkTree(pstree);
   const files = indexFiles(reader);
   const seccomp = reader.read("seccomp")[0];
-  const tasks = new Map(pstree.map((entry) => [entry.pid, loadTask(reader, entry, files)]));
+  const shared: SharedParts = { mm: new Map(), fs: new Map() };
+  const tasks = new Map(
+    pstree.map((entry) => [entry.pid, loadTask(reader, entry, { files, shared })]),
+  );
   const set: LoadedSet = {
     ...files,
     reader,
@@ -184,14 +191,25 @@ function checkTree(pstree: readonly PstreeEntry[]): void {
   }
 }
 
-function loadTask(reader: ImageSetReader, pstree: PstreeEntry, files: FileIndex): LoadedTask {
+/** What tasks may have in common, by the numbers of the ids images. */
+interface SharedParts {
+  readonly mm: Map<number, MmEntry>;
+  readonly fs: Map<number, FsEntry>;
+}
+
+interface KnownParts {
+  readonly files: FileIndex;
+  readonly shared: SharedParts;
+}
+
+function loadTask(reader: ImageSetReader, pstree: PstreeEntry, known: KnownParts): LoadedTask {
   const { pid } = pstree;
   const core = loadCore(reader, pid);
   const isZombie = core.tc?.task_state === TASK_DEAD;
   checkCore(core, { pid, role: isZombie ? "zombie" : "leader" });
   if (isZombie) return { pid, pstree, core, isZombie, threads: new Map(), live: undefined };
   const threads = loadThreads(reader, pstree, core);
-  return { pid, pstree, core, isZombie, threads, live: loadLive(reader, pid, files) };
+  return { pid, pstree, core, isZombie, threads, live: loadLive(reader, pid, known) };
 }
 
 function loadCore(reader: ImageSetReader, id: number): CoreEntry {
@@ -221,17 +239,27 @@ function loadThreads(
   return threads;
 }
 
-function loadLive(reader: ImageSetReader, pid: number, files: FileIndex): LiveTask {
+function loadLive(reader: ImageSetReader, pid: number, { files, shared }: KnownParts): LiveTask {
   const ids = reader.readOne("ids", pid);
-  const mm = reader.readOne("mm", pid);
-  const fs = reader.readOne("fs", pid);
   const fdinfo = reader.read("fdinfo", ids.files_id);
+  const ownFs = reader.readOne("fs", pid);
+  const fs = ownFs.shared === true ? shared.fs.get(ids.fs_id) : ownFs;
+  if (fs === undefined) throw badSet(`fs-${pid}.img: no task before it has these directories`);
+  shared.fs.set(ids.fs_id, fs);
+  const parts = { ids, fs, fdinfo, sharesDirectories: fs !== ownFs };
+  const ownMm = reader.readOne("mm", pid);
+  const mm = ownMm.reprise?.shared === true ? shared.mm.get(ids.vm_id) : ownMm;
+  if (mm === undefined) throw badSet(`mm-${pid}.img: no task before it has this memory`);
+  if (mm !== ownMm) return { ...parts, mm, pagemap: NO_PAGES, sharesMemory: true };
+  shared.mm.set(ids.vm_id, mm);
   const pagemap = reader.readPagemap("pagemap", pid);
   if (pagemap === undefined) throw reader.missing("pagemap", pid);
   checkMappings(mm, { pid, files });
   checkPages(reader, { kind: "pagemap", id: pid, pagemap, mm });
-  return { ids, mm, fs, fdinfo, pagemap };
+  return { ...parts, mm, pagemap, sharesMemory: false };
 }
+
+const NO_PAGES: Pagemap = { pagesId: 0, runs: [], pagesSize: 0 };
 
 type Tasks = ReadonlyMap<number, LoadedTask>;
 

@@ -119,6 +119,16 @@ export const interchangeExceptions: Exceptions = {
       says: /and before '10.79.0.0\/16 via 10.78.0.2 dev a0 table 77/,
     },
   },
+  shared_parts: {
+    "restored by CRIU": {
+      why: "CRIU cannot share memory or directories between processes: it looks for a file 0 that is not there",
+      says: /No entry for reg-file-ID 0/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU refuses processes that share memory or directories",
+      says: /Can't make VM id/,
+    },
+  },
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },

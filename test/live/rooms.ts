@@ -67,6 +67,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "orphans" },
     { name: "sessions" },
     { name: "shared_fdtable" },
+    { name: "shared_parts" },
     { name: "stopped_child" },
     { name: "zombies" },
   ],

@@ -656,6 +656,7 @@ export interface FsEntry {
   readonly cwd_id: number;
   readonly root_id: number;
   readonly umask?: number | undefined;
+  readonly shared?: boolean | undefined;
 }
 
 export interface GhostChunkEntry {
@@ -1143,6 +1144,7 @@ export interface RepriseMmEntry {
   readonly saved_auxv: readonly bigint[];
   readonly mdwe?: number | undefined;
   readonly def_flags_mlock?: number | undefined;
+  readonly shared?: boolean | undefined;
 }
 
 export interface RepriseMqueueEntry {
@@ -2218,7 +2220,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   file_lock_entry: "1,flag,u! 2,type,u! 3,pid,i! 4,fd,i! 5,start,I! 6,len,I!",
   file_perms_entry: "1,mode,u! 2,uid,u! 3,gid,u!",
   fown_entry: "1,uid,u! 2,euid,u! 3,signum,u! 4,pid_type,u! 5,pid,u!",
-  fs_entry: "1,cwd_id,u! 2,root_id,u! 3,umask,u?",
+  fs_entry: "1,cwd_id,u! 2,root_id,u! 3,umask,u? 30001,shared,b?",
   ghost_chunk_entry: "1,len,N! 2,off,N!",
   ghost_file_entry:
     "1,uid,u! 2,gid,u! 3,mode,u! 4,dev,u? 5,ino,U? 6,rdev,u? 7,atim,m?,timeval 8,mtim,m?,timeval 9,chunks,b? 10,size,N? 11,symlnk_target,t?",
@@ -2287,7 +2289,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
-  reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u?",
+  reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b?",
   reprise_mqueue_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",

@@ -17,6 +17,7 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import type { TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
+import { SIGCHLD } from "../../sys/abi/signal.ts";
 import { log } from "../../log.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
@@ -113,6 +114,10 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
       ...(membarriers === 0 ? {} : { membarrier_registration_mask: membarriers }),
       ...(task.state === "stopped" ? { stop_signo: task.stopSignal } : {}),
       ...collected,
+      reprise: {
+        ...collected.reprise,
+        ...(task.stat.exitSignal === SIGCHLD ? {} : { child_exit_signal: task.stat.exitSignal }),
+      },
       loginuid: uidInside(collected.loginuid ?? LOGINUID_UNSET),
     },
   };

@@ -1,0 +1,46 @@
+// Processes that share memory, directories or signal handlers, looked at from outside; and those that are on their way through vfork.
+
+import { readdirSync } from "node:fs";
+import { expect, test } from "vitest";
+import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { restore } from "../../src/engine/restore.ts";
+import { readChildrenIfAlive } from "../../src/proc/children.ts";
+import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../../src/sys/abi/sched.ts";
+import { kcmp } from "../../src/sys/process.ts";
+import { attachProgram } from "./programs.ts";
+import { endWithTest, imagesDirOf, start } from "./suite.ts";
+
+test("what processes share is shared by the same ones after a restore, and saved once", async () => {
+  const program = await start("shared_parts");
+  const before = relations(program.pid);
+  expect(before.filter((name) => name.startsWith("memory"))).toHaveLength(7);
+  const imagesDir = imagesDirOf(program);
+  const { stats } = await checkpoint({ pid: program.pid, imagesDir });
+  // The program, and the two orphans that have another memory.
+  expect(readdirSync(imagesDir).filter((name) => /^pagemap-\d/.test(name))).toHaveLength(3);
+  expect(stats.stops).toBeLessThan(20 * stats.tasks);
+  const made = await restore({ imagesDir });
+  const restored = endWithTest(attachProgram(program.name, made.pid, program.dir));
+  expect(relations(made.pid)).toEqual(before);
+  expect(await restored.ask()).toBe("ok 1");
+  expect(await restored.finish()).toBe("pass");
+});
+
+/** Which pairs of a process and its children have what in common. */
+function relations(root: number): string[] {
+  const pids = [root, ...(readChildrenIfAlive(root) ?? [])].sort((a, b) => a - b);
+  const kinds = {
+    memory: KCMP_VM,
+    directories: KCMP_FS,
+    table: KCMP_FILES,
+    handlers: KCMP_SIGHAND,
+  };
+  return Object.entries(kinds).flatMap(([what, kind]) =>
+    pids.flatMap((pid, index) =>
+      pids
+        .slice(index + 1)
+        .filter((other) => kcmp({ pid }, { pid: other }, kind) === 0)
+        .map((other) => `${what} of ${pid} and ${other}`),
+    ),
+  );
+}
