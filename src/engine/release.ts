@@ -1,5 +1,7 @@
 // Letting a restored tree go: the work area is unmapped as the very last system call of each task, caught at its exit, and
-// there the threads get their own registers, extended state and signal masks. Then all are detached together.
+// there the threads get their own registers, extended state and signal masks. Then all are detached together: first nobody
+// dies with the engine any more, from which moment on its end would be a release, too (the kernel lets tracees go then). In a
+// pid namespace of its own the tree lives or dies with its init, whose turn is the last.
 
 import { registersOf, extendedStateOf } from "../objects/task/cpu-state.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
@@ -28,9 +30,16 @@ export function release(
   leaders.forEach((leader) => startUnmapping(plan, leader));
   leaders.forEach((leader) => finishCaughtCall(leader));
   for (const task of tasks) setStates(growth, task);
-  for (const task of tasks) letGo(growth, task, options);
+  readyInit(plan, growth);
+  for (const task of tasks) stopIfWanted(growth, task, options);
+  const threads = tasks.flatMap(({ threads: own }) =>
+    own.map(({ tid }) => growth.tracees.get(tid) as Tracee),
+  );
+  for (const thread of threads.toReversed()) thread.setOptions(0);
+  growth.init?.setOptions(0);
+  for (const thread of threads) thread.detach();
   for (const task of tasks) if (staysStopped(task, options)) waitUntilStopped(growth, task);
-  startInit(plan, growth);
+  growth.init?.detach();
   if (growth.seed !== undefined) endProcess(growth.seed.tid);
 }
 
@@ -58,12 +67,16 @@ function setStates(growth: Growth, task: TaskPlan): void {
   }
 }
 
-function letGo(growth: Growth, task: TaskPlan, options: { readonly leaveStopped: boolean }): void {
+/** The signal waits until the task is detached. */
+function stopIfWanted(
+  growth: Growth,
+  task: TaskPlan,
+  options: { readonly leaveStopped: boolean },
+): void {
+  if (!staysStopped(task, options)) return;
   const leader = growth.tracees.get(task.pid) as Tracee;
   const wasStopped = task.core.tc?.task_state === TASK_STOPPED;
-  if (staysStopped(task, options))
-    sendSignal(leader.tid, wasStopped ? (task.core.tc?.stop_signo ?? SIGSTOP) : SIGSTOP);
-  for (const { tid } of task.threads) growth.tracees.get(tid)?.detach();
+  sendSignal(leader.tid, wasStopped ? (task.core.tc?.stop_signo ?? SIGSTOP) : SIGSTOP);
 }
 
 function staysStopped(task: TaskPlan, options: { readonly leaveStopped: boolean }): boolean {
@@ -89,7 +102,7 @@ function sleepMs(ms: number): void {
   Atomics.wait(sleeper, 0, 0, ms);
 }
 
-function startInit(plan: RestorePlan, growth: Growth): void {
+function readyInit(plan: RestorePlan, growth: Growth): void {
   if (growth.init === undefined) return;
   const regs = growth.init.registers();
   regs
@@ -99,5 +112,4 @@ function startInit(plan: RestorePlan, growth: Growth): void {
     .set("orig_rax", -1n);
   growth.init.setRegisters(regs);
   growth.init.setSignalMask(0n);
-  growth.init.detach();
 }
