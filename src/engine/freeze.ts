@@ -24,6 +24,13 @@ import { sendSignal, waitFor } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
+import {
+  isInVfork,
+  retryAfterVfork,
+  UNINTERRUPTIBLE,
+  VforkWait,
+  waitForVfork,
+} from "./vfork-wait.ts";
 
 /** A tree in which no thread runs. */
 export interface FrozenTree {
@@ -50,15 +57,17 @@ const MAX_ROUNDS = 1000;
  */
 export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
   refuseOwnTree(root);
-  const cgroup = CgroupFreezer.of(root, options.freezeCgroup);
-  const freezer = new Freezer(options.timeoutMs, cgroup);
-  try {
-    freezer.freeze(root);
-    return { tasks: freezer.look(root), counters: freezer.counters, freezer: cgroup };
-  } catch (error) {
-    freezer.letGo();
-    throw error;
-  }
+  return retryAfterVfork(() => {
+    const cgroup = CgroupFreezer.of(root, options.freezeCgroup);
+    const freezer = new Freezer(options.timeoutMs, cgroup);
+    try {
+      freezer.freeze(root);
+      return { tasks: freezer.look(root), counters: freezer.counters, freezer: cgroup };
+    } catch (error) {
+      freezer.letGo();
+      throw error;
+    }
+  });
 }
 
 /**
@@ -183,17 +192,36 @@ class Freezer {
         continue;
       }
       if (((stat?.flags ?? 0) & PF_IO_WORKER) !== 0) throw unsupportedWorker(task.pid, tid);
+      if (stat?.state === UNINTERRUPTIBLE) {
+        this.#meetFrozen(task.pid, tid);
+        if (!this.#isCgroupFrozen) waitForVfork(task.pid, tid);
+      }
       const tracee = new Tracee(tid, task.pid, this.counters);
       if (!tracee.seize(PTRACE_O_TRACESYSGOOD)) continue;
-      if (stat?.state === UNINTERRUPTIBLE) this.#meetFrozen(task.pid, tid);
       task.threads.set(tid, tracee);
       task.running.push(tracee);
       found = true;
     }
     // A frozen task (v1) does not reach its stop. And one that waits for its vfork child stops only when that one has called
     // exec, so a child may be interrupted only after its parent has stopped.
-    if (!this.#isCgroupFrozen) stopThreads(task);
+    if (!this.#isCgroupFrozen) this.#stopThreads(task);
     return found;
+  }
+
+  /** Interrupts the threads that were seized, all before the first is waited for. */
+  #stopThreads(task: SeizedTask): void {
+    for (const tracee of task.running) tracee.interrupt();
+    for (let tracee = task.running[0]; tracee !== undefined; tracee = task.running[0]) {
+      const { tid } = tracee;
+      const stopSignal = tracee.waitInterrupted((ms) => {
+        if (ms > VFORK_PATIENCE_MS && isInVfork(task.pid, tid))
+          throw new VforkWait(task.pid, tid, { isTraced: true });
+        if (performance.now() > this.#deadline) throw doesNotStop(task.pid, tid);
+      });
+      task.running.shift();
+      if (stopSignal === undefined) task.threads.delete(tid);
+      else if (stopSignal !== 0) task.stopSignal = stopSignal;
+    }
   }
 
   /** A frozen task of v1 waits as for a disk, and cannot be stopped: when it was found only now, it is thawed now. */
@@ -265,22 +293,52 @@ class Freezer {
   letGo(): void {
     // Only a thread that stands in a stop can be let go.
     this.#cgroup.thaw();
-    for (const task of this.#tasks.values()) stopThreads(task);
+    const running = [...this.#tasks.values()].flatMap((task) => task.running);
+    const deaf = new Set(running.filter((tracee) => !stopsAtLast(tracee, LAST_PATIENCE_MS)));
     this.#cgroup.restore();
     for (const task of this.#tasks.values()) {
-      for (const tracee of task.threads.values()) tracee.detach();
+      for (const tracee of task.threads.values()) if (!deaf.has(tracee)) tracee.detach();
     }
+    for (const tracee of deaf) detachLater(tracee);
   }
 }
 
-/** Interrupts the threads that were seized, all before the first is waited for. */
-function stopThreads(task: SeizedTask): void {
-  for (const tracee of task.running) tracee.interrupt();
-  for (const tracee of task.running.splice(0)) {
-    const stopSignal = tracee.waitInterrupted();
-    if (stopSignal === undefined) task.threads.delete(tracee.tid);
-    else if (stopSignal !== 0) task.stopSignal = stopSignal;
+/** Stops a thread to let it go; false when it does not come. */
+function stopsAtLast(tracee: Tracee, patienceMs: number): boolean {
+  tracee.interrupt();
+  try {
+    tracee.waitInterrupted((ms) => {
+      if (ms > patienceMs || isInVfork(tracee.leader, tracee.tid)) throw new Deaf();
+    });
+    return true;
+  } catch (error) {
+    if (error instanceof Deaf) return false;
+    throw error;
   }
+}
+
+class Deaf extends Error {}
+
+/** It goes on when it comes to its stop: the kernel lets it go when this process ends before. */
+function detachLater(tracee: Tracee): void {
+  const timer = setInterval(() => {
+    if (!stopsAtLast(tracee, 0)) return;
+    clearInterval(timer);
+    tracee.detach();
+  }, LATER_MS);
+  timer.unref();
+}
+
+const VFORK_PATIENCE_MS = 50;
+const LAST_PATIENCE_MS = 500;
+const LATER_MS = 20;
+
+function doesNotStop(pid: number, tid: number): RepriseError {
+  return new RepriseError(
+    "FREEZE_TIMEOUT",
+    `cannot stop pid ${pid}: thread ${tid} is in a wait that cannot be interrupted`,
+    { pid, hint: "It waits for a disk, a network file system or a debugger. Try again later." },
+  );
 }
 
 function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
@@ -340,9 +398,6 @@ function refuseOwnTree(root: number): void {
     pid = readStatIfAlive(pid)?.ppid ?? 0;
   }
 }
-
-/** State in /proc/PID/stat of a task that waits for a disk, and of one that is frozen (v1). */
-const UNINTERRUPTIBLE = "D";
 
 /** State of a stopped tracee in /proc/PID/stat. */
 const TRACING_STOP = "t";

@@ -36,6 +36,30 @@ export function waitFor(
 }
 
 /**
+ * As `waitFor`, but tells every moment how many milliseconds it has waited; `impatient` ends the wait by throwing. Nearly every stop
+ * comes before it is asked.
+ */
+export function waitPatiently(
+  pid: number,
+  impatient: (ms: number) => void,
+): WaitResult | undefined {
+  const begun = performance.now();
+  for (;;) {
+    const result = trySyscall("wait4", pid, statusBuffer, WALL | WNOHANG, 0);
+    if (result === -ECHILD || result === -ESRCH) return undefined;
+    if (result > 0) return { pid: result, status: statusBuffer.readUInt32LE(0) };
+    const waited = performance.now() - begun;
+    if (waited < SPIN_MS) trySyscall("sched_yield");
+    else {
+      impatient(waited);
+      Atomics.wait(sleeper, 0, 0, waited < 10 ? 0.1 : 1);
+    }
+  }
+}
+
+const SPIN_MS = 0.3;
+
+/**
  * Waits until all of these threads, killed tracees or children of ours, have ended, in whatever order they do: the last thread of a
  * pid namespace's init ends only when everybody else in it is reaped (kernel/pid_namespace.c, zap_pid_ns_processes), and which
  * one that is nobody knows.

@@ -8,7 +8,7 @@ import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signa
 import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
 import { addressOf, trySyscall } from "../sys/ffi.ts";
 import { iovecs, readU64, writeU64 } from "../sys/memory.ts";
-import { waitFor } from "../sys/process.ts";
+import { waitFor, waitPatiently } from "../sys/process.ts";
 import { REGISTERS_SIZE, Registers } from "./arch/x86_64/registers.ts";
 import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.ts";
 
@@ -89,9 +89,9 @@ export class Tracee {
     trySyscall("ptrace", pt.PTRACE_INTERRUPT, this.tid, 0, 0);
   }
 
-  /** Waits for the next stop or end of this thread. */
-  wait(): WaitStatus {
-    const result = waitFor(this.tid);
+  /** Waits for the next stop or end of this thread; `impatient` is told how long it takes, and may throw. */
+  wait(impatient?: (ms: number) => void): WaitStatus {
+    const result = impatient === undefined ? waitFor(this.tid) : waitPatiently(this.tid, impatient);
     if (result === undefined) return { kind: "killed", signal: 9 };
     this.counters.stops += 1;
     return waitStatus(result.status);
@@ -103,9 +103,9 @@ export class Tracee {
    * @returns the group stop's signal when the thread was stopped by job control already (0 when not), or undefined when
    * the thread ended.
    */
-  waitInterrupted(): number | undefined {
+  waitInterrupted(impatient?: (ms: number) => void): number | undefined {
     for (;;) {
-      const status = this.wait();
+      const status = this.wait(impatient);
       switch (status.kind) {
         case "event-stop":
           return status.signal === SIGTRAP ? 0 : status.signal;

@@ -69,6 +69,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "shared_fdtable" },
     { name: "shared_parts" },
     { name: "stopped_child" },
+    { name: "vforks" },
     { name: "zombies" },
   ],
   files: [

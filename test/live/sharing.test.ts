@@ -26,6 +26,29 @@ test("what processes share is shared by the same ones after a restore, and saved
   expect(await restored.finish()).toBe("pass");
 });
 
+test("a vfork that does not end is refused by name, and does not hold the dump up", async () => {
+  const program = await start("vforks", ["stuck"]);
+  const imagesDir = imagesDirOf(program);
+  const begun = performance.now();
+  const refused = checkpoint({ pid: program.pid, imagesDir });
+  await expect(refused).rejects.toMatchObject({ code: "UNSUPPORTED", pid: program.pid });
+  await expect(refused).rejects.toThrow(/thread \d+ waits for a child that it made by vfork/);
+  expect(performance.now() - begun).toBeLessThan(5000);
+  expect(readdirSync(imagesDir)).toEqual([]);
+  expect(await program.ask()).toBe("ok 1");
+  expect(await program.finish()).toBe("pass");
+});
+
+test("a child that takes its time between vfork and exec is waited for", async () => {
+  const program = await start("vforks", ["200"]);
+  for (let round = 0; round < 3; round++) {
+    const imagesDir = imagesDirOf(program);
+    await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
+    expect(await program.ask()).toBe(`ok ${round + 1}`);
+  }
+  expect(await program.finish()).toBe("pass");
+});
+
 /** Which pairs of a process and its children have what in common. */
 function relations(root: number): string[] {
   const pids = [root, ...(readChildrenIfAlive(root) ?? [])].sort((a, b) => a - b);
