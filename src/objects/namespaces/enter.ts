@@ -3,7 +3,7 @@
 // Mount namespaces need a root and current directory that no other thread shares, so those are unshared once. Pid and
 // time namespaces count for children only, and user namespaces do not let a process with threads in.
 
-import { closeSync, openSync } from "node:fs";
+import { closeSync, fstatSync, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { O_DIRECTORY, O_PATH } from "../../sys/abi/fcntl.ts";
 import { CLONE_FS } from "../../sys/abi/sched.ts";
@@ -31,6 +31,8 @@ export function inNamespace<T>(
   const root = kind === "mnt" ? openSync("/", O_PATH | O_DIRECTORY) : undefined;
   const there = "fd" in where ? where.fd : openSync(`/proc/${where.pid}/ns/${kind}`, "r");
   try {
+    // It takes privileges to go even where one is. A mount namespace is also entered for its root directory.
+    if (kind !== "mnt" && fstatSync(own).ino === fstatSync(there).ino) return action();
     enter(there, flag, kind);
     try {
       return action();
