@@ -23,6 +23,11 @@ command -v podman >/dev/null || need podman
 command -v redis-server >/dev/null || need redis-server
 command -v memcached >/dev/null || need memcached
 [ -x /usr/sbin/nginx ] || need nginx-light
+ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || need postgresql
+command -v javac >/dev/null || need default-jdk-headless
+command -v go >/dev/null || need golang-go
+command -v tmux >/dev/null || need tmux
+command -v vim >/dev/null || need vim
 /usr/bin/python3 -c "import google.protobuf" 2>/dev/null || need python3-protobuf
 
 if [ -n "$missing" ]; then

@@ -5,6 +5,11 @@ import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messa
 import { sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { makeUserfault } from "../objects/memory/lazy.ts";
+import {
+  controllingTerminals,
+  setForeground,
+  type ControllingTerminal,
+} from "../objects/files/controlling-terminal.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
@@ -38,7 +43,11 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
   const settled = new Set<number>();
   const segments = attachedSegments(plan, growth);
   const faults = new Map<number, Ref>();
-  const around = { files, settled, growth, faults, segments, imagesDir: plan.set.reader.dir };
+  const terminals = controllingTerminals(plan.set, {
+    orphans: plan.options.orphanMaster !== undefined,
+  });
+  const imagesDir = plan.set.reader.dir;
+  const around = { files, settled, terminals, growth, faults, segments, imagesDir };
   const tasks = [...plan.tasks.values()];
   const results = runNoted(
     tasks.map((task) => {
@@ -193,6 +202,8 @@ interface TaskSurroundings {
   readonly files: OpenedFiles;
   /** Ids of files that some task has settled. */
   readonly settled: Set<number>;
+  /** By the session whose leader has taken them. */
+  readonly terminals: ReadonlyMap<number, ControllingTerminal>;
   readonly segments: SegmentsOf;
   readonly growth: Growth;
   readonly imagesDir: string;
@@ -224,6 +235,10 @@ function addTask(
   enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
   if (task.sharing.directoriesOf.length === 1) addDirectories(program, plan, task.fs, around.files);
   if (ownsTable(task)) addDescriptors(program, plan, task, around);
+  // All groups are there, and of those who have the terminal open the leader is sure to be in its session.
+  const terminal = around.terminals.get(task.pid);
+  if (terminal !== undefined && terminal.pgrp !== 0)
+    setForeground(program, around.files.fd(terminal.fileId), terminal.pgrp);
   addFirstLabel(program, plan, { tid: task.pid, proc: around.growth.proc });
   for (const { tid } of task.threads.slice(1)) {
     addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });

@@ -71,7 +71,10 @@ export function openInheritedTerminal(
   return own;
 }
 
-/** Adds the call that makes the saved process group the terminal's foreground, when the groups are there. */
+/**
+ * Adds the call that makes the saved process group the foreground of a terminal from outside, when the groups are there. Of
+ * a terminal of the tree the leader of its session does it (controlling-terminal.ts).
+ */
 export function settleTerminal(
   program: Program,
   entry: FileEntry,
@@ -80,8 +83,10 @@ export function settleTerminal(
 ): void {
   const { info } = terminalOf(entry, restore);
   if (isMaster(info) || info.termios === undefined) return;
-  const group =
-    masterOf(info, restore) === undefined ? jobGroup(info, restore) : ownedGroup(info, restore);
+  const orphans = restore.options.orphanMaster !== undefined;
+  if (masterOf(info, restore) !== undefined) return;
+  if (controllingTerminals(restore.set, { orphans }).has(info.sid)) return;
+  const group = jobGroup(info, restore);
   if (group !== 0) setForeground(program, fd, group);
 }
 
@@ -417,10 +422,6 @@ function jobGroup(info: TtyInfoEntry, { set }: FilesRestore): number {
   const groups = new Set([...set.tasks.values()].map(({ pstree }) => pstree.pgid));
   if (info.pgrp !== 0 && groups.has(info.pgrp)) return info.pgrp;
   return set.tasks.get(set.rootPid)?.pstree.pgid === set.rootPid ? set.rootPid : 0;
-}
-
-function ownedGroup(info: TtyInfoEntry, { set }: FilesRestore): number {
-  return controllingTerminals(set).get(info.sid)?.pgrp ?? 0;
 }
 
 /** Access mode and O_NONBLOCK; never a controlling terminal by accident. */
