@@ -149,8 +149,11 @@ export function programsWithMap(mapId: number): number[] {
   while (trySyscall("bpf", bpf.BPF_PROG_GET_NEXT_ID, attr, attr.length) === 0) {
     const id = attr.readUInt32LE(4);
     attr.writeUInt32LE(id, 0);
-    const fd = trySyscall("bpf", bpf.BPF_PROG_GET_FD_BY_ID, attr, attr.length);
-    if (fd < 0) continue; // it has just gone
+    const byId = Buffer.alloc(12);
+    byId.writeUInt32LE(id, 0);
+    const fd = trySyscall("bpf", bpf.BPF_PROG_GET_FD_BY_ID, byId, byId.length);
+    if (fd === -ENOENT) continue; // it has just gone
+    if (fd < 0) throw syscallError("bpf", -fd, `look at bpf program ${id}`);
     try {
       if (mapsOfProgram(fd).includes(mapId)) programs.push(id);
     } finally {

@@ -179,6 +179,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
 
   test.each([
     ["policy", /^cannot dump without a loss: thread \d+ .* NUMA memory policy/],
+    ["bpf_shared", /^cannot dump without a loss: fd 3 of pid \d+ .*: bpf program \d+ uses it, too/],
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
     const program = await start("refused", [object]);

@@ -44,6 +44,12 @@ static int mptcp_connection(void) {
   return client;
 }
 
+static size_t count_threads(void) {
+  char value[32];
+  field_of("/proc/self/status", "Threads", value, sizeof value);
+  return (size_t)atoi(value);
+}
+
 // A ring with a read under way, which a kernel thread of this process does: nothing ever comes.
 static int busy_ring(uint32_t flags) {
   static int ends[2];
@@ -62,6 +68,8 @@ static int busy_ring(uint32_t flags) {
   ((uint32_t *)(queue + params.sq_off.array))[0] = 0;
   atomic_store((atomic_uint *)(queue + params.sq_off.tail), 1);
   MUST(syscall(SYS_io_uring_enter, ring, 1, 0, flags & IORING_SETUP_SQPOLL ? IORING_ENTER_SQ_WAKEUP : 0, NULL, 0));
+  size_t workers = flags & IORING_SETUP_SQPOLL ? 2 : 1;
+  MUST(WITHIN(5000, count_threads() == 1 + workers) ? 0 : -1);
   return ring;
 }
 
@@ -84,6 +92,31 @@ static int bpf_map(uint32_t type, uint32_t flags) {
   union bpf_attr attr = {.map_type = type, .key_size = key, .value_size = 4096, .max_entries = 1, .map_flags = flags};
   int map = (int)MUST(syscall(SYS_bpf, BPF_MAP_CREATE, &attr, sizeof attr));
   if (flags & BPF_F_MMAPABLE) MUST(mmap(NULL, 4096, PROT_READ, MAP_SHARED, map, 0));
+  return map;
+}
+
+// A map that a bpf program uses, too, which a process outside of the tree keeps loaded until the directory of the test is gone.
+static int shared_map(void) {
+  union bpf_attr attr = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 8, .max_entries = 1};
+  int map = (int)MUST(syscall(SYS_bpf, BPF_MAP_CREATE, &attr, sizeof attr));
+  struct bpf_insn code[] = {
+      {.code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = 1, .src_reg = BPF_PSEUDO_MAP_FD, .imm = map},
+      {0},
+      {.code = BPF_ALU64 | BPF_MOV | BPF_K},
+      {.code = BPF_JMP | BPF_EXIT},
+  };
+  union bpf_attr load = {
+      .prog_type = BPF_PROG_TYPE_SOCKET_FILTER, .insn_cnt = COUNT(code), .insns = (uintptr_t)code, .license = (uintptr_t) "GPL"};
+  pid_t middle = (pid_t)MUST(fork());
+  if (middle == 0) {
+    if (fork() != 0) _exit(0);
+    setsid();
+    tell_number("loaded", syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load));
+    while (access(".", F_OK) == 0) sleep_ms(10);
+    _exit(0);
+  }
+  waitpid(middle, NULL, 0);
+  MUST(hear_number("loaded"));
   return map;
 }
 
@@ -115,6 +148,7 @@ int main(int argc, char **argv) {
   begin();
   object = argc > 1 ? argv[1] : "";
   // Not refused, but lost: only --strict makes a refusal of it.
+  if (strcmp(object, "bpf_shared") == 0) fd = shared_map();
   if (strcmp(object, "supervisor") == 0) close(seccomp_listener());
   if (strcmp(object, "policy") == 0) MUST(syscall(SYS_set_mempolicy, MPOL_LOCAL, NULL, 0));
   if (strcmp(object, "io_uring") == 0) {

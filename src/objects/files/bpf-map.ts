@@ -133,7 +133,7 @@ function note(file: OpenFile, info: BpfMapInfo, dump: FilesDump): void {
 
 /** A restored map is a new one: who else has the old one does not see it. */
 function tellLosses({ task, fd }: OpenFile, info: BpfMapInfo): void {
-  const what = `fd ${fd} of pid ${task.pid} (bpf map ${info.id} ${info.name})`;
+  const what = `fd ${fd} of pid ${task.pid} (${[`bpf map ${info.id}`, info.name].join(" ").trim()})`;
   const programs = programsWithMap(info.id);
   if (programs.length > 0) {
     log.loss(
