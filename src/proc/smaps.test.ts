@@ -17,7 +17,7 @@ Pss:                  61 kB
 Pss_Dirty:            60 kB
 Locked:              132 kB
 THPeligible:           0
-ProtectionKey:         0
+ProtectionKey:         3
 VmFlags: rd wr mr mw me lo lf nr sd dp ?? 
 7ffd3a000000-7ffd3a021000 rw-p 00000000 00:00 0                          [stack]
 Locked:                0 kB
@@ -45,9 +45,12 @@ describe("parseSmaps()", () => {
       path: "/usr/bin/head",
       vmFlags: ["rd", "mr", "mw", "me"],
       locked: 0,
+      protectionKey: 0,
       beyondShare: 0,
     });
     expect(locked?.locked).toBe(132);
+    expect(locked?.protectionKey).toBe(3);
+    expect(stack?.protectionKey).toBe(0);
     expect(locked?.beyondShare).toBe(59);
     expect(stack?.beyondShare).toBe(0);
     expect(locked?.vmFlags).toEqual([

@@ -58,6 +58,8 @@ export interface SmapsVma extends MapsVma {
   readonly vmFlags: readonly VmFlag[];
   /** Memory locked by mlock that counts for this area, in kB (of 1024 bytes). */
   readonly locked: number;
+  /** The memory protection key, see pkeys(7); 0 is what all memory has. */
+  readonly protectionKey: number;
   /**
    * Of anonymous memory: what is resident beyond its share of it (Rss less Pss), in kB. Processes that have pages in common since
    * a fork have this much less together than if each had its own.
@@ -82,6 +84,7 @@ export function readSmapsIfAlive(pid: number): SmapsVma[] | undefined {
 export function parseSmaps(text: string): SmapsVma[] {
   const vmas: SmapsVma[] = [];
   const flagSets = new Map<string, readonly VmFlag[]>();
+  const hasKeys = text.includes(KEY_LINE);
   let at = 0;
   while (at < text.length) {
     const headerEnd = lineEnd(text, at);
@@ -105,11 +108,22 @@ export function parseSmaps(text: string): SmapsVma[] {
       path: header.path,
       vmFlags: flagSet(line, flagSets),
       locked: locked < 0 || locked > end ? 0 : Number.parseInt(text.slice(locked + 8, end), 10),
+      protectionKey: hasKeys ? keyOf(text, { from: headerEnd, to: end }) : 0,
       beyondShare: isOwnMemory(header) ? beyondShare(text, { from: headerEnd, to: end }) : 0,
     });
     at = end + 1;
   }
   return vmas;
+}
+
+/** Only on processors that have such keys. */
+const KEY_LINE = "\nProtectionKey:";
+
+function keyOf(text: string, block: { readonly from: number; readonly to: number }): number {
+  const at = text.indexOf(KEY_LINE, block.from);
+  return at < 0 || at > block.to
+    ? 0
+    : Number.parseInt(text.slice(at + KEY_LINE.length, at + 32), 10);
 }
 
 /** Anonymous, and not the kernel's own pages, which all processes have: [vdso], [vvar], [vvar_vclock], [vsyscall]. */

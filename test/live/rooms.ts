@@ -81,6 +81,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "devices" },
     { name: "directories" },
     { name: "epolls" },
+    { name: "epolls", args: ["busy"] },
     { name: "eventfds" },
     { name: "fifos", alone: "the data would be in the same FIFO twice" },
     {

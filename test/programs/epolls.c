@@ -1,8 +1,20 @@
 // epoll: the watched descriptors with their events and data, edge-triggered and one-shot entries
-// (a spent one stays spent), and an epoll in an epoll.
+// (a spent one stays spent), and an epoll in an epoll. With the argument "busy", which needs Linux 6.9, also how it asks the
+// device before it sleeps.
 #include "test.h"
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+
+// struct epoll_params of newer headers.
+struct busy_polling {
+  uint32_t usecs;
+  uint16_t budget;
+  uint8_t prefer, padding;
+};
+#define SET_BUSY_POLLING _IOW(0x8A, 0x01, struct busy_polling)
+#define GET_BUSY_POLLING _IOR(0x8A, 0x02, struct busy_polling)
+static bool busy;
 
 enum { LEVEL, EDGE, ONE_SHOT, SPENT, WRITABLE, MANY };
 static const uint32_t wanted[] = {EPOLLIN, EPOLLIN | EPOLLET, EPOLLIN | EPOLLONESHOT,
@@ -69,6 +81,11 @@ static void expect_entries(void) {
 static void check(void) {
   struct epoll_event event;
   expect_entries();
+  struct busy_polling polling = {0};
+  if (busy) {
+    EXPECT_EQ(ioctl(poller, GET_BUSY_POLLING, &polling), 0);
+    EXPECT(polling.usecs == 7 && polling.budget == 4 && polling.prefer == 1, "the busy polling");
+  }
   ready_now(); // a writable edge may be told anew
   clear_events();
   EXPECT((ready_now() & ~(1u << WRITABLE)) == 0, "events come from nowhere");
@@ -84,12 +101,15 @@ static void check(void) {
 
 static void rearm(void) { set_entry(EPOLL_CTL_MOD, SPENT); }
 
-int main(void) {
+int main(int argc, char **argv) {
   begin();
   tamper = rearm;
+  busy = argc > 1 && strcmp(argv[1], "busy") == 0;
   poller = MUST(epoll_create1(EPOLL_CLOEXEC));
   outer = MUST(epoll_create1(0));
   struct epoll_event event = {.events = EPOLLIN, .data.u64 = 5};
+  struct busy_polling polling = {.usecs = 7, .budget = 4, .prefer = 1};
+  if (busy) MUST(ioctl(poller, SET_BUSY_POLLING, &polling));
   for (int i = 0; i < MANY; i++) {
     events[i] = MUST(eventfd(0, EFD_NONBLOCK));
     set_entry(EPOLL_CTL_ADD, i);

@@ -1,9 +1,15 @@
 // What prctl keeps for a process or a thread: parent-death signal, child subreaper, name, timer slack,
-// no huge pages, dumpable, machine check policy, time stamp counter access. The death signal is a child's: the
+// no huge pages, dumpable, machine check policy, time stamp counter access, speculation, merging of pages. The death signal is a child's: the
 // restored root's parent is the engine, which leaves, so a death signal of its own would be its end.
 #include "test.h"
 
+#ifndef PR_GET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
+#endif
+
 static pid_t child;
+static int speculation, merges; // the child's: what this machine can do
 
 // PR_GET_… that write to an int: the value, or -1.
 static int get_int(int option) {
@@ -29,6 +35,12 @@ static void child_setup(void) {
   prctl(PR_SET_NAME, "");
   prctl(PR_SET_TIMERSLACK, 0); // back to the default, which is the parent's of the time of the fork
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  MUST(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+  MUST(prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0));
+  prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_DISABLE, 0, 0);
+  speculation = prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0);
+  prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0);
+  merges = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
 }
 
 static void child_check(void) {
@@ -38,6 +50,10 @@ static void child_check(void) {
   EXPECT_EQ(get_int(PR_GET_PDEATHSIG), SIGKILL);
   EXPECT_EQ(get_int(PR_GET_CHILD_SUBREAPER), 0);
   EXPECT_EQ(prctl(PR_GET_TIMERSLACK), 123456);
+  EXPECT_EQ(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0), PR_MCE_KILL_EARLY);
+  EXPECT_EQ(get_int(PR_GET_TSC), PR_TSC_SIGSEGV);
+  EXPECT_EQ(prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0), speculation);
+  EXPECT_EQ(prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0), merges);
 }
 
 static void other_slack(void) { prctl(PR_SET_TIMERSLACK, 50000); }

@@ -529,6 +529,7 @@ export interface EventpollFileEntry {
   readonly flags: number;
   readonly fown: FownEntry;
   readonly tfd: readonly EventpollTfdEntry[];
+  readonly busy_poll?: Uint8Array | undefined;
 }
 
 export interface EventpollTfdEntry {
@@ -1167,6 +1168,16 @@ export interface RepriseMqueueMessage {
   readonly data: Uint8Array;
 }
 
+export interface ReprisePrctl {
+  readonly option: number;
+  readonly arg2: bigint;
+  readonly arg3: bigint;
+}
+
+export interface ReprisePrctls {
+  readonly calls: readonly ReprisePrctl[];
+}
+
 export interface RepriseSocketOption {
   readonly level: number;
   readonly name: number;
@@ -1192,6 +1203,7 @@ export interface RepriseThreadEntry {
   readonly xstate_raw?: Uint8Array | undefined;
   readonly timerslack_ns?: bigint | undefined;
   readonly interrupted_syscall?: bigint | undefined;
+  readonly settings?: ReprisePrctls | undefined;
 }
 
 export interface RepriseUnixEntry {
@@ -2068,6 +2080,8 @@ export interface Messages {
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_mqueue_entry: RepriseMqueueEntry;
   readonly reprise_mqueue_message: RepriseMqueueMessage;
+  readonly reprise_prctl: ReprisePrctl;
+  readonly reprise_prctls: ReprisePrctls;
   readonly reprise_socket_option: RepriseSocketOption;
   readonly reprise_sysctl: RepriseSysctl;
   readonly reprise_task_entry: RepriseTaskEntry;
@@ -2202,7 +2216,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   dump_stats_entry:
     "1,freezing_time,u! 2,frozen_time,u! 3,memdump_time,u! 4,memwrite_time,u! 5,pages_scanned,N! 6,pages_skipped_parent,N! 7,pages_written,N! 8,irmap_resolve,u? 9,pages_lazy,N! 10,page_pipes,N? 11,page_pipe_bufs,N? 12,shpages_scanned,N? 13,shpages_skipped_parent,N? 14,shpages_written,N?",
   eventfd_file_entry: "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,counter,U! 30001,semaphore,b?",
-  eventpoll_file_entry: "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,tfd,m*,eventpoll_tfd_entry",
+  eventpoll_file_entry:
+    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,tfd,m*,eventpoll_tfd_entry 30001,busy_poll,y?",
   eventpoll_tfd_entry: "1,id,u! 2,tfd,u! 3,events,u! 4,data,U! 5,dev,u? 6,inode,U? 7,pos,U?",
   ext_file_entry: "1,id,u! 5,fown,m!,fown_entry",
   ext_mount_map: "1,key,t! 2,val,t!",
@@ -2293,12 +2308,14 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_mqueue_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",
+  reprise_prctl: "1,option,u! 2,arg2,U! 3,arg3,U!",
+  reprise_prctls: "1,calls,m*,reprise_prctl",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U?",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 20,settings,m?,reprise_prctls",
   reprise_unix_entry: "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u?",
   restore_stats_entry:
     "1,pages_compared,N! 2,pages_skipped_cow,N! 3,forking_time,u! 4,restore_time,u! 5,pages_restored,N?",

@@ -13,6 +13,9 @@ import {
 import { readFdNumbers } from "../../proc/fd.ts";
 import type { EpollTarget } from "../../proc/fdinfo.ts";
 import {
+  EPIOCGPARAMS,
+  EPIOCSPARAMS,
+  EPOLL_PARAMS_SIZE,
   EP_PRIVATE_BITS,
   EPOLL_CTL_ADD,
   EPOLL_EVENT_SIZE,
@@ -37,13 +40,35 @@ export const epollKind: FileKind = {
 function writeEpoll(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const flags = file.info.flags & ~O_CLOEXEC;
   const tfd = file.info.epoll.length === 0 ? [] : locateTargets(file, dump);
-  return { type: FdTypes.EVENTPOLL, id, epfd: { id, flags, fown: readOwner(file, dump), tfd } };
+  const polling = busyPolling(dump.borrow(file));
+  return {
+    type: FdTypes.EVENTPOLL,
+    id,
+    epfd: {
+      id,
+      flags,
+      fown: readOwner(file, dump),
+      tfd,
+      ...(polling === undefined ? {} : { busy_poll: polling }),
+    },
+  };
+}
+
+/** How long and how much the device is asked before a wait sleeps, if that was set. Before Linux 6.9 it cannot be. */
+function busyPolling(fd: number): Uint8Array | undefined {
+  const parameters = Buffer.alloc(EPOLL_PARAMS_SIZE);
+  const asked = trySyscall("ioctl", fd, EPIOCGPARAMS, parameters);
+  return asked < 0 || parameters.every((byte) => byte === 0) ? undefined : parameters;
 }
 
 function openEpoll(program: Program, { id, epfd }: FileEntry): Argument {
   assert(epfd !== undefined, `file ${id} is no epoll`);
   const fd = program.call("epoll_create1", [0], { label: `make epoll ${id}` });
   restoreOwner(program, epfd.fown, fd);
+  if (epfd.busy_poll !== undefined)
+    program.call("ioctl", [fd, EPIOCSPARAMS, program.data(epfd.busy_poll)], {
+      label: `set the busy polling of epoll ${id}`,
+    });
   return fd;
 }
 

@@ -1,4 +1,5 @@
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
+import { refuseLosses } from "../../log.ts";
 import { parseSmaps } from "../../proc/smaps.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { collectVmas } from "./vma.ts";
@@ -21,4 +22,16 @@ test("collectVmas() refuses memory whose pages are still to come", () => {
       "memory 7f0000000000-7f0000100000 of pid 42: it is filled on demand",
     );
   }
+});
+
+test("collectVmas() tells that a protection key is lost", () => {
+  const told: string[] = [];
+  refuseLosses((text) => {
+    told.push(text);
+    throw new Error(text);
+  });
+  onTestFinished(() => refuseLosses(undefined));
+  const block = smaps("rd wr mr mw me ac").replace("VmFlags:", "ProtectionKey: 5\nVmFlags:");
+  expect(() => collectVmas(task, parseSmaps(block), noFiles)).toThrow();
+  expect(told).toEqual(["memory at 7f0000000000 of pid 42: its protection key 5 is not saved"]);
 });

@@ -2,6 +2,7 @@
 // line of smaps becomes an entry; at restore each entry becomes a mapping at its old address.
 
 import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
 import type { SmapsVma, VmFlag } from "../../proc/smaps.ts";
 import * as mm from "../../sys/abi/mman.ts";
@@ -105,6 +106,10 @@ export function guardEntry(range: { start: number; end: number }): VmaEntry {
 
 function vmaEntry(task: Pick<FrozenTask, "pid">, area: SmapsVma, fileIds: MappedFileIds): VmaEntry {
   refuseSpecial(task, area);
+  if (area.protectionKey !== 0)
+    log.loss(
+      `memory at ${area.start.toString(16)} of pid ${task.pid}: its protection key ${area.protectionKey} is not saved`,
+    );
   const base = {
     start: area.start,
     end: area.end,

@@ -7,6 +7,7 @@ import {
   type CoreEntry,
   type CredsEntry,
   type MmEntry,
+  type ReprisePrctl,
   type RlimitEntry,
   type SaEntry,
   type SeccompFilter,
@@ -37,6 +38,7 @@ import {
 } from "./signals.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { tellLosses } from "./losses.ts";
+import { probeSettings, restoreSettings } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
 import { collectRobustList, restoreRegistrations } from "./thread-registrations.ts";
@@ -54,6 +56,7 @@ export interface ThreadState {
   readonly creds: CredsEntry;
   readonly sas: ThreadSasEntry;
   readonly attributes: attributes.ThreadAttributes;
+  readonly settings: readonly ReprisePrctl[];
 }
 
 /** Adds the questions for the whole process to its leader's program. */
@@ -77,7 +80,13 @@ export function probeThread(program: Program, thread: FrozenThread): Probe<Threa
   const creds = probeCreds(program, thread.status);
   const sas = probeAlternateStack(program);
   const attributesOf = attributes.probeThreadAttributes(program);
-  return (result) => ({ creds: creds(result), sas: sas(result), attributes: attributesOf(result) });
+  const settings = probeSettings(program, { isLeader: thread.status.pid === thread.status.tgid });
+  return (result) => ({
+    creds: creds(result),
+    sas: sas(result),
+    attributes: attributesOf(result),
+    settings: settings(result),
+  });
 }
 
 export interface LeaderParts {
@@ -156,12 +165,18 @@ function threadPart(
   const { stopped, tid } = thread;
   tellLosses(task, thread, state.attributes);
   const isLeader = tid === task.pid;
+  const scheduling = collectScheduling(tid, state.attributes.timerSlack);
+  const { settings } = state;
   return {
     mtype: CoreEntryMarch.X86_64,
     thread_info: cpuStateEntry(stopped, stopped.regs, state.attributes.clearTidAddress),
     thread_core: {
       ...collectRobustList(tid),
-      ...collectScheduling(tid, state.attributes.timerSlack),
+      ...scheduling,
+      reprise: {
+        ...scheduling.reprise,
+        ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
+      },
       ...(isLeader ? {} : { blk_sigset: stopped.mask }),
       sas: state.sas,
       ...(state.attributes.parentDeathSignal === 0
@@ -286,6 +301,7 @@ export function restoreThread(
   restoreRegistrations(program, part, core.thread_info?.clear_tid_addr ?? 0n);
   if (part.sas !== undefined) restoreAlternateStack(program, part.sas);
   const scheduled = restoreScheduling(program, part);
+  const set = restoreSettings(program, part.reprise?.settings?.calls);
   beforeCreds();
   restoreSeccomp(program, part, ids);
   const checkCreds =
@@ -300,7 +316,7 @@ export function restoreThread(
   if (pid !== tid && part.creds !== undefined) restoreNoNewPrivs(program, part.creds);
   return (result) => {
     checkCreds(result);
-    return scheduled(result);
+    return [...scheduled(result), ...set(result)];
   };
 }
 

@@ -5,6 +5,10 @@ export const EFD_SEMAPHORE = 1;
 export const EPOLL_CTL_ADD = 1;
 /** struct epoll_event, packed on x86-64: u32 events, u64 data. */
 export const EPOLL_EVENT_SIZE = 12;
+/** ioctl(2) on an epoll, struct epoll_params: 8 bytes (Linux 6.9). */
+export const EPIOCSPARAMS = 0x4008_8a01;
+export const EPIOCGPARAMS = 0x8008_8a02;
+export const EPOLL_PARAMS_SIZE = 8;
 export const EPOLLERR = 0x8;
 export const EPOLLHUP = 0x10;
 export const EPOLLONESHOT = 0x40000000;

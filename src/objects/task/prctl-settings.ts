@@ -1,0 +1,95 @@
+// Settings of prctl(2) that few programs have and that no other room knows: what happens at a machine check, whether the time
+// stamp counter may be read, which speculation the processor is kept from, whether the task writes back for others
+// (PR_SET_IO_FLUSHER), and whether its equal pages are merged (PR_SET_MEMORY_MERGE). An image holds the calls that give
+// back those that are not as the kernel has them by default. See kernel/sys.c and Documentation/userspace-api/spec_ctrl.rst.
+
+import type { ReprisePrctl } from "../../images/schema/messages.generated.ts";
+import {
+  PR_GET_IO_FLUSHER,
+  PR_GET_MEMORY_MERGE,
+  PR_GET_SPECULATION_CTRL,
+  PR_GET_TSC,
+  PR_MCE_KILL,
+  PR_MCE_KILL_DEFAULT,
+  PR_MCE_KILL_GET,
+  PR_MCE_KILL_SET,
+  PR_SET_IO_FLUSHER,
+  PR_SET_MEMORY_MERGE,
+  PR_SET_SPECULATION_CTRL,
+  PR_SET_TSC,
+  PR_SPECULATIONS,
+  PR_SPEC_PRCTL,
+  PR_TSC_SIGSEGV,
+} from "../../sys/abi/sched.ts";
+import { errnoName } from "../../sys/errno.ts";
+import type { Program } from "../../tracee/program.ts";
+import type { Probe } from "../probe.ts";
+
+/** Asks a thread for the settings that it has made; whether pages are merged is the whole process's, told by the leader. */
+export function probeSettings(
+  program: Program,
+  { isLeader }: { readonly isLeader: boolean },
+): Probe<readonly ReprisePrctl[]> {
+  const ask = (option: number, argument: Parameters<Program["call"]>[1][number] = 0) =>
+    program.call("prctl", [option, argument, 0, 0, 0], {
+      label: `read the setting ${option}`,
+      mayFail: true,
+    });
+  const machineCheck = ask(PR_MCE_KILL_GET);
+  const counter = program.output(4, 4);
+  ask(PR_GET_TSC, counter);
+  const speculations = PR_SPECULATIONS.map(
+    (which) => [which, ask(PR_GET_SPECULATION_CTRL, which)] as const,
+  );
+  const flusher = ask(PR_GET_IO_FLUSHER);
+  const merge = isLeader ? ask(PR_GET_MEMORY_MERGE) : undefined;
+  return (result) => {
+    const made: ReprisePrctl[] = [];
+    const keep = (option: number, arg2: number, arg3: number = 0): void =>
+      void made.push({ option, arg2: BigInt(arg2), arg3: BigInt(arg3) });
+    const policy = result.value(machineCheck);
+    if (policy >= 0 && policy !== PR_MCE_KILL_DEFAULT) keep(PR_MCE_KILL, PR_MCE_KILL_SET, policy);
+    if (result.bytes(counter, 4).readInt32LE(0) === PR_TSC_SIGSEGV)
+      keep(PR_SET_TSC, PR_TSC_SIGSEGV);
+    for (const [which, asked] of speculations) {
+      const state = result.value(asked);
+      // Without this bit it is the machine's to say.
+      if (state > 0 && (state & PR_SPEC_PRCTL) !== 0 && (state & SPEC_RESTRICTED) !== 0)
+        keep(PR_SET_SPECULATION_CTRL, which, state & SPEC_RESTRICTED);
+    }
+    if (result.value(flusher) > 0) keep(PR_SET_IO_FLUSHER, 1);
+    if (merge !== undefined && result.value(merge) > 0) keep(PR_SET_MEMORY_MERGE, 1);
+    return made;
+  };
+}
+
+/** PR_SPEC_DISABLE, PR_SPEC_FORCE_DISABLE and PR_SPEC_DISABLE_NOEXEC, of which one holds. */
+const SPEC_RESTRICTED = 0b1_1100;
+
+/** The calls that an image may ask for. */
+const SETTERS: readonly number[] = [
+  PR_MCE_KILL,
+  PR_SET_TSC,
+  PR_SET_SPECULATION_CTRL,
+  PR_SET_IO_FLUSHER,
+  PR_SET_MEMORY_MERGE,
+];
+
+/** Makes the settings anew, before the credentials. Returns a probe of what could not be set, a sentence each. */
+export function restoreSettings(
+  program: Program,
+  settings: readonly ReprisePrctl[] = [],
+): Probe<string[]> {
+  const calls = settings
+    .filter(({ option }) => SETTERS.includes(option))
+    .map(({ option, arg2, arg3 }) => {
+      const label = `make the setting ${option} (prctl)`;
+      const args = [option, Number(arg2), Number(arg3), 0, 0];
+      return [label, program.call("prctl", args, { label, mayFail: true })] as const;
+    });
+  return (result) =>
+    calls.flatMap(([label, call]) => {
+      const value = result.value(call);
+      return value < 0 ? [`cannot ${label}: prctl: ${errnoName(-value)}`] : [];
+    });
+}
