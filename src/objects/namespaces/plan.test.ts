@@ -56,8 +56,8 @@ test("the root's namespaces are made, and mount and network namespaces of others
 });
 
 test("a task in another namespace of a kind that must be one for all is refused", () => {
-  expect(() => planned(setOf([{ uts_ns_id: 9 }, { uts_ns_id: 10 }]))).toThrow(
-    "cannot restore pid 2: it was in another uts namespace than the root task",
+  expect(() => planned(setOf([{ time_ns_id: 9 }, { time_ns_id: 10 }]))).toThrow(
+    "cannot restore pid 2: it was in another time namespace than the root task",
   );
   expect(() => planned(setOf([{ net_ns_id: 10 }, {}]))).toThrow("another net namespace");
 });
