@@ -8,7 +8,7 @@ import { PE_LAZY } from "../images/pagemap.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
-import { rehearseNetNamespace } from "../objects/network/room.ts";
+import { lookAtNetNamespace } from "../objects/network/room.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
@@ -137,7 +137,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   try {
     prepareImages(options.pid, images, { connections: options.tcp?.established === true });
     rehearse();
-    if (options.emptyNet !== true) rehearseNetNamespace(options.pid, options.external ?? []);
+    using netLook =
+      options.emptyNet === true
+        ? undefined
+        : lookAtNetNamespace(options.pid, options.external ?? []);
     const isWhole =
       options.parentDir === undefined &&
       options.lazyPages === undefined &&
@@ -145,9 +148,12 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       !options.dryRun;
     ahead = isWhole ? await WrittenAhead.of(options.pid, images) : WrittenAhead.nothing(images);
     const files = filesOptions(options);
-    // What is external is told later.
-    if (isWhole && options.hooks?.queryExternal === undefined)
-      early = LookAhead.of(options.pid, images, files);
+    const { mounts } = options;
+    if (isWhole)
+      early = LookAhead.of(options.pid, images, {
+        ...files,
+        ...(mounts === undefined ? {} : { mounts }),
+      });
     if (early === undefined) rehearseLook(options.pid);
     const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
@@ -182,6 +188,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     if (lock.isElsewhere) options.hooks?.script?.("network-lock", options.pid);
     lock.lockNamespaces();
     const added = options.hooks?.queryExternal?.() ?? [];
+    if (added.length > 0) {
+      early?.discard();
+      early = undefined;
+    }
     collected = collectTree(tree, images, {
       ...files,
       lock,
@@ -203,6 +213,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       parent,
       ahead,
       compared,
+      netLook,
       leaveLazyPages: options.lazyPages !== undefined,
     });
     ahead.end();

@@ -12,13 +12,16 @@ import { hasOwner } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
 import { isPlainDevice } from "../objects/files/regular.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
+import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.ts";
+import { collectNamespaces, type CollectedNamespaces } from "../objects/namespaces/collect.ts";
+import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { mapFilePath, readFdStat } from "../proc/links.ts";
-import { readNamespace } from "../proc/ns.ts";
+import { readProcText } from "../proc/procfs.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
-import { readStat } from "../proc/stat.ts";
+import { readStat, readStatIfAlive } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
@@ -48,6 +51,7 @@ interface EarlyTable {
 /** Files that were described before the tasks were stopped. */
 export class LookAhead {
   readonly files: FileTable;
+  readonly #spaces: Spaces;
   readonly #tables = new Map<number, EarlyTable>();
   /** Mapped files that have their names. */
   readonly #named = new Set<string>();
@@ -56,40 +60,56 @@ export class LookAhead {
   static of(
     root: number,
     images: ImageSetWriter,
-    options: FilesDumpOptions,
+    options: FilesDumpOptions & NamespacesDumpOptions,
   ): LookAhead | undefined {
-    const ahead = new LookAhead(images, options);
-    const seen = new Set([root]);
+    let ahead: LookAhead | undefined;
     try {
-      // The set grows while it is walked.
-      for (const pid of seen) {
-        ahead.#look(pid);
-        for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
-      }
+      const tasks = runningTree(root);
       // What another task may change, too, holds only if that one sleeps as well: not worth the trouble.
-      if (sharersAmong(seen, [KCMP_VM, KCMP_FILES, KCMP_FS]).size > 0) {
-        ahead.discard();
-        return undefined;
-      }
-    } catch (error) {
+      const pids = new Set(tasks.map(({ pid }) => pid));
+      if (sharersAmong(pids, [KCMP_VM, KCMP_FILES, KCMP_FS]).size > 0) return undefined;
+      ahead = new LookAhead(images, { options, spaces: lookAtSpaces(tasks, options) });
+      for (const task of tasks) ahead.#look(task);
+      if (ahead.#tables.size > 0) return ahead;
       ahead.discard();
+      return undefined;
+    } catch (error) {
+      ahead?.discard();
       // A running task may end, or close what is looked at.
       if (!(error instanceof RepriseError)) throw error;
       log.debug(`files are looked at later: ${error.message}`);
       return undefined;
     }
-    return ahead.#tables.size === 0 ? undefined : ahead;
   }
 
-  private constructor(images: ImageSetWriter, options: FilesDumpOptions) {
-    this.files = new FileTable(images, { ...options, innerPid: () => undefined });
+  private constructor(
+    images: ImageSetWriter,
+    { options, spaces }: { readonly options: FilesDumpOptions; readonly spaces: Spaces },
+  ) {
+    this.#spaces = spaces;
+    this.files = new FileTable(images, { ...options, ...spaces, innerPid: () => undefined });
+  }
+
+  /** Namespaces and mounts of the tree; undefined where all of it lives in the engine's mount namespace. */
+  get spaces(): Spaces | undefined {
+    return this.#spaces.mounts.all.length === 0 ? undefined : this.#spaces;
   }
 
   /** Whether everything still holds. To be asked when the tasks have been stopped, and before they do anything for us. */
   holds(tree: FrozenTree): boolean {
     const slept = this.#slept(tree);
     for (const { sleeper } of this.#tables.values()) sleeper.close();
-    return slept && this.files.refresh();
+    return slept && this.#keptMounts(tree) && this.files.refresh();
+  }
+
+  /** Mounts come and go from outside, too; and a task that was not looked at may be in other namespaces by now. */
+  #keptMounts({ tasks }: FrozenTree): boolean {
+    if (this.spaces === undefined) return true;
+    const alive = tasks.filter(({ state }) => state !== "zombie");
+    return (
+      alive.every(({ pid }) => this.#tables.has(pid)) &&
+      this.#spaces.mountTables.every(({ pid, text }) => readMountTable(pid) === text)
+    );
   }
 
   #slept({ tasks }: FrozenTree): boolean {
@@ -125,10 +145,10 @@ export class LookAhead {
     this.#tables.clear();
   }
 
-  #look(pid: number): void {
+  #look(task: FrozenTask): void {
+    const { pid } = task;
     const sleeper = Sleeper.of(pid);
-    if (sleeper === undefined || !sharesMounts(pid)) return;
-    const task = runningTask(pid);
+    if (sleeper === undefined) return;
     const areas = readSmaps(pid);
     const places = this.#hasPlainPlaces(task, areas)
       ? collectPlaces(task, areas, this.files)
@@ -166,6 +186,39 @@ export class LookAhead {
   }
 }
 
+/** The namespaces and mounts of a tree, and what the tables of mounts said just before. */
+interface Spaces {
+  readonly namespaces: CollectedNamespaces;
+  readonly mounts: MountNamespaces;
+  readonly mountTables: readonly { readonly pid: number; readonly text: string }[];
+}
+
+function lookAtSpaces(tasks: readonly FrozenTask[], options: NamespacesDumpOptions): Spaces {
+  const namespaces = collectNamespaces(tasks, { external: options.external ?? [] });
+  const own = namespaces.all.filter(({ kind }) => kind === "mnt").map(({ pid }) => pid);
+  const mountTables = own.length === 0 ? [] : [process.pid, ...own];
+  return {
+    mountTables: mountTables.map((pid) => ({ pid, text: readMountTable(pid) })),
+    namespaces,
+    mounts: collectMounts(namespaces, options),
+  };
+}
+
+function readMountTable(pid: number): string {
+  return readProcText(pid, "mountinfo");
+}
+
+/** The live tasks of a tree, the root first. */
+function runningTree(root: number): FrozenTask[] {
+  const pids = new Set([root]);
+  // The set grows while it is walked.
+  for (const pid of pids) for (const child of readChildrenIfAlive(pid) ?? []) pids.add(child);
+  return [...pids].flatMap((pid) => {
+    const stat = readStatIfAlive(pid);
+    return stat === undefined || stat.state === "Z" ? [] : [runningTask(pid)];
+  });
+}
+
 /** A task as far as its files are concerned; it runs, so there is nothing to say about its threads. */
 function runningTask(pid: number): FrozenTask {
   return {
@@ -178,11 +231,6 @@ function runningTask(pid: number): FrozenTask {
     status: readStatus(pid),
     threads: [],
   };
-}
-
-/** Names of files in another mount namespace are looked up when the namespaces of the tree are known. */
-function sharesMounts(pid: number): boolean {
-  return readNamespace(pid, "mnt") === readNamespace(process.pid, "mnt");
 }
 
 function isPlainName(target: string): boolean {

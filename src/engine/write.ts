@@ -12,6 +12,7 @@ import { log } from "../log.ts";
 import { crc32 } from "../images/crc32.ts";
 import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
+import type { NetLook } from "../objects/network/room.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
 import type { RemotePages } from "../images/image-set-writer.ts";
 import { imageName } from "../images/names.ts";
@@ -42,11 +43,13 @@ export interface WrittenTree {
   stats(tree: FrozenTree, times: { readonly begun: number; readonly frozenAt: number }): DumpStats;
 }
 
-/** Where pages may be already: in a set before this one, or in this one's files. */
+/** What is known already: pages in a set before this one or in this one's files, and what was looked at ahead. */
 export interface MemorySources {
   readonly parent: ParentSet;
   readonly ahead: WrittenAhead;
   readonly compared: ComparedAhead;
+  /** The network namespace that was looked at while the tasks ran. */
+  readonly netLook: NetLook | undefined;
   /** Pages that may come later are left in the tasks, for a lazy-pages daemon. */
   readonly leaveLazyPages: boolean;
 }
@@ -60,7 +63,7 @@ export async function writeTree(
   memory: MemorySources,
 ): Promise<WrittenTree> {
   const begun = performance.now();
-  writeNamespaces(tree, collected, images);
+  writeNamespaces(tree, collected, { images, netLook: memory.netLook });
   const scans: TaskScan[] = [];
   for (const task of collected.live)
     if (!task.sharesMemory) scans.push(await writeMemory(task, images, memory));
@@ -126,13 +129,17 @@ export async function writeTree(
 }
 
 /** What is in the tree's namespaces of its own; and where it shares the engine's clocks, what they say. */
-function writeNamespaces(tree: FrozenTree, collected: CollectedTree, images: ImageSetWriter): void {
+function writeNamespaces(
+  tree: FrozenTree,
+  collected: CollectedTree,
+  { images, netLook }: { readonly images: ImageSetWriter; readonly netLook: NetLook | undefined },
+): void {
   const { namespaces, mounts, namespaceOptions: options } = collected;
   const rootPid = (tree.tasks[0] as FrozenTask).pid;
   for (const namespace of namespaces.all) {
     if (namespace.externalKey === undefined) {
       const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);
-      room?.write(namespace, { images, options, namespaces, mounts, rootPid });
+      room?.write(namespace, { images, options, namespaces, mounts, rootPid, netLook });
     } else writeExternal(namespace, images);
   }
   writeAttachedSegments(collected, images);

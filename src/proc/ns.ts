@@ -28,11 +28,6 @@ export function readNamespaces(pid: number): NamespaceInodes {
   return namespacesIn(pid, "ns");
 }
 
-/** One namespace of a process. Throws NO_SUCH_PROCESS. */
-export function readNamespace(pid: number, link: NamespaceLink): number | undefined {
-  return inodeOf(pid, `ns/${link}`);
-}
-
 /** Namespaces of one thread. Throws NO_SUCH_PROCESS. */
 export function readThreadNamespaces(pid: number, tid: number): NamespaceInodes {
   return namespacesIn(pid, `task/${tid}/ns`);

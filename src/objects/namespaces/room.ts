@@ -8,6 +8,7 @@ import type { MountNamespaces } from "../mounts/collect.ts";
 import type { PreparedMounts } from "../mounts/mnt.ts";
 import type { MountPlaces } from "../mounts/places.ts";
 import type { MountOptions } from "../mounts/options.ts";
+import type { NetLook } from "../network/room.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
 import type { NamespaceKind } from "./kinds.ts";
 import type { NamespacesPlan, PlannedNamespace } from "./plan.ts";
@@ -20,6 +21,8 @@ export interface NamespacesDump {
   readonly mounts: MountNamespaces;
   /** The root task in the engine's pid namespace. */
   readonly rootPid: number;
+  /** The network namespace that was looked at ahead. */
+  readonly netLook?: NetLook | undefined;
 }
 
 export interface NamespacesDumpOptions {

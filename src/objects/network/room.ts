@@ -37,7 +37,13 @@ import {
   settleAddresses,
   tryAddresses,
 } from "./routing.ts";
-import { holdAddresses, readNetSettings, releaseAddresses, restoreNetSettings } from "./sysctls.ts";
+import {
+  holdAddresses,
+  OpenSettings,
+  readNetSettings,
+  releaseAddresses,
+  restoreNetSettings,
+} from "./sysctls.ts";
 import { tellNetworkLosses } from "./losses.ts";
 import { tunStatesOf } from "./tun-device.ts";
 
@@ -74,6 +80,7 @@ export const netRoom: NamespaceRoom = {
           {
             images,
             external: options.external ?? [],
+            settings: dump.netLook?.inode === inode ? dump.netLook.settings : undefined,
             others: namespaces.all.filter(({ kind }) => kind === "net"),
             innerUid: (uid) => (maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid)),
             innerGid: (gid) => (maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid)),
@@ -120,32 +127,42 @@ export const netRoom: NamespaceRoom = {
   },
 };
 
+/** A network namespace that was looked at while its tasks ran. */
+export interface NetLook extends Disposable {
+  readonly inode: number;
+  readonly settings: OpenSettings;
+}
+
 /**
- * Reads what will be read of a task's network namespace, if it is not the engine's, and keeps nothing: while the tree stands still
- * the code is warm then, and the kernel has its files of settings at hand.
+ * Reads what will be read of a task's network namespace, if it is not the engine's, and keeps its settings open: while the tree
+ * stands still the code is warm then, and the kernel has its files of settings at hand.
  */
-export function rehearseNetNamespace(pid: number, external: readonly string[]): void {
+export function lookAtNetNamespace(pid: number, external: readonly string[]): NetLook | undefined {
   try {
     const path = `/proc/${pid}/ns/net`;
     const link = readlinkSync(path);
-    if (link === readlinkSync("/proc/self/ns/net")) return;
-    if (externalKey(external, "net", parseNamespaceLink(link) ?? 0) !== undefined) return;
+    if (link === readlinkSync("/proc/self/ns/net")) return undefined;
+    const inode = parseNamespaceLink(link) ?? 0;
+    if (externalKey(external, "net", inode) !== undefined) return undefined;
     const fd = openSync(path, "r");
     try {
-      inNetNamespace(fd, () => {
-        readNetSettings((gid) => gid);
+      return inNetNamespace(fd, () => {
+        const settings = new OpenSettings();
+        readNetSettings((gid) => gid, settings);
         readFirewall();
         const socket = new NetlinkSocket(NETLINK_ROUTE);
         readLinks(socket);
         readRouting(socket);
         socket.close();
+        return { inode, settings, [Symbol.dispose]: () => settings[Symbol.dispose]() };
       });
     } finally {
       closeSync(fd);
     }
   } catch (error) {
     // The dump will meet the same and tell it.
-    log.debug(`rehearsal of the network namespace: ${String(error)}`);
+    log.debug(`look at the network namespace: ${String(error)}`);
+    return undefined;
   }
 }
 
@@ -157,6 +174,8 @@ export interface NetNamespaceDump {
   readonly others: readonly { readonly id: number; readonly pid: number }[];
   innerUid(uid: number): number;
   innerGid(gid: number): number;
+  /** Its settings, if they are open. */
+  readonly settings?: OpenSettings | undefined;
 }
 
 /** Writes the images of the namespace that the calling thread is in. @throws RepriseError UNSUPPORTED, SYSCALL */
@@ -171,7 +190,11 @@ export function writeNetNamespace(
     const links = readLinks(socket);
     tellNetworkLosses(socket, links);
     const nsids = numbersOf(socket, dump.others);
-    const settings = readNetSettings((gid) => dump.innerGid(gid));
+    const isKnown = links.every(({ name }) => dump.settings?.knows(name) === true);
+    const settings = readNetSettings(
+      (gid) => dump.innerGid(gid),
+      isKnown ? dump.settings : undefined,
+    );
     const tuns = tunStatesOf(images);
     const devices = linkEntries(links, {
       namespace: id,

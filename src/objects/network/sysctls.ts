@@ -24,6 +24,8 @@ const CTL_STR = 5;
 const CTL_32 = 6;
 /** Nearly all are shorter. */
 const VALUE_SIZE = 512;
+/** Where values are read to, one after the other. */
+const valueBytes = Buffer.alloc(VALUE_SIZE);
 
 type ConfOfAll = Pick<NetnsEntry, "all_conf4" | "def_conf4" | "all_conf6" | "def_conf6">;
 type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
@@ -37,9 +39,47 @@ export interface NetSettings {
   device(name: string): ConfOfDevice;
 }
 
+/**
+ * The settings of a namespace, opened while nobody waits: each is read again by one call then. There are two hundred and more, and
+ * finding and opening them takes longer than all the rest that is saved of a small namespace.
+ */
+export class OpenSettings {
+  readonly #open: readonly { readonly name: string; readonly fd: number }[];
+
+  /** Those of the namespace that the calling thread is in. */
+  constructor() {
+    this.#open = settingNames("").flatMap((name) => {
+      const fd = openSetting(name);
+      return fd < 0 ? [] : [{ name, fd }];
+    });
+  }
+
+  /** Whether the settings of a device are among them: it may be newer. */
+  knows(device: string): boolean {
+    return this.#open.some(({ name }) => name.startsWith(`ipv4/conf/${device}/`));
+  }
+
+  /** What they are now. Those of a device that went are left out. */
+  read(): Map<string, string> {
+    const values = new Map<string, string>();
+    for (const { name, fd } of this.#open) {
+      const size = trySyscall("pread64", fd, valueBytes, valueBytes.length, 0);
+      if (size > 0) values.set(name, valueOf(name, size));
+    }
+    return values;
+  }
+
+  [Symbol.dispose](): void {
+    for (const { fd } of this.#open) trySyscall("close", fd);
+  }
+}
+
 /** Reads all settings; `innerGid` gives the number of a group in the tree's user namespace. */
-export function readNetSettings(innerGid: (gid: number) => number): NetSettings {
-  const values = readAll(settingNames(""));
+export function readNetSettings(
+  innerGid: (gid: number) => number,
+  opened?: OpenSettings,
+): NetSettings {
+  const values = opened?.read() ?? readAll(settingNames(""));
   const told = new Set<string>([PING_GROUPS, ...UNIX_CONF]);
   const list = (names: readonly string[], where: string): SysctlEntry[] =>
     names.map((name) => {
@@ -251,25 +291,27 @@ function settingNames(dir: string): string[] {
 /** Values by name, without the line's end. A setting that cannot be both read and written has none. */
 function readAll(names: readonly string[]): Map<string, string> {
   const values = new Map<string, string>();
-  const bytes = Buffer.alloc(VALUE_SIZE);
   for (const name of names) {
-    // Refused for what only tells, and for what only the host's namespace may change.
-    const fd = trySyscall(
-      "openat",
-      AT_FDCWD,
-      Buffer.from(`${ROOT}/${name}\0`),
-      O_RDWR | O_CLOEXEC,
-      0,
-    );
+    const fd = openSetting(name);
     if (fd < 0) continue;
-    const size = trySyscall("read", fd, bytes, bytes.length);
+    const size = trySyscall("read", fd, valueBytes, valueBytes.length);
     trySyscall("close", fd);
-    if (size <= 0) continue;
-    const text =
-      size < bytes.length
-        ? bytes.toString("utf8", 0, size)
-        : readFileSync(`${ROOT}/${name}`, "utf8");
-    values.set(name, text.trimEnd());
+    if (size > 0) values.set(name, valueOf(name, size));
   }
   return values;
+}
+
+/** Refused for what only tells, and for what only the host's namespace may change. */
+function openSetting(name: string): number {
+  const path = Buffer.from(`${ROOT}/${name}\0`);
+  return trySyscall("openat", AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
+}
+
+/** The text that was read, or the whole of one that has no room there. */
+function valueOf(name: string, size: number): string {
+  const text =
+    size < valueBytes.length
+      ? valueBytes.toString("latin1", 0, size)
+      : readFileSync(`${ROOT}/${name}`, "latin1");
+  return text.trimEnd();
 }
