@@ -231,7 +231,7 @@ function addTask(
   );
   // Before segments of shared memory are attached.
   enterNested(program, plan, around.growth, { pid: task.pid, which: "others" });
-  if (ownsMemory(task)) addMemory(program, plan, task, around);
+  const placed = ownsMemory(task) ? addMemory(program, plan, task, around) : NO_NOTES;
   enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
   if (task.sharing.directoriesOf.length === 1) addDirectories(program, plan, task.fs, around.files);
   if (ownsTable(task)) addDescriptors(program, plan, task, around);
@@ -243,26 +243,29 @@ function addTask(
   for (const { tid } of task.threads.slice(1)) {
     addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
   }
-  return notes;
+  return (result) => [...notes(result), ...placed(result)];
 }
+
+const NO_NOTES: Probe<string[]> = () => [];
 
 function addMemory(
   program: Program,
   plan: RestorePlan,
   task: TaskPlan,
   around: TaskSurroundings,
-): void {
+): Probe<string[]> {
   const node = plan.tree.nodes.find(({ pid }) => pid === task.pid);
   const memory = { ...around, segments: around.segments(task.pid), images: around.growth.images };
   // Who has made children has done the first part then.
   if (node === undefined || !isEarly(task.memory, node)) addEarlyMemory(program, task, memory);
   const hasBreakpoints = plan.set.inventory.allow_uprobes === true;
-  addLateMemory(program, task, { ...memory, hasBreakpoints });
+  const placed = addLateMemory(program, task, { ...memory, hasBreakpoints });
   if (task.later.length > 0) {
     const device = around.growth.userfaultDevice;
     around.faults.set(task.pid, makeUserfault(program, { firstFd: firstPoolFd(plan), device }));
   }
   restoreMm(program, task.mm, around.files.fd(task.mm.exe_file_id));
+  return placed;
 }
 
 interface LabelPlace {

@@ -119,6 +119,7 @@ function inquire(task: CollectedTask, tree: FrozenTree): Inquiry {
   const programs = task.task.threads.map(() => new Program());
   const process = probeProcess(programs[0] as Program, task.task, {
     innerTid: (tid) => innerTid(tree, tid) ?? tid,
+    areas: task.sharesMemory ? [] : task.vmas.map(({ entry }) => entry),
   });
   const threads = task.task.threads.map((thread, index) =>
     probeThread(programs[index] as Program, thread),

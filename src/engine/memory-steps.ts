@@ -6,6 +6,8 @@ import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { restoreAioRing } from "../objects/memory/aio.ts";
 import { announceProbes, isText, mapTextAgain } from "../objects/memory/breakpoints.ts";
 import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
+import { restoreAreaPolicies } from "../objects/memory/numa.ts";
+import type { Probe } from "../objects/probe.ts";
 import { readPages, readsDirectly } from "../objects/memory/pages.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
 import { finishVma, installGuard, isMapped, mapVma, VMA_GUARD } from "../objects/memory/vma.ts";
@@ -42,7 +44,7 @@ export function addEarlyMemory(program: Program, task: TaskPlan, around: MemoryS
   addPages(program, earlyPages, around);
 }
 
-/** Makes the rest of a task's memory, and gives all of it its properties. */
+/** Makes the rest of a task's memory, and gives all of it its properties. Returns a probe of what could not be given back. */
 export function addLateMemory(
   program: Program,
   task: TaskPlan,
@@ -51,7 +53,7 @@ export function addLateMemory(
     /** The set may have text with breakpoints of probes that are still there: one of CRIU's (--allow-uprobes). */
     readonly hasBreakpoints: boolean;
   },
-): void {
+): Probe<string[]> {
   const { early, latePages } = task.memory;
   const mapped = task.mm.vmas.filter(isMapped);
   if (around.segments !== undefined) attachSegments(program, mapped, around.segments);
@@ -59,6 +61,7 @@ export function addLateMemory(
     if (isSegment(vma) || early.has(vma)) continue;
     mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
   }
+  const placed = restoreAreaPolicies(program, mapped);
   addPages(program, latePages, around);
   if (task.vdso !== undefined) restoreVdso(program, task.vdso);
   for (const vma of mapped) {
@@ -70,6 +73,7 @@ export function addLateMemory(
   for (const ring of task.aioRings) restoreAioRing(program, ring);
   for (const vma of mapped) finishVma(program, vma);
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
+  return placed;
 }
 
 function hasPages({ pages }: TaskPlan, { start, end }: VmaEntry): boolean {

@@ -6,11 +6,11 @@ import { movePages } from "../objects/memory/page-sink.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { guardEntry, hasPrivatePages, VMA_VDSO } from "../objects/memory/vma.ts";
 import { mmEntry } from "../objects/memory/mm.ts";
-import { followerCore, leaderCore, zombieCore } from "../objects/task/core.ts";
+import { followerCore, leaderCore, zombieCore, type ProcessState } from "../objects/task/core.ts";
+import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import { log } from "../log.ts";
 import { crc32 } from "../images/crc32.ts";
-import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type { NetLook } from "../objects/network/room.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
@@ -253,8 +253,11 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
   const { task, ids, exeId, cwdId, rootId, fds } = collected;
   const state = inside.process(task);
   const { guards, probed } = scans.find((scan) => scan.task === collected)?.scan ?? NO_SCAN;
+  const areas = collected.vmas.map(({ entry }) =>
+    probed.has(entry) ? { ...entry, probed: true } : entry,
+  );
   const vmas = [
-    ...collected.vmas.map(({ entry }) => (probed.has(entry) ? { ...entry, probed: true } : entry)),
+    ...areas.map((entry) => withPolicy(entry, state.areaPolicies)),
     ...guards.map(({ address, length }) => guardEntry({ start: address, end: address + length })),
   ];
   const [leader, ...others] = task.threads;
@@ -294,6 +297,11 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
       fds.map(({ fd, id, type, cloexec }) => ({ id, flags: cloexec ? 1 : 0, type, fd })),
     );
   }
+}
+
+function withPolicy(entry: VmaEntry, policies: ProcessState["areaPolicies"]): VmaEntry {
+  const policy = policies.get(entry.start);
+  return policy === undefined ? entry : { ...entry, policy };
 }
 
 /**

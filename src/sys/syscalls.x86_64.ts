@@ -56,6 +56,8 @@ export const SYSCALLS = {
   io_getevents: { nr: 208, args: "hex int int ptr ptr" },
   io_submit: { nr: 209, args: "hex int ptr" },
   clock_getres: { nr: 229, args: "int ptr" },
+  mbind: { nr: 237, args: "hex size hex ptr int hex" },
+  set_mempolicy: { nr: 238, args: "hex ptr int" },
   get_mempolicy: { nr: 239, args: "ptr ptr int ptr hex" },
   mq_open: { nr: 240, args: "path oflags oct ptr" },
   mq_unlink: { nr: 241, args: "path" },

@@ -129,6 +129,16 @@ export const interchangeExceptions: Exceptions = {
       says: /Can't make VM id/,
     },
   },
+  numa_policies: {
+    "restored by CRIU": {
+      why: "CRIU knows no NUMA policies",
+      says: /policy_at\(NULL, &nodes\) is 0/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU knows no NUMA policies",
+      says: /policy_at\(NULL, &nodes\) is 0/,
+    },
+  },
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },

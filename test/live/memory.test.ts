@@ -27,6 +27,21 @@ test("pages that tasks share since a fork take their memory once, as before", as
   expect(await program.finish()).toBe("pass");
 });
 
+test("areas have their NUMA policies again, as the kernel tells it, and no other area has one", async () => {
+  const program = await start("numa_policies");
+  // All others have the thread's, and some of them become one.
+  const policies = (pid: number): string[] =>
+    readFileSync(`/proc/${pid}/numa_maps`, "utf8").match(/^[\da-f]+ (?!prefer=static)\S+/gm) ?? [];
+  const before = policies(program.pid);
+  expect(before.join()).toContain("bind=static:0");
+  expect(before).toHaveLength(5);
+  const imagesDir = imagesDirOf(program);
+  await checkpoint({ pid: program.pid, imagesDir });
+  const { pid } = await restore({ imagesDir });
+  endWithTest(attachProgram(program.name, pid, program.dir));
+  expect(policies(pid)).toEqual(before);
+});
+
 test.each(["used", "unused"])(
   "a probe (%s) that is gone leaves no breakpoint behind",
   async (how) => {

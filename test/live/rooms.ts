@@ -36,6 +36,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "madvise_flags" },
     { name: "memfd_maps" },
     { name: "mlock_flags" },
+    { name: "numa_policies" },
     { name: "personality_oom" },
     { name: "shared_memory" },
     { name: "stack_grows" },

@@ -5,7 +5,6 @@
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/landlock.h>
-#include <linux/mempolicy.h>
 #include <linux/mount.h>
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
@@ -150,7 +149,7 @@ int main(int argc, char **argv) {
   // Not refused, but lost: only --strict makes a refusal of it.
   if (strcmp(object, "bpf_shared") == 0) fd = shared_map();
   if (strcmp(object, "supervisor") == 0) close(seccomp_listener());
-  if (strcmp(object, "policy") == 0) MUST(syscall(SYS_set_mempolicy, MPOL_LOCAL, NULL, 0));
+  if (strcmp(object, "death") == 0) MUST(prctl(PR_SET_PDEATHSIG, SIGUSR1));
   if (strcmp(object, "io_uring") == 0) {
     struct io_uring_params params = {0};
     fd = MUST(syscall(SYS_io_uring_setup, 4, &params));

@@ -1141,6 +1141,11 @@ export interface RepriseMembership {
   readonly sources: readonly Uint8Array[];
 }
 
+export interface RepriseMemoryPolicy {
+  readonly mode: number;
+  readonly nodes: Uint8Array;
+}
+
 export interface RepriseMmEntry {
   readonly saved_auxv: readonly bigint[];
   readonly mdwe?: number | undefined;
@@ -1203,6 +1208,7 @@ export interface RepriseThreadEntry {
   readonly xstate_raw?: Uint8Array | undefined;
   readonly timerslack_ns?: bigint | undefined;
   readonly interrupted_syscall?: bigint | undefined;
+  readonly memory_policy?: RepriseMemoryPolicy | undefined;
   readonly settings?: ReprisePrctls | undefined;
 }
 
@@ -1965,6 +1971,7 @@ export interface VmaEntry {
   readonly sealed?: boolean | undefined;
   readonly lock_on_fault?: boolean | undefined;
   readonly probed?: boolean | undefined;
+  readonly policy?: RepriseMemoryPolicy | undefined;
 }
 
 export interface WinsizeEntry {
@@ -2077,6 +2084,7 @@ export interface Messages {
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_membership: RepriseMembership;
+  readonly reprise_memory_policy: RepriseMemoryPolicy;
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_mqueue_entry: RepriseMqueueEntry;
   readonly reprise_mqueue_message: RepriseMqueueMessage;
@@ -2304,6 +2312,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
+  reprise_memory_policy: "1,mode,u! 2,nodes,y!",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b?",
   reprise_mqueue_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
@@ -2315,7 +2324,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 20,settings,m?,reprise_prctls",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 20,settings,m?,reprise_prctls",
   reprise_unix_entry: "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u?",
   restore_stats_entry:
     "1,pages_compared,N! 2,pages_skipped_cow,N! 3,forking_time,u! 4,restore_time,u! 5,pages_restored,N?",
@@ -2423,7 +2432,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   userns_entry: "1,uid_map,m*,uid_gid_extent 2,gid_map,m*,uid_gid_extent 30001,setgroups_denied,b?",
   utsns_entry: "1,nodename,t! 2,domainname,t!",
   vma_entry:
-    "1,start,A! 2,end,A! 3,pgoff,N! 4,shmid,N! 5,prot,u! 6,flags,u! 7,status,u! 8,fd,Z! 9,madv,U? 10,fdflags,u? 30001,anon_name,t? 30002,sealed,b? 30003,lock_on_fault,b? 30004,probed,b?",
+    "1,start,A! 2,end,A! 3,pgoff,N! 4,shmid,N! 5,prot,u! 6,flags,u! 7,status,u! 8,fd,Z! 9,madv,U? 10,fdflags,u? 30001,anon_name,t? 30002,sealed,b? 30003,lock_on_fault,b? 30004,probed,b? 30005,policy,m?,reprise_memory_policy",
   winsize_entry: "1,ws_row,u! 2,ws_col,u! 3,ws_xpixel,u! 4,ws_ypixel,u!",
 };
 

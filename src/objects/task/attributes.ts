@@ -99,8 +99,6 @@ export interface ThreadAttributes {
   readonly parentDeathSignal: number;
   /** Word that is cleared when the thread ends; 0 for none. */
   readonly clearTidAddress: bigint;
-  /** MPOL_* of set_mempolicy(2); 0 is the default. */
-  readonly memoryPolicy: number;
   /** Nanoseconds by which timers may be late; 0 for real-time threads. */
   readonly timerSlack: bigint;
 }
@@ -112,17 +110,11 @@ export function probeThreadAttributes(program: Program): Probe<ThreadAttributes>
     label: "read the parent death signal",
   });
   const clearTidAddress = probeClearTidAddress(program);
-  const policy = program.output(4, 4);
-  const asked = program.call("get_mempolicy", [policy, 0, 0, 0, 0], {
-    label: "read the memory policy",
-    mayFail: true,
-  });
   const slack = program.call("prctl", [PR_GET_TIMERSLACK, 0, 0, 0, 0], {
     label: "read the timer slack",
   });
   return (result) => ({
     timerSlack: BigInt(result.value(slack)),
-    memoryPolicy: result.value(asked) < 0 ? 0 : result.bytes(policy, 4).readInt32LE(0),
     parentDeathSignal: result.bytes(signal, 4).readInt32LE(0),
     clearTidAddress: clearTidAddress(result),
   });

@@ -8,6 +8,7 @@ import {
   type CredsEntry,
   type MmEntry,
   type ReprisePrctl,
+  type RepriseMemoryPolicy,
   type RlimitEntry,
   type SaEntry,
   type SeccompFilter,
@@ -15,6 +16,7 @@ import {
   type TaskTimersEntry,
   type ThreadCoreEntry,
   type ThreadSasEntry,
+  type VmaEntry,
 } from "../../images/schema/messages.generated.ts";
 import type { TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
@@ -37,6 +39,7 @@ import {
   restoreSignalActions,
 } from "./signals.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
+import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
 import { tellLosses } from "./losses.ts";
 import { probeSettings, restoreSettings } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
@@ -49,6 +52,8 @@ export interface ProcessState {
   readonly sigactions: readonly SaEntry[];
   readonly timers: TaskTimersEntry;
   readonly attributes: attributes.ProcessAttributes;
+  /** Policies of NUMA memory, by the addresses of areas. */
+  readonly areaPolicies: ReadonlyMap<number, RepriseMemoryPolicy>;
 }
 
 /** What a thread told from inside. */
@@ -57,18 +62,25 @@ export interface ThreadState {
   readonly sas: ThreadSasEntry;
   readonly attributes: attributes.ThreadAttributes;
   readonly settings: readonly ReprisePrctl[];
+  readonly memoryPolicy: RepriseMemoryPolicy | undefined;
 }
 
 /** Adds the questions for the whole process to its leader's program. */
 export function probeProcess(
   program: Program,
   task: FrozenTask,
-  options: { readonly innerTid: (tid: number) => number },
+  options: {
+    readonly innerTid: (tid: number) => number;
+    /** None when the memory is another task's, too. */
+    readonly areas: readonly VmaEntry[];
+  },
 ): Probe<ProcessState> {
   const sigactions = probeSignalActions(program);
   const timers = probeTimers(program, task.pid, options);
   const attributesOf = attributes.probeProcessAttributes(program);
+  const areaPolicies = probeAreaPolicies(program, options.areas);
   return (result) => ({
+    areaPolicies: areaPolicies(result),
     sigactions: sigactions(result),
     timers: timers(result),
     attributes: attributesOf(result),
@@ -81,11 +93,13 @@ export function probeThread(program: Program, thread: FrozenThread): Probe<Threa
   const sas = probeAlternateStack(program);
   const attributesOf = attributes.probeThreadAttributes(program);
   const settings = probeSettings(program, { isLeader: thread.status.pid === thread.status.tgid });
+  const memoryPolicy = probeThreadPolicy(program);
   return (result) => ({
     creds: creds(result),
     sas: sas(result),
     attributes: attributesOf(result),
     settings: settings(result),
+    memoryPolicy: memoryPolicy(result),
   });
 }
 
@@ -176,6 +190,7 @@ function threadPart(
       reprise: {
         ...scheduling.reprise,
         ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
+        ...(state.memoryPolicy === undefined ? {} : { memory_policy: state.memoryPolicy }),
       },
       ...(isLeader ? {} : { blk_sigset: stopped.mask }),
       sas: state.sas,
@@ -302,6 +317,7 @@ export function restoreThread(
   if (part.sas !== undefined) restoreAlternateStack(program, part.sas);
   const scheduled = restoreScheduling(program, part);
   const set = restoreSettings(program, part.reprise?.settings?.calls);
+  const placed = restoreThreadPolicy(program, part.reprise);
   beforeCreds();
   restoreSeccomp(program, part, ids);
   const checkCreds =
@@ -316,7 +332,7 @@ export function restoreThread(
   if (pid !== tid && part.creds !== undefined) restoreNoNewPrivs(program, part.creds);
   return (result) => {
     checkCreds(result);
-    return [...scheduled(result), ...set(result)];
+    return [...scheduled(result), ...set(result), ...placed(result)];
   };
 }
 

@@ -13,10 +13,9 @@ const FULL = 1024;
 export function tellLosses(
   task: FrozenTask,
   thread: FrozenThread,
-  { memoryPolicy, parentDeathSignal }: { memoryPolicy: number; parentDeathSignal: number },
+  { parentDeathSignal }: { parentDeathSignal: number },
 ): void {
   const who = `thread ${thread.innerTid} of pid ${task.innerPid} (${task.stat.comm})`;
-  if (memoryPolicy !== 0) log.loss(`${who}: its NUMA memory policy (set_mempolicy) is not saved`);
   if (parentDeathSignal !== 0 && task.parent === undefined)
     log.loss(
       `${who}: signal ${parentDeathSignal} at its parent's death will not be set: its parent is outside`,
