@@ -71,9 +71,9 @@ export function autofsEntry(entry: MntEntry, rootPid: number): AutofsEntry {
   return { ...common, ...ownerOf(entry, { fd, pgrp, pipe: required("pipe_ino"), rootPid }) };
 }
 
-/** Without its process group nobody answers; the kernel notices at the next request. */
+/** Without its process group nobody answers; the kernel notices at the next request. 0 is one that is not visible from here. */
 function isAbandoned(pgrp: number): boolean {
-  return pgrp === 0 || trySyscall("kill", -pgrp, 0) === -ESRCH;
+  return pgrp > 1 && trySyscall("kill", -pgrp, 0) === -ESRCH;
 }
 
 function ownerOf(
