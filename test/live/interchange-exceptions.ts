@@ -57,12 +57,6 @@ export const interchangeExceptions: Exceptions = {
       says: /from_outside\(at_90\) is 0/,
     },
   },
-  futex_restart: {
-    "dumped by CRIU": {
-      why: "CRIU ends an interrupted FUTEX_WAIT with a time limit by EINTR",
-      says: /FUTEX_WAIT ended with -1 Interrupted/,
-    },
-  },
   inet_options: {
     "restored by CRIU": {
       why: "CRIU sets IP_FREEBIND when the address is bound already, and has no place for the other options",
@@ -85,12 +79,6 @@ export const interchangeExceptions: Exceptions = {
     "dumped by CRIU": {
       why: "CRIU cannot save POSIX message queues",
       says: /Can't lookup mount/,
-    },
-  },
-  nanosleep_restart: {
-    "dumped by CRIU": {
-      why: "CRIU ends an interrupted nanosleep by EINTR",
-      says: /ended with Interrupted system call/,
     },
   },
   notify_marks: {
@@ -142,12 +130,6 @@ export const interchangeExceptions: Exceptions = {
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },
-  },
-  poll_restart: {
-    "dumped by CRIU": {
-      why: "CRIU ends an interrupted poll by EINTR",
-      says: /poll .*Interrupted system call/,
-    },
   },
   posix_timers: {
     "restored by CRIU": {

@@ -13,6 +13,7 @@ import {
   REGISTERS_SIZE,
   Registers,
   repeatedRegisters,
+  withoutEintr,
   type RegisterName,
 } from "../../tracee/arch/x86_64/registers.ts";
 import {
@@ -126,7 +127,7 @@ export function registersOf(core: CoreEntry): Registers {
   const entry = threadInfo(core).gpregs as unknown as Readonly<Record<string, bigint>>;
   const regs = new Registers(Buffer.alloc(REGISTERS_SIZE));
   for (const name of REGISTERS) regs.set(name, entry[IMAGE_NAMES[name] ?? name] ?? 0n);
-  return regs;
+  return withoutEintr(regs);
 }
 
 /**

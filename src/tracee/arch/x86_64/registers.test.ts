@@ -6,6 +6,7 @@ import {
   Registers,
   repeatedRegisters,
   resumedRegisters,
+  withoutEintr,
   type RegisterName,
 } from "./registers.ts";
 
@@ -115,6 +116,15 @@ test.each(ROWS)("interrupted calls: $what", ({ regs, kind, resumed, repeated }) 
   expect(changes(before, resumedRegisters(before))).toEqual(resumed);
   expect(changes(before, repeatedRegisters(before))).toEqual(repeated);
   expect(changes(before, registers(regs))).toEqual({}); // the input is not touched
+});
+
+test.each(ROWS)("calls that an image ends with EINTR: $what", ({ regs, kind, repeated }) => {
+  const ended = registers({ ...regs, rax: -4n });
+  // Others end with EINTR by themselves (epoll_wait), or in images of ours are made again already.
+  const expected = kind === "restart-block" ? repeated : {};
+  expect(changes(ended, withoutEintr(ended))).toEqual(expected);
+  const afterHandler = registers({ ...regs, rax: -4n, orig_rax: -1n });
+  expect(changes(afterHandler, withoutEintr(afterHandler))).toEqual({});
 });
 
 test("registers keep all 64 bits, and results their sign", () => {

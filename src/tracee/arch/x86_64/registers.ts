@@ -2,6 +2,7 @@
 // the kernel's rule for system calls that a stop has interrupted.
 
 import {
+  EINTR,
   ERESTARTNOHAND,
   ERESTARTNOINTR,
   ERESTARTSYS,
@@ -118,19 +119,43 @@ export function resumedRegisters(regs: Registers): Registers {
 
 /**
  * The registers with which a *restored* task goes on: it has no restart block, so the call is made again from its start.
- * `remaining` says where the kernel left the rest of a relative sleep (CRIU gives such calls EINTR instead).
+ * (CRIU gives such calls EINTR instead: see `withoutEintr`.)
  */
 export function repeatedRegisters(regs: Registers): Registers {
-  const repeated = regs.copy();
-  if (interruption(regs) === "none") return repeated;
-  const nr = regs.getNumber("orig_rax");
-  // The kernel wrote the time that is left through the last argument when it interrupted the sleep.
-  if (interruption(regs) === "restart-block") {
-    if (nr === SYSCALLS.nanosleep.nr && regs.get("rsi") !== 0n)
-      repeated.set("rdi", regs.get("rsi"));
-    if (nr === CLOCK_NANOSLEEP && regs.get("r10") !== 0n) repeated.set("rdx", regs.get("r10"));
-  }
-  return repeated.set("rax", regs.get("orig_rax")).set("rip", regs.get("rip") - SYSCALL_LENGTH);
+  const kind = interruption(regs);
+  if (kind === "none") return regs.copy();
+  return kind === "restart" ? repeat(regs) : repeatTimed(regs);
 }
 
+/**
+ * The registers of a thread of an image, where CRIU may have let a call with a restart block end with EINTR. Programs know that
+ * as the work of a signal handler of theirs, and some have none (script(1) stops passing on what is typed), so the call is made
+ * again. No handler can have ended it: sigreturn(2) leaves no call's number behind.
+ */
+export function withoutEintr(regs: Registers): Registers {
+  const isEnded = regs.getNumber("rax") === -EINTR && TIMED_CALLS.has(regs.getNumber("orig_rax"));
+  return isEnded ? repeatTimed(regs) : regs;
+}
+
+/** The kernel wrote the time that is left of a relative sleep through the last argument when it interrupted it. */
+function repeatTimed(regs: Registers): Registers {
+  const repeated = repeat(regs);
+  const nr = regs.getNumber("orig_rax");
+  if (nr === SYSCALLS.nanosleep.nr && regs.get("rsi") !== 0n) repeated.set("rdi", regs.get("rsi"));
+  if (nr === CLOCK_NANOSLEEP && regs.get("r10") !== 0n) repeated.set("rdx", regs.get("r10"));
+  return repeated;
+}
+
+function repeat(regs: Registers): Registers {
+  return regs
+    .copy()
+    .set("rax", regs.get("orig_rax"))
+    .set("rip", regs.get("rip") - SYSCALL_LENGTH);
+}
+
+const POLL = 7;
+const FUTEX = 202;
 const CLOCK_NANOSLEEP = 230;
+
+/** Calls that have a restart block. */
+const TIMED_CALLS = new Set([SYSCALLS.nanosleep.nr, POLL, FUTEX, CLOCK_NANOSLEEP]);
