@@ -44,6 +44,9 @@ Dump:
       --timeout SECONDS      for stopping the tasks (default: 10)
       --ghost-limit SIZE     largest deleted file that is saved; K, M, G (default: 1M)
       --link-remap *         link deleted files back that have other names
+      --freeze-cgroup DIR    cgroup that is frozen while its tasks are stopped
+      --cgroup-props TEXT    settings of cgroups that are saved, in YAML; --cgroup-props-file FILE
+      --cgroup-dump-controller NAME  save settings of this controller only; may be given several times
 
 Restore:
   -d, --restore-detached *   leave as soon as the tasks run; a server goes to the background
@@ -55,6 +58,8 @@ Restore:
   -s, --leave-stopped        leave the tasks stopped
       --exec-cmd -- COMMAND  become the command, as the root task's parent
       --file-validation HOW  filesize or buildid (default)
+      --lsm-profile KIND:NAME  apparmor or selinux label for all tasks; none: leaves them the restorer's
+      --lsm-mount-context TEXT  SELinux context for mounts that had one
       --skip-file-rwx-check * do not compare permissions of files
 
 Both:

@@ -107,6 +107,25 @@ test.skipIf(!PLACES.some(([, hierarchy]) => hierarchy === "pids"))(
   },
 );
 
+test.skipIf(!isMounted("pids") || !isMounted(""))(
+  "a tree in cgroups of both versions comes back in both",
+  async () => {
+    const first = makeCgroup("pids", "home");
+    const second = makeCgroup("", "home");
+    const program = await start("counter");
+    enter(first, program.pid);
+    enter(second, program.pid);
+    const imagesDir = imagesDirOf(program);
+    await checkpoint({ pid: program.pid, imagesDir });
+    for (const { directory } of [first, second])
+      await expect.poll(() => isRemoved(directory)).toBe(true);
+    const back = await bringBack(program, imagesDir);
+    expect(cgroupOf(back.pid, "pids")).toBe(first.path);
+    expect(cgroupOf(back.pid, "")).toBe(second.path);
+    expect(await back.finish()).toBe("pass");
+  },
+);
+
 describe("threads in other cgroups than their process", () => {
   test.skipIf(!isMounted("pids"))("on v1", async () => {
     const home = makeCgroup("pids", "home");
