@@ -3,6 +3,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
+import { EMPTY_NETNS } from "../network/netns-entry.ts";
 import type { CollectedNamespace } from "./collect.ts";
 
 /** Saves the key of an external namespace. @throws RepriseError UNSUPPORTED for kinds whose images have no place for one. */
@@ -21,15 +22,3 @@ export function writeExternal(
     );
   }
 }
-
-const EMPTY_NETNS = {
-  def_conf: [],
-  all_conf: [],
-  def_conf4: [],
-  all_conf4: [],
-  def_conf6: [],
-  all_conf6: [],
-  nsids: [],
-  unix_conf: [],
-  ipv4_sysctl: [],
-};

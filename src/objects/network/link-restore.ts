@@ -4,11 +4,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import type {
-  NetDeviceEntry,
-  NetnsEntry,
-  SitEntry,
-} from "../../images/schema/messages.generated.ts";
+import type { NetDeviceEntry, NetnsEntry } from "../../images/schema/messages.generated.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
@@ -20,6 +16,17 @@ import {
   type NetlinkSocket,
 } from "../../sys/netlink.ts";
 import type { GivenDevices } from "./given-devices.ts";
+import {
+  bad,
+  basics,
+  BRIDGE_PORT_SETTINGS,
+  BRIDGE_SETTINGS,
+  chosen,
+  further,
+  infoOf,
+  sitData,
+  TOLD_ONLY,
+} from "./link-attributes.ts";
 import { linkHeader } from "./link-header.ts";
 import { externalDevice } from "./external.ts";
 import { ND, readLinks, type Link } from "./links.ts";
@@ -429,80 +436,8 @@ const NLM_F_REPLACE = 0x100;
 const NLM_F_EXCL = 0x200;
 const NLM_F_CREATE = 0x400;
 
-function basics(device: NetDeviceEntry): Buffer[] {
-  return [
-    attribute(rt.IFLA_IFNAME, device.name),
-    attribute(rt.IFLA_MTU, u32(device.mtu)),
-    ...(device.address === undefined ? [] : [attribute(rt.IFLA_ADDRESS, device.address)]),
-  ];
-}
-
-function further({ link_attributes: saved }: NetDeviceEntry): Buffer[] {
-  return saved === undefined ? [] : [Buffer.from(saved)];
-}
-
-function infoOf({ link_info: info }: NetDeviceEntry): Map<number, Buffer> {
-  return attributes(Buffer.from(info ?? []), 0);
-}
-
-/** Settings that the kernel tells and does not take: IFLA_MACVLAN_MACADDR_…, IFLA_MACVLAN_BC_QUEUE_LEN_USED. */
-const TOLD_ONLY: Readonly<Record<string, readonly number[]>> = { macvtap: [4, 5, 6, 8] };
-
-/** IFLA_BR_… that can be set: the others tell what the bridge does. */
-const BRIDGE_SETTINGS = [
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39,
-  41, 42, 43, 44, 45,
-];
-/** IFLA_BRPORT_…, likewise. */
-const BRIDGE_PORT_SETTINGS = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 25, 27, 28, 29, 30, 31, 32, 33];
-
-function chosen(data: ReadonlyMap<number, Buffer>, wanted: readonly number[]): Buffer[] {
-  return wanted.flatMap((type) => {
-    const value = data.get(type);
-    return value === undefined ? [] : [attribute(type, value)];
-  });
-}
-
-function sitData(device: NetDeviceEntry): Buffer[] {
-  const { sit } = device;
-  if (sit === undefined) throw bad(device, "its tunnel is missing");
-  const numbers: readonly (readonly [number, keyof SitEntry, number])[] = [
-    [rt.IFLA_IPTUN_LINK, "link", 4],
-    [rt.IFLA_IPTUN_TTL, "ttl", 1],
-    [rt.IFLA_IPTUN_TOS, "tos", 1],
-    [rt.IFLA_IPTUN_FLAGS, "flags", 2],
-    [rt.IFLA_IPTUN_PROTO, "proto", 1],
-    [rt.IFLA_IPTUN_ENCAP_TYPE, "encap_type", 2],
-    [rt.IFLA_IPTUN_ENCAP_FLAGS, "encap_flags", 2],
-    [rt.IFLA_IPTUN_ENCAP_SPORT, "encap_sport", 2],
-    [rt.IFLA_IPTUN_ENCAP_DPORT, "encap_dport", 2],
-    [rt.IFLA_IPTUN_6RD_PREFIXLEN, "rd_prefixlen", 2],
-    [rt.IFLA_IPTUN_6RD_RELAY_PREFIXLEN, "relay_prefixlen", 2],
-  ];
-  const words: readonly (readonly [number, readonly number[]])[] = [
-    [rt.IFLA_IPTUN_LOCAL, sit.local],
-    [rt.IFLA_IPTUN_REMOTE, sit.remote],
-    [rt.IFLA_IPTUN_6RD_PREFIX, sit.rd_prefix],
-    [rt.IFLA_IPTUN_6RD_RELAY_PREFIX, sit.relay_prefix],
-  ];
-  return [
-    ...numbers.flatMap(([type, field, size]) => {
-      const value = sit[field];
-      return typeof value === "number" ? [attribute(type, u32(value).subarray(0, size))] : [];
-    }),
-    ...words.flatMap(([type, list]) =>
-      list.length === 0 ? [] : [attribute(type, Buffer.concat(list.map(u32)))],
-    ),
-    ...(sit.pmtudisc === true ? [attribute(rt.IFLA_IPTUN_PMTUDISC, Buffer.from([1]))] : []),
-  ];
-}
-
 function text(bytes: Buffer | undefined): string {
   return bytes?.toString("latin1").replace(/\0.*$/s, "") ?? "";
-}
-
-function bad({ name }: NetDeviceEntry, why: string): RepriseError {
-  return new RepriseError("BAD_IMAGE", `cannot restore network device ${name}: ${why}`);
 }
 
 function refused({ name }: NetDeviceEntry, doing: string, error: number): RepriseError {

@@ -7,7 +7,7 @@ import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import type { ImageSetReader } from "../../images/image-set-reader.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
-import type { NetnsEntry, NetnsId } from "../../images/schema/messages.generated.ts";
+import type { NetnsId } from "../../images/schema/messages.generated.ts";
 import { parseNamespaceLink } from "../../proc/ns.ts";
 import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
@@ -45,20 +45,8 @@ import {
   restoreNetSettings,
 } from "./sysctls.ts";
 import { tellNetworkLosses } from "./losses.ts";
+import { EMPTY_NETNS } from "./netns-entry.ts";
 import { tunStatesOf } from "./tun-device.ts";
-
-const NO_SETTINGS: NetnsEntry = {
-  def_conf: [],
-  all_conf: [],
-  def_conf4: [],
-  all_conf4: [],
-  def_conf6: [],
-  all_conf6: [],
-  nsids: [],
-  unix_conf: [],
-  ipv4_sysctl: [],
-  sysctls: [],
-};
 
 const FIREWALL_IMAGES = ["iptables", "ip6tables", "nftables"] as const;
 const CONNTRACK_IMAGES = ["netns-ct", "netns-exp"] as const;
@@ -211,7 +199,7 @@ export function writeNetNamespace(
       },
     });
     const nexthops = readNexthops(socket);
-    images.write("netns", id, [{ ...NO_SETTINGS, ...settings.netns, nsids, nexthops }]);
+    images.write("netns", id, [{ ...EMPTY_NETNS, ...settings.netns, nsids, nexthops }]);
     images.write("netdev", id, devices);
     const routing = readRouting(socket);
     for (const image of ROUTING_IMAGES) writeRaw(images, image, id, routing[image]);
@@ -275,7 +263,7 @@ function openNamespaces(
       id: planned.id,
       fd,
       socket: inNetNamespace(fd, () => new NetlinkSocket(NETLINK_ROUTE)),
-      netns: saved?.netns ?? NO_SETTINGS,
+      netns: saved?.netns ?? EMPTY_NETNS,
       devices: saved?.devices ?? [],
     };
   });

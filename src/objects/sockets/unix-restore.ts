@@ -24,12 +24,10 @@ import { restoreOptions, restoreReuse } from "./socket-options.ts";
 import { asUser, giveSocket, type UserIds } from "./socket-users.ts";
 import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
 import { QueueFiller, type NamedSender } from "./unix-queue.ts";
+import { UnixRelations, USK_EXTERN, what } from "./unix-relations.ts";
 
 /** uflags of a socket whose owner asked for the dump. */
 const USK_SERVICE = 2;
-/** uflags of a socket outside of the tree. */
-const USK_EXTERN = 1;
-
 /** Adds the calls that make a socket, and those that it is connected to. */
 export function openUnix(program: Program, file: FileEntry, restore: FilesRestore): Argument {
   const { id, usk } = file;
@@ -93,10 +91,7 @@ class UnixSockets {
   readonly #restore: FilesRestore;
   readonly #queues: QueueFiller;
   readonly #names: NameBinder;
-  readonly #entries: ReadonlyMap<number, UnixSkEntry>;
-  readonly #listeners: readonly UnixSkEntry[];
-  /** Who is connected to a socket, by its inode. */
-  readonly #followers = new Map<number, UnixSkEntry[]>();
+  readonly #relations: UnixRelations;
   readonly #made = new Map<number, Made>();
   readonly #connected = new Set<number>();
   /** Epolls that no task holds, by the socket in whose queue they are. */
@@ -106,17 +101,7 @@ class UnixSockets {
     this.#restore = restore;
     this.#queues = new QueueFiller(restore);
     this.#names = new NameBinder(restore, usedFiles());
-    const entries = [...restore.set.files.values()].flatMap(({ usk }) => usk ?? []);
-    this.#entries = new Map(entries.map((entry) => [entry.ino, entry]));
-    this.#listeners = entries.filter(
-      ({ state, uflags }) => state === so.TCP_LISTEN && (uflags & USK_EXTERN) === 0,
-    );
-    for (const entry of entries) {
-      if (entry.peer === 0 || entry.peer === entry.ino) continue;
-      const followers = this.#followers.get(entry.peer);
-      if (followers === undefined) this.#followers.set(entry.peer, [entry]);
-      else followers.push(entry);
-    }
+    this.#relations = new UnixRelations(restore.set);
   }
 
   make(program: Program, entry: UnixSkEntry): Made {
@@ -137,12 +122,15 @@ class UnixSockets {
       if (made.helper !== undefined) this.#fill(program, made, made.helper);
     }
     for (const made of datagrams) this.#connectDatagram(program, made);
-    for (const client of all.filter((made) => this.#waits(made)).toSorted(byPlace)) {
-      const listener = this.#get(this.#peer(client.entry));
+    for (const client of all
+      .filter((made) => this.#relations.waits(made.entry))
+      .toSorted(byPlace)) {
+      const listener = this.#get(this.#relations.peer(client.entry));
       asUser(program, socketUser(client.entry), () => this.#connect(program, client, listener));
     }
     for (const made of all) {
-      const sender = made.entry.type === so.SOCK_DGRAM ? this.#sender(made.entry) : undefined;
+      const sender =
+        made.entry.type === so.SOCK_DGRAM ? this.#relations.sender(made.entry) : undefined;
       if (sender !== undefined) this.#fill(program, made, this.make(program, sender).fd);
       if (made.entry.type !== so.SOCK_DGRAM) this.#fillStream(program, made);
     }
@@ -196,7 +184,7 @@ class UnixSockets {
   }
 
   #makeConnection(program: Program, entry: UnixSkEntry): void {
-    const peer = entry.peer === 0 ? undefined : this.#peer(entry);
+    const peer = entry.peer === 0 ? undefined : this.#relations.peer(entry);
     if (peer !== undefined && (peer.uflags & USK_EXTERN) !== 0) {
       throw refusal(entry, "its connection leads out of the saved tree", {
         hint: "Connections cannot be cut in two.",
@@ -210,9 +198,9 @@ class UnixSockets {
     if (peer !== undefined && peer.peer !== entry.ino) {
       throw refusal(entry, `its peer, socket ${peer.ino}, is connected to another one`);
     }
-    const accepted = this.#accepted(entry, peer);
+    const accepted = this.#relations.accepted(entry, peer);
     const client = accepted === entry ? peer : entry;
-    const listener = accepted === undefined ? undefined : this.#listenerOf(accepted);
+    const listener = accepted === undefined ? undefined : this.#relations.listenerOf(accepted);
     const fds =
       accepted === undefined || listener === undefined
         ? this.#pair(program, entry, peer)
@@ -238,22 +226,6 @@ class UnixSockets {
     if (AUTOBIND.test(Buffer.from(entry.name).toString("latin1"))) this.#bind(program, entry, fd);
   }
 
-  /** The end of a connection that was accepted: it has its listener's name. */
-  #accepted(entry: UnixSkEntry, peer: UnixSkEntry | undefined): UnixSkEntry | undefined {
-    return [entry, peer].find((one) => one !== undefined && this.#listenerOf(one) !== undefined);
-  }
-
-  #listenerOf({ name, name_dir, type, ino }: UnixSkEntry): UnixSkEntry | undefined {
-    if (name.length === 0) return undefined;
-    return this.#listeners.find(
-      (one) =>
-        one.ino !== ino &&
-        one.type === type &&
-        one.name_dir === name_dir &&
-        Buffer.from(one.name).equals(name),
-    );
-  }
-
   /** A connection as it came to be, so that both ends have their names. @returns client, accepted */
   #accept(
     program: Program,
@@ -276,22 +248,17 @@ class UnixSockets {
     return [client, this.#keep(program, taken)];
   }
 
-  #waits({ entry }: Made): boolean {
-    if (entry.type === so.SOCK_DGRAM || entry.state !== so.TCP_ESTABLISHED) return false;
-    return entry.peer !== 0 && this.#peer(entry).state === so.TCP_LISTEN;
-  }
-
   #fillStream(program: Program, made: Made): void {
     if (!this.#queues.has(made.entry.id)) return;
-    const sender = made.helper ?? this.#get(this.#peer(made.entry)).fd;
+    const sender = made.helper ?? this.#get(this.#relations.peer(made.entry)).fd;
     this.#fill(program, made, sender);
   }
 
   // Datagrams
 
   #makeDatagram(program: Program, entry: UnixSkEntry): void {
-    const peer = entry.peer === 0 ? undefined : this.#entries.get(entry.peer);
-    if (peer !== undefined && this.#isPair(entry, peer)) {
+    const peer = entry.peer === 0 ? undefined : this.#relations.find(entry.peer);
+    if (peer !== undefined && this.#relations.isPair(entry, peer)) {
       const [own, other] = this.#pair(program, entry);
       const file = this.#bind(program, entry, own);
       this.#made.set(entry.ino, { entry, fd: own, file });
@@ -309,8 +276,8 @@ class UnixSockets {
     const follower =
       entry.name.length > 0
         ? undefined
-        : this.#others(entry).find((one) => !this.#made.has(one.ino));
-    const needsHelper = this.#queues.has(entry.id) && this.#sender(entry) === undefined;
+        : this.#relations.others(entry).find((one) => !this.#made.has(one.ino));
+    const needsHelper = this.#queues.has(entry.id) && this.#relations.sender(entry) === undefined;
     if (follower === undefined && !needsHelper) {
       const fd = this.#socket(program, entry);
       this.#made.set(entry.ino, { entry, fd, file: this.#bind(program, entry, fd) });
@@ -333,40 +300,19 @@ class UnixSockets {
     this.#connected.add(follower.ino);
   }
 
-  /** Connected to each other, and nobody else to one of them. */
-  #isPair(entry: UnixSkEntry, peer: UnixSkEntry): boolean {
-    if (peer.peer !== entry.ino || peer === entry) return false;
-    const others = [...this.#others(entry), ...this.#others(peer)];
-    return others.every((one) => one === entry || one === peer);
-  }
-
-  /** Who is connected to a socket. */
-  #others({ ino }: UnixSkEntry): UnixSkEntry[] {
-    return this.#followers.get(ino) ?? [];
-  }
-
-  /** A socket that can send into another one: its peer, itself, or a socket that is connected to it. */
-  #sender(entry: UnixSkEntry): UnixSkEntry | undefined {
-    if (entry.peer !== 0) {
-      const peer = this.#entries.get(entry.peer);
-      return peer?.peer === entry.ino ? peer : undefined;
-    }
-    return this.#others(entry)[0];
-  }
-
   /** Before a socket is connected, those that are connected to it must be: afterwards it listens to its peer alone. */
   #connectDatagram(program: Program, made: Made): void {
     const { entry } = made;
     if (entry.peer === 0 || this.#connected.has(entry.ino)) return;
     this.#connected.add(entry.ino);
-    for (const one of this.#others(entry)) {
+    for (const one of this.#relations.others(entry)) {
       if (one.ino !== entry.peer) this.#connectDatagram(program, this.make(program, one));
     }
     this.#connect(program, made, this.#target(program, entry));
   }
 
   #target(program: Program, entry: UnixSkEntry): Made {
-    const peer = this.#peer(entry);
+    const peer = this.#relations.peer(entry);
     if ((peer.uflags & USK_EXTERN) === 0) return this.make(program, peer);
     if (this.#restore.options.extUnixSk !== true) {
       throw refusal(entry, `it was connected to a socket outside (${showName(peer.name)})`, {
@@ -412,9 +358,7 @@ class UnixSockets {
   /** Who sends under a name: the socket of the tree that has it, or one for the moment, if the name is not one of the file system. */
   #namedSender(program: Program, receiver: Made, name: Uint8Array): NamedSender | undefined {
     const to = this.#addressOf(receiver);
-    const own = [...this.#entries.values()].find(
-      (entry) => entry.type === so.SOCK_DGRAM && Buffer.from(entry.name).equals(name),
-    );
+    const own = this.#relations.datagramNamed(name);
     if (own !== undefined && (own.uflags & USK_EXTERN) === 0)
       return { fd: this.make(program, own).fd, to };
     if (name[0] !== 0) return undefined;
@@ -493,17 +437,6 @@ class UnixSockets {
     return number;
   }
 
-  #peer(entry: UnixSkEntry): UnixSkEntry {
-    const peer = this.#entries.get(entry.peer);
-    if (peer === undefined) {
-      throw new RepriseError(
-        "BAD_IMAGE",
-        `cannot restore ${what(entry)}: files.img has no socket ${entry.peer}, its peer`,
-      );
-    }
-    return peer;
-  }
-
   #get(entry: UnixSkEntry): Made {
     const made = this.#made.get(entry.ino);
     assert(made !== undefined, `${what(entry)} was not made`);
@@ -532,10 +465,6 @@ function socketUser({ reprise }: UnixSkEntry): UserIds | undefined {
 function peerUser({ reprise }: UnixSkEntry): UserIds | undefined {
   const { peer_uid: uid, peer_gid: gid } = reprise ?? {};
   return uid === undefined || gid === undefined ? undefined : { uid, gid };
-}
-
-function what({ ino, id }: UnixSkEntry): string {
-  return `unix socket ${ino} (file ${id})`;
 }
 
 function refusal(
