@@ -9,6 +9,7 @@ import { CoreEntryMarch, FdTypes } from "../images/schema/messages.generated.ts"
 import { NO_OWNER } from "../objects/files/owner.ts";
 import { scanPages } from "../objects/memory/pages.ts";
 import { collectVmas } from "../objects/memory/vma.ts";
+import { hostLsm } from "../objects/task/lsm.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { cpuStateEntry } from "../objects/task/cpu-state.ts";
 import { collectLimits } from "../objects/task/limits.ts";
@@ -33,6 +34,7 @@ const X87_TO_AVX512 = 0xe7n;
 /** Does with the engine itself what will be done with stopped tasks: describing, encoding, laying out programs. */
 export function rehearse(): void {
   identifyClocks();
+  hostLsm();
   encodeFiles();
   encodeMemory();
   encodeThread();
