@@ -138,10 +138,17 @@ function addLookCommands(root: Command): void {
     });
   root
     .command("check")
-    .description("ask the kernel for everything that checkpoints need")
-    .action(async () => {
-      const { check } = await import("./commands/check.ts");
-      process.exitCode = check();
+    .description("ask the kernel, or what a checkpoint needs of it, before a restore is tried")
+    .argument("[checkpoint]", "a task's name, ENGINE:NAME, or a directory with images")
+    .option("-c, --checkpoint <number>", "another checkpoint than the newest")
+    .action(async (what: string | undefined, options: { checkpoint?: string }) => {
+      if (what === undefined) {
+        const { check } = await import("./commands/check.ts");
+        process.exitCode = check();
+        return;
+      }
+      const { checkSet } = await import("./commands/check-set.ts");
+      process.exitCode = await checkSet(what, options);
     });
 }
 

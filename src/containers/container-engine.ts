@@ -22,6 +22,8 @@ export interface ContainerEngine {
   checkpoint(container: string, options: { readonly leaveRunning: boolean }): Promise<string>;
   /** Names of a container's checkpoints, oldest first. */
   checkpoints(container: string): Promise<readonly string[]>;
+  /** Directory of a checkpoint's images; undefined where they are in an archive. */
+  images(container: string, checkpoint: string): Promise<string | undefined>;
   /** Lets a stopped container go on from a checkpoint. */
   restore(container: string, checkpoint: string): Promise<void>;
   /** Makes a second container that goes on from a checkpoint of the first one. Lines for the user come back. */

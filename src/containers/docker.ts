@@ -63,6 +63,10 @@ class DockerEngine implements ContainerEngine {
     return names.toSorted((a, b) => time(a) - time(b));
   }
 
+  async images(container: string, checkpoint: string): Promise<string | undefined> {
+    return join(await this.#checkpointsDirectory(container), checkpoint);
+  }
+
   async restore(container: string, checkpoint: string): Promise<void> {
     await this.#start(container, checkpoint);
   }

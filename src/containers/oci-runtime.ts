@@ -22,6 +22,7 @@ export function ociRuntime(runtime: EngineName): ContainerEngine {
   return {
     checkpoint: (id, options) => Promise.resolve(checkpoint(runtime, id, options)),
     checkpoints: (id) => Promise.resolve(list(runtime, id)),
+    images: (id, name) => Promise.resolve(imagesOf(runtime, id, name)),
     restore(id, name) {
       start(runtime, { id, images: imagesOf(runtime, id, name), bundle: bundleOf(runtime, id) });
       return Promise.resolve();

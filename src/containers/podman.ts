@@ -22,6 +22,9 @@ export const podman: ContainerEngine = {
   checkpoints(container) {
     return Promise.resolve(list(container));
   },
+  images() {
+    return Promise.resolve(undefined);
+  },
   restore(container, checkpoint) {
     const archive = join(archivesOf(container), `${checkpoint}${ARCHIVE}`);
     // An import makes the container; the stopped one that it was makes room for it.

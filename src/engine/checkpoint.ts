@@ -28,6 +28,7 @@ import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
 import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
+import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
 import { rehearse, rehearseLook } from "./rehearse.ts";
 import { syncDirectory } from "./sync.ts";
@@ -126,6 +127,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   refuseLosses(options.strict === true ? refuseLoss : undefined);
+  const machine = machineEntry();
   options.hooks?.script?.("pre-dump", options.pid);
   const images = makeDirectory(options);
   let tree: FrozenTree | undefined;
@@ -235,7 +237,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     }
     const leave = options.leave ?? "killed";
     const tracked = options.trackMemory ?? options.parentDir !== undefined;
-    const inventory = inventoryEntry(collected, { lock, uptime: tracked });
+    const inventory = inventoryEntry(collected, { lock, uptime: tracked, machine });
     const stats = memory.stats(tree, { frozenAt, begun: freezing });
     if (leave !== "killed") {
       images.commit(inventory);

@@ -14,10 +14,11 @@ import {
   writeFileSync,
 } from "node:fs";
 import { connect, type Socket } from "node:net";
-import { tmpdir } from "node:os";
+import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
+import { entryBytes, headBytes, ImageFile, readEntries } from "../../src/images/image-file.ts";
 import { compileProgram } from "./programs.ts";
 
 const ROOT = join(import.meta.dirname, "..", "..");
@@ -283,6 +284,38 @@ describe("check", () => {
   });
 });
 
+describe("check of a checkpoint", () => {
+  it("says whether it fits, and restore warns when it does not", async () => {
+    await startLooper();
+    reprise("checkpoint", "looper");
+    const images = join(home, "tasks", "looper", "checkpoints", "1", "images");
+    for (const what of ["looper", images]) {
+      const { stdout, status } = reprise("check", what);
+      expect(status).toBe(0);
+      expect(stdout).toMatch(new RegExp(`^ok +kernel +${release()}`, "m"));
+      expect(stdout).toMatch(/^ok +processor +\S/m);
+      expect(stdout).toMatch(/\nIt fits this machine\.\n$/);
+    }
+    const inventory = join(images, "inventory.img");
+    const file = new ImageFile(inventory, "inventory.img");
+    const [entry] = readEntries(file, "inventory");
+    file[Symbol.dispose]();
+    if (entry === undefined) throw new Error("an empty inventory");
+    const machine = { ...entry.value.machine, kernel: "99.1.0" };
+    const changed = entryBytes("inventory_entry", { ...entry.value, machine });
+    writeFileSync(inventory, Buffer.concat([headBytes("inventory"), changed]));
+    rmSync(join(images, "reprise-manifest.json"));
+
+    const { stdout, status } = reprise("check", "looper");
+    expect(status).toBe(1);
+    expect(stdout).toMatch(/^NO +kernel +99\.1\.0 +this is Linux .* an older one/m);
+    const restored = reprise("restore", "looper");
+    expect(restored.stderr).toMatch(/^reprise: warning: kernel \(saved: 99\.1\.0\): this is Linux/);
+    expect(restored.status).toBe(0);
+    await counted("looper", 3);
+  });
+});
+
 describe("output", () => {
   it("may be closed by who reads it", () => {
     const { status, stderr } = spawnSync("sh", ["-c", `${REPRISE} check | true`], {
@@ -353,6 +386,7 @@ describe("errors", () => {
     [["checkpoint"], "missing required argument"],
     [["run", "--name", "a/b", "--", "true"], "is not a name"],
     [["run", "--name", "x", "--", "/nonexistent"], "cannot start /nonexistent: ENOENT"],
+    [["check", "-c", "x", "a"], "is not the number of a checkpoint"],
     [["restore", "-c", "x", "a"], "is not the number of a checkpoint"],
   ])("wrong usage: %j", (args, text) => {
     const { status, stderr } = reprise(...args);

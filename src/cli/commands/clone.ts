@@ -8,6 +8,7 @@ import {
   parseReference,
   type ContainerReference,
 } from "../../containers/container-engine.ts";
+import { warnOfMisfits } from "../misfits.ts";
 import { checkpointNumber } from "../text.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { taskDirectory } from "../../store/home.ts";
@@ -29,7 +30,9 @@ export async function clone(
   const number =
     checkpointNumber(options.checkpoint) ??
     (await checkpointTask(name, { leaveRunning: true })).checkpoint.number;
-  const { pid } = await cloneCheckpoint(findCheckpoint(name, number), newName);
+  const checkpoint = findCheckpoint(name, number);
+  if (options.checkpoint !== undefined) warnOfMisfits(checkpoint.imagesDir);
+  const { pid } = await cloneCheckpoint(checkpoint, newName);
   process.stdout.write(`${newName} runs as pid ${pid}, from checkpoint ${number} of ${name}\n`);
 }
 
@@ -44,6 +47,7 @@ async function cloneContainer(
     options.checkpoint === undefined
       ? await engine.checkpoint(container, { leaveRunning: true })
       : await chooseCheckpoint(engine, container, options.checkpoint);
+  if (options.checkpoint !== undefined) warnOfMisfits(await engine.images(container, checkpoint));
   for (const note of await engine.clone(container, { checkpoint, newName }))
     process.stdout.write(`${newName}: ${note}\n`);
   process.stdout.write(`${newName} runs, from checkpoint ${checkpoint} of ${container}\n`);

@@ -747,6 +747,7 @@ export interface InventoryEntry {
   readonly plugins_entry?: PluginsEntry | undefined;
   readonly dump_criu_run_id?: string | undefined;
   readonly allow_uprobes?: boolean | undefined;
+  readonly machine?: RepriseMachine | undefined;
 }
 
 export interface IpOptsEntry {
@@ -1132,6 +1133,11 @@ export interface RepriseInetEntry {
   readonly memberships: readonly RepriseMembership[];
   readonly uid?: number | undefined;
   readonly gid?: number | undefined;
+}
+
+export interface RepriseMachine {
+  readonly kernel: string;
+  readonly cpu?: CpuinfoX86Entry | undefined;
 }
 
 export interface RepriseMembership {
@@ -2083,6 +2089,7 @@ export interface Messages {
   readonly reprise_cgroup_namespace: RepriseCgroupNamespace;
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_inet_entry: RepriseInetEntry;
+  readonly reprise_machine: RepriseMachine;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_memory_policy: RepriseMemoryPolicy;
   readonly reprise_mm_entry: RepriseMmEntry;
@@ -2256,7 +2263,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   inotify_wd_entry:
     "1,id,u! 2,i_ino,U! 3,mask,u! 4,ignored_mask,u! 5,s_dev,u! 6,wd,u! 7,f_handle,m!,fh_entry",
   inventory_entry:
-    "1,img_version,u! 2,fdinfo_per_id,b? 3,root_ids,m?,task_kobj_ids_entry 4,ns_per_id,b? 5,root_cg_set,u? 6,lsmtype,e?,lsmtype 8,dump_uptime,U? 9,pre_dump_mode,u? 10,tcp_close,b? 11,network_lock_method,u? 12,plugins_entry,m?,plugins_entry 13,dump_criu_run_id,t? 14,allow_uprobes,b?",
+    "1,img_version,u! 2,fdinfo_per_id,b? 3,root_ids,m?,task_kobj_ids_entry 4,ns_per_id,b? 5,root_cg_set,u? 6,lsmtype,e?,lsmtype 8,dump_uptime,U? 9,pre_dump_mode,u? 10,tcp_close,b? 11,network_lock_method,u? 12,plugins_entry,m?,plugins_entry 13,dump_criu_run_id,t? 14,allow_uprobes,b? 30001,machine,m?,reprise_machine",
   ip_opts_entry: "1,freebind,b? 4,raw,m?,ip_opts_raw_entry 5,pktinfo,b? 6,tos,u? 7,ttl,u?",
   ip_opts_raw_entry: "1,hdrincl,b? 2,nodefrag,b? 3,checksum,b? 4,icmpv_filter,u*",
   ipc_desc_entry: "1,key,u! 2,uid,u! 3,gid,u! 4,cuid,u! 5,cgid,u! 6,mode,u! 7,id,u!",
@@ -2311,6 +2318,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
+  reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b?",
