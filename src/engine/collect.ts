@@ -94,6 +94,7 @@ export function collectTree(
     namespaces,
     mounts,
     innerPid: (pid: number) => inner.get(pid),
+    innerThread: (tid: number) => innerThread(tree, tid),
   };
   const files = options.ahead?.files ?? new FileTable(images, filesOptions);
   try {
@@ -129,6 +130,12 @@ export function collectTree(
     files.close();
     throw error;
   }
+}
+
+function innerThread({ tasks }: FrozenTree, tid: number): number | undefined {
+  for (const { threads } of tasks)
+    for (const thread of threads) if (thread.tid === tid) return thread.innerTid;
+  return undefined;
 }
 
 /** What the tasks of a tree may share. */

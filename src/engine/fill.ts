@@ -1,7 +1,12 @@
 // Filling the tasks: memory, descriptors, threads, and everything that belongs to a process or thread. One program a task,
 // then one a thread, all tasks at the same time; each task reads its own pages from the images.
 
-import type { FsEntry, RlimitEntry, SeccompFilter } from "../images/schema/messages.generated.ts";
+import type {
+  FileEntry,
+  FsEntry,
+  RlimitEntry,
+  SeccompFilter,
+} from "../images/schema/messages.generated.ts";
 import { sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { makeUserfault } from "../objects/memory/lazy.ts";
@@ -12,6 +17,7 @@ import {
 } from "../objects/files/controlling-terminal.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
+import { isThreadPidfd } from "../objects/files/pidfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
@@ -103,6 +109,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
     }),
   );
   const limits = seedLimits();
+  const settled = new Set<number>();
   runNoted(
     [...plan.tasks.values()].map((task) => {
       const program = new Program();
@@ -118,6 +125,8 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
       const places = [firstPoolFd(plan) - 1, firstPoolFd(plan) - 2];
       const labels = labelsOf(program, plan, { tid: task.pid, proc: growth.proc, places });
       if (ownsTable(task)) {
+        if (plan.hasThreadPidfds)
+          settleFiles(program, plan, task, { files, settled, when: "threads" });
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
         });
@@ -328,13 +337,40 @@ function addDescriptors(
       label: `place fd ${fd} of pid ${task.pid}`,
     });
   }
-  for (const { fd, id } of task.fdinfo) {
+  settleFiles(program, plan, task, { files, settled, when: "tree" });
+}
+
+interface Settling {
+  readonly files: OpenedFiles;
+  readonly settled: Set<number>;
+  /** What is there by now. */
+  readonly when: "tree" | "threads";
+}
+
+/** What files need when all descriptors are in their places. Those made anew in each task first: others may watch them. */
+function settleFiles(
+  program: Program,
+  plan: RestorePlan,
+  task: TaskPlan,
+  { files, settled, when }: Settling,
+): void {
+  const entries = task.fdinfo.flatMap(({ fd, id }) => {
     const entry = plan.set.files.get(id);
-    if (entry === undefined || (settled.has(id) && kindOfType(entry.type).settleEach !== true))
-      continue;
-    settled.add(id);
+    const isNow = entry !== undefined && needsThreads(plan, entry) === (when === "threads");
+    return isNow ? [{ fd, entry, isEach: kindOfType(entry.type).settleEach === true }] : [];
+  });
+  for (const { fd, entry } of entries.filter(({ isEach }) => isEach))
+    files.settle(program, entry, fd);
+  for (const { fd, entry, isEach } of entries) {
+    if (isEach || settled.has(entry.id)) continue;
+    settled.add(entry.id);
     files.settle(program, entry, fd);
   }
+}
+
+/** Handles of threads, and the epolls, which may watch one. */
+function needsThreads({ hasThreadPidfds }: RestorePlan, entry: FileEntry): boolean {
+  return hasThreadPidfds && (entry.epfd !== undefined || isThreadPidfd(entry));
 }
 
 /** The first task of those that share a table of descriptors fills it, and so with memory. */

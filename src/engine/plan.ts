@@ -14,6 +14,7 @@ import type {
   TaskKobjIdsEntry,
   VmaEntry,
 } from "../images/schema/messages.generated.ts";
+import { isThreadPidfd } from "../objects/files/pidfd.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
 import { partPages } from "../objects/memory/lazy.ts";
@@ -79,6 +80,8 @@ export interface RestorePlan {
   readonly tasks: ReadonlyMap<number, TaskPlan>;
   /** Files that somebody uses, in order of their ids. */
   readonly files: readonly FileEntry[];
+  /** Some of the files are handles of threads, which are made when the threads are there. */
+  readonly hasThreadPidfds: boolean;
   readonly area: WorkArea;
   /** First descriptor number above all that the tasks use. */
   readonly firstFreeFd: number;
@@ -147,6 +150,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     tree,
     tasks,
     files,
+    hasThreadPidfds: files.some(isThreadPidfd),
     area: chooseWorkArea([...tasks.values()]),
     firstFreeFd:
       1 + Math.max(2, ...[...tasks.values()].flatMap(({ fdinfo }) => fdinfo.map(({ fd }) => fd))),

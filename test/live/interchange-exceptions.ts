@@ -127,6 +127,16 @@ export const interchangeExceptions: Exceptions = {
       says: /policy_at\(NULL, &nodes\) is 0/,
     },
   },
+  thread_pidfds: {
+    "restored by CRIU": {
+      why: "CRIU opens pidfds before there are threads",
+      says: /Could not open pidfd/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU refuses pidfds of threads",
+      says: /PIDFD_THREAD flag is currently not supported/,
+    },
+  },
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },

@@ -98,6 +98,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "notify_marks", alone: "both write to the same file" },
     { name: "pipes" },
     { name: "regular_files", alone: "both append to the same files" },
+    { name: "thread_pidfds" },
     { name: "umask_cwd_root" },
     { name: "umask_cwd_root", args: ["chroot"] },
   ],

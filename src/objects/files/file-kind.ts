@@ -66,6 +66,8 @@ export interface FilesDump {
   note(fields: InventoryNotes): void;
   /** The inner pid of a pid in the engine's namespace, when it belongs to the tree. */
   innerPid(pid: number): number | undefined;
+  /** The same of a thread, which may be a process's first. */
+  innerThread?(tid: number): number | undefined;
 }
 
 /** What rooms may tell in inventory.img. */

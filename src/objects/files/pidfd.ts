@@ -1,6 +1,6 @@
-// pidfd: a handle of a process, see pidfd_open(2) and fs/pidfs.c. It can be made only when its process is there, so the
-// descriptor is opened on /dev/null first and replaced in every task that holds it, when the tree stands: each holder
-// gets a description of its own then. All state besides the process is O_NONBLOCK.
+// pidfd: a handle of a process or of a thread, see pidfd_open(2) and fs/pidfs.c. It can be made only when that is there, so the
+// descriptor is opened on /dev/null first and replaced in every task that holds it, when the tree stands, or all of its threads do:
+// each holder gets a description of its own then. All state besides is O_NONBLOCK. CRIU has no pidfds of threads.
 
 import { assert, RepriseError } from "../../errors.ts";
 import {
@@ -25,27 +25,29 @@ export const pidfdKind: FileKind = {
   settleEach: true,
 };
 
+const KEPT_FLAGS = O_NONBLOCK | PIDFD_THREAD;
+
+/** Whether a file is a handle of a thread, which can be made only when the threads are there. */
+export function isThreadPidfd({ pidfd }: FileEntry): boolean {
+  return pidfd !== undefined && pidfd.nspid !== DEAD && (pidfd.flags & PIDFD_THREAD) !== 0;
+}
+
 /** What fdinfo and the image say of a process that is no more. */
 const DEAD = -1;
 
 function writePidfd(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const flags = file.info.flags & ~O_CLOEXEC;
-  if ((flags & PIDFD_THREAD) !== 0) {
-    throw refused(
-      file,
-      "it stands for a thread",
-      "Only pidfds of processes can be saved (opened without PIDFD_THREAD).",
-    );
-  }
+  const what = (flags & PIDFD_THREAD) === 0 ? "process" : "thread";
   const pid = file.info.pidfd?.pid ?? -1;
+  const inner = what === "process" ? dump.innerPid(pid) : dump.innerThread?.(pid);
   // Ended and waited for.
-  const nspid = pid === DEAD ? DEAD : pid > 0 ? dump.innerPid(pid) : undefined;
+  const nspid = pid === DEAD ? DEAD : pid > 0 ? inner : undefined;
   if (nspid === undefined) {
-    const who = pid > 0 ? `process ${pid}` : "a process of another pid namespace";
+    const who = pid > 0 ? `${what} ${pid}` : `a ${what} of another pid namespace`;
     throw refused(
       file,
       `it stands for ${who}, which is not in the tree`,
-      "Dump a tree that contains that process, or have the program close the pidfd.",
+      `Dump a tree that contains that ${what}, or have the program close the pidfd.`,
     );
   }
   // The image's field has 32 bits; it only tells equal dead processes.
@@ -57,7 +59,7 @@ function writePidfd(file: OpenFile, id: number, dump: FilesDump): FileEntry {
 /** A pidfd outlives its process: those of one dead process have one inode number. */
 function openDead(program: Program, pidfd: PidfdEntry, restore: FilesRestore): Argument {
   const process = processForPidfd(program, pidfd.ino, restore);
-  const fd = program.call("pidfd_open", [process, pidfd.flags & O_NONBLOCK], {
+  const fd = program.call("pidfd_open", [process, pidfd.flags & KEPT_FLAGS], {
     label: `open pidfd ${pidfd.id} of a dead process`,
   });
   restoreOwner(program, pidfd.fown, fd);
@@ -77,12 +79,13 @@ function openPlaceholder(
 }
 
 /** Runs for every descriptor; whether it is close-on-exec stays as the engine set it. */
-function openPidfd(program: Program, { id, pidfd }: FileEntry, fd: number): void {
+function openPidfd(program: Program, entry: FileEntry, fd: number): void {
+  const { id, pidfd } = entry;
   assert(pidfd !== undefined, `file ${id} is no pidfd`);
   if (pidfd.nspid === DEAD) return;
   const descriptorFlags = program.call("fcntl", [fd, F_GETFD, 0]);
-  const made = program.call("pidfd_open", [pidfd.nspid, pidfd.flags & O_NONBLOCK], {
-    label: `open a pidfd of pid ${pidfd.nspid} for fd ${fd}`,
+  const made = program.call("pidfd_open", [pidfd.nspid, pidfd.flags & KEPT_FLAGS], {
+    label: `open a pidfd of ${isThreadPidfd(entry) ? "thread" : "pid"} ${pidfd.nspid} for fd ${fd}`,
   });
   program.call("dup3", [made, fd, 0]);
   program.call("close", [made]);

@@ -35,6 +35,7 @@ export interface FileTableOptions extends FilesDumpOptions {
   /** The mount namespaces of the tree. @default all tasks live in the engine's */
   readonly mounts?: MountNamespaces;
   innerPid(pid: number): number | undefined;
+  innerThread?(tid: number): number | undefined;
 }
 
 export class FileTable implements FilesDump {
@@ -208,6 +209,10 @@ export class FileTable implements FilesDump {
 
   innerPid(pid: number): number | undefined {
     return this.options.innerPid(pid);
+  }
+
+  innerThread(tid: number): number | undefined {
+    return this.options.innerThread?.(tid);
   }
 
   /** Runs the deferred steps and writes files.img. */

@@ -278,7 +278,7 @@ describe("pidfd", () => {
     );
     const thread = keep(syscall("pidfd_open", process.pid, 0o200));
     expect(() => pidfdKind.write(openFileOf(process.pid, thread), 4, dump)).toThrow(
-      "it stands for a thread",
+      `it stands for thread ${process.pid}, which is not in the tree`,
     );
   });
 
