@@ -31,10 +31,18 @@ const KEEP_ID = 0xffff_ffff;
 /** Whether an open file has an owner, or a signal of its own. */
 export function hasOwner(file: OpenFile, dump: Pick<FilesDump, "borrow">): boolean {
   const fd = dump.borrow(file);
-  const owner = Buffer.alloc(8);
   if (trySyscall("fcntl", fd, F_GETSIG, 0) > 0) return true;
-  return trySyscall("fcntl", fd, F_GETOWN_EX, owner) === 0 && owner.readInt32LE(4) !== 0;
+  const owned =
+    trySyscall("fcntl", fd, F_GETOWN_EX, ownerBuffer) === 0 && ownerBuffer.readInt32LE(4) !== 0;
+  if (!owned) ownerless.add(file);
+  return owned;
 }
+
+/** Files that have just been looked at, and have neither owner nor signal. */
+const ownerless = new WeakSet<OpenFile>();
+
+/** struct f_owner_ex: kind and pid. */
+const ownerBuffer = Buffer.alloc(8);
 
 /**
  * Signal owner of an open file; all zero when there is none. Pids are those of the root task's namespace. An owner
@@ -43,9 +51,9 @@ export function hasOwner(file: OpenFile, dump: Pick<FilesDump, "borrow">): boole
  * @throws RepriseError SYSCALL
  */
 export function readOwner(file: OpenFile, dump: FilesDump): FownEntry {
-  if (file.fd < 0 || (file.info.flags & O_PATH) !== 0) return NO_OWNER;
+  if (file.fd < 0 || (file.info.flags & O_PATH) !== 0 || ownerless.has(file)) return NO_OWNER;
   const fd = dump.borrow(file);
-  const owner = Buffer.alloc(8);
+  const owner = ownerBuffer;
   // Files of some kinds (and O_PATH ones) have no owner at all.
   const signum = trySyscall("fcntl", fd, F_GETSIG, 0);
   if (signum < 0) return NO_OWNER;

@@ -11,7 +11,7 @@ import { S_IFLNK, S_IFMT } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { CollectedMounts } from "../mounts/collect.ts";
-import type { FilesDump, OpenFile } from "./file-kind.ts";
+import type { FilesDump, FilesDumpOptions, OpenFile } from "./file-kind.ts";
 
 const DELETED = " (deleted)";
 
@@ -27,14 +27,33 @@ export function locate(file: OpenFile, dump: FilesDump): Whereabouts {
   const { stat } = file;
   const target = targetOf(file);
   const base = mountRoot(file, dump);
-  if (leadsTo(base + target, stat) === "it") {
-    return { kind: "there", name: target };
-  }
+  if (leadsThere(base + target, file, dump)) return { kind: "there", name: target };
   const name = target.endsWith(DELETED) ? target.slice(0, -DELETED.length) : target;
   const found = leadsTo(base + name, stat);
   // The name may have been made again for the same file by link(2).
   if (found === "it") return { kind: "there", name };
   return { kind: "gone", name, taken: found !== "nothing" };
+}
+
+/**
+ * Whether a path leads to a file. That it did is kept for as long as the tree stands still, or is looked at ahead: many descriptors may
+ * have one file.
+ */
+function leadsThere(path: string, { stat }: OpenFile, { options }: FilesDump): boolean {
+  let known = foundPaths.get(options);
+  if (known === undefined) foundPaths.set(options, (known = new Map()));
+  const found = known.get(path);
+  if (found !== undefined && isSameFile(found, stat)) return true;
+  if (leadsTo(path, stat) !== "it") return false;
+  known.set(path, stat);
+  return true;
+}
+
+/** By the options, which are others once the tree has been stopped. */
+const foundPaths = new WeakMap<FilesDumpOptions, Map<string, FileStat>>();
+
+function isSameFile(a: FileStat, b: FileStat): boolean {
+  return a.inode === b.inode && a.devMajor === b.devMajor && a.devMinor === b.devMinor;
 }
 
 /** Prefix for the absolute path of a file, seen from the engine: empty in the engine's own mount namespace. */
