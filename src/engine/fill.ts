@@ -7,7 +7,7 @@ import type {
   RlimitEntry,
   SeccompFilter,
 } from "../images/schema/messages.generated.ts";
-import { sealVma } from "../objects/memory/vma.ts";
+import { mapVma, sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { makeUserfault } from "../objects/memory/lazy.ts";
 import {
@@ -35,6 +35,7 @@ import { readTasks } from "../proc/tasks.ts";
 import { readStatus, readThreadStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { addClone } from "./grow.ts";
 import { firstPoolFd, job, roomOfEach, taskJob, type Growth } from "./growth.ts";
+import type { FillingHelp } from "./help-filling.ts";
 import type { UserFaults } from "./hand-over.ts";
 import { isEarly } from "./inherit-memory.ts";
 import { addEarlyMemory, addLateMemory } from "./memory-steps.ts";
@@ -45,7 +46,11 @@ import type { RestorePlan, TaskPlan } from "./plan.ts";
 import { isFirst } from "./sharing.ts";
 
 /** Gives every task its memory, files and threads. For memory that comes later they make userfaultfds. */
-export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles): UserFaults {
+export function fillTasks(
+  plan: RestorePlan,
+  growth: Growth,
+  { files, help }: { readonly files: OpenedFiles; readonly help: FillingHelp | undefined },
+): UserFaults {
   const settled = new Set<number>();
   const segments = attachedSegments(plan, growth);
   const faults = new Map<number, Ref>();
@@ -53,7 +58,8 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
     orphans: plan.options.orphanMaster !== undefined,
   });
   const imagesDir = plan.set.reader.dir;
-  const around = { files, settled, terminals, growth, faults, segments, imagesDir };
+  const around = { files, settled, terminals, growth, faults, segments, imagesDir, help };
+  if (help !== undefined) mapHelped(plan, growth, help);
   const tasks = [...plan.tasks.values()];
   const results = runNoted(
     tasks.map((task) => {
@@ -61,6 +67,7 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
       const notes = addTask(program, plan, task, around);
       return { job: taskJob(plan, growth, { pid: task.pid, program }), notes };
     }),
+    () => help?.fill(growth.outerPid(help.pid)),
   );
   for (const task of plan.tasks.values()) adoptThreads(plan, growth, task);
   return new Map(
@@ -69,6 +76,13 @@ export function fillTasks(plan: RestorePlan, growth: Growth, files: OpenedFiles)
       return fault === undefined ? [] : [[pid, (results[index] as ProgramResult).value(fault)]];
     }),
   );
+}
+
+/** Makes the areas that the engine fills while the task does the rest. */
+function mapHelped(plan: RestorePlan, growth: Growth, { pid, areas }: FillingHelp): void {
+  const program = new Program();
+  for (const vma of areas) mapVma(program, vma, undefined);
+  runPrograms([taskJob(plan, growth, { pid, program })]);
 }
 
 /** The credentials that the engine's tasks have, and keep where the engine may not change them. */
@@ -191,8 +205,11 @@ interface NotedJob {
 }
 
 /** Runs programs, and logs what they could not give back in full. */
-function runNoted(jobs: readonly NotedJob[]): readonly ProgramResult[] {
-  const results = runPrograms(jobs.map((noted) => noted.job));
+function runNoted(jobs: readonly NotedJob[], meanwhile?: () => void): readonly ProgramResult[] {
+  const results = runPrograms(
+    jobs.map((noted) => noted.job),
+    meanwhile,
+  );
   jobs.forEach(({ notes, job: { tracee } }, index) => {
     for (const note of notes(results[index] as ProgramResult))
       log.warn(`pid ${tracee.leader}: ${note}`);
@@ -216,6 +233,7 @@ interface TaskSurroundings {
   readonly segments: SegmentsOf;
   readonly growth: Growth;
   readonly imagesDir: string;
+  readonly help: FillingHelp | undefined;
   /** The userfaultfds that tasks make, by pid. */
   readonly faults: Map<number, Ref>;
 }

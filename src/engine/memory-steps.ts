@@ -14,6 +14,7 @@ import { finishVma, installGuard, isMapped, mapVma, VMA_GUARD } from "../objects
 import { F_SETFL, O_DIRECT } from "../sys/abi/fcntl.ts";
 import { MADV_DONTNEED } from "../sys/abi/mman.ts";
 import type { Program } from "../tracee/program.ts";
+import type { FillingHelp } from "./help-filling.ts";
 import { openImage, type ImageFiles } from "./image-files.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { mapsFile, type TaskPlan } from "./plan.ts";
@@ -52,17 +53,20 @@ export function addLateMemory(
     readonly segments: Segments | undefined;
     /** The set may have text with breakpoints of probes that are still there: one of CRIU's (--allow-uprobes). */
     readonly hasBreakpoints: boolean;
+    /** Whoever fills a part of this task's memory, in areas that are there already. */
+    readonly help: FillingHelp | undefined;
   },
 ): Probe<string[]> {
-  const { early, latePages } = task.memory;
+  const { early } = task.memory;
+  const help = around.help?.pid === task.pid ? around.help : undefined;
   const mapped = task.mm.vmas.filter(isMapped);
   if (around.segments !== undefined) attachSegments(program, mapped, around.segments);
   for (const vma of mapped) {
-    if (isSegment(vma) || early.has(vma)) continue;
+    if (isSegment(vma) || early.has(vma) || help?.areas.has(vma) === true) continue;
     mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
   }
   const placed = restoreAreaPolicies(program, mapped);
-  addPages(program, latePages, around);
+  addPages(program, help?.own ?? task.memory.latePages, around);
   if (task.vdso !== undefined) restoreVdso(program, task.vdso);
   for (const vma of mapped) {
     if (!isText(vma)) continue;

@@ -30,6 +30,7 @@ import { withoutInherited } from "./inherited.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
 import type { EngineHooks, ProgressListener, RestoreStats } from "./progress.ts";
 import { fillTasks, fillThreads } from "./fill.ts";
+import { FillingHelp } from "./help-filling.ts";
 import { growTree, settleTree, startRoot } from "./grow.ts";
 import type { Growth } from "./growth.ts";
 import { setupNamespaces } from "./namespaces.ts";
@@ -145,7 +146,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   let files: OpenedFiles | undefined;
   let lock: NetworkLock | undefined;
   let daemon: LazyDaemon | undefined;
+  let help: FillingHelp | undefined;
   try {
+    help = FillingHelp.of(plan, options.imagesDir);
     cgroups.prepare();
     growth = startRoot(plan, counters);
     enterCgroups(plan, growth, cgroups);
@@ -166,7 +169,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     spreadTasks(plan, growth, cgroups);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
-    const faults = fillTasks(plan, growth, files);
+    const faults = fillTasks(plan, growth, { files, help });
+    help?.close();
+    help = undefined;
     if (options.lazyPages === true)
       daemon = handOver(plan, growth, { workDir: options.workDir ?? options.imagesDir, faults });
     settleTree(plan, growth);
@@ -201,6 +206,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     return { pid: root, stats, wait: () => waitForExit(child) };
   } catch (error) {
     tearDown(growth);
+    help?.close();
     daemon?.close();
     cgroups.giveUp();
     files?.giveUp();

@@ -211,6 +211,7 @@ export const SYSCALLS = {
   fsync: { nr: 74, args: "fd" },
   fdatasync: { nr: 75, args: "fd" },
   syncfs: { nr: 306, args: "fd" },
+  fadvise64: { nr: 221, args: "fd off size int" },
   fallocate: { nr: 285, args: "fd hex off size" },
   mremap: { nr: 25, args: "ptr size size hex ptr" },
   sched_yield: { nr: 24, args: "" },

@@ -2,6 +2,7 @@
 // done once more when it did not.
 
 import { mkdirSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { afterEach, expect, test } from "vitest";
 import { LogLevel, setLogSink } from "../../src/log.ts";
@@ -41,7 +42,11 @@ test.each([
 
   const imagesDir = join(imagesDirOf(program), "last");
   await dump(program.pid, imagesDir, "killed");
+  const lines: string[] = [];
+  setLogSink((_level, text) => void lines.push(text), LogLevel.DEBUG);
   const { pid } = await restore({ imagesDir });
+  const isHelped = lines.some((line) => line.endsWith("are copied by the engine"));
+  expect(isHelped).toBe(availableParallelism() > 1);
   const restored = endWithTest(attachProgram(program.name, pid, program.dir));
   expect(await restored.ask()).toMatch(/^ok /);
   expect(await restored.finish()).toBe("pass");
