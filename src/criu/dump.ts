@@ -39,7 +39,7 @@ export async function dump(
   const { streamDump } = options.flags.has("stream") ? await import("./stream.ts") : {};
   using streamed = streamDump?.(options, directories, runner);
   try {
-    const { stats } = await checkpoint({
+    const { stats, plan } = await checkpoint({
       ...(await engineOptions(options)),
       pid,
       ...(socketInode === undefined ? {} : { requestSocket: socketInode }),
@@ -49,6 +49,7 @@ export async function dump(
       ...(pageServer === undefined ? {} : { pageServer }),
       ...(await lazyServer(options, runner)),
     });
+    if (plan !== undefined) printOut(`${plan.join("\n")}\n`);
     if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
   } catch (error) {
     const status = runner.postDumpStatus();
@@ -81,6 +82,8 @@ async function engineOptions(
   const freezeCgroup = options.values["freeze-cgroup"];
   return {
     leave: options.leave,
+    strict: options.flags.has("strict"),
+    dryRun: options.flags.has("explain"),
     shellJob: options.flags.has("shell-job"),
     orphanPtsMaster: options.flags.has("orphan-pts-master"),
     fileLocks: options.flags.has("file-locks"),

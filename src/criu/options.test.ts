@@ -104,6 +104,10 @@ describe("parseOptions()", () => {
     expect(parse("--shell").flags.has("shell-job")).toBe(true);
     expect(parse("--leave-r").leave).toBe("running");
     expect(() => parse("--leave")).toThrow("ambiguous");
+    // Our own options are written out.
+    expect(parse("--str").flags).toContain("stream");
+    expect(parse("--strict").flags).toContain("strict");
+    expect(() => parse("--expl")).toThrow("unrecognized");
   });
 
   it("demands a value of every option that needs one", () => {

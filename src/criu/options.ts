@@ -51,6 +51,9 @@ const PLAIN_FLAGS = [
   "ms",
 ] as const;
 
+/** Not CRIU's: written out in full only, so that every beginning of a name means what it means to CRIU. */
+const OWN_FLAGS = ["strict", "explain"] as const;
+
 /** Options with a value, of which the last one counts. */
 export const VALUE_OPTIONS = [
   "tree",
@@ -104,7 +107,10 @@ export const LIST_OPTIONS = [
   "cgroup-dump-controller",
 ] as const;
 
-export type FlagName = (typeof NEGATABLE_FLAGS)[number] | (typeof PLAIN_FLAGS)[number];
+export type FlagName =
+  | (typeof NEGATABLE_FLAGS)[number]
+  | (typeof PLAIN_FLAGS)[number]
+  | (typeof OWN_FLAGS)[number];
 export type ValueName = (typeof VALUE_OPTIONS)[number] | (typeof OPTIONAL_VALUES)[number];
 export type ListName = (typeof LIST_OPTIONS)[number];
 export type OptionName = FlagName | ValueName | ListName;
@@ -242,7 +248,8 @@ export function externalResources({ lists }: CriuOptions): string[] {
 
 function longOptions(): Map<string, LongOption> {
   const table = new Map<string, LongOption>();
-  for (const name of [...NEGATABLE_FLAGS, ...PLAIN_FLAGS]) table.set(name, flag(name, true));
+  for (const name of [...NEGATABLE_FLAGS, ...PLAIN_FLAGS, ...OWN_FLAGS])
+    table.set(name, flag(name, true));
   for (const name of NEGATABLE_FLAGS) table.set(`no-${name}`, flag(name, false));
   table.set("daemon", flag("restore-detached", true));
   table.set("no-daemon", flag("restore-detached", false));
@@ -313,7 +320,10 @@ function readLong(draft: Draft, text: string, next: () => string | undefined): v
 /** getopt_long takes any beginning of a name that fits one option only. */
 function fullName(given: string): string {
   if (LONG_OPTIONS.has(given)) return given;
-  const candidates = [...LONG_OPTIONS.keys()].filter((name) => name.startsWith(given));
+  const own: readonly string[] = OWN_FLAGS;
+  const candidates = [...LONG_OPTIONS.keys()].filter(
+    (name) => name.startsWith(given) && !own.includes(name),
+  );
   const [first] = candidates;
   if (first === undefined) throw usageError(`unrecognized option '--${given}'`);
   if (candidates.length > 1) {

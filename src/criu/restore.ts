@@ -40,6 +40,7 @@ export async function restoreAction(
     logPerPid(logFile);
   }
   const result = await restoreTree(options, directories);
+  if (result.plan !== undefined) return 0;
   if (command.length > 0) {
     const { becomeProgram } = await import("./exec.ts");
     becomeProgram(command);
@@ -61,14 +62,20 @@ export async function restoreTree(
   const imagesDir = streamed?.imagesDir ?? directories.imagesDir;
   checkCpuIfAsked(options, { ...directories, imagesDir });
   const placement = findPlacement(process.ppid);
-  placement?.leave();
+  const dryRun = options.flags.has("explain");
+  if (!dryRun) placement?.leave();
   const result = await restore({
     ...engineOptions(options),
     imagesDir,
     workDir: directories.workDir,
     placement,
     hooks,
+    dryRun,
   });
+  if (result.plan !== undefined) {
+    printOut(`${result.plan.join("\n")}\n`);
+    return result;
+  }
   pidfile.write(result.pid);
   if (options.flags.has("display-stats")) printOut(restoreStatsText(result.stats));
   log.info("Restore finished successfully. Tasks resumed.");

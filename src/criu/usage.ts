@@ -43,6 +43,7 @@ Dump:
   -s, --leave-stopped        leave the tasks stopped
       --timeout SECONDS      for stopping the tasks (default: 10)
       --ghost-limit SIZE     largest deleted file that is saved; K, M, G (default: 1M)
+      --strict               refuse what no image can hold, instead of a warning (Reprise's own)
       --link-remap *         link deleted files back that have other names
       --freeze-cgroup DIR    cgroup that is frozen while its tasks are stopped
       --cgroup-props TEXT    settings of cgroups that are saved, in YAML; --cgroup-props-file FILE
@@ -63,6 +64,7 @@ Restore:
       --skip-file-rwx-check * do not compare permissions of files
 
 Both:
+      --explain              print what would be saved or done, and do nothing (Reprise's own)
   -j, --shell-job *          the tree belongs to a session that is not part of it
       --external RESOURCE    what belongs to outside: mnt[..]:.., net[7]:KEY, pid[7]:KEY, tty[..],
                              file[..], unix[7], veth[..]:.., macvlan[..]:.., netdev[..]:..

@@ -84,6 +84,18 @@ async function quietProgram(): Promise<RunningProgram> {
   return program;
 }
 
+/** The child of a process with a command line. */
+function childOf(parent: number, command: string): number | undefined {
+  const children = readFileSync(`/proc/${parent}/task/${parent}/children`, "utf8").split(" ");
+  return children
+    .filter(Boolean)
+    .map(Number)
+    .find((pid) => {
+      const line = readFileSync(`/proc/${pid}/cmdline`, "utf8");
+      return line.split("\0").filter(Boolean).join(" ") === command;
+    });
+}
+
 /** State letter of a process, and its session, group and terminal. */
 function statOf(pid: number): { state: string; group: number; session: number; tty: number } {
   const text = readFileSync(`/proc/${pid}/stat`, "utf8");
@@ -415,3 +427,37 @@ function openTerminal(command: string): Terminal {
 function jobPid(): number {
   return Number(readFileSync(join(dir, "job.pid"), "utf8"));
 }
+
+describe("options of our own", () => {
+  test("--explain prints what a dump would save and what a restore would do, and does neither", async () => {
+    const program = await quietProgram();
+    const where = ["-t", String(program.pid), "-D", images];
+    const planned = await criu(["dump", ...where, "--explain"]);
+    expect(planned).toMatchObject({ status: 0, stderr: "" });
+    expect(planned.stdout).toMatch(new RegExp(`^task ${program.pid} heap_brk \\(alive\\)`));
+    expect(existsSync(join(images, "inventory.img"))).toBe(false);
+    expect(await program.ask()).toBe("ok 1");
+    expect(await criu(["dump", ...where])).toEqual(SILENCE);
+    const restored = await criu(["restore", "-D", images, "--explain"]);
+    expect(restored).toMatchObject({ status: 0, stderr: "" });
+    expect(restored.stdout).toMatch(new RegExp(`^task ${program.pid} heap_brk `, "m"));
+    expect(existsSync(`/proc/${program.pid}/exe`)).toBe(false);
+  });
+
+  test("--strict refuses what would be lost with a warning", async () => {
+    // Its input is a pipe whose other end is another process's.
+    const shell = spawn("sh", ["-c", "sleep 60 | setsid sleep 61"], { detached: true });
+    onTestFinished(() => void process.kill(-(shell.pid ?? 0), "SIGKILL"));
+    const find = (): number | undefined => childOf(shell.pid ?? 0, "sleep 61");
+    await expect.poll(find).toBeDefined();
+    const reader = find() ?? 0;
+    onTestFinished(() => void process.kill(reader, "SIGKILL"));
+    const where = ["-t", String(reader), "-D", images, "-R"];
+    const refused = await criu(["dump", ...where, "--strict"]);
+    expect(refused.status).toBe(1);
+    expect(refused.stderr).toContain("cannot dump without a loss: ");
+    const told = await criu(["dump", ...where]);
+    expect(told.status).toBe(0);
+    expect(told.stderr).toContain("whoever has the other is not restored");
+  });
+});
