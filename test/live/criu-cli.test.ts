@@ -446,7 +446,10 @@ describe("options of our own", () => {
 
   test("--strict refuses what would be lost with a warning", async () => {
     // Its input is a pipe whose other end is another process's.
-    const shell = spawn("sh", ["-c", "sleep 60 | setsid sleep 61"], { detached: true });
+    const shell = spawn("sh", ["-c", "sleep 60 | setsid sleep 61"], {
+      detached: true,
+      stdio: "ignore",
+    });
     onTestFinished(() => void process.kill(-(shell.pid ?? 0), "SIGKILL"));
     const find = (): number | undefined => childOf(shell.pid ?? 0, "sleep 61");
     await expect.poll(find).toBeDefined();
