@@ -7,7 +7,7 @@ import type { MachineFact } from "../kernel/machine.ts";
 
 /** One line for each tool that is installed, and one for the `criu` that they find. */
 export function containerToolFacts(ownCriu: string): MachineFact[] {
-  const facts = [dockerFact(), podmanFact(), runcFact(), crunFact(), containerdFact()];
+  const facts = [dockerFact(), podmanFact(), runcFact(), crunFact(), containerdFact(), lxcFact()];
   const installed = facts.filter((found) => found !== undefined);
   return installed.length === 0 ? [] : [...installed, criuFact(ownCriu)];
 }
@@ -25,8 +25,10 @@ function criuFact(own: string): MachineFact {
   return fact("criu", purpose, isOwn ? undefined : `${first} is another one. ${advice}`);
 }
 
-/** Docker from 26 on sets the network of a restored container up before there is one (containerd issue 12141). */
-const DOCKER_WITHOUT_NETWORK = 26;
+/** These set the network of a restored container up before there is a process in it (containerd issue 12141). */
+function dockerNeedsProcess(version: string): boolean {
+  return version === "26.0.0" || Number(version.split(".")[0]) >= 28;
+}
 
 function dockerFact(): MachineFact | undefined {
   const client = ask("docker", "--version");
@@ -48,7 +50,7 @@ function dockerFact(): MachineFact | undefined {
       'checkpoints are off. Put {"experimental": true} into /etc/docker/daemon.json and restart the daemon',
     );
   }
-  if (Number(version.split(".")[0]) >= DOCKER_WITHOUT_NETWORK) {
+  if (dockerNeedsProcess(version)) {
     return fact(
       "docker",
       purpose,
@@ -92,11 +94,28 @@ function crunHasCheckpoints(): boolean {
   return ask("crun", "--version")?.includes("+CRIU") ?? false;
 }
 
+/** Its configuration can name another criu (1.6), or none for the CRI (2.x, enable_criu); that is not looked at here. */
 function containerdFact(): MachineFact | undefined {
   const version = ask("containerd", "--version");
-  return version === undefined
-    ? undefined
-    : fact("containerd", `containers of containerd ${versionIn(version) ?? ""}`, undefined);
+  if (version === undefined) return undefined;
+  const purpose = `containers of containerd ${versionIn(version) ?? ""}`;
+  // Its shim starts runc, whatever else is there.
+  const fault =
+    ask("runc", "--version") === undefined
+      ? "there is no runc in PATH, which it starts. Install it"
+      : undefined;
+  return fact("containerd", purpose, fault);
+}
+
+/** Its command for checkpoints is a part of the package on some systems only. */
+function lxcFact(): MachineFact | undefined {
+  const version = ask("lxc-start", "--version");
+  if (version === undefined) return undefined;
+  const fault =
+    ask("lxc-checkpoint", "--version") === undefined
+      ? "it was built or packaged without lxc-checkpoint. Install the package that has it"
+      : undefined;
+  return fact("lxc", `containers of LXC ${versionIn(version) ?? ""}`, fault);
 }
 
 /** Nobody needs all of these tools, so none is needed. */
