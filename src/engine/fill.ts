@@ -31,9 +31,9 @@ import * as sched from "../sys/abi/sched.ts";
 import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
 import { Tracee, taskDied } from "../tracee/tracee.ts";
-import { readTasks } from "../proc/tasks.ts";
-import { readStatus, readThreadStatusIfAlive, type TaskStatus } from "../proc/status.ts";
-import { addClone } from "./grow.ts";
+import { readStatus, type TaskStatus } from "../proc/status.ts";
+import { addClone } from "./clone.ts";
+import { makeThread, outerThreads, restoreChildrenNamespace } from "./grow-nested.ts";
 import { firstPoolFd, job, roomOfEach, taskJob, type Growth } from "./growth.ts";
 import type { FillingHelp } from "./help-filling.ts";
 import type { UserFaults } from "./hand-over.ts";
@@ -42,7 +42,7 @@ import { addEarlyMemory, addLateMemory } from "./memory-steps.ts";
 import { enterNested } from "./namespaces.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { attachedSegments, type SegmentsOf } from "./segments.ts";
-import type { RestorePlan, TaskPlan } from "./plan.ts";
+import { hasUsers, type RestorePlan, type TaskPlan } from "./plan.ts";
 import { isFirst } from "./sharing.ts";
 
 /** Gives every task its memory, files and threads. For memory that comes later they make userfaultfds. */
@@ -108,8 +108,8 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
     followers.map(({ task, thread }, index) => {
       const program = new Program();
       const notes = restoreThread(program, thread.core, {
-        pid: task.pid,
-        tid: thread.tid,
+        pid: plan.pids.ownNumber(task.pid),
+        tid: plan.pids.threadNumbers(task.pid, thread.tid).at(-1) ?? thread.tid,
         filters: seccompFilters(plan),
         fixedCreds,
         labels: labelsOf(program, plan, { tid: thread.tid, proc: growth.proc }),
@@ -150,11 +150,12 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         task.pid === plan.tree.root.pid &&
         growth.init === undefined &&
         plan.options.sibling !== true;
+      restoreChildrenNamespace(program, plan, task.pid);
       const notes = restoreProcess(program, task.core, {
         mm: task.mm,
         umask: task.fs.umask ?? 0o22,
         limits,
-        pid: task.pid,
+        pid: plan.pids.ownNumber(task.pid),
         filters: seccompFilters(plan),
         fixedCreds,
         labels,
@@ -245,8 +246,9 @@ function addTask(
   around: TaskSurroundings,
 ): Probe<string[]> {
   const node = plan.tree.nodes.find(({ pid }) => pid === task.pid);
-  if (node !== undefined && node.joinsGroup !== 0) {
-    program.call("setpgid", [0, node.joinsGroup], {
+  const group = plan.pids.ownGroup(task.pid);
+  if (node !== undefined && node.joinsGroup !== 0 && group !== 0) {
+    program.call("setpgid", [0, group], {
       label: `put pid ${task.pid} into process group ${node.joinsGroup}`,
     });
   }
@@ -254,7 +256,7 @@ function addTask(
     program,
     task.core,
     // The seed has forgotten the engine's own: see grow.ts.
-    plan.namespaces.ofRoot("user") === undefined ? {} : { inheritedLoginuid: LOGINUID_UNSET },
+    !hasUsers(plan) ? {} : { inheritedLoginuid: LOGINUID_UNSET },
   );
   // Before segments of shared memory are attached.
   enterNested(program, plan, around.growth, { pid: task.pid, which: "others" });
@@ -265,10 +267,16 @@ function addTask(
   // All groups are there, and of those who have the terminal open the leader is sure to be in its session.
   const terminal = around.terminals.get(task.pid);
   if (terminal !== undefined && terminal.pgrp !== 0)
-    setForeground(program, around.files.fd(terminal.fileId), terminal.pgrp);
+    setForeground(
+      program,
+      around.files.fd(terminal.fileId),
+      plan.pids.seenBy(task.pid, terminal.pgrp),
+    );
   addFirstLabel(program, plan, { tid: task.pid, proc: around.growth.proc });
-  for (const { tid } of task.threads.slice(1)) {
-    addClone(program, { pid: tid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
+  const chosen = plan.pids.chosenForThreads(task.pid);
+  for (const { tid } of chosen === 0 ? [] : task.threads.slice(1)) {
+    const pid = plan.pids.threadNumbers(task.pid, tid).slice(-chosen).toReversed();
+    addClone(program, { pid, flags: THREAD_FLAGS, what: `thread ${tid} of pid ${task.pid}` });
   }
   return (result) => [...notes(result), ...placed(result)];
 }
@@ -408,20 +416,20 @@ function sharesDirectories({ pid, sharing: { directoriesOf } }: TaskPlan): boole
 /** Finds the new threads of a task by their first stops. */
 function adoptThreads(plan: RestorePlan, growth: Growth, task: TaskPlan): void {
   const leader = growth.tracees.get(task.pid) as Tracee;
-  const outer = plan.hasInnerPids ? outerThreadIds(leader.tid) : undefined;
-  for (const { tid } of task.threads.slice(1)) {
-    const tracee = new Tracee(outer?.get(tid) ?? tid, leader.tid, growth.counters);
+  const followers = task.threads.slice(1);
+  if (followers.length > 0 && plan.pids.chosenForThreads(task.pid) === 0) {
+    for (const { tid } of followers) {
+      const thread = { pid: task.pid, tid, flags: THREAD_FLAGS };
+      growth.tracees.set(tid, makeThread(plan, growth, thread));
+    }
+    return;
+  }
+  const outer = plan.hasInnerPids || plan.pids.isNested ? outerThreads(leader.tid) : undefined;
+  for (const { tid } of followers) {
+    const number = plan.pids.threadNumbers(task.pid, tid).at(-1) ?? tid;
+    const tracee = new Tracee(outer?.get(number) ?? tid, leader.tid, growth.counters);
     if (tracee.waitInterrupted() === undefined)
       throw taskDied(tracee, "ended as soon as it was made");
     growth.tracees.set(tid, tracee);
   }
-}
-
-function outerThreadIds(leader: number): Map<number, number> {
-  return new Map(
-    readTasks(leader).map((tid) => [
-      readThreadStatusIfAlive(leader, tid)?.nsPid.at(-1) ?? tid,
-      tid,
-    ]),
-  );
 }

@@ -11,8 +11,7 @@ import { AT_FDCWD, CLOSE_RANGE_MAX, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcn
 import { TASK_SIZE } from "../sys/abi/mman.ts";
 import { SIGCHLD, SIGKILL } from "../sys/abi/signal.ts";
 import { USERFAULTFD_DEVICE } from "../sys/abi/userfault.ts";
-import { writeU64 } from "../sys/memory.ts";
-import { Program, type Ref } from "../tracee/program.ts";
+import { Program } from "../tracee/program.ts";
 import { label, runPrograms } from "../tracee/run.ts";
 import { endProcess, startSeed } from "../tracee/seed.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
@@ -36,12 +35,22 @@ import {
 } from "./namespaces.ts";
 import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { ZOMBIE_PATIENCE_MS } from "./free-pids.ts";
+import {
+  enterUser,
+  entersUser,
+  isMadeAlone,
+  joinOuterGroup,
+  makeAlone,
+  mountLate,
+  rootDepth,
+} from "./grow-nested.ts";
+import { addClone } from "./clone.ts";
 import { firstPoolFd, job, taskJob, type Growth } from "./growth.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import { isEarly } from "./inherit-memory.ts";
 import { addEarlyMemory } from "./memory-steps.ts";
 import type { OpenedFiles } from "./open-files.ts";
-import type { RestorePlan } from "./plan.ts";
+import { hasUsers, type RestorePlan } from "./plan.ts";
 import type { TreeNode } from "./plan-tree.ts";
 
 /**
@@ -64,6 +73,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     : startSeed(plan.area, counters);
   const made: number[] = [seed.tid];
   const tracees = new Map<number, Tracee>();
+  const helpers = new Set<number>();
   let init: Tracee | undefined;
   let kept: KeptDescriptors;
   try {
@@ -102,9 +112,12 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     rootNamespaceFds: new Map(),
     mounts,
     ends: [],
+    lateMounts: [],
+    helpers,
     runInChild: (program) => runInChild(plan, tracees.get(plan.tree.root.pid) as Tracee, program),
     outerPid: (pid) => (tracees.get(pid) as Tracee).tid,
     madePids: () => [
+      ...helpers,
       ...(isSibling ? [] : [seed.tid]),
       ...(init === undefined ? [] : [init.tid]),
       ...[...tracees.values()].filter(({ tid, leader }) => tid === leader).map(({ tid }) => tid),
@@ -142,19 +155,31 @@ function prepareMounts(plan: RestorePlan): PreparedMounts | undefined {
 export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   let level: readonly TreeNode[] = [plan.tree.root];
   while (level.length > 0) {
-    const busy = level.filter(needsStep);
-    const jobs = busy.map((node) => ({
-      node,
-      program: branchProgram(plan, node, { growth, files }),
-    }));
-    runPrograms(jobs.map(({ node, program }) => taskJob(plan, growth, { pid: node.pid, program })));
+    const busy = level.filter((node) => needsStep(node) || entersUser(plan, node));
+    const [apart, together] = partition(busy, (node) =>
+      [...node.early, ...node.late].some((child) => isMadeAlone(plan, child)),
+    );
+    runPrograms(
+      together.map((node) => {
+        const program = branchProgram(plan, node, { growth, files });
+        return taskJob(plan, growth, { pid: node.pid, program });
+      }),
+    );
+    for (const node of apart) branchOneByOne(plan, node, { growth, files });
     const next = level.flatMap((node) => [...node.early, ...node.late]);
     const outer = outerNumbers(plan, growth, next);
     for (const { pid } of next)
-      growth.tracees.set(pid, adopt(growth.counters, { pid, outer: outer(pid) }));
+      if (!growth.tracees.has(pid))
+        growth.tracees.set(pid, adopt(growth.counters, { pid, outer: outer(pid) }));
+    if (plan.pids.isNested) for (const child of next) joinOuterGroup(plan, growth, child);
     level = next;
   }
+  mountLate(plan, growth);
   for (const { helper, orphan } of plan.tree.orphanages) leaveOrphan(plan, growth, helper, orphan);
+}
+
+function partition<T>(all: readonly T[], test: (one: T) => boolean): [T[], T[]] {
+  return [all.filter(test), all.filter((one) => !test(one))];
 }
 
 /** The orphan's parent adopts it: that one is a subreaper for the moment, as nobody else in the tree is one yet. */
@@ -180,11 +205,12 @@ function outerNumbers(
   nodes: readonly TreeNode[],
 ): (pid: number) => number | undefined {
   if (!plan.hasInnerPids) return (pid) => pid;
+  const depth = rootDepth(plan, growth);
   const parents = new Set(nodes.map(({ ppid, viaOrphanage }) => viaOrphanage?.pid ?? ppid));
   const found = new Map(
     [...parents].flatMap((ppid) => {
       const parent = growth.tracees.get(ppid);
-      return parent === undefined ? [] : [...outerChildren(parent.leader)];
+      return parent === undefined ? [] : [...outerChildren(parent.leader, depth)];
     }),
   );
   return (pid) => found.get(pid);
@@ -206,43 +232,6 @@ export function settleTree(plan: RestorePlan, growth: Growth): void {
     growth.tracees.delete(node.pid);
   }
 }
-
-/** Adds a clone3, with the wanted pid if any; the child is traced from the start. */
-export function addClone(
-  program: Program,
-  child: { pid?: number; flags: number; what: string; exitSignal?: number },
-): Ref {
-  const pid = Buffer.alloc(4);
-  pid.writeInt32LE(child.pid ?? 0);
-  const setTid = program.data(pid);
-  const args = Buffer.alloc(sched.CLONE_ARGS_SIZE);
-  writeU64(args, 0, child.flags | sched.CLONE_PTRACE);
-  // With CLONE_PARENT the exit signal is the creator's own (clone(2)).
-  writeU64(
-    args,
-    CLONE_EXIT_SIGNAL,
-    (child.flags & (sched.CLONE_PARENT | sched.CLONE_THREAD)) === 0
-      ? (child.exitSignal ?? SIGCHLD)
-      : 0,
-  );
-  writeU64(args, CLONE_SET_TID_SIZE, child.pid === undefined ? 0 : 1);
-  return program.call(
-    "clone3",
-    [
-      program.structure(args, child.pid === undefined ? {} : { [CLONE_SET_TID]: setTid }),
-      sched.CLONE_ARGS_SIZE,
-    ],
-    {
-      label: `make ${child.what}`,
-      hint: "The pid may have been taken a moment ago, or a limit on processes (RLIMIT_NPROC, pids.max) is reached.",
-    },
-  );
-}
-
-/** Offsets in struct clone_args. */
-const CLONE_EXIT_SIGNAL = 32;
-const CLONE_SET_TID = 64;
-const CLONE_SET_TID_SIZE = 72;
 
 /** What all tasks have open from the seed. */
 type KeptDescriptors = Pick<
@@ -277,7 +266,7 @@ function prepareSeed(
     });
     program.call("close", [directory]);
   }
-  if (plan.namespaces.ofRoot("user") !== undefined) forgetLoginuid(program);
+  if (hasUsers(plan)) forgetLoginuid(program);
   const images = placePayloads(program, payloads, imagesFd);
   const firstPlace = imagesFd + 1 + images.opened.size;
   const inheritedFds = placeInherited(program, inherited, firstPlace);
@@ -306,7 +295,7 @@ function openPayloads(plan: RestorePlan): Map<string, number> {
     closeSync(fd);
   };
   if (plan.labels.size > 0) open(PROC, PROC);
-  if (plan.namespaces.ofRoot("user") === undefined && !isShared) return opened;
+  if (!hasUsers(plan) && !isShared) return opened;
   for (const name of payloadNames(plan.set.reader)) open(name, join(plan.set.reader.dir, name));
   if (plan.options.lazyPages === true && existsSync(USERFAULTFD_DEVICE))
     open(USERFAULTFD_DEVICE, USERFAULTFD_DEVICE);
@@ -425,25 +414,72 @@ function needsStep(node: TreeNode): boolean {
 }
 
 /** What a task does to its part of the tree: the memory that its children inherit, old session's children, own session, the other children. */
-function branchProgram(
+function branchProgram(plan: RestorePlan, node: TreeNode, around: BranchSurroundings): Program {
+  const program = new Program();
+  addOpening(program, plan, node, around);
+  const make = (child: TreeNode): void => {
+    const { numbers, isFirst } = plan.pids.birth(child.pid);
+    addClone(program, {
+      pid: numbers.toReversed(),
+      flags: branchFlags(plan, child) | (isFirst ? sched.CLONE_NEWPID : 0),
+      what: `process ${child.pid}`,
+      exitSignal: exitSignalOf(plan, child),
+    });
+  };
+  node.early.forEach(make);
+  addLeading(program, plan, node, around);
+  node.late.forEach(make);
+  return program;
+}
+
+/** The same where the kernel chooses numbers of children, or these are born elsewhere. */
+function branchOneByOne(plan: RestorePlan, node: TreeNode, around: BranchSurroundings): void {
+  const tracee = around.growth.tracees.get(node.pid) as Tracee;
+  const step = (add: typeof addOpening): void => {
+    const program = new Program();
+    add(program, plan, node, around);
+    if (program.length > 0) run(plan, tracee, program);
+  };
+  const make = (child: TreeNode): void =>
+    makeAlone(plan, around.growth, {
+      node,
+      child,
+      flags: branchFlags(plan, child),
+      exitSignal: exitSignalOf(plan, child),
+    });
+  step(addOpening);
+  node.early.forEach(make);
+  step(addLeading);
+  node.late.forEach(make);
+}
+
+interface BranchSurroundings {
+  readonly growth: Growth;
+  readonly files: OpenedFiles;
+}
+
+/** What a task does before it makes others: the memory that they inherit, and its user namespace. */
+function addOpening(
+  program: Program,
   plan: RestorePlan,
   node: TreeNode,
-  { growth, files }: { readonly growth: Growth; readonly files: OpenedFiles },
-): Program {
-  const program = new Program();
+  { growth, files }: BranchSurroundings,
+): void {
   const task = plan.tasks.get(node.pid);
   if (task !== undefined && isEarly(task.memory, node)) {
     const around = { files, images: growth.images, imagesDir: plan.set.reader.dir };
     addEarlyMemory(program, task, around);
   }
-  const make = (child: TreeNode): void => {
-    const sibling = child.viaSibling ? sched.CLONE_PARENT : 0;
-    const made = plan.tasks.get(child.pid);
-    const flags = sibling | (made?.sharing.cloneFlags ?? 0);
-    const exitSignal = made?.core.tc?.reprise?.child_exit_signal ?? SIGCHLD;
-    addClone(program, { pid: child.pid, flags, what: `process ${child.pid}`, exitSignal });
-  };
-  node.early.forEach(make);
+  if (entersUser(plan, node)) enterUser(program, plan, growth, node.pid);
+}
+
+/** Its own session or group. */
+function addLeading(
+  program: Program,
+  plan: RestorePlan,
+  node: TreeNode,
+  { files }: BranchSurroundings,
+): void {
   if (node.leadsSession) {
     program.call("setsid", [], { label: `make session ${node.pid}` });
     const terminal = controllingTerminals(plan.set, {
@@ -453,8 +489,15 @@ function branchProgram(
       makeControllingTerminal(program, files.fd(terminal.fileId), { end: terminal.end });
   } else if (node.leadsGroup)
     program.call("setpgid", [0, 0], { label: `make process group ${node.pid}` });
-  node.late.forEach(make);
-  return program;
+}
+
+function exitSignalOf(plan: RestorePlan, { pid }: TreeNode): number {
+  return plan.tasks.get(pid)?.core.tc?.reprise?.child_exit_signal ?? SIGCHLD;
+}
+
+function branchFlags(plan: RestorePlan, child: TreeNode): number {
+  const sibling = child.viaSibling ? sched.CLONE_PARENT : 0;
+  return sibling | (plan.tasks.get(child.pid)?.sharing.cloneFlags ?? 0);
 }
 
 /** Waits for the first stop of a child that `creator` has made. */
@@ -485,12 +528,12 @@ function outerChild(parent: number, pid: number): number | undefined {
   return outerChildren(parent).get(pid);
 }
 
-/** Children of a process that we trace, by their numbers in their own pid namespace. */
-function outerChildren(parent: number): Map<number, number> {
+/** Children of a process that we trace, by their numbers in a pid namespace: their own, or one at a depth. */
+function outerChildren(parent: number, depth = -1): Map<number, number> {
   const found = new Map<number, number>();
   for (const child of readChildrenIfAlive(parent) ?? []) {
     const status = readStatusIfAlive(child);
-    const inner = status?.nsPid.at(-1);
+    const inner = status?.nsPid.at(depth);
     if (status?.tracerPid === process.pid && inner !== undefined && status.nsPid.length > 1)
       found.set(inner, child);
   }
@@ -500,7 +543,8 @@ function outerChildren(parent: number): Map<number, number> {
 function endHelper(plan: RestorePlan, growth: Growth, node: TreeNode, tracee: Tracee): void {
   endProcess(tracee.tid);
   const program = new Program();
-  program.call("wait4", [node.pid, 0, sched.WALL, 0], { label: `reap the helper ${node.pid}` });
+  const number = plan.pids.seenBy(node.ppid, node.pid);
+  program.call("wait4", [number, 0, sched.WALL, 0], { label: `reap the helper ${node.pid}` });
   const parent = growth.tracees.get(node.ppid);
   if (parent !== undefined && node !== plan.tree.root) run(plan, parent, program);
 }
@@ -511,7 +555,8 @@ function endZombie(plan: RestorePlan, node: TreeNode, tracee: Tracee): void {
   const code = core?.exit_code ?? 0;
   const signal = code & 0x7f;
   const program = new Program();
-  if (node.joinsGroup !== 0) program.call("setpgid", [0, node.joinsGroup], { mayFail: true });
+  if (node.joinsGroup !== 0)
+    program.call("setpgid", [0, plan.pids.seenBy(node.pid, node.joinsGroup)], { mayFail: true });
   program.call("prctl", [sched.PR_SET_NAME, program.string(core?.comm ?? ""), 0, 0, 0]);
   // No core file for a death that has been died before.
   program.call("prlimit64", [0, RLIMIT_CORE, program.data(Buffer.alloc(16)), 0]);

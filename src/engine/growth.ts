@@ -1,6 +1,7 @@
 // What exists so far of a tree that is being restored, and where its programs and descriptors go.
 
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
+import type { LateMounts } from "../objects/mounts/late.ts";
 import type { MountPlaces } from "../objects/mounts/places.ts";
 import type { PreparedMounts } from "../objects/mounts/mnt.ts";
 import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
@@ -12,6 +13,8 @@ import type { RestorePlan } from "./plan.ts";
 
 /** What exists so far of a tree that is being restored. */
 export interface Growth {
+  /** Helpers that live for a while, in the engine's numbers. */
+  readonly helpers: Set<number>;
   readonly counters: TraceCounters;
   /** undefined when the first task was made by the engine itself. */
   readonly seed: Tracee | undefined;
@@ -34,8 +37,12 @@ export interface Growth {
   readonly mounts: PreparedMounts | undefined;
   /** Where its files are, when it has mounts of its own and they are there. */
   mountPlaces?: MountPlaces;
+  /** What is mounted when the tree is there. */
+  readonly lateMounts: LateMounts[];
   /** What rooms of namespaces want done at the end. */
   readonly ends: { readonly release: () => void; readonly failed?: () => void }[];
+  /** Descriptor in all tasks of the file that sets the next number of a pid namespace, where that is needed. */
+  lastPidFd?: number;
   /** Runs a program in a child of the root task, which ends then. */
   runInChild(program: Program): void;
   /** Number in the engine's pid namespace of a pid in the images. */

@@ -32,6 +32,9 @@ export function inventoryEntry(
     machine,
     plugins_entry: { plugins: [] },
     ...(uptime ? { dump_uptime: uptimeMicroseconds() } : {}),
+    ...(collected.namespaces.relations.length === 0
+      ? {}
+      : { reprise: { namespaces: collected.namespaces.relations } }),
     ...collected.files.inventory,
     ...lock.inventory,
   };

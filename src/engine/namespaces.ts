@@ -16,12 +16,14 @@ import { becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts"
 import { AT_FDCWD, F_DUPFD, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { CLONE_NEWNS } from "../sys/abi/sched.ts";
 import { syscall } from "../sys/ffi.ts";
-import { Program } from "../tracee/program.ts";
+import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
+import { enteredEarly, keepLastPid } from "./grow-nested.ts";
+import { copyMountNamespace, makeUserNamespaces, runIn, type UserHelpers } from "./helpers.ts";
 import { copyAbove } from "./inherited.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
-import type { RestorePlan } from "./plan.ts";
+import { hasUsers, type RestorePlan } from "./plan.ts";
 import type { EngineHooks } from "./progress.ts";
 
 /** Kinds that come with clone3; the others are made by the task itself. */
@@ -189,13 +191,16 @@ export function setupNamespaces(plan: RestorePlan, growth: Growth, hooks?: Engin
   openRootNamespaces(plan, growth);
   const saved = plan.namespaces.all.filter(({ id }) => id !== 0);
   if (saved.length === 0) return;
+  keepLastPid(plan, growth);
   const rootPid = growth.outerPid(plan.tree.root.pid);
   hooks?.script?.("setup-namespaces", rootPid);
-  const restore = surroundings(plan, growth, rootPid);
+  const users = makeUserNamespaces(plan, growth, growth.tracees.get(plan.tree.root.pid) as Tracee);
+  const restore = surroundings(plan, growth, { rootPid, users });
   for (const room of NAMESPACE_ROOMS) {
     const mine = saved.filter(({ kind, origin }) => kind === room.kind && origin.how === "new");
     if (mine.length > 0) room.restore(mine, restore);
   }
+  users?.end();
   hooks?.script?.("post-setup-namespaces", rootPid);
 }
 
@@ -234,8 +239,13 @@ export function namespaceFd(
   );
 }
 
-function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): NamespacesRestore {
+function surroundings(
+  plan: RestorePlan,
+  growth: Growth,
+  { rootPid, users }: { readonly rootPid: number; readonly users: UserHelpers | undefined },
+): NamespacesRestore {
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
+  const run = (program: Program): ProgramResult => runIn(plan, root, program);
   return {
     set: plan.set,
     options: plan.options,
@@ -247,10 +257,14 @@ function surroundings(plan: RestorePlan, growth: Growth, rootPid: number): Names
       growth.mountPlaces = places;
       growth.ends.push({ release: () => places.close(), failed: () => places.close() });
     },
-    run: (program) => {
-      const [result] = runPrograms([job(plan, root, program)]);
-      if (result === undefined) throw new RepriseError("INTERNAL", "internal error: no result");
-      return result;
+    run,
+    runFor: ({ owner }, program) =>
+      owner === undefined || users === undefined ? run(program) : users.of(owner).run(program),
+    copyMounts: (from) => copyMountNamespace(plan, growth, from),
+    keepLateMounts: (late) => void growth.lateMounts.push(...late),
+    descriptorOf: (kind, id) => {
+      const planned = plan.namespaces.byId(kind, id);
+      return planned === undefined ? undefined : growth.namespaceFds.get(planned);
     },
     runInChild: (program) => growth.runInChild(program),
     keep: (program, fd, label) => {
@@ -275,7 +289,9 @@ export function enterNested(
   { pid, which }: { readonly pid: number; readonly which: "mounts" | "others" },
 ): void {
   const ids = plan.tasks.get(pid)?.ids;
+  const entered = hasUsers(plan) ? enteredEarly(plan, pid) : undefined;
   for (const namespace of plan.namespaces.all) {
+    if (namespace.kind === "pid" || entered?.has(namespace) === true) continue;
     if (namespace.role === "root" || (namespace.kind === "mnt") !== (which === "mounts")) continue;
     const { field, flag } = kindOfNamespace(namespace.kind);
     if (ids?.[field] !== namespace.id) continue;

@@ -35,6 +35,7 @@ import type { MemoryRange } from "../sys/memory.ts";
 import { workAreaAt, type WorkArea } from "../tracee/seed.ts";
 import { withoutInherited } from "./inherited.ts";
 import { planMemory, type MemoryPlan } from "./inherit-memory.ts";
+import { planPids, type PidPlan } from "./plan-pids.ts";
 import { planTree, type TreePlan } from "./plan-tree.ts";
 import { planSharing, sharedNames, type Sharing } from "./sharing.ts";
 import { savedBytes, withoutKernelAreas } from "./saved-pages.ts";
@@ -90,6 +91,7 @@ export interface RestorePlan {
   readonly mounts: MountPlan | undefined;
   /** The tasks' numbers are those of another pid namespace than the engine's. */
   readonly hasInnerPids: boolean;
+  readonly pids: PidPlan;
   readonly pages: number;
   /** Labels of security modules, by the threads' numbers; threads without one are left out. */
   readonly labels: ReadonlyMap<number, Labels>;
@@ -134,7 +136,6 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     ]),
   );
   for (const task of tasks.values()) checkTask(task);
-  checkNumbers(namespaces, tree, tasks);
   const files = usedFiles(set, [...tasks.values()]);
   const mounts = planTreeMounts(set, namespaces, options);
   // In a mount namespace of its own the tree's files are there when the mounts are.
@@ -157,6 +158,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     namespaces,
     mounts,
     hasInnerPids: namespaces.ofRoot("pid") !== undefined,
+    pids: planPids(set, namespaces, tree),
     pages,
     ...planLabels(set, [...tasks.values()], options),
   };
@@ -265,20 +267,9 @@ function vdsoOf(set: LoadedSet, task: SavedTask): VdsoPlan | undefined {
   return planVdso(task.pid, { layout, code, vmas: task.mm.vmas, instructions });
 }
 
-/** Only who is privileged in a pid namespace may choose numbers in it (clone(2)), and the tree's own root is not in ours. */
-function checkNumbers(
-  namespaces: NamespacesPlan,
-  tree: TreePlan,
-  tasks: ReadonlyMap<number, TaskPlan>,
-): void {
-  const isThreaded = [...tasks.values()].some(({ threads }) => threads.length > 1);
-  if (namespaces.ofRoot("user") === undefined || namespaces.ofRoot("pid") !== undefined) return;
-  if (tree.nodes.length === 1 && !isThreaded) return;
-  throw new RepriseError(
-    "UNSUPPORTED",
-    "cannot restore the tree: it was in a user namespace, but not in a pid namespace, where it can choose the numbers of its tasks",
-    { hint: "Restore it into a new pid namespace (reprise clone does)." },
-  );
+/** Whether tasks live in other user namespaces than the engine. */
+export function hasUsers({ namespaces }: Pick<RestorePlan, "namespaces">): boolean {
+  return namespaces.all.some(({ kind }) => kind === "user");
 }
 
 function aioRingsOf(set: LoadedSet, task: SavedTask): AioRing[] {

@@ -10,6 +10,8 @@ import { followerCore, leaderCore, zombieCore, type ProcessState } from "../obje
 import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import { log } from "../log.ts";
+import type { MessageInput } from "../images/codec.ts";
+import type { ReprisePidsEntry } from "../images/schema/messages.generated.ts";
 import { crc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type { NetLook } from "../objects/network/room.ts";
@@ -340,6 +342,24 @@ function writePstree(tree: FrozenTree, images: ImageSetWriter): void {
       sid: task.status.nsSid[depth] ?? task.stat.session,
       threads:
         task.threads.length === 0 ? [task.innerPid] : task.threads.map(({ innerTid }) => innerTid),
+      ...innerNumbers(task, depth),
     })),
   );
+}
+
+/** What a task, its group and its session are called in the pid namespaces below that of the root task. */
+function innerNumbers(
+  { status, threads }: FrozenTask,
+  depth: number,
+): { reprise?: MessageInput<ReprisePidsEntry> } {
+  const pids = status.nsPid.slice(depth + 1);
+  if (pids.length === 0) return {};
+  return {
+    reprise: {
+      pids,
+      pgids: status.nsPgid.slice(depth + 1),
+      sids: status.nsSid.slice(depth + 1),
+      tids: threads.flatMap((thread) => thread.status.nsPid.slice(depth + 1)),
+    },
+  };
 }

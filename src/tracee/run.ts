@@ -24,6 +24,8 @@ export interface Job {
   readonly base: number;
   /** Address of the signal frame that puts the thread right if the engine dies; 0 while restoring. */
   readonly frame: number;
+  /** Runs at the last moment before the thread goes on. */
+  readonly justBefore?: () => void;
 }
 
 interface Started {
@@ -72,6 +74,7 @@ function startProgram(job: Job): Started {
   // The order matters: registers first. From here on the frame restores the mask too if we die.
   tracee.setSignalMask(SIGSET_FULL);
   tracee.counters.remoteCalls += program.calls;
+  job.justBefore?.();
   tracee.resume();
   return { job, image };
 }

@@ -101,6 +101,16 @@ export const interchangeExceptions: Exceptions = {
       says: /Can't dump nested ipc namespace/,
     },
   },
+  nested_pids: {
+    "restored by CRIU": {
+      why: "CRIU makes further mount and network namespaces only",
+      says: /Can't restore sub-task in NS/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU saves further mount and network namespaces only",
+      says: /Can't dump nested pid namespace/,
+    },
+  },
   net_namespaces: {
     "dumped by CRIU": {
       why: "CRIU saves the routes of the main table alone",

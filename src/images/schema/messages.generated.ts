@@ -747,7 +747,7 @@ export interface InventoryEntry {
   readonly plugins_entry?: PluginsEntry | undefined;
   readonly dump_criu_run_id?: string | undefined;
   readonly allow_uprobes?: boolean | undefined;
-  readonly machine?: RepriseMachine | undefined;
+  readonly reprise?: RepriseInventoryEntry | undefined;
 }
 
 export interface IpOptsEntry {
@@ -902,6 +902,7 @@ export interface MntEntry {
   readonly deleted?: boolean | undefined;
   readonly sb_flags?: number | undefined;
   readonly ext_key?: string | undefined;
+  readonly pid_ns_id?: number | undefined;
 }
 
 export interface NetDeviceEntry {
@@ -1091,6 +1092,7 @@ export interface PstreeEntry {
   readonly pgid: number;
   readonly sid: number;
   readonly threads: readonly number[];
+  readonly reprise?: ReprisePidsEntry | undefined;
 }
 
 export interface RegFileEntry {
@@ -1135,6 +1137,10 @@ export interface RepriseInetEntry {
   readonly gid?: number | undefined;
 }
 
+export interface RepriseInventoryEntry {
+  readonly namespaces: readonly RepriseNamespace[];
+}
+
 export interface RepriseMachine {
   readonly kernel: string;
   readonly cpu?: CpuinfoX86Entry | undefined;
@@ -1177,6 +1183,21 @@ export interface RepriseMqueueEntry {
 export interface RepriseMqueueMessage {
   readonly priority: number;
   readonly data: Uint8Array;
+}
+
+export interface RepriseNamespace {
+  readonly kind: number;
+  readonly id: number;
+  readonly owner: number;
+  readonly parent?: number | undefined;
+  readonly owner_uid?: number | undefined;
+}
+
+export interface ReprisePidsEntry {
+  readonly pids: readonly number[];
+  readonly pgids: readonly number[];
+  readonly sids: readonly number[];
+  readonly tids: readonly number[];
 }
 
 export interface ReprisePrctl {
@@ -1385,6 +1406,7 @@ export interface TaskKobjIdsEntry {
   readonly user_ns_id?: number | undefined;
   readonly cgroup_ns_id?: number | undefined;
   readonly time_ns_id?: number | undefined;
+  readonly children_pid_ns_id?: number | undefined;
 }
 
 export interface TaskRlimitsEntry {
@@ -2089,12 +2111,15 @@ export interface Messages {
   readonly reprise_cgroup_namespace: RepriseCgroupNamespace;
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_inet_entry: RepriseInetEntry;
+  readonly reprise_inventory_entry: RepriseInventoryEntry;
   readonly reprise_machine: RepriseMachine;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_memory_policy: RepriseMemoryPolicy;
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_mqueue_entry: RepriseMqueueEntry;
   readonly reprise_mqueue_message: RepriseMqueueMessage;
+  readonly reprise_namespace: RepriseNamespace;
+  readonly reprise_pids_entry: ReprisePidsEntry;
   readonly reprise_prctl: ReprisePrctl;
   readonly reprise_prctls: ReprisePrctls;
   readonly reprise_socket_option: RepriseSocketOption;
@@ -2263,7 +2288,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   inotify_wd_entry:
     "1,id,u! 2,i_ino,U! 3,mask,u! 4,ignored_mask,u! 5,s_dev,u! 6,wd,u! 7,f_handle,m!,fh_entry",
   inventory_entry:
-    "1,img_version,u! 2,fdinfo_per_id,b? 3,root_ids,m?,task_kobj_ids_entry 4,ns_per_id,b? 5,root_cg_set,u? 6,lsmtype,e?,lsmtype 8,dump_uptime,U? 9,pre_dump_mode,u? 10,tcp_close,b? 11,network_lock_method,u? 12,plugins_entry,m?,plugins_entry 13,dump_criu_run_id,t? 14,allow_uprobes,b? 30001,machine,m?,reprise_machine",
+    "1,img_version,u! 2,fdinfo_per_id,b? 3,root_ids,m?,task_kobj_ids_entry 4,ns_per_id,b? 5,root_cg_set,u? 6,lsmtype,e?,lsmtype 8,dump_uptime,U? 9,pre_dump_mode,u? 10,tcp_close,b? 11,network_lock_method,u? 12,plugins_entry,m?,plugins_entry 13,dump_criu_run_id,t? 14,allow_uprobes,b? 30001,reprise,m?,reprise_inventory_entry",
   ip_opts_entry: "1,freebind,b? 4,raw,m?,ip_opts_raw_entry 5,pktinfo,b? 6,tos,u? 7,ttl,u?",
   ip_opts_raw_entry: "1,hdrincl,b? 2,nodefrag,b? 3,checksum,b? 4,icmpv_filter,u*",
   ipc_desc_entry: "1,key,u! 2,uid,u! 3,gid,u! 4,cuid,u! 5,cgid,u! 6,mode,u! 7,id,u!",
@@ -2283,7 +2308,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   mm_entry:
     "1,mm_start_code,N! 2,mm_end_code,N! 3,mm_start_data,N! 4,mm_end_data,N! 5,mm_start_stack,N! 6,mm_start_brk,N! 7,mm_brk,N! 8,mm_arg_start,N! 9,mm_arg_end,N! 10,mm_env_start,N! 11,mm_env_end,N! 12,exe_file_id,u! 13,mm_saved_auxv,U* 14,vmas,m*,vma_entry 15,dumpable,i? 16,aios,m*,aio_ring_entry 17,thp_disabled,b? 30001,reprise,m?,reprise_mm_entry",
   mnt_entry:
-    "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t?",
+    "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t? 30001,pid_ns_id,u?",
   net_device_entry:
     "1,type,e!,nd_type 2,ifindex,u! 3,mtu,u! 4,flags,u! 5,name,t! 6,tun,m?,tun_link_entry 7,address,y? 8,conf,i* 9,conf4,m*,sysctl_entry 10,conf6,m*,sysctl_entry 11,macvlan,m?,macvlan_link_entry 12,peer_ifindex,u? 13,peer_nsid,u? 14,master,u? 15,sit,m?,sit_entry 30001,link_info,y? 30002,link_attributes,y? 30003,neighbours,y?",
   netlink_sk_entry:
@@ -2310,7 +2335,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   plugins_entry: "12,plugins,t*",
   posix_timer_entry:
     "1,it_id,u! 2,clock_id,u! 3,si_signo,u! 4,it_sigev_notify,u! 5,sival_ptr,U! 6,overrun,u! 7,isec,U! 8,insec,U! 9,vsec,U! 10,vnsec,U! 11,notify_thread_id,i?",
-  pstree_entry: "1,pid,u! 2,ppid,u! 3,pgid,u! 4,sid,u! 5,threads,u*",
+  pstree_entry:
+    "1,pid,u! 2,ppid,u! 3,pgid,u! 4,sid,u! 5,threads,u* 30001,reprise,m?,reprise_pids_entry",
   reg_file_entry:
     "1,id,u! 2,flags,u! 3,pos,U! 5,fown,m!,fown_entry 6,name,t! 7,mnt_id,s? 8,size,N? 9,ext,b? 10,mode,u? 11,build_id,u* 12,checksum,u? 13,checksum_config,u? 14,checksum_parameter,u?",
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
@@ -2318,6 +2344,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
+  reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",
@@ -2325,6 +2352,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_mqueue_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",
+  reprise_namespace: "1,kind,u! 2,id,u! 3,owner,u! 4,parent,u? 5,owner_uid,u?",
+  reprise_pids_entry: "1,pids,u* 2,pgids,u* 3,sids,u* 4,tids,u*",
   reprise_prctl: "1,option,u! 2,arg2,U! 3,arg3,U!",
   reprise_prctls: "1,calls,m*,reprise_prctl",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
@@ -2356,7 +2385,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   task_core_entry:
     "1,task_state,u! 2,exit_code,u! 3,personality,u! 4,flags,u! 5,blk_sigset,U! 6,comm,t! 7,timers,m?,task_timers_entry 8,rlimits,m?,task_rlimits_entry 9,cg_set,u? 10,signals_s,m?,signal_queue_entry 11,old_seccomp_mode,e?,seccomp_mode 12,old_seccomp_filter,u? 13,loginuid,u? 14,oom_score_adj,i? 15,sigactions,m*,sa_entry 18,child_subreaper,b? 20,blk_sigset_extended,U? 21,stop_signo,u? 22,membarrier_registration_mask,u? 30001,reprise,m?,reprise_task_entry",
   task_kobj_ids_entry:
-    "1,vm_id,u! 2,files_id,u! 3,fs_id,u! 4,sighand_id,u! 5,pid_ns_id,u? 6,net_ns_id,u? 7,ipc_ns_id,u? 8,uts_ns_id,u? 9,mnt_ns_id,u? 10,user_ns_id,u? 11,cgroup_ns_id,u? 12,time_ns_id,u?",
+    "1,vm_id,u! 2,files_id,u! 3,fs_id,u! 4,sighand_id,u! 5,pid_ns_id,u? 6,net_ns_id,u? 7,ipc_ns_id,u? 8,uts_ns_id,u? 9,mnt_ns_id,u? 10,user_ns_id,u? 11,cgroup_ns_id,u? 12,time_ns_id,u? 30001,children_pid_ns_id,u?",
   task_rlimits_entry: "1,rlimits,m*,rlimit_entry",
   task_timers_entry:
     "1,real,m!,itimer_entry 2,virt,m!,itimer_entry 3,prof,m!,itimer_entry 4,posix,m*,posix_timer_entry",

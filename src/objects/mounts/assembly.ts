@@ -42,6 +42,8 @@ export interface Yard {
   readonly hostRoot: number;
   readonly hostNamespace: number;
   readonly sources: ReadonlyMap<number, number>;
+  /** What the root task comes back to, when it lives in the engine's mount namespace. */
+  readonly own?: { readonly namespace: number; readonly root: number };
   /** Copies for the groups that have peers or masters outside. */
   readonly groups: ReadonlyMap<number, number>;
 }
@@ -101,7 +103,7 @@ export class Assembly {
   /** Makes the mounts of a namespace, without a place yet. */
   bind({ mounts }: NamespacePlan): void {
     for (const node of mounts) {
-      if (node.isTerminal) continue;
+      if (node.isTerminal || node.source.from.kind === "late") continue;
       const { entry, source, below } = node;
       if (entry.deleted === true) this.#recreate(node);
       const fd = bind(this.#program, this.#source(source), { below, what: entry.mountpoint });
@@ -140,9 +142,34 @@ export class Assembly {
   /** With further namespaces, the root task needs a way back to its own. */
   keepOwn(): { id: number; namespaceFd: Ref; rootFd: Ref } {
     const label = "keep the mount namespace of the root";
-    const args = [this.#yard.hostNamespace, F_DUPFD, this.#options.above];
+    const { hostNamespace, own } = this.#yard;
+    const args = [own?.namespace ?? hostNamespace, F_DUPFD, this.#options.above];
     const namespaceFd = this.#program.call("fcntl", args, { label });
     return { id: ROOT_NAMESPACE, namespaceFd, rootFd: namespaceFd };
+  }
+
+  /** Leaves the place where mounts of other tasks were made. */
+  goHome(): void {
+    const { own } = this.#yard;
+    if (own === undefined) return;
+    const label = "go back to the root's mount namespace";
+    this.#program.call("setns", [own.namespace, CLONE_NEWNS], { label });
+    this.#program.call("fchdir", [own.root], { label });
+    this.#program.call("chroot", [this.#program.string(".")], { label });
+    this.#program.call("close", [own.namespace]);
+    this.#program.call("close", [own.root]);
+  }
+
+  /** Binds that wait until what they are put on is there. */
+  keepLate(): Map<MountNode, Ref> {
+    const label = "keep a mount for later";
+    const late = [...this.#binds].filter(([{ isLate }]) => isLate);
+    return new Map(
+      late.map(([node, fd]) => {
+        const args = [fd, F_DUPFD, this.#options.above];
+        return [node, this.#program.call("fcntl", args, { label })];
+      }),
+    );
   }
 
   keepSources(sources: readonly MountSource[]): Map<MountSource, Ref> {
@@ -158,7 +185,7 @@ export class Assembly {
   place({ mounts }: NamespacePlan, root: { readonly at: Argument; readonly path?: string }): void {
     const program = this.#program;
     for (const node of mounts) {
-      if (node.isTerminal) continue;
+      if (node.isTerminal || node.isLate) continue;
       const { parent, at, entry } = node;
       const what = entry.mountpoint;
       const fd = this.#fd(node);
@@ -175,7 +202,7 @@ export class Assembly {
       }
     }
     for (const node of mounts) {
-      if (node.isUnbindable && !node.isTerminal) {
+      if (node.isUnbindable && !node.isTerminal && !node.isLate) {
         const attributes = { set: 0, clear: 0, propagation: abi.MS_UNBINDABLE };
         setAttributes(program, this.#fd(node), attributes, node.entry.mountpoint);
       }

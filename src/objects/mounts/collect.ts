@@ -1,8 +1,10 @@
 // The mounts of a frozen tree: every mount namespace that is not the engine's, as mountpoints-ID.img will have it, and the way
 // to its files from outside. Collected before the files, whose entries name their mounts.
 
-import { closeSync, openSync, readFileSync, readlinkSync } from "node:fs";
+import { closeSync, openSync, readFileSync, readlinkSync, statSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
+import { parseNamespaceLink } from "../../proc/ns.ts";
 import { Fstype, type MntEntry, type UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { parseMountinfo, readMountinfo, type Mount } from "../../proc/mountinfo.ts";
@@ -99,6 +101,12 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
   const { options, namespaces, innerId, hostMounts, closeLater } = context;
   const { skip = [], enableFs = [] } = options.mounts ?? {};
   const view = viewOf(namespace, closeLater);
+  // Where the root task lives in the engine's mount namespace, what others have of its mounts is there at the restore, too.
+  const isAlone = namespaces.ofRoot("mnt") === undefined;
+  const external = externalMounts(options.external ?? [], options.mounts);
+  const procOf = namespaces.all.some(({ kind, role }) => kind === "pid" && role === "nested")
+    ? procOwners(view, namespaces)
+    : undefined;
   const mounts = view.mounts.filter(
     // What the kernel mounts below debugfs on its own comes with that.
     ({ mountPoint, fsType }) => !skip.includes(mountPoint) && plainName(fsType) !== "tracefs",
@@ -111,11 +119,12 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
   };
   const entries = resolveExternal(
     // The order of CRIU's list: children before their parents.
-    mounts.map((mount) => mountRecord(mount, record)).toReversed(),
+    mounts.map((mount) => ({ ...mountRecord(mount, record), ...procOf?.(mount) })).toReversed(),
     {
-      external: externalMounts(options.external ?? [], options.mounts),
+      external: isAlone ? { ...external, automatic: true, sharing: true, masters: true } : external,
       host: hostMounts,
       isRootNamespace: namespace.role === "root",
+      isAlone,
     },
   );
   return {
@@ -124,6 +133,38 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
     entries,
     byId: new Map(entries.map((entry) => [entry.mnt_id, entry])),
   };
+}
+
+/** The further pid namespaces that mounted proc file systems show, by what the first process in one is in. */
+function procOwners(
+  { mounts, prefix }: View,
+  namespaces: CollectedNamespaces,
+): (mount: Mount) => { pid_ns_id?: number } {
+  const known = new Map<string, number>();
+  for (const { mountPoint, root, devMajor, devMinor } of mounts.filter(isProc)) {
+    if (root !== "/") continue;
+    try {
+      const inode = parseNamespaceLink(readlinkSync(`${prefix}${mountPoint}/1/ns/pid`));
+      const id = inode === undefined ? undefined : namespaces.idOf("pid", inode);
+      const found = namespaces.all.find((one) => one.kind === "pid" && one.id === id);
+      // The topmost mount there is what the path leads to.
+      const { dev } = statSync(`${prefix}${mountPoint}`, { bigint: true });
+      const isThis = deviceMajor(dev) === devMajor && deviceMinor(dev) === devMinor;
+      if (isThis && found?.role === "nested") known.set(`${devMajor}:${devMinor}`, found.id);
+    } catch (error) {
+      log.debug(
+        `the proc file system at ${mountPoint} does not tell its namespace: ${String(error)}`,
+      );
+    }
+  }
+  return (mount) => {
+    const id = known.get(`${mount.devMajor}:${mount.devMinor}`);
+    return id === undefined || !isProc(mount) ? {} : { pid_ns_id: id };
+  };
+}
+
+function isProc({ fsType }: Mount): boolean {
+  return fsType === "proc";
 }
 
 interface View {

@@ -79,6 +79,8 @@ export interface ExternalContext {
   readonly host: () => readonly Mount[];
   /** Whether these are the mounts of the root task: only there a mount point names one. */
   readonly isRootNamespace: boolean;
+  /** Whether the root task lives in the engine's namespace, so that roots are from outside, too. @default false */
+  readonly isAlone?: boolean;
 }
 
 /** Marks the entries that come from outside. */
@@ -87,7 +89,7 @@ export function resolveExternal(
   context: ExternalContext,
 ): MntEntry[] {
   return entries.map((entry) =>
-    entry.mountpoint === "/"
+    entry.mountpoint === "/" && context.isAlone !== true
       ? entry
       : (nameExternal(entry, context) ?? findExternal(entry, context)),
   );

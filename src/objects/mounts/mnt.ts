@@ -17,6 +17,7 @@ import { mountPlaces } from "./places.ts";
 import { planMounts, type MountNode, type MountPlan, type MountSource } from "./plan.ts";
 import type { OutsideMounts } from "./outside.ts";
 import { withContext } from "./record.ts";
+import { lateMounts } from "./late.ts";
 import { MountBuilder } from "./rebuild.ts";
 
 /** What is there before the root task is made. */
@@ -63,11 +64,21 @@ export const mntRoom: NamespaceRoom = {
       keepSources: set.remaps.length > 0,
     });
     const kept = second.done(restore.run(second.program));
+    const made = new Map(kept.namespaces);
     for (const namespace of namespaces) {
-      const fd = kept.namespaces.get(namespace.id)?.namespace;
-      if (namespace.role === "nested" && fd !== undefined) restore.setDescriptor(namespace, fd);
+      const { id, owner } = namespace;
+      const original = made.get(id);
+      if (namespace.role !== "nested" || original === undefined) continue;
+      const ruler = owner === undefined ? undefined : restore.descriptorOf("user", owner);
+      const there =
+        ruler === undefined
+          ? original
+          : restore.copyMounts({ id, fd: original.namespace, user: ruler });
+      made.set(id, there);
+      restore.setDescriptor(namespace, there.namespace);
     }
-    restore.keepMounts(mountPlaces(mounts.plan, kept, rootPid));
+    restore.keepMounts(mountPlaces(mounts.plan, { ...kept, namespaces: made }, rootPid));
+    restore.keepLateMounts(lateMounts(mounts.plan, kept.late));
   },
 };
 
@@ -78,7 +89,9 @@ export function planTreeMounts(
   options: NamespacesRestoreOptions,
 ): MountPlan | undefined {
   const root = namespaces.made("mnt");
-  if (root === undefined || root.id === 0) return undefined;
+  const isAlone = namespaces.ofRoot("mnt") === undefined;
+  const hasNested = namespaces.all.some(({ kind, role }) => kind === "mnt" && role === "nested");
+  if (isAlone ? !hasNested : root === undefined || root.id === 0) return undefined;
   const external = externalMounts(options.external ?? [], options.mounts);
   const context = options.mounts?.lsmContext;
   const saved = set.namespaces.mounts;
@@ -91,7 +104,11 @@ export function planTreeMounts(
             entries.map((entry) => withContext(entry, context)),
           ]),
         );
-  return planMounts(mounts, { rootId: root.id, external });
+  return planMounts(mounts, {
+    rootId: root?.id,
+    external: isAlone ? { ...external, automatic: true } : external,
+    isNestedPid: (id) => namespaces.byId("pid", id)?.role === "nested",
+  });
 }
 
 /** The mount point tells what the deleted root of a mount was. */

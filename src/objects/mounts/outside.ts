@@ -41,7 +41,7 @@ export function copyOutsideMounts(plan: MountPlan, { root, keep }: OutsideOption
   };
   try {
     for (const { index, from } of plan.sources) {
-      if (from.kind === "new") continue;
+      if (from.kind === "new" || from.kind === "late") continue;
       // criu's current directory is the root when it mounts.
       const path = resolve("/", from.kind === "root" ? root : from.path);
       fds.set(index, { fd: copyTree(path, keep), isDirectory: isDirectory(path) });

@@ -4,7 +4,7 @@
 
 import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
-import { O_PATH } from "../../sys/abi/fcntl.ts";
+import { AT_FDCWD, O_PATH } from "../../sys/abi/fcntl.ts";
 import type { Program } from "../../tracee/program.ts";
 import { ROOT_NAMESPACE } from "./assembly.ts";
 import { mountTerminals } from "./terminals.ts";
@@ -48,6 +48,8 @@ export interface KeptMounts {
   /** Roots of sources. */
   readonly sources: ReadonlyMap<MountSource, number>;
   readonly autofs: readonly AutofsOwner[];
+  /** Mounts that are put on late ones. */
+  readonly late: ReadonlyMap<MountNode, number>;
 }
 
 /** The places of a tree whose root task is `rootPid`. */
@@ -74,7 +76,7 @@ export function mountPlaces(plan: MountPlan, kept: KeptMounts, rootPid: number):
   plan.namespaces.forEach(({ id, mounts }) => {
     for (const node of mounts) nodes.set(node.entry.mnt_id, { node, id });
   });
-  const [root] = plan.namespaces;
+  const root = plan.hasRoot ? plan.namespaces[0] : undefined;
   const namespaceOf = (mntId: number | undefined): number | undefined => {
     const id = mntId === undefined ? undefined : nodes.get(mntId)?.id;
     return id === root?.id ? undefined : id;
@@ -90,6 +92,8 @@ export function mountPlaces(plan: MountPlan, kept: KeptMounts, rootPid: number):
     },
     prefixOf: (mntId) => prefixes.get(namespaceOf(mntId) ?? ROOT_NAMESPACE) ?? rootPrefix,
     onSource: (mntId, path) => {
+      if (root === undefined && (mntId === undefined || !nodes.has(mntId)))
+        return { directory: AT_FDCWD, path, prefix: "" };
       const node = nodes.get(mntId ?? -1)?.node ?? nodeOf(root?.mounts ?? [], path);
       const source = node === undefined ? undefined : sources.get(node.source);
       const inside = relativeTo(path, node?.entry.mountpoint ?? "/");

@@ -25,7 +25,9 @@ export interface MountSource {
         readonly entry: MntEntry;
         readonly type: FileSystem;
         readonly device?: string;
-      };
+      }
+    /** The proc file system of a further pid namespace, which is mounted when there is a process in that. */
+    | { readonly kind: "late"; readonly entry: MntEntry; readonly pidNamespace: number };
 }
 
 /** A mount of the tree. */
@@ -40,6 +42,8 @@ export interface MountNode {
   readonly isUnbindable: boolean;
   /** A terminal (of devpts), which is there when the files have been opened. */
   readonly isTerminal: boolean;
+  /** Of a late source, or somewhere on such a mount. */
+  readonly isLate: boolean;
 }
 
 export interface NamespacePlan {
@@ -71,8 +75,11 @@ export interface PeerCopy {
 }
 
 export interface MountPlan {
+  /** Whether the root task has mounts of its own; else it lives in the engine's mount namespace. */
+  readonly hasRoot: boolean;
+  /** Without the late ones. */
   readonly sources: readonly MountSource[];
-  /** The root task's first. */
+  /** The root task's first, if it has one. */
   readonly namespaces: readonly NamespacePlan[];
   /** Masters before their slaves. */
   readonly groups: readonly PeerGroup[];
@@ -85,14 +92,21 @@ export interface MountPlan {
  */
 export function planMounts(
   images: ReadonlyMap<number, readonly MntEntry[]>,
-  options: { readonly rootId: number; readonly external: ExternalMounts },
+  options: {
+    /** Undefined for the mounts of tasks below a root task in the engine's mount namespace. */
+    readonly rootId: number | undefined;
+    readonly external: ExternalMounts;
+    /** Whether a pid namespace is another one than the root task's. */
+    readonly isNestedPid?: (id: number) => boolean;
+  },
 ): MountPlan {
   const sources = planSources(images, options);
   const ids = [...images.keys()].toSorted((a, b) =>
     a === options.rootId ? -1 : b === options.rootId ? 1 : a - b,
   );
   const namespaces = ids.map((id) => planNamespace(id, images.get(id) ?? [], sources));
-  return { sources: sources.all, namespaces, groups: planGroups(namespaces) };
+  const hasRoot = options.rootId !== undefined;
+  return { hasRoot, sources: sources.all, namespaces, groups: planGroups(namespaces) };
 }
 
 /** The sources, and which mount has which. */
@@ -103,7 +117,7 @@ interface Sources {
 
 function planSources(
   images: ReadonlyMap<number, readonly MntEntry[]>,
-  { rootId, external }: { rootId: number; external: ExternalMounts },
+  { rootId, external, isNestedPid }: Parameters<typeof planMounts>[1],
 ): Sources {
   const all: MountSource[] = [];
   const own = new Map<MntEntry, MountSource>();
@@ -113,10 +127,10 @@ function planSources(
     own.set(entry, source);
     return source;
   };
-  const root = rootOf(images.get(rootId) ?? []);
-  if (root === undefined)
+  const root = rootId === undefined ? undefined : rootOf(images.get(rootId) ?? []);
+  if (root === undefined && rootId !== undefined)
     throw new RepriseError("BAD_IMAGE", `cannot restore: mountpoints-${rootId}.img has no root`);
-  add(root, { kind: "root" });
+  if (root !== undefined) add(root, { kind: "root" });
   const entries = [...images.values()].flat();
   for (const entry of entries) {
     if (entry === root) continue;
@@ -126,6 +140,12 @@ function planSources(
   }
   const given = all.slice();
   const fresh = new Map<number, MountSource>();
+  for (const entry of entries) {
+    if (entry.pid_ns_id === undefined || isNestedPid?.(entry.pid_ns_id) !== true) continue;
+    const from = { kind: "late", entry, pidNamespace: entry.pid_ns_id } as const;
+    if (!fresh.has(entry.root_dev))
+      fresh.set(entry.root_dev, { index: -1, device: entry.root_dev, root: "/", from });
+  }
   for (const entry of entries) {
     if (own.has(entry) || fresh.has(entry.root_dev) || entry.root !== "/") continue;
     if (given.some((source) => shows(source, entry))) continue;
@@ -246,6 +266,7 @@ function planNode(entry: MntEntry, parent: MountNode | undefined, sources: Sourc
     at,
     isUnbindable: (entry.flags & MS_UNBINDABLE) !== 0,
     isTerminal: entry.fstype === Fstype.DEVPTS && TERMINAL.test(root),
+    isLate: source.from.kind === "late" || parent?.isLate === true,
   };
 }
 
@@ -254,6 +275,8 @@ const TERMINAL = /^\/\d+$/;
 function planGroups(namespaces: readonly NamespacePlan[]): PeerGroup[] {
   const members = new Map<string, MountNode[]>();
   for (const node of namespaces.flatMap(({ mounts }) => mounts)) {
+    // New mounts of such a kind are private.
+    if (node.isLate) continue;
     const { shared_id = 0, master_id = 0 } = node.entry;
     if (shared_id === 0 && master_id === 0) continue;
     const key = `${shared_id}:${master_id}`;

@@ -4,6 +4,8 @@
 // mount_namespaces(7), move_mount(2).
 
 import { RepriseError } from "../../errors.ts";
+import { openOwn } from "../namespaces/nested.ts";
+import { CLONE_NEWNS } from "../../sys/abi/sched.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import * as abi from "../../sys/abi/mount.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../../tracee/program.ts";
@@ -13,7 +15,7 @@ import { addPeer, Assembly, type TreeOptions, type Yard } from "./assembly.ts";
 import { makePlace, move, PRIVATE, setAttributes } from "./calls.ts";
 import type { OutsideMounts } from "./outside.ts";
 import type { KeptMounts } from "./places.ts";
-import type { MountPlan, MountSource, NamespacePlan, PeerCopy, PeerGroup } from "./plan.ts";
+import type { MountPlan, MountSource, PeerCopy, PeerGroup } from "./plan.ts";
 import { flagsOf } from "./record.ts";
 
 /** What the engine has to do between the two programs of the root task. */
@@ -48,12 +50,17 @@ export class MountBuilder {
   } {
     const program = new Program();
     this.#autofs.open(program, places);
+    const { hasRoot } = this.#plan;
+    const ownNamespace = hasRoot ? -1 : openOwn(program, "mnt");
+    const ownRoot = hasRoot ? -1 : openRoot(program);
+    if (!hasRoot)
+      program.call("unshare", [CLONE_NEWNS], { label: "make a place for mounts of other tasks" });
     const label = "keep the mounts of the tree apart from those of outside";
     program.call("mount", [0, program.string("/"), 0, abi.MS_REC | abi.MS_PRIVATE, 0], { label });
     const open = (path: string, flags: number): Ref =>
       program.call("openat", [AT_FDCWD, program.string(path), flags, 0], { label: `open ${path}` });
     const hostRoot = open("/", O_PATH | O_DIRECTORY);
-    const nested = this.#plan.namespaces.length > 1;
+    const nested = this.#plan.namespaces.length > (hasRoot ? 1 : 0);
     const hostNamespace = nested ? open("/proc/self/ns/mnt", O_RDONLY) : -1;
     const yard = addYard(program);
     program.call("fchdir", [yard]);
@@ -86,6 +93,7 @@ export class MountBuilder {
           hostNamespace: value(hostNamespace),
           sources: values(sources),
           groups: values(groups),
+          ...(hasRoot ? {} : { own: { namespace: value(ownNamespace), root: value(ownRoot) } }),
         };
         this.#yard = made;
         return { fd: (source) => made.sources.get(source.index) ?? -1 };
@@ -102,18 +110,27 @@ export class MountBuilder {
     if (yard === undefined) throw new RepriseError("INTERNAL", "internal error: no sources yet");
     const program = new Program();
     const assembly = new Assembly(program, yard, options);
-    const { namespaces, groups } = this.#plan;
+    const { namespaces, groups, hasRoot } = this.#plan;
     assembly.finishSources(this.#plan.sources);
     for (const namespace of namespaces) assembly.bind(namespace);
-    const [root, ...nested] = namespaces as [NamespacePlan, ...NamespacePlan[]];
+    const nested = namespaces.slice(hasRoot ? 1 : 0);
     const made = nested.map((namespace) => assembly.nest(namespace));
-    if (nested.length > 0) made.push(assembly.keepOwn());
-    assembly.place(root, { at: yard.fd });
-    const leave = assembly.enter(root);
-    // Not before: pivot_root refuses a shared root.
-    groups.forEach((group) => assembly.join(group));
-    assembly.removeDeleted();
-    leave();
+    const [root] = namespaces;
+    if (!hasRoot || root === undefined) {
+      made.push(assembly.keepOwn());
+      groups.forEach((group) => assembly.join(group));
+      assembly.removeDeleted();
+      assembly.goHome();
+    } else {
+      if (nested.length > 0) made.push(assembly.keepOwn());
+      assembly.place(root, { at: yard.fd });
+      const leave = assembly.enter(root);
+      // Not before: pivot_root refuses a shared root.
+      groups.forEach((group) => assembly.join(group));
+      assembly.removeDeleted();
+      leave();
+    }
+    const late = assembly.keepLate();
     const sourceFd = (source: MountSource): number => yard.sources.get(source.index) ?? -1;
     this.#autofs.keep(program, { ...options, fd: sourceFd });
     const sources = options.keepSources ? assembly.keepSources(this.#plan.sources) : new Map();
@@ -128,10 +145,17 @@ export class MountBuilder {
           ]),
         ),
         sources: new Map([...sources].map(([source, fd]) => [source, result.value(fd)])),
+        late: new Map([...late].map(([node, fd]) => [node, result.value(fd)])),
         autofs: this.#autofs.owners((ref) => result.value(ref)),
       }),
     };
   }
+}
+
+function openRoot(program: Program): Ref {
+  return program.call("openat", [AT_FDCWD, program.string("/"), O_PATH | O_DIRECTORY, 0], {
+    label: "open the root",
+  });
 }
 
 /** A tmpfs on top of the old root: paths do not lead into it, its descriptor does. */

@@ -3,18 +3,21 @@
 // only, and only where the root's is not its own. Ids count over all kinds from 1, the engine's own first.
 
 import { RepriseError } from "../../errors.ts";
-import type { TaskKobjIdsEntry } from "../../images/schema/messages.generated.ts";
+import type { RepriseNamespace, TaskKobjIdsEntry } from "../../images/schema/messages.generated.ts";
 import { readNamespaces, type NamespaceInodes } from "../../proc/ns.ts";
 import type { FrozenTask } from "../task/task.ts";
 import {
   externalKey,
   inodeOfKind,
+  kindOfNamespace,
   NAMESPACE_KINDS,
   type KindOfNamespace,
   type NamespaceKind,
 } from "./kinds.ts";
 import { foreignMount } from "./proc-mount.ts";
 import { hasRoom } from "./registry.ts";
+import { ownerUid, relatedInode, type NamespaceRelation } from "./relations.ts";
+import { idsInside } from "./user.ts";
 
 /** The namespace fields of ids-PID.img. */
 export type NamespaceIds = Omit<TaskKobjIdsEntry, "vm_id" | "files_id" | "fs_id" | "sighand_id">;
@@ -45,6 +48,8 @@ export interface CollectedNamespaces {
   ofTask(pid: number, kind: NamespaceKind): CollectedNamespace | undefined;
   /** The root task's namespace of a kind; undefined when it is the engine's. */
   ofRoot(kind: NamespaceKind): CollectedNamespace | undefined;
+  /** Who owns the further namespaces, and what those of pids and users are in; none in a tree without such. */
+  readonly relations: readonly RepriseNamespace[];
   /** The id of a namespace by its inode, the engine's own included. */
   idOf(kind: NamespaceKind, inode: number): number | undefined;
 }
@@ -65,18 +70,24 @@ export function collectNamespaces(
 ): CollectedNamespaces {
   const table = new NamespaceTable(options);
   for (const task of tasks) table.add(task);
+  table.finish(tasks);
   return table;
 }
+
+const COMES_BACK: ReadonlySet<NamespaceKind> = new Set(["uts", "ipc", "net", "mnt", "cgroup"]);
 
 class NamespaceTable implements CollectedNamespaces {
   readonly own: NamespaceIds;
   readonly all: CollectedNamespace[] = [];
+  relations: readonly RepriseNamespace[] = [];
   readonly #external: readonly string[];
   readonly #ownInodes = readNamespaces(process.pid);
   /** By kind and inode. */
   readonly #ids = new Map<string, number>();
   readonly #tasks = new Map<number, NamespaceInodes>();
   #root: number | undefined;
+  /** The mount namespace that counts as the engine's. */
+  #freshProc: number | undefined;
 
   constructor({ external }: CollectNamespacesOptions) {
     this.#external = external;
@@ -93,12 +104,55 @@ class NamespaceTable implements CollectedNamespaces {
     this.#tasks.set(task.pid, inodes);
     if (inodes.time !== inodes.time_for_children)
       refuse(task, "time", "its children are to live in another one");
-    if (inodes.pid !== inodes.pid_for_children && inodes.pid_for_children !== undefined)
-      refuse(task, "pid", "its children are to live in another one");
+  }
+
+  /** When all tasks are known. */
+  finish(tasks: readonly FrozenTask[]): void {
+    for (const task of tasks) {
+      const { pid, pid_for_children: next } = this.#inodesOf(task.pid);
+      if (next === undefined || next === pid) continue;
+      if (this.idOf("pid", next) === undefined)
+        refuse(task, "pid", "its children are to live in another one");
+    }
+    const nested = this.all.filter(({ role }) => role === "nested");
+    this.relations = nested.map((namespace) => this.#relationOf(namespace));
+    checkPidNamespaces(tasks);
+  }
+
+  #relationOf(namespace: CollectedNamespace): RepriseNamespace {
+    const { kind, id, pid } = namespace;
+    const { flag } = kindOfNamespace(kind);
+    const known = (relation: NamespaceRelation, of: NamespaceKind): number => {
+      const inode = relatedInode(pid, kind, relation);
+      const found = inode === undefined ? undefined : this.idOf(of, inode);
+      if (found === undefined) {
+        throw new RepriseError(
+          "UNSUPPORTED",
+          `cannot dump pid ${pid}: its ${kind} namespace belongs to a ${of} namespace that no task of the tree lives in`,
+          { pid, hint: "Such a chain of namespaces cannot be saved yet." },
+        );
+      }
+      return found;
+    };
+    const isChild = kind === "pid" || kind === "user";
+    return {
+      kind: flag,
+      id,
+      owner: known("owner", "user"),
+      ...(isChild ? { parent: known("parent", kind) } : {}),
+      ...(kind === "user"
+        ? { owner_uid: idsInside(this, { uid: ownerUid(pid), gid: 0 }).uid }
+        : {}),
+    };
   }
 
   idsOf(pid: number): NamespaceIds {
-    return this.#idsOf(this.#inodesOf(pid));
+    const inodes = this.#inodesOf(pid);
+    const { pid: own, pid_for_children: next } = inodes;
+    const ids = this.#idsOf(inodes);
+    if (next === undefined || next === own) return ids;
+    const children = this.idOf("pid", next);
+    return children === undefined ? ids : { ...ids, children_pid_ns_id: children };
   }
 
   ofTask(pid: number, kind: NamespaceKind): CollectedNamespace | undefined {
@@ -125,8 +179,10 @@ class NamespaceTable implements CollectedNamespaces {
       const ofRoot = this.ofRoot(kind)?.inode ?? own;
       if (inode === ofRoot) return;
       if (inode === own) refuse(task, kind, "it is the engine's, and not the root task's");
-      if (!nests || (kind === "mnt" && ofRoot === own))
-        refuse(task, kind, "it is not the root task's");
+      if (!nests) refuse(task, kind, "it is not the root task's");
+      // Who makes it could not come back, as that takes rights outside of the root's user namespace.
+      if (ofRoot === own && this.ofRoot("user") !== undefined && COMES_BACK.has(kind))
+        refuse(task, kind, "the root task, in a user namespace of its own, has none");
     }
     if (inode === own || inode === undefined) return;
     if (this.#ids.has(key(kind, inode))) return;
@@ -151,9 +207,14 @@ class NamespaceTable implements CollectedNamespaces {
    */
   #withoutFreshProc(task: FrozenTask, inodes: NamespaceInodes): NamespaceInodes {
     const own = this.#ownInodes;
+    if (this.#root !== undefined)
+      return inodes.mnt === this.#freshProc ? { ...inodes, mnt: own.mnt } : inodes;
     if (inodes.mnt === own.mnt || inodes.pid === own.pid) return inodes;
     const difference = foreignMount(task.pid);
-    if (difference === undefined) return { ...inodes, mnt: own.mnt };
+    if (difference === undefined) {
+      this.#freshProc = inodes.mnt;
+      return { ...inodes, mnt: own.mnt };
+    }
     if (!hasRoom("mnt")) refuse(task, "mnt", `with a mount of its own: ${difference}`);
     return inodes;
   }
@@ -177,6 +238,20 @@ class NamespaceTable implements CollectedNamespaces {
   }
 }
 
+/**
+ * A task in another pid namespace than its parent must be the first there, made with it: one that was brought in from outside (setns,
+ * as by nsenter) cannot be made again.
+ */
+function checkPidNamespaces(tasks: readonly FrozenTask[]): void {
+  for (const task of tasks) {
+    const { nsPid } = task.status;
+    const parent = task.parent?.status.nsPid.length ?? nsPid.length;
+    const isFirst = nsPid.length === parent + 1 && nsPid.at(-1) === 1;
+    if (nsPid.length === parent || isFirst) continue;
+    refuse(task, "pid", "it was brought into it from outside (setns)");
+  }
+}
+
 /** A kind that the kernel does not have has one namespace, without an inode. */
 function key(kind: NamespaceKind, inode: number | undefined): string {
   return `${kind}:${inode ?? 0}`;
@@ -188,7 +263,7 @@ function refuse(task: FrozenTask, kind: NamespaceKind, why: string): never {
     `cannot dump pid ${task.pid} (${task.stat.comm}): it lives in a ${kind} namespace of its own: ${why}`,
     {
       pid: task.pid,
-      hint: "A tree may have namespaces of its own as a whole, and further mount and network namespaces; others cannot be saved.",
+      hint: "Namespaces that the engine, another tree or nobody lives in cannot be saved with this one.",
     },
   );
 }

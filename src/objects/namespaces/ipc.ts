@@ -124,7 +124,8 @@ function restoreLimits(
   );
   if (differing.length === 0) return;
   const program = new Program();
-  const own = made.place === undefined ? undefined : openOwn(program, "ipc");
+  const comesBack = made.place !== undefined && made.namespace.owner === undefined;
+  const own = comesBack ? openOwn(program, "ipc") : undefined;
   if (made.place !== undefined)
     program.call("setns", [made.place, CLONE_NEWIPC], { label: "go to another IPC namespace" });
   for (const [path, value] of differing) {
@@ -140,7 +141,7 @@ function restoreLimits(
     program.call("close", [fd]);
   }
   if (own !== undefined) goBack(program, "ipc", own);
-  restore.run(program);
+  restore.runFor(made.namespace, program);
 }
 
 function limitsOf(entry: IpcVarEntry): [path: string, value: string][] {

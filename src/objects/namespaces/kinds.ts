@@ -26,13 +26,13 @@ export interface KindOfNamespace {
 
 /** In the order in which CRIU numbers the namespaces of a task. */
 export const NAMESPACE_KINDS: readonly KindOfNamespace[] = [
-  { kind: "pid", flag: CLONE_NEWPID, field: "pid_ns_id", nests: false },
+  { kind: "pid", flag: CLONE_NEWPID, field: "pid_ns_id", nests: true },
   { kind: "net", flag: CLONE_NEWNET, field: "net_ns_id", nests: true },
   { kind: "ipc", flag: CLONE_NEWIPC, field: "ipc_ns_id", nests: true },
   { kind: "uts", flag: CLONE_NEWUTS, field: "uts_ns_id", nests: true },
   { kind: "time", flag: CLONE_NEWTIME, field: "time_ns_id", nests: false },
   { kind: "mnt", flag: CLONE_NEWNS, field: "mnt_ns_id", nests: true },
-  { kind: "user", flag: CLONE_NEWUSER, field: "user_ns_id", nests: false },
+  { kind: "user", flag: CLONE_NEWUSER, field: "user_ns_id", nests: true },
   { kind: "cgroup", flag: CLONE_NEWCGROUP, field: "cgroup_ns_id", nests: true },
 ];
 

@@ -1,5 +1,5 @@
-// Namespaces of tasks that do not share the root task's: made by the root task, so that its user namespace owns them, and kept open there
-// until the tasks that live in them have entered (setns(2)).
+// Namespaces of tasks that do not share the root task's: made by the root of the user namespace that is to own them, and kept open in the
+// root task until the tasks that live in them have entered (setns(2)).
 
 import { openSync } from "node:fs";
 import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
@@ -26,16 +26,18 @@ export function makeNested(
 ): MadeNamespace[] {
   const nested = namespaces.filter(({ role }) => role === "nested");
   const places = new Map<PlannedNamespace, number>();
-  if (nested.length > 0) {
+  for (const owner of new Set(nested.map((namespace) => namespace.owner))) {
+    const mine = nested.filter((namespace) => namespace.owner === owner);
     const program = new Program();
-    const own = openOwn(program, kind);
-    const kept = nested.map((namespace) => {
+    // Who is root of another user namespace could not go back, and has no need to.
+    const own = owner === undefined ? openOwn(program, kind) : undefined;
+    const kept = mine.map((namespace) => {
       addUnshare(program, namespace);
       const label = `keep ${kind} namespace ${namespace.id}`;
       return { namespace, ref: restore.keep(program, openOwn(program, kind), label) };
     });
-    goBack(program, kind, own);
-    const result = restore.run(program);
+    if (own !== undefined) goBack(program, kind, own);
+    const result = restore.runFor(mine[0] as PlannedNamespace, program);
     for (const { namespace, ref } of kept) {
       places.set(namespace, result.value(ref));
       restore.setDescriptor(namespace, result.value(ref));

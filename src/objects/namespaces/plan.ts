@@ -2,7 +2,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
-import { NAMESPACE_KINDS, type NamespaceKind } from "./kinds.ts";
+import { kindOfNamespace, NAMESPACE_KINDS, type NamespaceKind } from "./kinds.ts";
 import { hasRoom } from "./registry.ts";
 import type { JoinedNamespace, NamespacesRestoreOptions } from "./room.ts";
 
@@ -12,6 +12,12 @@ export interface PlannedNamespace {
   /** Its number in the images; 0 for one that the images do not know (a new pid namespace for a clone). */
   readonly id: number;
   readonly role: "root" | "nested";
+  /** The number of the user namespace that a nested one belongs to; undefined for the root task's. */
+  readonly owner?: number;
+  /** What a nested one of pids or users is in; undefined for the root task's. */
+  readonly parent?: number;
+  /** Who made a nested user namespace, in ids of the root task's. */
+  readonly ownerUid?: number;
   readonly origin:
     | { readonly how: "new" }
     /** Named by `--external` at the dump: the engine enters what `--inherit-fd` brings under this key. */
@@ -27,6 +33,8 @@ export interface NamespacesPlan {
   made(kind: NamespaceKind): PlannedNamespace | undefined;
   /** The namespace of a kind by its number in the images; undefined for the engine's. */
   byId(kind: NamespaceKind, id: number | undefined): PlannedNamespace | undefined;
+  /** Whether a user namespace is another one or somewhere in it; undefined stands for the root task's. */
+  isWithin(inner: number | undefined, outer: number | undefined): boolean;
 }
 
 export interface NamespacesPlanOptions extends NamespacesRestoreOptions {
@@ -45,15 +53,21 @@ export function planNamespaces(set: LoadedSet, options: NamespacesPlanOptions): 
   const all: PlannedNamespace[] = NAMESPACE_KINDS.flatMap(({ kind }) => ofKind(set, kind, options));
   const ofRoot = (kind: NamespaceKind): PlannedNamespace | undefined =>
     all.find((known) => known.kind === kind && known.role === "root");
+  const byId: NamespacesPlan["byId"] = (kind, id) =>
+    id === undefined ? undefined : all.find((known) => known.kind === kind && known.id === id);
   return {
     all,
     ofRoot,
+    isWithin: (inner, outer) => {
+      for (let at = inner; at !== outer; at = byId("user", at)?.parent)
+        if (at === undefined) return false;
+      return true;
+    },
     made: (kind) => {
       const found = ofRoot(kind);
       return found?.origin.how === "new" ? found : undefined;
     },
-    byId: (kind, id) =>
-      id === undefined ? undefined : all.find((known) => known.kind === kind && known.id === id),
+    byId,
   };
 }
 
@@ -88,9 +102,33 @@ function ofKind(
       );
     }
     if (planned.some((known) => known.id === id)) continue;
-    planned.push({ kind, id, role: "nested", origin: originOf(set, kind, id) });
+    const origin = originOf(set, kind, id);
+    planned.push({ kind, id, role: "nested", ...relationsOf(set, kind, id), origin });
   }
   return planned;
+}
+
+function relationsOf(
+  set: LoadedSet,
+  kind: NamespaceKind,
+  id: number,
+): Pick<PlannedNamespace, "owner" | "parent" | "ownerUid"> {
+  const { flag } = kindOfNamespace(kind);
+  const relation = set.inventory.reprise?.namespaces.find(
+    (one) => one.kind === flag && one.id === id,
+  );
+  if (relation === undefined) return {};
+  const { user_ns_id, pid_ns_id } = set.tasks.get(set.rootPid)?.live?.ids ?? {};
+  const { owner, parent, owner_uid } = relation;
+  const ofRoot = kind === "user" ? user_ns_id : pid_ns_id;
+  const isUser = (other: number): boolean =>
+    other !== user_ns_id && other !== set.inventory.root_ids?.user_ns_id;
+  // The root task makes cgroup namespaces, in the cgroups that are to be their roots.
+  return {
+    ...(kind !== "cgroup" && isUser(owner) ? { owner } : {}),
+    ...(parent === undefined || parent === ofRoot ? {} : { parent }),
+    ...(owner_uid === undefined ? {} : { ownerUid: owner_uid }),
+  };
 }
 
 /** A clone gets a new pid namespace even where the original had none, or none even where it had one. */

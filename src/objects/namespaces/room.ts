@@ -6,6 +6,7 @@ import type { LoadedSet } from "../../images/check-set.ts";
 import type { Program, ProgramResult, Ref } from "../../tracee/program.ts";
 import type { MountNamespaces } from "../mounts/collect.ts";
 import type { PreparedMounts } from "../mounts/mnt.ts";
+import type { LateMounts } from "../mounts/late.ts";
 import type { MountPlaces } from "../mounts/places.ts";
 import type { MountOptions } from "../mounts/options.ts";
 import type { NetLook } from "../network/room.ts";
@@ -49,6 +50,20 @@ export interface NamespacesRestore {
   run(program: Program): ProgramResult;
   /** Runs a program in a child of the root task that lives no longer than that; it has copies of the root's descriptors. */
   runInChild(program: Program): void;
+  /**
+   * Runs a program in a task that has the descriptors of the root task and is root of the user namespace that a namespace belongs to: the
+   * root task itself for its own, else one that ends soon.
+   */
+  runFor(namespace: PlannedNamespace, program: Program): ProgramResult;
+  /** Copies a mount namespace of the root task's into one that belongs to another user namespace; gives descriptors in the root task. */
+  copyMounts(from: { readonly fd: number; readonly user: number; readonly id: number }): {
+    readonly namespace: number;
+    readonly root: number;
+  };
+  /** Tells what is mounted when the tree is there. */
+  keepLateMounts(late: readonly LateMounts[]): void;
+  /** The descriptor of a namespace that `setDescriptor` told. */
+  descriptorOf(kind: NamespaceKind, id: number): number | undefined;
   /**
    * Adds a call to a program for the root task that moves a descriptor out of the way of those of the tasks. All tasks inherit it; it
    * is closed at the end of the restore.

@@ -7,16 +7,16 @@ import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { UidGidExtent, UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { errnoOf } from "../../proc/procfs.ts";
-import { PR_SET_DUMPABLE } from "../../sys/abi/sched.ts";
+import { CLONE_NEWUSER, PR_SET_DUMPABLE } from "../../sys/abi/sched.ts";
 import type { Program } from "../../tracee/program.ts";
-import type { CollectedNamespaces } from "./collect.ts";
+import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
 import type { NamespaceRoom } from "./room.ts";
 
 export const userRoom: NamespaceRoom = {
   kind: "user",
 
-  write({ id, pid }, { images }) {
-    images.write("userns", id, [collectMaps(pid)]);
+  write({ id, pid }, { images, namespaces }) {
+    images.write("userns", id, [mapsInParent(collectMaps(pid), parentOf(id, namespaces))]);
   },
 
   // The maps are needed long before the other rooms' turn: see writeMaps.
@@ -30,6 +30,30 @@ export function collectMaps(pid: number): UsernsEntry {
     uid_map: parseMap(readFileSync(`/proc/${pid}/uid_map`, "utf8")),
     gid_map: parseMap(readFileSync(`/proc/${pid}/gid_map`, "utf8")),
     ...(denied ? { setgroups_denied: true } : {}),
+  };
+}
+
+/** The user namespace that another one is in; undefined when that is the engine's. */
+function parentOf(id: number, namespaces: CollectedNamespaces): CollectedNamespace | undefined {
+  const relation = namespaces.relations.find((one) => one.kind === CLONE_NEWUSER && one.id === id);
+  return namespaces.all.find(
+    ({ kind, id: other }) => kind === "user" && other === relation?.parent,
+  );
+}
+
+/** Maps of a user namespace in ids of the one that it is in, as they are written; the kernel showed them in the engine's. */
+function mapsInParent(maps: UsernsEntry, parent: CollectedNamespace | undefined): UsernsEntry {
+  if (parent === undefined) return maps;
+  const outer = collectMaps(parent.pid);
+  const translate = (extents: readonly UidGidExtent[], by: readonly UidGidExtent[]) =>
+    extents.map((extent) => ({
+      ...extent,
+      lower_first: idInside(by, extent.lower_first) ?? NO_ID,
+    }));
+  return {
+    ...maps,
+    uid_map: translate(maps.uid_map, outer.uid_map),
+    gid_map: translate(maps.gid_map, outer.gid_map),
   };
 }
 

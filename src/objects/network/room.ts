@@ -9,16 +9,15 @@ import type { ImageSetReader } from "../../images/image-set-reader.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { NetnsId } from "../../images/schema/messages.generated.ts";
 import { parseNamespaceLink } from "../../proc/ns.ts";
-import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
-import { CLONE_NEWNET } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { attribute, attributes, NetlinkSocket, u32 } from "../../sys/netlink.ts";
 import { Program } from "../../tracee/program.ts";
 import { externalKey } from "../namespaces/kinds.ts";
 import type { PlannedNamespace } from "../namespaces/plan.ts";
+import { makeNested, openMade, openOwn } from "../namespaces/nested.ts";
 import type { NamespaceRoom, NamespacesRestore } from "../namespaces/room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "../namespaces/user.ts";
 import { readConntrack, restoreConntrack } from "./conntrack.ts";
@@ -253,11 +252,10 @@ function openNamespaces(
   restore: NamespacesRestore,
 ): FilledNamespace[] {
   const { rootPid, set } = restore;
-  const places = makeNested(namespaces, restore);
-  return namespaces.map((planned) => {
-    const place = places.get(planned);
-    const path = place === undefined ? `/proc/${rootPid}/ns/net` : `/proc/${rootPid}/fd/${place}`;
-    const fd = openSync(path, "r");
+  keepOwn(namespaces, restore);
+  return makeNested("net", namespaces, restore).map((made) => {
+    const planned = made.namespace;
+    const fd = openMade(made, rootPid);
     const saved = set.namespaces.net.get(planned.id);
     return {
       id: planned.id,
@@ -269,32 +267,14 @@ function openNamespaces(
   });
 }
 
-/** The root task makes them, so that they belong to its user namespace; it keeps its own at hand, too. */
-function makeNested(
-  namespaces: readonly PlannedNamespace[],
-  restore: NamespacesRestore,
-): Map<PlannedNamespace, number> {
-  const nested = namespaces.filter(({ role }) => role === "nested");
+/** The root task keeps its own at hand, too. */
+function keepOwn(namespaces: readonly PlannedNamespace[], restore: NamespacesRestore): void {
   const root = restore.plan.ofRoot("net");
-  if (nested.length === 0) return new Map();
+  if (root === undefined || namespaces.every(({ role }) => role === "root")) return;
   const program = new Program();
-  const open = (label: string): ReturnType<NamespacesRestore["keep"]> => {
-    const path = program.string("/proc/thread-self/ns/net");
-    const fd = program.call("openat", [AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0], { label });
-    return restore.keep(program, fd, label);
-  };
-  const own = open("keep the root's network namespace");
-  const kept = nested.map((namespace) => {
-    const label = `make network namespace ${namespace.id}`;
-    program.call("unshare", [CLONE_NEWNET], { label });
-    return { namespace, ref: open(label) };
-  });
-  program.call("setns", [own, CLONE_NEWNET], { label: "go back to the root's network namespace" });
-  const result = restore.run(program);
-  const places = new Map(kept.map(({ namespace, ref }) => [namespace, result.value(ref)]));
-  if (root !== undefined) restore.setDescriptor(root, result.value(own));
-  for (const [namespace, place] of places) restore.setDescriptor(namespace, place);
-  return places;
+  const label = "keep the root's network namespace";
+  const own = restore.keep(program, openOwn(program, "net"), label);
+  restore.setDescriptor(root, restore.run(program).value(own));
 }
 
 export interface NetNamespacesFill extends LinksRestore {
