@@ -370,11 +370,11 @@ describe("errors", () => {
 
   it("checkpoint: what cannot be saved is named, and the task runs on", async () => {
     const loop = "while true; do echo x; sleep 0.1; done";
-    reprise("run", "--name", "net", "--", "unshare", "--pid", "--fork", "sh", "-c", loop);
+    reprise("run", "--name", "net", "--", "unshare", "--time", "--fork", "sh", "-c", loop);
     await until(() => log("net").includes("x\nx\n"));
     const refused = reprise("checkpoint", "net");
     expect(refused.status).toBe(4);
-    expect(refused.stderr).toMatch(/^error: cannot dump pid \d+ .* pid namespace.*\n {2}\S/);
+    expect(refused.stderr).toMatch(/^error: cannot dump pid \d+ .* time namespace.*\n {2}\S/);
     const length = log("net").length;
     await until(() => log("net").length > length);
     expect(reprise("ps").stdout).toMatch(/^net +\d+ +running +\d+ s +0 /m);

@@ -747,6 +747,7 @@ export interface InventoryEntry {
   readonly plugins_entry?: PluginsEntry | undefined;
   readonly dump_criu_run_id?: string | undefined;
   readonly allow_uprobes?: boolean | undefined;
+  readonly machine?: RepriseMachine | undefined;
   readonly reprise?: RepriseInventoryEntry | undefined;
 }
 
@@ -2288,7 +2289,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   inotify_wd_entry:
     "1,id,u! 2,i_ino,U! 3,mask,u! 4,ignored_mask,u! 5,s_dev,u! 6,wd,u! 7,f_handle,m!,fh_entry",
   inventory_entry:
-    "1,img_version,u! 2,fdinfo_per_id,b? 3,root_ids,m?,task_kobj_ids_entry 4,ns_per_id,b? 5,root_cg_set,u? 6,lsmtype,e?,lsmtype 8,dump_uptime,U? 9,pre_dump_mode,u? 10,tcp_close,b? 11,network_lock_method,u? 12,plugins_entry,m?,plugins_entry 13,dump_criu_run_id,t? 14,allow_uprobes,b? 30001,reprise,m?,reprise_inventory_entry",
+    "1,img_version,u! 2,fdinfo_per_id,b? 3,root_ids,m?,task_kobj_ids_entry 4,ns_per_id,b? 5,root_cg_set,u? 6,lsmtype,e?,lsmtype 8,dump_uptime,U? 9,pre_dump_mode,u? 10,tcp_close,b? 11,network_lock_method,u? 12,plugins_entry,m?,plugins_entry 13,dump_criu_run_id,t? 14,allow_uprobes,b? 30001,machine,m?,reprise_machine 30002,reprise,m?,reprise_inventory_entry",
   ip_opts_entry: "1,freebind,b? 4,raw,m?,ip_opts_raw_entry 5,pktinfo,b? 6,tos,u? 7,ttl,u?",
   ip_opts_raw_entry: "1,hdrincl,b? 2,nodefrag,b? 3,checksum,b? 4,icmpv_filter,u*",
   ipc_desc_entry: "1,key,u! 2,uid,u! 3,gid,u! 4,cuid,u! 5,cgid,u! 6,mode,u! 7,id,u!",
