@@ -19,7 +19,11 @@ import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
-import type { FileLockEntry, TaskKobjIdsEntry } from "../images/schema/messages.generated.ts";
+import type {
+  FileLockEntry,
+  FsEntry,
+  TaskKobjIdsEntry,
+} from "../images/schema/messages.generated.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
@@ -29,6 +33,7 @@ import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { KernelOrder } from "../sys/process.ts";
 import type { LookAhead } from "./look-ahead.ts";
 import type { FrozenTree } from "./freeze.ts";
+import { collectThreadPlaces } from "./thread-parts.ts";
 
 /** A descriptor of a task: number, the id of its open file, close-on-exec. */
 export interface CollectedFd {
@@ -46,6 +51,8 @@ export interface CollectedTask {
   readonly sharesMemory: boolean;
   /** Its directories and umask are another task's too (CLONE_FS), which has been collected. */
   readonly sharesDirectories: boolean;
+  /** Directories and umask of threads that have their own. */
+  readonly threadPlaces: ReadonlyMap<number, FsEntry>;
   readonly vmas: readonly DumpedVma[];
   readonly exeId: number;
   readonly cwdId: number;
@@ -165,7 +172,18 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   const fds = seen.files
     ? undefined
     : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, tables));
-  return { task, ids, sharesMemory: seen.vm, sharesDirectories: seen.fs, ...places, fds };
+  const threadPlaces = collectThreadPlaces(task, (procPath) =>
+    files.describeAlone(withoutFd(task, procPath, O_RDONLY | O_DIRECTORY)),
+  );
+  return {
+    task,
+    ids,
+    sharesMemory: seen.vm,
+    sharesDirectories: seen.fs,
+    threadPlaces,
+    ...places,
+    fds,
+  };
 }
 
 /**

@@ -107,6 +107,8 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
   runNoted(
     followers.map(({ task, thread }, index) => {
       const program = new Program();
+      const own = thread.core.thread_core?.reprise?.fs;
+      if (own !== undefined) addOwnDirectories(program, plan, task, { own, files });
       const notes = restoreThread(program, thread.core, {
         pid: plan.pids.ownNumber(task.pid),
         tid: plan.pids.threadNumbers(task.pid, thread.tid).at(-1) ?? thread.tid,
@@ -347,6 +349,25 @@ function addDirectories(
     program.call("chroot", [program.string(".")], { label: "restore the root directory" });
   }
   program.call("fchdir", [files.fd(fs.cwd_id)], { label: "restore the current directory" });
+}
+
+/** A thread leaves what its process has in common. Its root is its process's so far. */
+function addOwnDirectories(
+  program: Program,
+  plan: RestorePlan,
+  task: TaskPlan,
+  { own, files }: { readonly own: FsEntry; readonly files: OpenedFiles },
+): void {
+  const label = `give a thread of pid ${task.pid} directories of its own`;
+  program.call("unshare", [sched.CLONE_FS], { label });
+  const nameOf = (id: number): string | undefined => plan.set.files.get(id)?.reg?.name;
+  const root = task.sharing.directoriesOf.length === 1 ? nameOf(task.fs.root_id) : "/";
+  if (nameOf(own.root_id) !== root) {
+    program.call("fchdir", [files.fd(own.root_id)], { label });
+    program.call("chroot", [program.string(".")], { label });
+  }
+  program.call("fchdir", [files.fd(own.cwd_id)], { label });
+  program.call("umask", [own.umask ?? 0o22], { label });
 }
 
 /** Every descriptor into its place. Those of the restore are closed last, when no other task of a shared table needs them. */

@@ -281,8 +281,12 @@ function aioRingsOf(set: LoadedSet, task: SavedTask): AioRing[] {
 
 function usedFiles(set: LoadedSet, tasks: readonly TaskPlan[]): FileEntry[] {
   const used = new Set<number>();
-  for (const { mm, fs, fdinfo } of tasks) {
+  for (const { mm, fs, fdinfo, threads } of tasks) {
     used.add(mm.exe_file_id).add(fs.cwd_id).add(fs.root_id);
+    for (const { core } of threads) {
+      const own = core.thread_core?.reprise?.fs;
+      if (own !== undefined) used.add(own.cwd_id).add(own.root_id);
+    }
     for (const { id } of fdinfo) used.add(id);
     for (const vma of mm.vmas) if (mapsFile(vma)) used.add(vma.shmid);
   }

@@ -280,6 +280,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
         thread: inside.thread(thread.tid),
         cgroupSet: around.cgroups.setOf(thread.tid),
         seccomp: around.seccomp.thread(thread.tid),
+        fs: collected.threadPlaces.get(thread.tid),
       }),
     ]);
   }

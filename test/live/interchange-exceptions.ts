@@ -137,6 +137,16 @@ export const interchangeExceptions: Exceptions = {
       says: /policy_at\(NULL, &nodes\) is 0/,
     },
   },
+  thread_places: {
+    "restored by CRIU": {
+      why: "CRIU gives all threads the directories of the first one",
+      says: /the first thread has our directory/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not look at the directories of threads",
+      says: /the first thread has our directory/,
+    },
+  },
   thread_pidfds: {
     "restored by CRIU": {
       why: "CRIU opens pidfds before there are threads",

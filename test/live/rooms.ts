@@ -49,6 +49,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   threads: [
     { name: "threads" },
     { name: "threads", args: ["40"] },
+    { name: "thread_places" },
     { name: "tls_tid" },
     { name: "regs" },
     { name: "sched" },

@@ -1,8 +1,10 @@
 // Processes that share memory, directories or signal handlers, looked at from outside; and those that are on their way through vfork.
 
 import { readdirSync } from "node:fs";
+import { relative } from "node:path";
 import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { preDump } from "../../src/engine/pre-dump.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { readChildrenIfAlive } from "../../src/proc/children.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../../src/sys/abi/sched.ts";
@@ -47,6 +49,41 @@ test("a child that takes its time between vfork and exec is waited for", async (
     expect(await program.ask()).toBe(`ok ${round + 1}`);
   }
   expect(await program.finish()).toBe("pass");
+});
+
+test.each([
+  ["table", /thread \d+ has a table of descriptors of its own/],
+  ["net", /thread \d+ has a net namespace of its own/],
+])("a thread with something of its own is refused by name: %s", async (what, message) => {
+  const program = await start("thread_places", [what]);
+  const imagesDir = imagesDirOf(program);
+  const refused = checkpoint({ pid: program.pid, imagesDir });
+  await expect(refused).rejects.toMatchObject({ code: "UNSUPPORTED", pid: program.pid });
+  await expect(refused).rejects.toThrow(message);
+  expect(readdirSync(imagesDir)).toEqual([]);
+  expect(await program.ask()).toBe("ok 1");
+  expect(await program.finish()).toBe("pass");
+});
+
+test("processes in one memory are left running, saved in a chain, and left stopped", async () => {
+  const program = await start("shared_parts");
+  const { pid } = program;
+  await checkpoint({ pid, imagesDir: imagesDirOf(program), leave: "running", strict: true });
+  expect(await program.ask()).toBe("ok 1");
+  const [first, second] = [imagesDirOf(program), imagesDirOf(program)];
+  await preDump({ pid, imagesDir: first });
+  const { stats } = await checkpoint({
+    pid,
+    imagesDir: second,
+    parentDir: relative(second, first),
+  });
+  expect(stats.pages_skipped_parent).toBeGreaterThan(0);
+  const made = await restore({ imagesDir: second, leaveStopped: true });
+  for (const stopped of [made.pid, ...(readChildrenIfAlive(made.pid) ?? [])])
+    process.kill(stopped, "SIGCONT");
+  const restored = endWithTest(attachProgram(program.name, made.pid, program.dir));
+  expect(await restored.ask()).toBe("ok 2");
+  expect(await restored.finish()).toBe("pass");
 });
 
 /** Which pairs of a process and its children have what in common. */

@@ -6,6 +6,7 @@ import {
   CoreEntryMarch,
   type CoreEntry,
   type CredsEntry,
+  type FsEntry,
   type MmEntry,
   type ReprisePrctl,
   type RepriseMemoryPolicy,
@@ -113,7 +114,10 @@ export interface LeaderParts {
   readonly seccomp: Pick<ThreadCoreEntry, "seccomp_mode" | "seccomp_filter">;
 }
 
-type FollowerParts = Omit<LeaderParts, "process" | "uidInside">;
+type FollowerParts = Omit<LeaderParts, "process" | "uidInside"> & {
+  /** Where the thread has directories and a umask of its own. */
+  readonly fs?: FsEntry | undefined;
+};
 
 /** The core image of a live task: its process and its leading thread. */
 export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: LeaderParts): CoreEntry {
@@ -174,7 +178,7 @@ export function zombieCore(task: FrozenTask): CoreEntry {
 function threadPart(
   task: FrozenTask,
   thread: FrozenThread,
-  { thread: state, cgroupSet, seccomp }: FollowerParts,
+  { thread: state, cgroupSet, seccomp, fs }: FollowerParts,
 ): CoreEntry {
   const { stopped, tid } = thread;
   tellLosses(task, thread, state.attributes);
@@ -190,6 +194,7 @@ function threadPart(
       reprise: {
         ...scheduling.reprise,
         ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
+        ...(fs === undefined ? {} : { fs }),
         ...(state.memoryPolicy === undefined ? {} : { memory_policy: state.memoryPolicy }),
       },
       ...(isLeader ? {} : { blk_sigset: stopped.mask }),
