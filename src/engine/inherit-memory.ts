@@ -2,7 +2,7 @@
 // that a restored tree takes no more memory than the saved one, areas that creator and child have in common are made before the child,
 // which inherits them, and reads only pages that differ. Which do is found by comparing the pages in the images. Pure, but for that.
 
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { join } from "node:path";
 import type { PagePlace, PlacedPages } from "../images/page-places.ts";
 import type { VmaEntry } from "../images/schema/messages.generated.ts";
@@ -166,13 +166,28 @@ interface Place extends PagePlace {
 
 /** Pages of an area, ascending. */
 function placesIn(pages: readonly PlacedPages[], area: VmaEntry): Place[] {
-  return pages
-    .flatMap(({ name, places }) =>
-      places.flatMap((place) =>
-        cut(place, area, "inside").map((part) => ({ ...part, file: name })),
-      ),
-    )
-    .sort((a, b) => a.address - b.address);
+  const found: Place[] = [];
+  for (const { name, places } of pages) {
+    for (let index = firstIn(places, area); index < places.length; index++) {
+      const place = places[index] as PagePlace;
+      if (place.address >= area.end) break;
+      for (const part of cut(place, area, "inside")) found.push({ ...part, file: name });
+    }
+  }
+  return pages.length === 1 ? found : found.sort((a, b) => a.address - b.address);
+}
+
+/** Of ascending places, the first that reaches into an area. */
+function firstIn(places: readonly PagePlace[], { start }: VmaEntry): number {
+  let low = 0;
+  let high = places.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    const { address, length } = places[middle] as PagePlace;
+    if (address + length <= start) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 /** Walks over the pages of both at once. */
@@ -278,10 +293,21 @@ function cut(place: PagePlace, area: Area, side: "inside" | "outside"): PagePlac
 /** Bytes of one file that are compared at a time. */
 const WINDOW = 256 * 1024;
 
+/** Small files are read at once, and kept up to this: each of many tasks has one. */
+const MOST_KEPT = 64 * 1024 * 1024;
+
+interface PageFile {
+  readonly fd: number;
+  /** All of a small one. */
+  readonly content: Buffer | undefined;
+}
+
 /** The pages files of a set while they are compared. */
 class PageFiles implements Disposable {
   readonly #dir: string;
-  readonly #fds = new Map<string, number>();
+  readonly #files = new Map<string, PageFile>();
+  /** Bytes of them that are in memory. */
+  #kept = 0;
   readonly #windows = [Buffer.alloc(0), Buffer.alloc(0)];
 
   constructor(dir: string) {
@@ -289,7 +315,7 @@ class PageFiles implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const fd of this.#fds.values()) closeSync(fd);
+    for (const { fd } of this.#files.values()) closeSync(fd);
   }
 
   *equalPages(a: Place, b: Place, { address, length }: MemoryRange): Generator<MemoryRange> {
@@ -310,12 +336,26 @@ class PageFiles implements Disposable {
   }
 
   #read(slot: 0 | 1, place: Place, { address, length }: MemoryRange): Buffer {
-    let fd = this.#fds.get(place.file);
-    if (fd === undefined)
-      this.#fds.set(place.file, (fd = openSync(join(this.#dir, place.file), "r")));
+    const offset = place.offset + address - place.address;
+    const file = this.#files.get(place.file) ?? this.#open(place.file);
+    if (file.content !== undefined) return file.content.subarray(offset, offset + length);
     let window = this.#windows[slot] as Buffer;
     if (window.length === 0) window = this.#windows[slot] = Buffer.alloc(WINDOW);
-    const offset = place.offset + address - place.address;
-    return window.subarray(0, readSync(fd, window, 0, length, offset));
+    return window.subarray(0, readSync(file.fd, window, 0, length, offset));
   }
+
+  #open(name: string): PageFile {
+    const fd = openSync(join(this.#dir, name), "r");
+    const { size } = fstatSync(fd);
+    const isSmall = size <= WINDOW && this.#kept + size <= MOST_KEPT;
+    const file = { fd, content: isSmall ? readAll(fd, size) : undefined };
+    this.#kept += file.content?.length ?? 0;
+    this.#files.set(name, file);
+    return file;
+  }
+}
+
+function readAll(fd: number, size: number): Buffer {
+  const content = Buffer.allocUnsafeSlow(size);
+  return content.subarray(0, readSync(fd, content, 0, size, 0));
 }
