@@ -2,6 +2,7 @@ import * as fc from "fast-check";
 import { describe, expect, expectTypeOf, it } from "vitest";
 import { RepriseError } from "../errors.ts";
 import {
+  constantList,
   decode,
   encode,
   fieldsOf,
@@ -50,6 +51,18 @@ describe("encode and decode", () => {
   it("writes fields in ascending number and values that are a default", () => {
     const bytes = encode("fown_entry", { pid: 0, pid_type: 1, signum: 0, euid: 0, uid: 300 });
     expect(Buffer.from(bytes).toString("hex")).toBe("08ac021000180020012800");
+  });
+
+  it("writes a list that was announced as constant like any other, in each of its fields", () => {
+    const words = [0n, 1n, 2n ** 64n - 1n];
+    const other = { xstate_bv: 1n, ymmh_space: [], bndcsr_state: [], opmask_reg: [], pkru: [] };
+    const plain = { ...other, bndreg_state: words, zmm_upper: words, hi16_zmm: [] };
+    const constant = constantList(words);
+    for (let round = 0; round < 2; round += 1) {
+      expect(
+        encode("user_x86_xsave_entry", { ...plain, bndreg_state: constant, zmm_upper: constant }),
+      ).toEqual(encode("user_x86_xsave_entry", plain));
+    }
   });
 
   it("names the required field that is missing, both ways", () => {

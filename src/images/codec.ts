@@ -155,10 +155,29 @@ function writeField(field: FieldSpec, content: unknown): void {
     for (const item of items) writeValue(field, item);
     writer.end(start);
   } else if (field.label === "*") {
-    for (const item of content as readonly unknown[]) writeTagged(field, item);
+    writeList(field, content as readonly unknown[]);
   } else {
     writeTagged(field, content);
   }
+}
+
+function writeList(field: FieldSpec, items: readonly unknown[]): void {
+  const known = constants.get(items);
+  const bytes = known?.get(field);
+  if (bytes !== undefined) return writer.raw(bytes);
+  const start = writer.position;
+  for (const item of items) writeTagged(field, item);
+  known?.set(field, writer.since(start));
+}
+
+/** Lists that never change, and what was written for them. */
+const constants = new WeakMap<readonly unknown[], Map<FieldSpec, Uint8Array>>();
+
+/** Announces a list of plain values that is written again and again: it is encoded once. */
+export function constantList<T extends number | bigint>(items: readonly T[]): readonly T[] {
+  const list = Object.freeze([...items]);
+  constants.set(list, new Map());
+  return list;
 }
 
 function writeTagged(field: FieldSpec, value: unknown): void {

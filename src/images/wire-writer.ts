@@ -38,6 +38,23 @@ export class WireWriter {
     return this.#bytes.slice(0, this.#at);
   }
 
+  /** Where the next byte goes. */
+  get position(): number {
+    return this.#at;
+  }
+
+  /** A copy of what was written from a position on. */
+  since(position: number): Uint8Array {
+    return this.#bytes.slice(position, this.#at);
+  }
+
+  /** Bytes as they are. */
+  raw(bytes: Uint8Array): void {
+    this.#reserve(bytes.length);
+    this.#bytes.set(bytes, this.#at);
+    this.#at += bytes.length;
+  }
+
   /** A varint of an integer from 0 to 2^32 - 1. */
   uint32(value: number): void {
     this.#reserve(VARINT_MAX);
@@ -77,9 +94,7 @@ export class WireWriter {
   /** Length and content. */
   bytes(content: Uint8Array): void {
     this.uint32(content.length);
-    this.#reserve(content.length);
-    this.#bytes.set(content, this.#at);
-    this.#at += content.length;
+    this.raw(content);
   }
 
   /** Begins something whose length stands before it; give the result to `end`. */

@@ -1,6 +1,7 @@
 // Registers and extended state of a thread on x86-64, between ptrace's register sets and CRIU's thread_info_x86.
 
 import { RepriseError } from "../../errors.ts";
+import { constantList } from "../../images/codec.ts";
 import type {
   ThreadInfoX86,
   UserX86FpregsEntry,
@@ -106,9 +107,9 @@ function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {
       ? { offset: 0, size: 0 }
       : place;
   };
-  const narrow = (feature: number): number[] =>
+  const narrow = (feature: number): readonly number[] =>
     words32(xstate, part(feature).offset, part(feature).size);
-  const wide = (feature: number): bigint[] =>
+  const wide = (feature: number): readonly bigint[] =>
     words64(xstate, part(feature).offset, part(feature).size);
   return {
     xstate_bv: xstate.readBigUInt64LE(XSTATE_BV),
@@ -217,12 +218,37 @@ function aligned(bytes: Buffer, offset: number, size: number): ArrayBuffer {
   return new Uint8Array(bytes.subarray(offset, offset + size)).buffer;
 }
 
-function words32(bytes: Buffer, offset: number, size: number): number[] {
+function words32(bytes: Buffer, offset: number, size: number): readonly number[] {
+  if (isZero(bytes, offset, size)) return zeros(zeros32, { count: size / 4, zero: 0 });
   return Array.from(new Uint32Array(aligned(bytes, offset, size)));
 }
 
-function words64(bytes: Buffer, offset: number, size: number): bigint[] {
+function words64(bytes: Buffer, offset: number, size: number): readonly bigint[] {
+  if (isZero(bytes, offset, size)) return zeros(zeros64, { count: size / 8, zero: 0n });
   return Array.from(new BigUint64Array(aligned(bytes, offset, size)));
+}
+
+/** Most threads use few of the registers: the others are the same list for all of them. */
+const zeros32 = new Map<number, readonly number[]>();
+const zeros64 = new Map<number, readonly bigint[]>();
+
+function zeros<T extends number | bigint>(
+  known: Map<number, readonly T[]>,
+  { count, zero }: { readonly count: number; readonly zero: T },
+): readonly T[] {
+  let list = known.get(count);
+  if (list === undefined)
+    known.set(count, (list = constantList(Array.from({ length: count }, () => zero))));
+  return list;
+}
+
+/** Of all components together; a larger one would be looked at word by word. */
+const ZERO_BYTES = Buffer.alloc(4096);
+
+function isZero(bytes: Buffer, offset: number, size: number): boolean {
+  return (
+    size <= ZERO_BYTES.length && bytes.compare(ZERO_BYTES, 0, size, offset, offset + size) === 0
+  );
 }
 
 function putWords32(
