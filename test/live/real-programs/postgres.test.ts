@@ -6,6 +6,8 @@ import { chownSync, readdirSync, writeFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
+import { readChildren } from "../../../src/proc/children.ts";
+import { readStatIfAlive } from "../../../src/proc/stat.ts";
 import { again, connectTo, place, ROUNDS, says, start } from "./program.ts";
 
 const VERSIONS = "/usr/lib/postgresql";
@@ -70,6 +72,10 @@ test("PostgreSQL keeps its sessions, their transactions and locks", async () => 
   await listener.query("CHECKPOINT");
   await inside("SELECT 'sum', sum(n) FROM counts", /sum.6\n/);
   expect(says(dir)).not.toMatch(/ERROR|FATAL|PANIC|crash/);
+  // It removes its segments of shared memory.
+  const server = readChildren(pid).find((child) => readStatIfAlive(child)?.comm === "postgres");
+  process.kill(server ?? 0, "SIGINT");
+  await expect.poll(() => says(dir), { timeout: 10_000 }).toContain("database system is shut down");
 }, 60_000);
 
 /** A session in the protocol of PostgreSQL 3.0, with simple queries alone. */
