@@ -131,18 +131,20 @@ function planOne(
 function compare(creator: TaskMemory, child: TaskMemory, files: PageFiles): Inheritance {
   const theirs = new Map(creator.mm.vmas.filter(isHeritable).map((vma) => [vma.start, vma]));
   const areas: { theirs: VmaEntry; own: VmaEntry }[] = [];
-  const equal: MemoryRange[] = [];
-  const dropped: MemoryRange[] = [];
+  const compared: ComparedPages[] = [];
   for (const own of child.mm.vmas) {
     const same = theirs.get(own.start);
     if (same === undefined || !isHeritable(own) || !isAlike(same, own)) continue;
     const found = comparePages(placesIn(creator.pages, own), placesIn(child.pages, own), files);
     if (found.equal.length === 0) continue;
     areas.push({ theirs: same, own });
-    equal.push(...found.equal);
-    dropped.push(...found.dropped);
+    compared.push(found);
   }
-  return { areas, equal, dropped };
+  return {
+    areas,
+    equal: compared.flatMap(({ equal }) => equal),
+    dropped: compared.flatMap(({ dropped }) => dropped),
+  };
 }
 
 function isHeritable(vma: VmaEntry): boolean {
@@ -190,12 +192,17 @@ function firstIn(places: readonly PagePlace[], { start }: VmaEntry): number {
   return low;
 }
 
+interface ComparedPages {
+  readonly equal: readonly MemoryRange[];
+  readonly dropped: readonly MemoryRange[];
+}
+
 /** Walks over the pages of both at once. */
 function comparePages(
   theirs: readonly Place[],
   own: readonly Place[],
   files: PageFiles,
-): { equal: MemoryRange[]; dropped: MemoryRange[] } {
+): ComparedPages {
   const equal: MemoryRange[] = [];
   const dropped: MemoryRange[] = [];
   let next = 0;

@@ -153,8 +153,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     files,
     hasThreadPidfds: files.some(isThreadPidfd),
     area: chooseWorkArea([...tasks.values()]),
-    firstFreeFd:
-      1 + Math.max(2, ...[...tasks.values()].flatMap(({ fdinfo }) => fdinfo.map(({ fd }) => fd))),
+    firstFreeFd: 1 + highestDescriptor(tasks.values()),
     namespaces,
     mounts,
     hasInnerPids: namespaces.ofRoot("pid") !== undefined,
@@ -163,6 +162,13 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     ...planLabels(set, [...tasks.values()], options),
   };
   return { ...plan, describe: () => describePlan(plan) };
+}
+
+/** Of all tasks; one of the standard ones at least. A tree may have more of them than a call takes arguments. */
+function highestDescriptor(tasks: Iterable<TaskPlan>): number {
+  let highest = 2;
+  for (const { fdinfo } of tasks) for (const { fd } of fdinfo) highest = Math.max(highest, fd);
+  return highest;
 }
 
 function planLabels(

@@ -324,13 +324,12 @@ function readOldSparse({ source, block }: MemberContext, start: number): Layout 
 function readSparse({ source, pax, size }: MemberContext, start: number): Layout {
   let text = "";
   let read = 0;
-  const numbers: number[] = [];
+  let numbers: readonly number[] = [];
   for (let wanted = 1; numbers.length < wanted;) {
     if (read >= size) throw damaged("the map of a file with holes has no end");
     text += source.read(start + read, TAR_BLOCK).toString("latin1");
     read += TAR_BLOCK;
-    const lines = text.split("\n");
-    numbers.splice(0, Infinity, ...lines.slice(0, -1).map(Number));
+    numbers = text.split("\n").slice(0, -1).map(Number);
     wanted = 1 + 2 * (numbers[0] ?? 0);
   }
   const ranges = Array.from({ length: numbers[0] ?? 0 }, (_, index) => ({
