@@ -1,7 +1,7 @@
 // Namespaces of a whole tree: names, limits, clocks, ids and numbers in them.
 
-import { spawn } from "node:child_process";
-import { closeSync, openSync, readlinkSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { closeSync, existsSync, mkdtempSync, openSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
@@ -140,4 +140,41 @@ test("a tree in a user namespace without a pid namespace comes back with its num
   const restored = endWithTest(attachProgram("threads", program.pid, dir));
   expect(await restored.ask()).toBe("ok 1");
   expect(await restored.finish()).toBe("pass");
+});
+
+const BUBBLEWRAP = "/usr/bin/bwrap";
+
+test.skipIf(!existsSync(BUBBLEWRAP))("a sandbox of bubblewrap comes back twice", async () => {
+  const dir = makeDir("bwrap");
+  onTestFinished(() => removeDir(dir));
+  const script = "echo inner > /tmp/note; exec sleep 600 > /tmp/out";
+  const links = ["bin", "lib", "lib64"].flatMap((name) => ["--symlink", `usr/${name}`, `/${name}`]);
+  const sandbox = ["--unshare-all", "--ro-bind", "/usr", "/usr", ...links, "--tmpfs", "/tmp"];
+  const words = [BUBBLEWRAP, ...sandbox, "--proc", "/proc", "--dev", "/dev", "sh", "-c", script];
+  const started = spawn("setsid", words, { cwd: dir, stdio: "ignore" });
+  let pid = started.pid ?? 0;
+  onTestFinished(() => {
+    process.kill(pid, "SIGKILL");
+  });
+  const child = (of: number): number => readChildren(of)[0] ?? 0;
+  const innermost = (): number => child(child(pid));
+  const isReady = (): boolean => {
+    try {
+      return readComm(innermost()) === "sleep";
+    } catch {
+      return false;
+    }
+  };
+  await vi.waitUntil(isReady, { timeout: 5000, interval: 10 });
+  for (let round = 0; round < 2; round++) {
+    const imagesDir = mkdtempSync(join(dir, "images-"));
+    await checkpoint({ pid, imagesDir });
+    pid = (await restore({ imagesDir })).pid;
+    expect(readStatus(innermost()).nsPid.slice(1)).toEqual([2]);
+    expect(readlinkSync(`/proc/${innermost()}/fd/1`)).toBe("/tmp/out");
+    const inside = ["--target", String(innermost()), "--all"];
+    const command = "cat /tmp/note /proc/1/comm; ls /";
+    const { stdout } = spawnSync("nsenter", [...inside, "sh", "-c", command], { encoding: "utf8" });
+    expect(stdout).toBe("inner\nbwrap\nbin\ndev\nlib\nlib64\nproc\ntmp\nusr\n");
+  }
 });

@@ -27,19 +27,37 @@ import { pathArgument, pathBytes } from "../files/path.ts";
 import { inNamespace } from "../namespaces/enter.ts";
 import type { CollectedMounts } from "./collect.ts";
 
+/** The root of a mount. */
+export interface CleanMount {
+  readonly fd: number;
+  /** Where the mounts on it are there, too: its number, by which what is its own is told from those. */
+  readonly mountId?: number;
+}
+
 /**
  * A descriptor of a mount's root without the mounts on it: where it has some, of a detached copy. To close that is slow (the kernel
  * waits for all its readers of mounts), so it is better done when the tasks go on.
  *
  * @throws RepriseError UNSUPPORTED when it cannot be reached
  */
-export function openClean(mounts: CollectedMounts, entry: MntEntry): number {
+export function openClean(mounts: CollectedMounts, entry: MntEntry): CleanMount {
   const { pid } = mounts.namespace;
-  return (
-    openBare(mounts, entry) ??
-    inNamespace("mnt", { pid }, () => copyVisible(entry)) ??
-    copyCovered(mounts, entry)
-  );
+  const fd = openBare(mounts, entry) ?? inNamespace("mnt", { pid }, () => copyVisible(entry));
+  if (fd !== undefined) return { fd };
+  return openLocked(mounts, entry) ?? { fd: copyCovered(mounts, entry) };
+}
+
+/**
+ * The mount itself with what is mounted on it: the kernel neither copies it without, nor takes that off, when it was there before the
+ * namespace was copied into another user namespace (mount_namespaces(7), locked mounts).
+ */
+function openLocked(
+  { prefix }: CollectedMounts,
+  { mountpoint, mnt_id }: MntEntry,
+): CleanMount | undefined {
+  const path = pathBytes(prefix + mountpoint);
+  if (mountIdOf(path) !== mnt_id) return undefined;
+  return { fd: openSync(path, O_PATH | O_DIRECTORY), mountId: mnt_id };
 }
 
 /** The mount itself, when nothing is mounted on it or over it. */

@@ -15,7 +15,7 @@ import { O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts
 import { syscall } from "../../sys/ffi.ts";
 import { inNamespace } from "../namespaces/enter.ts";
 import { requestPipes } from "./autofs.ts";
-import { relativeTo, resolveExternal } from "./external.ts";
+import { relativeTo, resolveExternal, showsMost } from "./external.ts";
 import { fileSystemOf, plainName } from "./filesystem.ts";
 import { externalMounts } from "./options.ts";
 import { kernelDevice, mountRecord } from "./record.ts";
@@ -225,8 +225,7 @@ function checkMounts(all: readonly CollectedMounts[]): void {
     if (entry.fstype === Fstype.FUSE) {
       refuse(entry, "a server stands behind this file system, which cannot be saved");
     }
-    const whole = entries.find((one) => one.root_dev === entry.root_dev && one.root === "/");
-    if (whole === undefined)
+    if (showsMost(entries, entry) === undefined)
       refuse(
         entry,
         "it shows a part of a file system of which no other mount of the tree shows all",

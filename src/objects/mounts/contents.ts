@@ -14,7 +14,7 @@ import { autofsEntry } from "./autofs.ts";
 import { openClean } from "./clean-mount.ts";
 import { log } from "../../log.ts";
 import { fileKey, type CollectedMounts, type MountNamespaces } from "./collect.ts";
-import { joinPath, relativeTo } from "./external.ts";
+import { joinPath, relativeTo, showsMost } from "./external.ts";
 import { fileSystemOf } from "./filesystem.ts";
 import type { MountSource } from "./plan.ts";
 import { unpackTmpfs } from "./tmpfs-restore.ts";
@@ -30,11 +30,12 @@ export function saveContents(
 ): void {
   let done = saved.get(images);
   if (done === undefined) saved.set(images, (done = new Set()));
+  const entries = all.all.flatMap((one) => one.entries);
   for (const entry of mounts.entries) {
     const content = fileSystemOf(entry)?.content;
     const isAutofs = entry.fstype === Fstype.AUTOFS;
-    if (content === undefined || (content === "kernel" && !isAutofs) || entry.root !== "/")
-      continue;
+    if (content === undefined || (content === "kernel" && !isAutofs)) continue;
+    if (entry.root !== "/" && showsMost(entries, entry) !== entry) continue;
     if (done.has(entry.root_dev) || isFromOutside(entry, all)) continue;
     done.add(entry.root_dev);
     if (isAutofs) images.write("autofs", entry.root_dev, [autofsEntry(entry, rootPid)]);
@@ -61,7 +62,7 @@ function saveMemory(
   entry: MntEntry,
   { all, images }: { all: MountNamespaces; images: ImageSetWriter },
 ): void {
-  const root = openClean(mounts, entry);
+  const { fd: root, mountId } = openClean(mounts, entry);
   const image = images.openRaw("tmpfs-dev", entry.root_dev);
   try {
     const leftOut = (name: string, stat: BigIntStats): void => {
@@ -70,7 +71,8 @@ function saveMemory(
         `${joinPath(entry.mountpoint, name.slice(2))}: a socket that no process is bound to`,
       );
     };
-    saveTmpfs({ root, to: image.fd, innerId: all.innerId, leftOut });
+    const within = mountId === undefined ? {} : { mountId };
+    saveTmpfs({ root, to: image.fd, innerId: all.innerId, leftOut, ...within });
   } finally {
     image.close();
     all.closeLater(root);

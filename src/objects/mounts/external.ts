@@ -152,6 +152,22 @@ export function relativeTo(path: string, base: string): string | undefined {
   return path.startsWith(start) ? path.slice(start.length) : undefined;
 }
 
+/**
+ * The mount that shows a whole file system, or, of one in memory, all that anybody sees of it: who leaves its root behind, as sandboxes
+ * do, keeps a part.
+ */
+export function showsMost(
+  entries: readonly MntEntry[],
+  { root_dev, fstype }: MntEntry,
+): MntEntry | undefined {
+  const mounts = entries.filter((entry) => entry.root_dev === root_dev);
+  const whole = mounts.find(({ root }) => root === "/");
+  if (whole !== undefined || fstype !== Fstype.TMPFS) return whole;
+  return mounts.find((entry) =>
+    mounts.every((other) => relativeTo(other.root, entry.root) !== undefined),
+  );
+}
+
 /** Joins a path and what lies below it. */
 export function joinPath(base: string, below: string): string {
   if (below === "" || base === "") return base + below;

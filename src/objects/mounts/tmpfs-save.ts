@@ -34,12 +34,15 @@ import {
   S_IFMT,
   S_IFREG,
 } from "../../sys/abi/fcntl.ts";
+import { mountIdOf } from "../../proc/mount-id.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { dataRanges } from "../files/data-ranges.ts";
 
 export interface SaveOptions {
   /** Descriptor of the directory that is its root, without the mounts below. */
   readonly root: number;
+  /** The mount whose own files are saved, when others are mounted on it; of their mount points nothing but the kind is known. */
+  readonly mountId?: number;
   /** Descriptor that the archive is written to. */
   readonly to: number;
   /** Ids of outside as the tree's user namespace has them. */
@@ -53,7 +56,7 @@ export interface SaveOptions {
  *
  * @throws the system's errors
  */
-export function saveTmpfs({ root, to, innerId, leftOut }: SaveOptions): void {
+export function saveTmpfs({ root, to, innerId, leftOut, mountId }: SaveOptions): void {
   const output = new Compressor(to);
   const links = new Map<bigint, string>();
   const base = Buffer.from(`/proc/self/fd/${root}`);
@@ -61,6 +64,14 @@ export function saveTmpfs({ root, to, innerId, leftOut }: SaveOptions): void {
   const walk = (name: Buffer): void => {
     const path = Buffer.concat([base, Buffer.from("/"), name]);
     const stat = lstatSync(path, { bigint: true });
+    if (
+      mountId !== undefined &&
+      mountIdOf(path, { follow: false }) !== mountId &&
+      name.length > 1
+    ) {
+      output.add(mountPoint(name, stat));
+      return;
+    }
     const type = typeOf(stat);
     if (type === undefined) {
       leftOut?.(bytesToText(name), stat);
@@ -88,6 +99,25 @@ export function saveTmpfs({ root, to, innerId, leftOut }: SaveOptions): void {
   walk(Buffer.from("."));
   output.add(TAR_END);
   output.flush();
+}
+
+/** What a mount covers: a directory or a file, as nothing else can be mounted on. */
+function mountPoint(name: Buffer, { mode, mtimeNs }: BigIntStats): Buffer {
+  const isDir = (Number(mode) & S_IFMT) === S_IFDIR;
+  return tarHeader({
+    name: `${bytesToText(name)}${isDir ? "/" : ""}`,
+    type: isDir ? "directory" : "file",
+    target: "",
+    mode: isDir ? 0o755 : 0o644,
+    uid: 0,
+    gid: 0,
+    mtime: mtimeNs,
+    size: 0,
+    devMajor: 0,
+    devMinor: 0,
+    xattrs: new Map(),
+    data: undefined,
+  });
 }
 
 const KINDS: ReadonlyMap<number, TarType> = new Map([
