@@ -104,7 +104,6 @@ func (n *node) count() int {
 func listen(port int) net.Listener {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, multipath)
 	if err != nil { // the kernel has none
-		fmt.Println("plain TCP:", err)
 		fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	}
 	if err == nil {
