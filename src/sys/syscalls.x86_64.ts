@@ -59,6 +59,7 @@ export const SYSCALLS = {
   mbind: { nr: 237, args: "hex size hex ptr int hex" },
   set_mempolicy: { nr: 238, args: "hex ptr int" },
   get_mempolicy: { nr: 239, args: "ptr ptr int ptr hex" },
+  keyctl: { nr: 250, args: "int int ptr ptr ptr" },
   mq_open: { nr: 240, args: "path oflags oct ptr" },
   mq_unlink: { nr: 241, args: "path" },
   mq_timedsend: { nr: 242, args: "fd ptr size int ptr" },

@@ -180,6 +180,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
   test.each([
     ["bpf_shared", /^cannot dump without a loss: fd 3 of pid \d+ .*: bpf program \d+ uses it, too/],
     ["death", /^cannot dump without a loss: thread \d+ .* signal 10 at its parent's death/],
+    ["keyring", /^cannot dump without a loss: pid \d+: the keys in its process keyring \(\d+\)/],
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
     const program = await start("refused", [object]);

@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/keyctl.h>
 #include <linux/landlock.h>
 #include <linux/mount.h>
 #include <linux/perf_event.h>
@@ -149,6 +150,7 @@ int main(int argc, char **argv) {
   // Not refused, but lost: only --strict makes a refusal of it.
   if (strcmp(object, "bpf_shared") == 0) fd = shared_map();
   if (strcmp(object, "supervisor") == 0) close(seccomp_listener());
+  if (strcmp(object, "keyring") == 0) MUST(syscall(SYS_add_key, "user", "a key", "secret", 6, KEY_SPEC_PROCESS_KEYRING));
   if (strcmp(object, "death") == 0) MUST(prctl(PR_SET_PDEATHSIG, SIGUSR1));
   if (strcmp(object, "io_uring") == 0) {
     struct io_uring_params params = {0};

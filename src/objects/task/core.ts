@@ -39,6 +39,7 @@ import {
   restorePending,
   restoreSignalActions,
 } from "./signals.ts";
+import { tellKeyrings } from "./keyrings.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
 import { tellLosses } from "./losses.ts";
@@ -80,12 +81,16 @@ export function probeProcess(
   const timers = probeTimers(program, task.pid, options);
   const attributesOf = attributes.probeProcessAttributes(program);
   const areaPolicies = probeAreaPolicies(program, options.areas);
-  return (result) => ({
-    areaPolicies: areaPolicies(result),
-    sigactions: sigactions(result),
-    timers: timers(result),
-    attributes: attributesOf(result),
-  });
+  const keyrings = tellKeyrings(program, { pid: task.innerPid });
+  return (result) => {
+    keyrings(result);
+    return {
+      areaPolicies: areaPolicies(result),
+      sigactions: sigactions(result),
+      timers: timers(result),
+      attributes: attributesOf(result),
+    };
+  };
 }
 
 /** Adds the questions for one thread to its program. */

@@ -1,0 +1,46 @@
+// Keyrings (keyrings(7)): keys that a process keeps in the kernel. Nothing gives back a key with its rights and its limits, so no
+// image holds them, and that is told. An empty session keyring, as container runtimes make one for each container, is no loss.
+
+import { log } from "../../log.ts";
+import {
+  KEYCTL_GET_KEYRING_ID,
+  KEYCTL_READ,
+  KEY_SPEC_PROCESS_KEYRING,
+  KEY_SPEC_SESSION_KEYRING,
+  KEY_SPEC_THREAD_KEYRING,
+} from "../../sys/abi/keys.ts";
+import { trySyscall } from "../../sys/ffi.ts";
+import type { Program } from "../../tracee/program.ts";
+import type { Probe } from "../probe.ts";
+
+const KEYRINGS = [
+  ["thread", KEY_SPEC_THREAD_KEYRING],
+  ["process", KEY_SPEC_PROCESS_KEYRING],
+  ["session", KEY_SPEC_SESSION_KEYRING],
+] as const;
+
+/** Asks the leader for its keyrings, and tells of those whose keys will be lost. */
+export function tellKeyrings(program: Program, { pid }: { readonly pid: number }): Probe<void> {
+  const asked = KEYRINGS.map(([name, spec]) => {
+    const label = `look for the ${name} keyring`;
+    const id = program.call("keyctl", [KEYCTL_GET_KEYRING_ID, spec, 0, 0, 0], {
+      label,
+      mayFail: true,
+    });
+    // Without a buffer it tells the size of its keys' numbers.
+    const size = program.call("keyctl", [KEYCTL_READ, id, 0, 0, 0], { label, mayFail: true });
+    return { name, id, size };
+  });
+  return (result) => {
+    for (const { name, id, size } of asked) {
+      const number = result.value(id);
+      // A restored process has the engine's session keyring.
+      if (number <= 0 || result.value(size) <= 0 || number === ownSession()) continue;
+      log.loss(`pid ${pid}: the keys in its ${name} keyring (${number}) are not saved`);
+    }
+  };
+}
+
+function ownSession(): number {
+  return trySyscall("keyctl", KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0, 0, 0);
+}
