@@ -38,7 +38,6 @@ const SOME = new Set([
   "threads",
   "timerfds",
   "unix_pairs",
-  "watchers",
   "zombies",
 ]);
 const names = programNames().filter(

@@ -1,0 +1,66 @@
+// Reprise as a library: what is imported, and the events by which it tells how far it is.
+
+import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { checkpoint, restore, RepriseError, type ProgressEvent } from "../../src/index.ts";
+import { attachProgram } from "./programs.ts";
+import { endWithTest, imagesDirOf, start } from "./suite.ts";
+
+const ROOT = join(import.meta.dirname, "../..");
+
+/** Takes note of events. */
+function listener(): { readonly seen: ProgressEvent[]; onEvent(event: ProgressEvent): void } {
+  const seen: ProgressEvent[] = [];
+  return { seen, onEvent: (event) => void seen.push(event) };
+}
+
+test("events tell the steps of a dump and of a restore, in order", async () => {
+  const program = await start("threads");
+  const dump = listener();
+  const imagesDir = imagesDirOf(program);
+  const { stats } = await checkpoint({ pid: program.pid, imagesDir, onEvent: dump.onEvent });
+  expect(dump.seen.map(({ kind }) => kind)).toEqual([
+    "frozen",
+    "collected",
+    "memory",
+    "committed",
+    "killed",
+  ]);
+  expect(dump.seen[0]).toMatchObject({ tasks: 1, threads: stats.threads });
+  expect(dump.seen[2]).toMatchObject({ pages: stats.pages_written });
+  const made = listener();
+  const { pid } = await restore({ imagesDir, onEvent: made.onEvent });
+  expect(made.seen.map(({ kind }) => kind)).toEqual(["planned", "tree", "restored"]);
+  expect(made.seen[0]).toMatchObject({ tasks: 1 });
+  expect(made.seen[2]).toMatchObject({ pid });
+  for (const { seen } of [dump, made]) {
+    const times = seen.map(({ ms }) => ms);
+    expect(times).toEqual(times.toSorted((a, b) => a - b));
+  }
+  const restored = endWithTest(attachProgram(program.name, pid, program.dir));
+  expect(await restored.finish()).toBe("pass");
+});
+
+test.each(["running", "stopped"] as const)("a tree that is left %s is let go", async (leave) => {
+  const program = await start("counter");
+  const { seen, onEvent } = listener();
+  await checkpoint({ pid: program.pid, imagesDir: imagesDirOf(program), leave, onEvent });
+  expect(seen.map(({ kind }) => kind)).toEqual(["frozen", "collected", "memory", "resumed"]);
+});
+
+test("errors have a code, and say what to do", async () => {
+  const program = await start("counter");
+  const failing = restore({ imagesDir: imagesDirOf(program) });
+  await expect(failing).rejects.toBeInstanceOf(RepriseError);
+  await expect(failing).rejects.toMatchObject({ code: "IMAGE_MISSING", hint: expect.any(String) });
+});
+
+// Made by `npm run build`, as the package has it.
+test.runIf(existsSync(join(ROOT, "dist/lib/index.js")))("the package can be imported", () => {
+  const script = `import * as it from "reprise"; console.log(Object.keys(it).sort().join())`;
+  const node = [process.execPath, ["--input-type=module", "-e", script]] as const;
+  const names = execFileSync(...node, { cwd: ROOT, encoding: "utf8" }).trim();
+  expect(names).toBe("ERROR_CODES,RepriseError,checkpoint,restore");
+});
