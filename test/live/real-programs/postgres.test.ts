@@ -17,7 +17,7 @@ const BIN = join(VERSIONS, readdirSync(VERSIONS).sort().at(-1) ?? "", "bin");
 /** The root of the tree: the server, and a client that reads its commands from a FIFO. */
 const SHELL = `
 ${BIN}/postgres -D data -k "$PWD" -p "$PORT" -c listen_addresses=127.0.0.1 &
-until ${BIN}/pg_isready -q -h "$PWD" -p "$PORT" -U postgres; do sleep 0.05; done
+until grep -q 'ready to accept' out; do sleep 0.05; done
 exec 3<>commands
 ${BIN}/psql -X -A -t -h "$PWD" -p "$PORT" -U postgres postgres <&3 >answers 2>&1
 `;
