@@ -4,14 +4,20 @@ import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { checkpoint, restore, RepriseError, type ProgressEvent } from "../../src/index.ts";
+import {
+  checkpoint,
+  restore,
+  RepriseError,
+  type ProgressEvent,
+  type ProgressListener,
+} from "../../src/index.ts";
 import { attachProgram } from "./programs.ts";
 import { endWithTest, imagesDirOf, start } from "./suite.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
 
 /** Takes note of events. */
-function listener(): { readonly seen: ProgressEvent[]; onEvent(event: ProgressEvent): void } {
+function listener(): { seen: ProgressEvent[]; onEvent: ProgressListener } {
   const seen: ProgressEvent[] = [];
   return { seen, onEvent: (event) => void seen.push(event) };
 }
