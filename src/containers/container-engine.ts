@@ -15,11 +15,15 @@ export interface ContainerReference {
 
 export interface ContainerEngine {
   /**
-   * Saves a container, and stops it unless it is left running.
+   * Saves a container, and stops it unless it is left running. With `keepFiles` a clone can be made of it, with the files of the
+   * same moment, whatever the container does afterwards (runtimes only; engines with images keep files in these).
    *
    * @returns the name of the checkpoint. @throws RepriseError CONTAINER_ENGINE, with the engine's own words.
    */
-  checkpoint(container: string, options: { readonly leaveRunning: boolean }): Promise<string>;
+  checkpoint(
+    container: string,
+    options: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
+  ): Promise<string>;
   /** Names of a container's checkpoints, oldest first. */
   checkpoints(container: string): Promise<readonly string[]>;
   /** Directory of a checkpoint's images; undefined where they are in an archive. */

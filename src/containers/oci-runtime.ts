@@ -15,6 +15,7 @@ import { join, resolve } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { homeDirectory } from "../store/home.ts";
 import { runCommand } from "./command.ts";
+import { runKeepingOutput } from "./keep-output.ts";
 import { nextName, type ContainerEngine, type EngineName } from "./container-engine.ts";
 
 /** The engine of a runtime's command. */
@@ -28,7 +29,10 @@ export function ociRuntime(runtime: EngineName): ContainerEngine {
       return Promise.resolve();
     },
     clone(id, { checkpoint: name, newName }) {
-      const bundle = copyBundle(runtime, { from: bundleOf(runtime, id), id: newName });
+      const kept = filesOf(runtime, id, name);
+      const from = existsSync(kept) ? kept : bundleOf(runtime, id);
+      const bundle = join(directoryOf(runtime, newName), "bundle");
+      copyBundle({ from, to: bundle, id: newName });
       try {
         start(runtime, { id: newName, images: imagesOf(runtime, id, name), bundle });
       } catch (error) {
@@ -36,7 +40,10 @@ export function ociRuntime(runtime: EngineName): ContainerEngine {
         throw error;
       }
       writeBundle(runtime, newName, bundle);
-      return Promise.resolve([`its bundle is ${bundle}`]);
+      return Promise.resolve([
+        `its bundle is ${bundle}`,
+        `its output goes to ${join(directoryOf(runtime, newName), "output.log")}`,
+      ]);
     },
   };
 }
@@ -44,12 +51,18 @@ export function ociRuntime(runtime: EngineName): ContainerEngine {
 function checkpoint(
   runtime: EngineName,
   id: string,
-  { leaveRunning }: { readonly leaveRunning: boolean },
+  { leaveRunning, keepFiles }: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
 ): string {
   const name = nextName(list(runtime, id));
   const images = imagesOf(runtime, id, name);
-  const { bundle } = JSON.parse(runCommand([runtime, "state", id])) as { readonly bundle: string };
+  const { bundle, status } = JSON.parse(runCommand([runtime, "state", id])) as {
+    readonly bundle: string;
+    readonly status: string;
+  };
   mkdirSync(images, { recursive: true, mode: 0o700 });
+  // What runs on goes on writing: its files must be of the same moment as its memory.
+  const holds = keepFiles === true && leaveRunning && status !== "paused";
+  if (holds) runCommand([runtime, "pause", id]);
   try {
     const running = leaveRunning ? ["--leave-running"] : [];
     runCommand([
@@ -62,9 +75,13 @@ function checkpoint(
       ...running,
       id,
     ]);
+    if (keepFiles === true) copyBundle({ from: bundle, to: filesOf(runtime, id, name), id });
   } catch (error) {
-    rmSync(images, { recursive: true, force: true });
+    for (const made of [images, filesOf(runtime, id, name)])
+      rmSync(made, { recursive: true, force: true });
     throw error;
+  } finally {
+    if (holds) runCommand([runtime, "resume", id]);
   }
   writeBundle(runtime, id, bundle);
   return name;
@@ -75,8 +92,11 @@ function start(
   of: { readonly id: string; readonly images: string; readonly bundle: string },
 ): void {
   const { id, images, bundle } = of;
-  runCommand([
-    runtime,
+  const directory = directoryOf(runtime, id);
+  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  const [output, log] = [join(directory, "output.log"), join(directory, "runtime.log")];
+  rmSync(log, { force: true });
+  const words = [
     "restore",
     "--detach",
     "--image-path",
@@ -86,15 +106,12 @@ function start(
     "--bundle",
     bundle,
     id,
-  ]);
+  ];
+  runKeepingOutput([runtime, "--log", log, ...words], { output, log });
 }
 
 /** Copies a bundle; a root file system that is elsewhere comes into it. */
-function copyBundle(
-  runtime: EngineName,
-  { from, id }: { readonly from: string; readonly id: string },
-): string {
-  const bundle = join(directoryOf(runtime, id), "bundle");
+function copyBundle({ from, to: bundle, id }: { from: string; to: string; id: string }): void {
   if (existsSync(bundle)) {
     throw new RepriseError("NAME_TAKEN", `there is a bundle for ${id} already: ${bundle}`, {
       hint: "Choose another name, or remove the directory.",
@@ -126,7 +143,6 @@ function copyBundle(
     }),
     { mode: 0o600 },
   );
-  return bundle;
 }
 
 interface OciConfig {
@@ -148,6 +164,11 @@ function list(runtime: EngineName, id: string): string[] {
 
 function imagesOf(runtime: EngineName, id: string, name: string): string {
   return join(directoryOf(runtime, id), "checkpoints", name);
+}
+
+/** The bundle as it was at a checkpoint, where it was kept. */
+function filesOf(runtime: EngineName, id: string, name: string): string {
+  return join(directoryOf(runtime, id), "files", name);
 }
 
 function directoryOf(runtime: EngineName, id: string): string {

@@ -45,7 +45,7 @@ async function cloneContainer(
   const engine = await engineOf(reference);
   const checkpoint =
     options.checkpoint === undefined
-      ? await engine.checkpoint(container, { leaveRunning: true })
+      ? await engine.checkpoint(container, { leaveRunning: true, keepFiles: true })
       : await chooseCheckpoint(engine, container, options.checkpoint);
   if (options.checkpoint !== undefined) warnOfMisfits(await engine.images(container, checkpoint));
   for (const note of await engine.clone(container, { checkpoint, newName }))
