@@ -11,15 +11,15 @@ import { partPages, portions } from "./help-filling.ts";
 const PAGE = 4096;
 const MIB = 1024 * 1024;
 
-test("the engine takes the second half of a single stretch", () => {
+test("the engine takes the last third of a single stretch", () => {
   const area = anonymous(0x10000000, 0x20000000);
-  const one = place(0x10000000, { length: 64 * MIB, offset: 0 });
+  const one = place(0x10000000, { length: 96 * MIB, offset: 0 });
   const parted = partPages(task([area], [one]));
   expect(parted?.own).toEqual([
-    { name: "pages-1.img", depth: 0, places: [{ ...one, length: 32 * MIB }] },
+    { name: "pages-1.img", depth: 0, places: [{ ...one, length: 64 * MIB }] },
   ]);
   expect(parted?.places).toEqual([
-    place(0x10000000 + 32 * MIB, { length: 32 * MIB, offset: 32 * MIB }),
+    place(0x10000000 + 64 * MIB, { length: 32 * MIB, offset: 64 * MIB }),
   ]);
 });
 
@@ -27,13 +27,17 @@ test("read-only memory is left to the task, also where one run of pages reaches 
   const readOnly = { ...anonymous(0x20000000, 0x20001000), prot: PROT_READ };
   const areas = [anonymous(0x10000000, 0x20000000), readOnly, anonymous(0x20001000, 0x30000000)];
   const places = [
-    place(0x10000000, { length: 2 * PAGE, offset: 0 }),
-    place(0x1ffff000, { length: 3 * PAGE, offset: 2 * PAGE }),
-    place(0x28000000, { length: PAGE, offset: 5 * PAGE }),
+    place(0x10000000, { length: 4 * PAGE, offset: 0 }),
+    place(0x1ffff000, { length: 3 * PAGE, offset: 4 * PAGE }),
+    place(0x28000000, { length: PAGE, offset: 7 * PAGE }),
+    place(0x29000000, { length: PAGE, offset: 8 * PAGE }),
   ];
   const parted = partPages(task(areas, places));
-  expect(parted?.places).toEqual([places[0], places[2]]);
-  expect(parted?.own[0]?.places).toEqual([places[1]]);
+  const [first, mixed, ...last] = places as [PagePlace, PagePlace, PagePlace, PagePlace];
+  const kept = { ...first, length: 3 * PAGE };
+  const taken = place(first.address + 3 * PAGE, { length: PAGE, offset: 3 * PAGE });
+  expect(parted?.places).toEqual([taken, ...last]);
+  expect(parted?.own[0]?.places).toEqual([kept, mixed]);
   expect(partPages(task([readOnly], [place(0x20000000, { length: PAGE, offset: 0 })]))).toBe(
     undefined,
   );
