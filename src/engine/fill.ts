@@ -264,6 +264,7 @@ function addTask(
   enterNested(program, plan, around.growth, { pid: task.pid, which: "others" });
   const placed = ownsMemory(task) ? addMemory(program, plan, task, around) : NO_NOTES;
   enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
+  enterNested(program, plan, around.growth, { pid: task.pid, which: "user" });
   if (task.sharing.directoriesOf.length === 1) addDirectories(program, plan, task.fs, around.files);
   if (ownsTable(task)) addDescriptors(program, plan, task, around);
   // All groups are there, and of those who have the terminal open the leader is sure to be in its session.

@@ -1,6 +1,7 @@
-// Growing what lives in further pid and user namespaces. A task enters its user namespace before it makes others, so that what it makes
-// belongs there; from then on it may not choose the numbers of its children in the pid namespaces outside. The kernel is brought to
-// give those (ns_last_pid, proc_sys_kernel(5)), one child at a time, and asked again when somebody else was faster.
+// Growing what lives in further pid and user namespaces. A pid namespace belongs to the user namespace of who makes its first process, so a
+// helper in that one does it in the maker's stead (CLONE_PARENT). From there nobody may choose the numbers of children in the pid
+// namespaces outside. The kernel is brought to give those (ns_last_pid, proc_sys_kernel(5)), one child at a time, and asked again
+// when somebody else was faster. All tasks enter their own user namespaces when they are filled.
 
 import { writeFileSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
@@ -36,47 +37,45 @@ export function isMadeAlone(plan: RestorePlan, { pid }: TreeNode): boolean {
   return chosen < numbers.length || bornIn !== undefined;
 }
 
-/** Whether a task enters a user namespace when it is there. */
-export function entersUser({ pids }: RestorePlan, { pid }: TreeNode): boolean {
-  const user = pids.userOf(pid);
-  const maker = pids.makerOf(pid);
-  const born = pids.birth(pid).bornIn ?? (maker === undefined ? undefined : pids.userOf(maker.pid));
-  return user !== born;
-}
-
-/** The namespaces that a task is in before it is filled: what it enters when it is made, and what it has from its maker. */
+/** The namespaces that a task is in before it is filled: those of the helper that has made it in its maker's stead, or its maker's. */
 export function enteredEarly(plan: RestorePlan, pid: number): ReadonlySet<PlannedNamespace> {
   const maker = plan.pids.makerOf(pid);
   const inherited =
     maker === undefined ? new Set<PlannedNamespace>() : enteredEarly(plan, maker.pid);
-  const own = earlyNamespaces(plan, pid);
-  if (own.length === 0) return inherited;
+  const { bornIn } = plan.pids.birth(pid);
+  if (bornIn === undefined) return inherited;
+  const own = helperNamespaces(plan, pid, bornIn);
   const kinds = new Set(own.map(({ kind }) => kind));
   return new Set([...[...inherited].filter(({ kind }) => !kinds.has(kind)), ...own]);
 }
 
-/** The user namespace that a task does not have from its maker, last, and what could not be entered from there. */
-function earlyNamespaces(
-  { pids, namespaces, tasks }: RestorePlan,
+/** A user namespace, last, and what a task could not enter from there. */
+function helperNamespaces(
+  { namespaces, tasks }: RestorePlan,
   pid: number,
+  user: number,
 ): PlannedNamespace[] {
-  const user = pids.userOf(pid);
-  const maker = pids.makerOf(pid);
-  if (user === undefined || user === (maker === undefined ? undefined : pids.userOf(maker.pid)))
-    return [];
   const ids = tasks.get(pid)?.ids;
-  const mine = namespaces.all.filter(
-    ({ kind, id, role }) => role === "nested" && ids?.[kindOfNamespace(kind).field] === id,
+  const outer = namespaces.all.filter(
+    ({ kind, id, role, owner }) =>
+      role === "nested" &&
+      kind !== "pid" &&
+      kind !== "user" &&
+      ids?.[kindOfNamespace(kind).field] === id &&
+      !namespaces.isWithin(owner, user),
   );
-  const outer = mine.filter(
-    ({ kind, owner }) => kind !== "pid" && kind !== "user" && !namespaces.isWithin(owner, user),
-  );
-  return [...outer, ...mine.filter(({ kind }) => kind === "user")];
+  const own = namespaces.byId("user", user);
+  return own === undefined ? outer : [...outer, own];
 }
 
-/** Adds the calls that enter a task's user namespace. */
-export function enterUser(program: Program, plan: RestorePlan, growth: Growth, pid: number): void {
-  for (const namespace of earlyNamespaces(plan, pid)) {
+/** Adds the calls that enter namespaces, a user namespace as its root. */
+export function enterNamespaces(
+  program: Program,
+  plan: RestorePlan,
+  growth: Growth,
+  { pid, namespaces }: { readonly pid: number; readonly namespaces: readonly PlannedNamespace[] },
+): void {
+  for (const namespace of namespaces) {
     const { kind, id } = namespace;
     const fd = growth.namespaceFds.get(namespace);
     if (fd === undefined)
@@ -127,7 +126,9 @@ export function makeAlone(
   try {
     if (helper !== undefined) {
       const program = new Program();
-      enterUser(program, plan, growth, child.pid);
+      const { bornIn = -1 } = birth;
+      const namespaces = helperNamespaces(plan, child.pid, bornIn);
+      enterNamespaces(program, plan, growth, { pid: child.pid, namespaces });
       helper.run(program);
     }
     const by = helper?.tracee ?? maker;
@@ -319,19 +320,17 @@ function setNext(
     writeFileSync(LAST_PID, text);
     return;
   }
-  const namespace = plan.pids.path(pid)[level - 1];
-  const writer =
-    namespace === undefined
-      ? growth.tracees.get(plan.tree.root.pid)
-      : growth.tracees.get(plan.pids.firstIn(namespace));
-  if (writer === undefined || growth.lastPidFd === undefined)
+  if (growth.lastPidFd === undefined)
     throw new RepriseError("INTERNAL", `internal error: nobody can ask for number ${next}`);
   const program = new Program();
   program.call("pwrite64", [growth.lastPidFd, program.string(text), text.length, 0], {
     label: `ask for number ${next}`,
     expect: text.length,
   });
-  runIn(plan, writer, program);
+  const namespace = plan.pids.path(pid)[level - 1];
+  const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
+  if (namespace === undefined) runIn(plan, root, program);
+  else runWithin(plan, growth, { namespace, what: "a helper that asks for a number", program });
 }
 
 /** Where the first process of a pid namespace within is in a group that this does not know, its parent puts it there. */
@@ -351,7 +350,6 @@ export function joinOuterGroup(plan: RestorePlan, growth: Growth, child: TreeNod
 
 /** Mounts what only a process of a further pid namespace can, by a helper there. */
 export function mountLate(plan: RestorePlan, growth: Growth): void {
-  const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
   for (const late of growth.lateMounts) {
     const { mountNamespace, pidNamespace } = late;
     const pids = plan.namespaces.byId("pid", pidNamespace);
@@ -362,27 +360,42 @@ export function mountLate(plan: RestorePlan, growth: Growth): void {
         "BAD_IMAGE",
         `cannot restore: mount namespace ${mountNamespace} or pid namespace ${pidNamespace} is none of the tree's`,
       );
-    const what = { label: `enter pid namespace ${pidNamespace}` };
-    const first = plan.pids.firstIn(pids);
-    let own: Ref | number = -1;
-    const around = {
-      before: (program: Program): void => {
-        own = program.call("pidfd_open", [plan.pids.ownNumber(plan.tree.root.pid), 0], what);
-        const there = program.call("pidfd_open", [first, 0], what);
-        program.call("setns", [there, CLONE_NEWPID], what);
-        program.call("close", [there]);
-      },
-      after: (program: Program): void => {
-        program.call("setns", [own, CLONE_NEWPID], {
-          label: "go back to the root's pid namespace",
-        });
-        program.call("close", [own]);
-      },
-    };
-    const helper = startHelper(plan, growth, root, { what: "a helper that mounts /proc", around });
     const program = new Program();
     late.add(program, fd);
+    runWithin(plan, growth, { namespace: pids, what: "a helper that mounts /proc", program });
+  }
+}
+
+/** Runs a program in a helper that is in a further pid namespace, and has all rights of the root task's user namespace. */
+function runWithin(
+  plan: RestorePlan,
+  growth: Growth,
+  {
+    namespace,
+    what,
+    program,
+  }: { readonly namespace: PlannedNamespace; readonly what: string; readonly program: Program },
+): void {
+  const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
+  const first = plan.pids.firstIn(namespace);
+  const label = `enter pid namespace ${namespace.id}`;
+  let own: Ref | number = -1;
+  const around = {
+    before: (making: Program): void => {
+      own = making.call("pidfd_open", [plan.pids.ownNumber(plan.tree.root.pid), 0], { label });
+      const there = making.call("pidfd_open", [first, 0], { label });
+      making.call("setns", [there, CLONE_NEWPID], { label });
+      making.call("close", [there]);
+    },
+    after: (making: Program): void => {
+      making.call("setns", [own, CLONE_NEWPID], { label: "go back to the root's pid namespace" });
+      making.call("close", [own]);
+    },
+  };
+  const helper = startHelper(plan, growth, root, { what, around });
+  try {
     helper.run(program);
+  } finally {
     helper.end();
   }
 }

@@ -35,15 +35,7 @@ import {
 } from "./namespaces.ts";
 import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { ZOMBIE_PATIENCE_MS } from "./free-pids.ts";
-import {
-  enterUser,
-  entersUser,
-  isMadeAlone,
-  joinOuterGroup,
-  makeAlone,
-  mountLate,
-  rootDepth,
-} from "./grow-nested.ts";
+import { isMadeAlone, joinOuterGroup, makeAlone, mountLate, rootDepth } from "./grow-nested.ts";
 import { addClone } from "./clone.ts";
 import { firstPoolFd, job, taskJob, type Growth } from "./growth.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
@@ -58,10 +50,10 @@ import type { TreeNode } from "./plan-tree.ts";
  * there is no seed: it would be one, too, and the parent would have to wait for it. The engine makes the first task itself then.
  */
 export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
+  const existing = openExisting(plan);
   // Not close-on-exec: the seed inherits it.
   const path = Buffer.from(`${plan.set.reader.dir}\0`);
   const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
-  const existing = openExisting(plan);
   const mounts = prepareMounts(plan);
   const payloads = openPayloads(plan);
   const inherited = copyInherited(plan.options.inheritFds ?? new Map(), firstPoolFd(plan));
@@ -155,7 +147,7 @@ function prepareMounts(plan: RestorePlan): PreparedMounts | undefined {
 export function growTree(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   let level: readonly TreeNode[] = [plan.tree.root];
   while (level.length > 0) {
-    const busy = level.filter((node) => needsStep(node) || entersUser(plan, node));
+    const busy = level.filter(needsStep);
     const [apart, together] = partition(busy, (node) =>
       [...node.early, ...node.late].some((child) => isMadeAlone(plan, child)),
     );
@@ -458,7 +450,7 @@ interface BranchSurroundings {
   readonly files: OpenedFiles;
 }
 
-/** What a task does before it makes others: the memory that they inherit, and its user namespace. */
+/** What a task does before it makes others: the memory that they inherit. */
 function addOpening(
   program: Program,
   plan: RestorePlan,
@@ -470,7 +462,6 @@ function addOpening(
     const around = { files, images: growth.images, imagesDir: plan.set.reader.dir };
     addEarlyMemory(program, task, around);
   }
-  if (entersUser(plan, node)) enterUser(program, plan, growth, node.pid);
 }
 
 /** Its own session or group. */

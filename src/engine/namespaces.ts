@@ -19,11 +19,11 @@ import { syscall } from "../sys/ffi.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
-import { enteredEarly, keepLastPid } from "./grow-nested.ts";
+import { enteredEarly, enterNamespaces, keepLastPid } from "./grow-nested.ts";
 import { copyMountNamespace, makeUserNamespaces, runIn, type UserHelpers } from "./helpers.ts";
 import { copyAbove } from "./inherited.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
-import { hasUsers, type RestorePlan } from "./plan.ts";
+import type { RestorePlan } from "./plan.ts";
 import type { EngineHooks } from "./progress.ts";
 
 /** Kinds that come with clone3; the others are made by the task itself. */
@@ -280,29 +280,24 @@ function surroundings(
 
 /**
  * Adds the calls by which a task enters the namespaces that it does not share with the root: its mount namespace, which changes its
- * root and current directory, or all the others.
+ * root and current directory, its user namespace, from which it could enter no others, or all the rest.
  */
 export function enterNested(
   program: Program,
   plan: RestorePlan,
   growth: Growth,
-  { pid, which }: { readonly pid: number; readonly which: "mounts" | "others" },
+  { pid, which }: { readonly pid: number; readonly which: "mounts" | "user" | "others" },
 ): void {
   const ids = plan.tasks.get(pid)?.ids;
-  const entered = hasUsers(plan) ? enteredEarly(plan, pid) : undefined;
-  for (const namespace of plan.namespaces.all) {
-    if (namespace.kind === "pid" || entered?.has(namespace) === true) continue;
-    if (namespace.role === "root" || (namespace.kind === "mnt") !== (which === "mounts")) continue;
-    const { field, flag } = kindOfNamespace(namespace.kind);
-    if (ids?.[field] !== namespace.id) continue;
-    const fd = growth.namespaceFds.get(namespace);
-    if (fd === undefined)
-      throw new RepriseError(
-        "INTERNAL",
-        `internal error: ${namespace.kind} namespace ${namespace.id} was not made`,
-      );
-    program.call("setns", [fd, flag], {
-      label: `put pid ${pid} into its ${namespace.kind} namespace`,
-    });
-  }
+  const wanted = plan.namespaces.all.filter(
+    ({ kind, id, role }) =>
+      role === "nested" &&
+      kind !== "pid" &&
+      ids?.[kindOfNamespace(kind).field] === id &&
+      which === (kind === "mnt" ? "mounts" : kind === "user" ? "user" : "others"),
+  );
+  if (wanted.length === 0) return;
+  const entered = enteredEarly(plan, pid);
+  const namespaces = wanted.filter((namespace) => !entered.has(namespace));
+  enterNamespaces(program, plan, growth, { pid, namespaces });
 }

@@ -38,6 +38,8 @@ export interface PidPlan {
   ownGroup(pid: number): number;
   /** The nested user namespace that a task is in once it is there; undefined: the root task's. */
   userOf(pid: number): number | undefined;
+  /** The nested user namespace that a task is made in: the one that its pid namespace belongs to, where that is not the root's. */
+  birthUser(pid: number): number | undefined;
   /** Who makes a task; undefined for the root. */
   makerOf(pid: number): TreeNode | undefined;
   /** The pid namespaces that a task is in, from outside; the root's is not among them. */
@@ -92,14 +94,20 @@ class Pids implements PidPlan {
     if (maker === undefined)
       return { numbers, chosen: numbers.length, isFirst: false, bornIn: undefined };
     const isFirst = numbers.length > this.#numbersFor(maker.pid).length;
-    const user = this.userOf(maker.pid);
-    const owner = isFirst ? this.path(pid).at(-1)?.owner : user;
+    const user = this.birthUser(pid);
     return {
       numbers,
-      chosen: this.#chosenBy(owner, pid),
+      chosen: this.#chosenBy(user, pid),
       isFirst,
-      bornIn: owner === user ? undefined : owner,
+      bornIn: user === this.birthUser(maker.pid) ? undefined : user,
     };
+  }
+
+  birthUser(pid: number): number | undefined {
+    const maker = this.#makers.get(pid);
+    if (maker === undefined) return undefined;
+    const isFirst = this.#numbersFor(pid).length > this.#numbersFor(maker.pid).length;
+    return isFirst ? this.path(pid).at(-1)?.owner : this.birthUser(maker.pid);
   }
 
   ownNumber(pid: number): number {
