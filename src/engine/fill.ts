@@ -440,7 +440,8 @@ function adoptThreads(plan: RestorePlan, growth: Growth, task: TaskPlan): void {
   const leader = growth.tracees.get(task.pid) as Tracee;
   const followers = task.threads.slice(1);
   if (followers.length > 0 && plan.pids.chosenForThreads(task.pid) === 0) {
-    for (const { tid } of followers) {
+    // The highest number first: what others get meanwhile lies behind the last that was given.
+    for (const { tid } of followers.toSorted((a, b) => b.tid - a.tid)) {
       const thread = { pid: task.pid, tid, flags: THREAD_FLAGS };
       growth.tracees.set(tid, makeThread(plan, growth, thread));
     }

@@ -378,13 +378,13 @@ function runWithin(
 ): void {
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
   const first = plan.pids.firstIn(namespace);
-  const label = `enter pid namespace ${namespace.id}`;
+  const entering = { label: `enter pid namespace ${namespace.id}` };
   let own: Ref | number = -1;
   const around = {
     before: (making: Program): void => {
-      own = making.call("pidfd_open", [plan.pids.ownNumber(plan.tree.root.pid), 0], { label });
-      const there = making.call("pidfd_open", [first, 0], { label });
-      making.call("setns", [there, CLONE_NEWPID], { label });
+      own = making.call("pidfd_open", [plan.pids.ownNumber(plan.tree.root.pid), 0], entering);
+      const there = making.call("pidfd_open", [first, 0], entering);
+      making.call("setns", [there, CLONE_NEWPID], entering);
       making.call("close", [there]);
     },
     after: (making: Program): void => {

@@ -5,10 +5,16 @@ import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatus, readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { AT_FDCWD, F_DUPFD, O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY } from "../sys/abi/fcntl.ts";
-import { CLONE_FILES, CLONE_NEWNS, CLONE_NEWUSER, WALL } from "../sys/abi/sched.ts";
+import {
+  CLONE_FILES,
+  CLONE_NEWNS,
+  CLONE_NEWUSER,
+  PR_SET_DUMPABLE,
+  WALL,
+} from "../sys/abi/sched.ts";
 import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
 import { openOwn } from "../objects/namespaces/nested.ts";
-import { becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts";
+import { addMaps, becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import { endProcess } from "../tracee/seed.ts";
@@ -144,6 +150,8 @@ export function makeUserNamespaces(
   };
 }
 
+const LINK_SIZE = 64;
+
 function makeUser(
   plan: RestorePlan,
   growth: Growth,
@@ -162,9 +170,23 @@ function makeUser(
     label: `make user namespace ${id}`,
     hint: "The limit on namespaces (/proc/sys/user) may be reached.",
   });
-  helper.run(making);
+  // For its maker, whose files in /proc it may have to write.
+  making.call("prctl", [PR_SET_DUMPABLE, 1, 0, 0, 0], { label: "be dumpable" });
+  const link = making.output(LINK_SIZE);
+  const self = making.string("/proc/thread-self");
+  const length = making.call("readlinkat", [AT_FDCWD, self, link, LINK_SIZE], {
+    label: "read the own number in /proc",
+  });
+  const made = helper.run(making);
   const maps = savedMaps(plan.set, id);
-  writeMaps(helper.tracee.tid, maps);
+  if (namespace.parent === undefined) writeMaps(helper.tracee.tid, maps);
+  else {
+    // Only who is in the namespace around may.
+    const number = made.bytes(link, made.value(length)).toString("latin1").split("/")[0] ?? "";
+    const writing = new Program();
+    addMaps(writing, `/proc/${number}`, maps);
+    runIn(plan, maker, writing);
+  }
   const settling = new Program();
   becomeRoot(settling, maps);
   const opened = openOwn(settling, "user");

@@ -269,9 +269,12 @@ function namespaceIds(tasks: Tasks, name: keyof TaskKobjIdsEntry): Set<number> {
 }
 
 function loadNamespaces(reader: ImageSetReader, tasks: Tasks): LoadedNamespaces {
+  const owners = reader.inventory.reprise?.namespaces.map(({ owner }) => owner) ?? [];
   const load = <T>(field: keyof TaskKobjIdsEntry, read: (id: number) => T | undefined) => {
     const found = new Map<number, T>();
-    for (const id of namespaceIds(tasks, field)) {
+    // User namespaces own others even where no task lives in them.
+    const ids = [...namespaceIds(tasks, field), ...(field === "user_ns_id" ? owners : [])];
+    for (const id of new Set(ids)) {
       const value = read(id);
       if (value !== undefined) found.set(id, value);
     }

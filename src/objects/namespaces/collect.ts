@@ -2,8 +2,13 @@
 // tasks. A task may not live in the engine's where the root task has another one. CRIU saves further mount and network namespaces
 // only, and only where the root's is not its own. Ids count over all kinds from 1, the engine's own first.
 
+import { closeSync, fstatSync, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
-import type { RepriseNamespace, TaskKobjIdsEntry } from "../../images/schema/messages.generated.ts";
+import type {
+  RepriseNamespace,
+  TaskKobjIdsEntry,
+  UsernsEntry,
+} from "../../images/schema/messages.generated.ts";
 import { readNamespaces, type NamespaceInodes } from "../../proc/ns.ts";
 import type { FrozenTask } from "../task/task.ts";
 import {
@@ -16,8 +21,8 @@ import {
 } from "./kinds.ts";
 import { foreignMount } from "./proc-mount.ts";
 import { hasRoom } from "./registry.ts";
-import { ownerUid, relatedInode, type NamespaceRelation } from "./relations.ts";
-import { idsInside } from "./user.ts";
+import { mapsOfEmpty, openRelated, ownerUid, type NamespaceRelation } from "./relations.ts";
+import { idInside, mapsOf } from "./user.ts";
 
 /** The namespace fields of ids-PID.img. */
 export type NamespaceIds = Omit<TaskKobjIdsEntry, "vm_id" | "files_id" | "fs_id" | "sighand_id">;
@@ -34,6 +39,8 @@ export interface CollectedNamespace {
   readonly role: "root" | "nested";
   /** The key of `--external KIND[INODE]:KEY`: the restoring side provides it, and nothing in it is saved. */
   readonly externalKey: string | undefined;
+  /** Of a user namespace that no task lives in: `pid` is of one that has something that belongs to it. */
+  readonly maps?: UsernsEntry;
 }
 
 /** The namespaces of a frozen tree. */
@@ -86,6 +93,7 @@ class NamespaceTable implements CollectedNamespaces {
   readonly #ids = new Map<string, number>();
   readonly #tasks = new Map<number, NamespaceInodes>();
   #root: number | undefined;
+  readonly #emptyUsers: RepriseNamespace[] = [];
   /** The mount namespace that counts as the engine's. */
   #freshProc: number | undefined;
 
@@ -115,35 +123,81 @@ class NamespaceTable implements CollectedNamespaces {
         refuse(task, "pid", "its children are to live in another one");
     }
     const nested = this.all.filter(({ role }) => role === "nested");
-    this.relations = nested.map((namespace) => this.#relationOf(namespace));
+    const relations = nested.map((namespace) => this.#relationOf(namespace));
+    this.relations = [...relations, ...this.#emptyUsers];
     checkPidNamespaces(tasks);
   }
 
   #relationOf(namespace: CollectedNamespace): RepriseNamespace {
     const { kind, id, pid } = namespace;
     const { flag } = kindOfNamespace(kind);
-    const known = (relation: NamespaceRelation, of: NamespaceKind): number => {
-      const inode = relatedInode(pid, kind, relation);
-      const found = inode === undefined ? undefined : this.idOf(of, inode);
-      if (found === undefined) {
+    const fd = openSync(`/proc/${pid}/ns/${kind}`, "r");
+    try {
+      const owner = this.#related(pid, { fd, relation: "owner", kind: "user" });
+      if (kind !== "user" && kind !== "pid") return { kind: flag, id, owner };
+      const parent = this.#related(pid, { fd, relation: "parent", kind });
+      if (kind === "pid") return { kind: flag, id, owner, parent };
+      return { kind: flag, id, owner, parent, ...this.#ownerOf(fd, parent) };
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  /** The number of what a namespace belongs to or is in; a user namespace need not have any task in it. */
+  #related(
+    pid: number,
+    of: {
+      readonly fd: number;
+      readonly relation: NamespaceRelation;
+      readonly kind: "user" | "pid";
+    },
+  ): number {
+    const { fd, relation, kind } = of;
+    const related = openRelated(fd, relation);
+    try {
+      const inode = related === undefined ? undefined : fstatSync(related).ino;
+      const known = inode === undefined ? undefined : this.idOf(kind, inode);
+      if (known !== undefined) return known;
+      if (related === undefined || inode === undefined || kind === "pid") {
         throw new RepriseError(
           "UNSUPPORTED",
-          `cannot dump pid ${pid}: its ${kind} namespace belongs to a ${of} namespace that no task of the tree lives in`,
-          { pid, hint: "Such a chain of namespaces cannot be saved yet." },
+          `cannot dump pid ${pid}: a namespace of it belongs to a ${kind} namespace outside of the tree`,
+          { pid, hint: "Such a chain of namespaces cannot be saved." },
         );
       }
-      return found;
-    };
-    const isChild = kind === "pid" || kind === "user";
-    return {
-      kind: flag,
+      return this.#addEmptyUser(pid, related, inode);
+    } finally {
+      if (related !== undefined) closeSync(related);
+    }
+  }
+
+  /** A user namespace that no task lives in, but to which others belong. */
+  #addEmptyUser(pid: number, fd: number, inode: number): number {
+    const id = this.#ids.size + 1;
+    this.#ids.set(key("user", inode), id);
+    const maps = mapsOfEmpty(fd);
+    const user: CollectedNamespace = {
+      kind: "user",
       id,
-      owner: known("owner", "user"),
-      ...(isChild ? { parent: known("parent", kind) } : {}),
-      ...(kind === "user"
-        ? { owner_uid: idsInside(this, { uid: ownerUid(pid), gid: 0 }).uid }
-        : {}),
+      inode,
+      pid,
+      role: "nested",
+      externalKey: undefined,
+      maps,
     };
+    this.all.push(user);
+    const owner = this.#related(pid, { fd, relation: "parent", kind: "user" });
+    const { flag } = kindOfNamespace("user");
+    this.#emptyUsers.push({ kind: flag, id, owner, parent: owner, ...this.#ownerOf(fd, owner) });
+    return id;
+  }
+
+  /** Who made a user namespace, in ids of the one that it is in. */
+  #ownerOf(fd: number, parent: number): { owner_uid?: number } {
+    const around = this.all.find(({ kind, id }) => kind === "user" && id === parent);
+    const uid = ownerUid(fd);
+    const inside = around === undefined ? uid : idInside(mapsOf(around).uid_map, uid);
+    return inside === undefined ? {} : { owner_uid: inside };
   }
 
   idsOf(pid: number): NamespaceIds {

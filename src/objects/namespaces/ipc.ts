@@ -21,8 +21,9 @@ import { collectMaps, idInside, idOutside, savedMaps } from "./user.ts";
 export const ipcRoom: NamespaceRoom = {
   kind: "ipc",
 
-  write({ id, pid, role }, { images }) {
-    const ids = idsInside(collectMaps(pid));
+  write({ id, pid, role }, { images, namespaces }) {
+    const user = namespaces.ofRoot("user");
+    const ids = user === undefined ? SAME_IDS : idsInside(collectMaps(user.pid));
     inNamespace("ipc", { pid }, () => {
       images.write("ipcns-var", id, [collectLimits()]);
       writeSegments(images, { id, ids, isNested: role === "nested" });

@@ -16,7 +16,7 @@ export interface PlannedNamespace {
   readonly owner?: number;
   /** What a nested one of pids or users is in; undefined for the root task's. */
   readonly parent?: number;
-  /** Who made a nested user namespace, in ids of the root task's. */
+  /** Who made a nested user namespace, in ids of the one that it is in. */
   readonly ownerUid?: number;
   readonly origin:
     | { readonly how: "new" }
@@ -104,6 +104,18 @@ function ofKind(
     if (planned.some((known) => known.id === id)) continue;
     const origin = originOf(set, kind, id);
     planned.push({ kind, id, role: "nested", ...relationsOf(set, kind, id), origin });
+  }
+  // User namespaces that no task lives in, but to which others belong.
+  const relations = kind === "user" ? (set.inventory.reprise?.namespaces ?? []) : [];
+  for (const { kind: flag, id } of relations) {
+    if (flag !== kindOfNamespace(kind).flag || planned.some((known) => known.id === id)) continue;
+    planned.push({
+      kind,
+      id,
+      role: "nested",
+      ...relationsOf(set, kind, id),
+      origin: { how: "new" },
+    });
   }
   return planned;
 }

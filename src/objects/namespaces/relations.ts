@@ -1,9 +1,14 @@
 // How namespaces hang together, see ioctl_ns(2): each belongs to a user namespace, whose root rules it; those of pids and users are in
 // another one of their kind.
 
-import { closeSync, fstatSync, openSync } from "node:fs";
+import type { UsernsEntry } from "../../images/schema/messages.generated.ts";
+import { F_DUPFD } from "../../sys/abi/fcntl.ts";
+import { CLONE_NEWUSER } from "../../sys/abi/sched.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import type { NamespaceKind } from "./kinds.ts";
+import { Program } from "../../tracee/program.ts";
+import { runPrograms } from "../../tracee/run.ts";
+import { endProcess, startSeed, workAreaAt } from "../../tracee/seed.ts";
+import { collectMaps } from "./user.ts";
 
 /** linux/nsfs.h */
 const NS_GET_USERNS = 0xb701;
@@ -12,35 +17,39 @@ const NS_GET_OWNER_UID = 0xb704;
 
 export type NamespaceRelation = "owner" | "parent";
 
-/** The inode of the namespace that one of a task's belongs to or is in; undefined when that is outside of the engine's. */
-export function relatedInode(
-  pid: number,
-  kind: NamespaceKind,
-  relation: NamespaceRelation,
-): number | undefined {
-  const fd = openSync(`/proc/${pid}/ns/${kind}`, "r");
-  try {
-    const request = relation === "owner" ? NS_GET_USERNS : NS_GET_PARENT;
-    const related = trySyscall("ioctl", fd, request, 0);
-    if (related < 0) return undefined;
-    try {
-      return fstatSync(related).ino;
-    } finally {
-      closeSync(related);
-    }
-  } finally {
-    closeSync(fd);
-  }
+/** Opens the namespace that one belongs to or is in; undefined when that is outside of the engine's. */
+export function openRelated(fd: number, relation: NamespaceRelation): number | undefined {
+  const request = relation === "owner" ? NS_GET_USERNS : NS_GET_PARENT;
+  const related = trySyscall("ioctl", fd, request, 0);
+  return related < 0 ? undefined : related;
 }
 
-/** The user who made a task's user namespace, in ids of the engine's own. */
-export function ownerUid(pid: number): number {
-  const fd = openSync(`/proc/${pid}/ns/user`, "r");
+/** The user who made a user namespace, in ids of the engine's own. */
+export function ownerUid(fd: number): number {
+  const uid = Buffer.alloc(4);
+  syscall("ioctl", fd, NS_GET_OWNER_UID, uid);
+  return uid.readUInt32LE(0);
+}
+
+/** Where nothing of a fresh process is. */
+const HELPER_AREA = { address: 0x2000_0000_0000, size: 1024 * 1024 };
+
+/** The maps of a user namespace that nobody lives in: a helper goes there, as they are shown of processes alone. */
+export function mapsOfEmpty(fd: number): UsernsEntry {
+  // The helper inherits it.
+  const inherited = syscall("fcntl", fd, F_DUPFD, 3);
   try {
-    const uid = Buffer.alloc(4);
-    syscall("ioctl", fd, NS_GET_OWNER_UID, uid);
-    return uid.readUInt32LE(0);
+    const area = workAreaAt(HELPER_AREA.address, HELPER_AREA.size);
+    const seed = startSeed(area, { stops: 0, remoteCalls: 0 });
+    try {
+      const program = new Program();
+      program.call("setns", [inherited, CLONE_NEWUSER], { label: "enter a user namespace" });
+      runPrograms([{ tracee: seed, program, code: area.code, base: area.programs, frame: 0 }]);
+      return collectMaps(seed.tid);
+    } finally {
+      endProcess(seed.tid);
+    }
   } finally {
-    closeSync(fd);
+    trySyscall("close", inherited);
   }
 }

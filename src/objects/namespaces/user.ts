@@ -7,6 +7,7 @@ import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { UidGidExtent, UsernsEntry } from "../../images/schema/messages.generated.ts";
 import { errnoOf } from "../../proc/procfs.ts";
+import { AT_FDCWD, O_WRONLY } from "../../sys/abi/fcntl.ts";
 import { CLONE_NEWUSER, PR_SET_DUMPABLE } from "../../sys/abi/sched.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
@@ -15,8 +16,9 @@ import type { NamespaceRoom } from "./room.ts";
 export const userRoom: NamespaceRoom = {
   kind: "user",
 
-  write({ id, pid }, { images, namespaces }) {
-    images.write("userns", id, [mapsInParent(collectMaps(pid), parentOf(id, namespaces))]);
+  write(namespace, { images, namespaces }) {
+    const parent = parentOf(namespace.id, namespaces);
+    images.write("userns", namespace.id, [mapsInParent(mapsOf(namespace), parent)]);
   },
 
   // The maps are needed long before the other rooms' turn: see writeMaps.
@@ -41,10 +43,15 @@ function parentOf(id: number, namespaces: CollectedNamespaces): CollectedNamespa
   );
 }
 
+/** The maps of a namespace of the tree, in ids of the engine's own. */
+export function mapsOf({ maps, pid }: CollectedNamespace): UsernsEntry {
+  return maps ?? collectMaps(pid);
+}
+
 /** Maps of a user namespace in ids of the one that it is in, as they are written; the kernel showed them in the engine's. */
 function mapsInParent(maps: UsernsEntry, parent: CollectedNamespace | undefined): UsernsEntry {
   if (parent === undefined) return maps;
-  const outer = collectMaps(parent.pid);
+  const outer = mapsOf(parent);
   const translate = (extents: readonly UidGidExtent[], by: readonly UidGidExtent[]) =>
     extents.map((extent) => ({
       ...extent,
@@ -125,6 +132,20 @@ export function writeMaps(pid: number, maps: UsernsEntry): void {
   if (maps.setgroups_denied === true) writeOne(pid, "setgroups", "deny");
   writeOne(pid, "uid_map", mapText(maps.uid_map));
   writeOne(pid, "gid_map", mapText(maps.gid_map));
+}
+
+/** Adds the calls that write them for a process with a directory in /proc. */
+export function addMaps(program: Program, directory: string, maps: UsernsEntry): void {
+  const write = (name: string, text: string): void => {
+    const label = `write ${name} of a user namespace`;
+    const path = program.string(`${directory}/${name}`);
+    const fd = program.call("openat", [AT_FDCWD, path, O_WRONLY, 0], { label });
+    program.call("write", [fd, program.string(text), text.length], { label, expect: text.length });
+    program.call("close", [fd]);
+  };
+  if (maps.setgroups_denied === true) write("setgroups", "deny");
+  write("uid_map", mapText(maps.uid_map));
+  write("gid_map", mapText(maps.gid_map));
 }
 
 /**
