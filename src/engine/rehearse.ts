@@ -26,6 +26,7 @@ import { XCR0 } from "../tracee/arch/x86_64/xstate.ts";
 import { signalFrame } from "../tracee/arch/x86_64/sigframe.ts";
 import { Program } from "../tracee/program.ts";
 import { Tracee } from "../tracee/tracee.ts";
+import { asRepriseError } from "./system-error.ts";
 
 /** Extended state of a thread on a processor with AVX-512, and the components that it has. */
 const XSTATE_SIZE = 2696;
@@ -56,8 +57,9 @@ export function rehearseLook(root: number): void {
       readFdStat(root, fd);
       readFdInfo({ pid: root, fd });
     }
-  } catch (error) {
-    // The dump will meet the same and tell it.
+  } catch (thrown) {
+    // The dump will meet the same and tell it. A process whose first thread has ended has no memory to look at, for one.
+    const error = asRepriseError(thrown, `look at pid ${root}`);
     if (!(error instanceof RepriseError)) throw error;
     log.debug(`rehearsal: ${error.message}`);
   }
