@@ -15,8 +15,8 @@ export interface ContainerReference {
 
 export interface ContainerEngine {
   /**
-   * Saves a container, and stops it unless it is left running. With `keepFiles` a clone can be made of it, with the files of the
-   * same moment, whatever the container does afterwards (runtimes only; engines with images keep files in these).
+   * Saves a container, and stops it unless it is left running. With `keepFiles` a clone of it gets the files of the same moment,
+   * whatever the container does afterwards (Podman puts them into the archive always).
    *
    * @returns the name of the checkpoint. @throws RepriseError CONTAINER_ENGINE, with the engine's own words.
    */

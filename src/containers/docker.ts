@@ -39,16 +39,40 @@ class DockerEngine implements ContainerEngine {
 
   async checkpoint(
     container: string,
-    options: { readonly leaveRunning: boolean },
+    options: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
   ): Promise<string> {
     const checkpointId = nextName(await this.checkpoints(container));
+    if (options.keepFiles !== true || !options.leaveRunning) {
+      await this.#createCheckpoint(container, checkpointId, options);
+      return checkpointId;
+    }
+    // What runs on goes on writing: its files must be of the same moment as its memory. A checkpoint leaves it paused.
+    const source = this.#docker.getContainer(container);
+    const { Id, State } = await this.#ask(`look at the container ${container}`, () =>
+      source.inspect(),
+    );
+    if (!State.Paused) await this.#ask(`pause the container ${container}`, () => source.pause());
+    try {
+      await this.#createCheckpoint(container, checkpointId, options);
+      if (await this.#hasChanges(source)) await this.#commit(source, filesImage(Id, checkpointId));
+    } finally {
+      if (!State.Paused)
+        await this.#ask(`let the container ${container} go on`, () => source.unpause());
+    }
+    return checkpointId;
+  }
+
+  async #createCheckpoint(
+    container: string,
+    checkpointId: string,
+    options: { readonly leaveRunning: boolean },
+  ): Promise<void> {
     await this.#ask(`checkpoint the container ${container}`, () =>
       this.#withCheckpoints(container).createCheckpoint({
         checkpointId,
         exit: !options.leaveRunning,
       }),
     );
-    return checkpointId;
   }
 
   /** The daemon's own list comes in no order: that of the directories' times is taken. */
@@ -78,7 +102,7 @@ class DockerEngine implements ContainerEngine {
     const source = this.#docker.getContainer(container);
     const inspected = await this.#ask(`look at the container ${container}`, () => source.inspect());
     const notes: string[] = [];
-    const image = await this.#imageOf(source, inspected, notes);
+    const image = await this.#imageOf(source, { inspected, checkpoint, notes });
     const created = await this.#ask(`create the container ${newName}`, () =>
       this.#docker.createContainer({
         ...inspected.Config,
@@ -101,20 +125,43 @@ class DockerEngine implements ContainerEngine {
     return notes;
   }
 
-  /** The image of a clone: the container's own, with the files that it has changed. */
+  /** The image of a clone: the container's own, with the files that it had changed at the checkpoint, or else has until now. */
   async #imageOf(
     source: Dockerode.Container,
-    inspected: Dockerode.ContainerInspectInfo,
-    notes: string[],
+    {
+      inspected,
+      checkpoint,
+      notes,
+    }: {
+      readonly inspected: Dockerode.ContainerInspectInfo;
+      readonly checkpoint: string;
+      readonly notes: string[];
+    },
   ): Promise<string> {
+    const name = filesImage(inspected.Id, checkpoint);
+    const kept = await this.#ask("list the images", () =>
+      this.#docker.listImages({ filters: { reference: [name] } }),
+    );
+    if (kept.length === 0 && !(await this.#hasChanges(source))) return inspected.Image;
+    const image = kept.length > 0 ? name : await this.#commit(source);
+    notes.push(`its changed files are in the image ${image.replace(/^(sha256:.{12}).*/, "$1")}`);
+    return image;
+  }
+
+  async #hasChanges(source: Dockerode.Container): Promise<boolean> {
     const changes = (await this.#ask("list the files that the container has changed", () =>
       source.changes(),
     )) as readonly unknown[] | null;
-    if (changes === null || changes.length === 0) return inspected.Image;
+    return changes !== null && changes.length > 0;
+  }
+
+  /** Makes an image of a container's files; its id. */
+  async #commit(source: Dockerode.Container, name?: string): Promise<string> {
+    const [repo, tag] = name?.split(":") ?? [];
+    const named = repo === undefined ? {} : { repo, tag };
     const committed = (await this.#ask("commit the files that the container has changed", () =>
-      source.commit({ pause: true, comment: `files of ${inspected.Name} for a clone` }),
+      source.commit({ ...named, pause: true, comment: "files of a container for a clone" }),
     )) as { readonly Id: string };
-    notes.push(`its changed files are in the image ${committed.Id.slice(0, 19)}`);
     return committed.Id;
   }
 
@@ -171,6 +218,11 @@ class DockerEngine implements ContainerEngine {
       });
     }
   }
+}
+
+/** Name of the image with the files of a container at one of its checkpoints. */
+function filesImage(container: string, checkpoint: string): string {
+  return `reprise-files:${container.slice(0, 12)}-${checkpoint.replace(/[^\w.-]/g, "_")}`;
 }
 
 function adviceFor(message: string, status: number | undefined): string {

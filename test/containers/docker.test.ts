@@ -82,6 +82,21 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
     for (const name of ["mine", "twin"]) expectNoGap(numbers(docker, name));
   });
 
+  test("by reprise's own commands, writing all the while", { timeout: 60_000 }, async (context) => {
+    if (!canRunDocker(version)) context.skip("no dockerd, or no such cgroups");
+    const write = `${COUNT} > /root/count`;
+    docker.run("run", "-d", "--name", "writer", "busybox", "sh", "-c", write);
+    onTestFinished(() => void docker.try("rm", "-f", "writer", "second"));
+    const lines = (name: string): number[] =>
+      docker.run("exec", name, "cat", "/root/count").split("\n").map(Number);
+    await expect.poll(() => lines("writer").length, { timeout: 10_000 }).toBeGreaterThan(3);
+    expect(reprise(docker, "clone", "docker:writer", "second")).toContain("reprise-files:");
+    const before = lines("second").length;
+    await expect.poll(() => lines("second").length, { timeout: 10_000 }).toBeGreaterThan(before);
+    for (const name of ["writer", "second"]) expectNoGap(lines(name));
+    expect(stateOf(docker, "writer")).toBe("running");
+  });
+
   test("left running, and in a directory of one's own", { timeout: 60_000 }, async (context) => {
     if (!canRunDocker(version)) context.skip("no dockerd, or no such cgroups");
     runContainer(docker, "going");
