@@ -413,11 +413,11 @@ function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
 
 /** Ends all tasks, the root first so that nobody makes new ones for the dead. */
 function killTree(tree: FrozenTree): void {
+  const slow = tree.tasks.filter(endsSlowly);
+  if (slow.length > 0) reapLater(slow.flatMap(tidsOf));
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
   // As their tracer we are told of their end first; their parents reap them.
-  const slow = tree.tasks.filter(endsSlowly);
   waitForAll(tree.tasks.filter((task) => !slow.includes(task)).flatMap(tidsOf));
-  if (slow.length > 0) reapLater(slow.flatMap(tidsOf));
 }
 
 /**

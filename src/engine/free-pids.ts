@@ -15,6 +15,8 @@ import type { RestorePlan } from "./plan.ts";
 /** How long zombies that still hold a number are waited for. */
 export const ZOMBIE_PATIENCE_MS = 5_000;
 const POLL_MS = 10;
+/** For a moment a killed process has neither the signal any more nor the mark of one that exits. */
+const CONFIRM_MS = 50;
 
 /**
  * Waits until all pids of a plan are free.
@@ -30,6 +32,7 @@ export async function waitForFreePids(
   for (const task of plan.tasks.values()) for (const { tid } of task.threads) wanted.add(tid);
   if (options.thorough !== true && [...wanted].every(looksFree)) return;
   let deadline = performance.now() + ZOMBIE_PATIENCE_MS;
+  let livingSince: number | undefined;
   let told = false;
   for (;;) {
     const holders = [...readPidUsage(wanted)].flatMap(([number, held]) =>
@@ -41,7 +44,9 @@ export async function waitForFreePids(
     // Who is still giving back its memory may need long for it, but will come to its end.
     if (living === undefined && holders.some(({ pid }) => !isZombie(pid)))
       deadline = performance.now() + ZOMBIE_PATIENCE_MS;
-    if (living !== undefined || performance.now() > deadline) {
+    livingSince = living === undefined ? undefined : (livingSince ?? performance.now());
+    const isConfirmed = livingSince !== undefined && performance.now() - livingSince > CONFIRM_MS;
+    if (isConfirmed || performance.now() > deadline) {
       const holder = living ?? first;
       throw new RepriseError(
         "PID_TAKEN",

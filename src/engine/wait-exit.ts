@@ -1,5 +1,6 @@
 // Waiting for the end of processes without blocking the event loop.
 
+import { readStatIfAlive } from "../proc/stat.ts";
 import { WALL, WNOHANG } from "../sys/abi/sched.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { isReaped, waitFor } from "../sys/process.ts";
@@ -32,12 +33,15 @@ function isChild(pid: number): boolean {
 }
 
 /**
- * Takes the reports of killed tracees as they end, so that their parents can reap them. It keeps nobody from exiting: then the
- * kernel lets go of them by itself.
+ * Takes the reports of tracees that are about to be killed as they end, so that their parents can reap them. It keeps nobody from
+ * exiting: then the kernel lets go of them by itself.
  */
 export function reapLater(tids: readonly number[]): void {
+  const begins = new Map(tids.map((tid) => [tid, readStatIfAlive(tid)?.starttime]));
   let left = tids;
   const timer = setInterval(() => {
+    // Node may have reaped a child of ours, and a restore given the number to a task whose reports are its own.
+    left = left.filter((tid) => readStatIfAlive(tid)?.starttime === begins.get(tid));
     left = left.filter((tid) => !isReaped(tid));
     if (left.length === 0) clearInterval(timer);
   }, POLL_MS);
