@@ -173,10 +173,11 @@ test.skipIf(!existsSync(BUBBLEWRAP)).each([
   const shell = ["-c", `${bare}; exec setsid "$@"`, "bash", ...words];
   const started = spawn("bash", shell, { cwd: "/", stdio: "ignore" });
   let pid = started.pid ?? 0;
-  onTestFinished(() => {
-    process.kill(pid, "SIGKILL");
-  });
   const child = (of: number): number => readChildren(of)[0] ?? 0;
+  // The first process in the sandbox does not end with the one outside.
+  onTestFinished(() => {
+    for (const one of [child(pid), pid]) process.kill(one, "SIGKILL");
+  });
   const innermost = (): number => child(child(pid));
   const isReady = (): boolean => {
     try {
