@@ -6,6 +6,7 @@
 import { writeFileSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { readNsLastPid } from "../proc/self.ts";
 import { readStatus, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasks } from "../proc/tasks.ts";
 import { kindOfNamespace } from "../objects/namespaces/kinds.ts";
@@ -256,7 +257,15 @@ function askFor(
   if (outermost === undefined) return runIn(plan, by, program);
   const ask = (): void => setNext(plan, growth, { level: 0, pid, next: outermost });
   // Outside of a pid namespace of the tree's others are fast.
-  if (!plan.hasInnerPids) return runIn(plan, by, program, { justBefore: ask });
+  if (!plan.hasInnerPids) {
+    const before = readNsLastPid() ?? 0;
+    try {
+      return runIn(plan, by, program, { justBefore: ask });
+    } finally {
+      // Others must not be given numbers that were freed a moment ago, which somebody may still mean.
+      writeFileSync(LAST_PID, String(Math.max(before, readNsLastPid() ?? 0)));
+    }
+  }
   ask();
   return runIn(plan, by, program);
 }

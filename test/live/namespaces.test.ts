@@ -8,6 +8,7 @@ import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { readChildren } from "../../src/proc/children.ts";
 import { readComm } from "../../src/proc/comm.ts";
+import { readNsLastPid } from "../../src/proc/self.ts";
 import { readStatus } from "../../src/proc/status.ts";
 import {
   attachProgram,
@@ -19,6 +20,20 @@ import {
 import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
 
 testRoom("namespaces");
+
+test.each([
+  ["nested_namespaces", "own"],
+  ["nested_pids", "user", "early", "mnt", "uts"],
+])("numbers that the kernel is asked for rewind nothing: %s", async (name, ...args) => {
+  const program = await start(name, args);
+  const imagesDir = imagesDirOf(program);
+  await checkpoint({ pid: program.pid, imagesDir });
+  for (let count = 0; count < 100; count++) spawnSync("true");
+  const last = readNsLastPid() ?? 0;
+  const { pid } = await restore({ imagesDir });
+  expect(readNsLastPid()).toBeGreaterThanOrEqual(last);
+  expect(await endWithTest(attachProgram(name, pid, program.dir)).ask()).toBe("ok 1");
+});
 
 /** Runs unshare(1) with a program that waits in the new namespaces, until the end of the test; gives the pid of that program. */
 async function holdNamespaces(...flags: string[]): Promise<number> {
