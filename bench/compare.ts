@@ -4,6 +4,7 @@
 //   npm run bench                                   all rows, ours alone
 //   REPRISE_REAL_CRIU=/path/to/criu npm run bench   with CRIU beside
 //   npm run bench -- --rows looper,heap --runs 7
+//   npm run bench -- --rows heap --cold             images are read from the disk, as after a reboot or on another machine
 
 import { spawn, spawnSync } from "node:child_process";
 import {
@@ -14,6 +15,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -40,6 +42,7 @@ const WORKLOADS: Readonly<Record<string, Workload>> = {
   threads: { program: "threads", args: ["500"] },
   descriptors: { program: "many_fds", args: ["4000"] },
   heap: { program: "big_heap", args: ["1024"] },
+  busy: { program: "heap_at_work", args: ["1024"] },
 };
 
 /** Milliseconds of one cycle. */
@@ -56,7 +59,11 @@ const PATIENCE_MS = 60_000;
 const STATS_HEAD = 12;
 
 const { values } = parseArgs({
-  options: { rows: { type: "string" }, runs: { type: "string", default: "5" } },
+  options: {
+    rows: { type: "string" },
+    runs: { type: "string", default: "5" },
+    cold: { type: "boolean", default: false },
+  },
 });
 const engines = [
   { name: "reprise", criu: OURS },
@@ -111,6 +118,7 @@ async function benchCycle(workload: Workload, criu: string): Promise<Times> {
     const numbers = numbersOf(subject.pid);
     const dump = timed(criu, ["dump", "-t", `${subject.pid}`, "-D", images, "-o", "dump.log"]);
     await freed(numbers);
+    if (values.cold) forget();
     const restore = timed(criu, ["restore", "-d", "-D", images, "-o", "restore.log"]);
     await subject.check();
     return { frozen: frozenTime(images), dump, restore };
@@ -181,6 +189,12 @@ function numbersOf(pid: number): number[] {
 /** Waits until init has reaped the dead: their numbers are taken until then. */
 async function freed(numbers: readonly number[]): Promise<void> {
   while (readPidUsage(numbers).size > 0) await sleep(20);
+}
+
+/** Writes everything to the disk, and empties the page cache. */
+function forget(): void {
+  spawnSync("sync");
+  writeFileSync("/proc/sys/vm/drop_caches", "3");
 }
 
 function frozenTime(images: string): number {
