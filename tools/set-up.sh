@@ -19,6 +19,7 @@ command -v iptables >/dev/null || need iptables
 command -v runc >/dev/null || need runc
 command -v dockerd >/dev/null || need docker.io
 [ -x /bin/busybox ] || need busybox-static
+command -v bwrap >/dev/null || need bubblewrap
 command -v podman >/dev/null || need podman
 command -v redis-server >/dev/null || need redis-server
 command -v memcached >/dev/null || need memcached
