@@ -31,7 +31,7 @@ static uint64_t offset_in_file(const void *address) {
 
 // Sets the probe, and holds it until the note "leave", or until the directory of the test is gone.
 static void watch(void) {
-  char text[32], path[4096];
+  char text[32], path[4096] = "";
   struct perf_event_attr attr = {.size = sizeof attr};
   MUST(read_text("/sys/bus/event_source/devices/uprobe/type", text, sizeof text));
   MUST(readlink("/proc/self/exe", path, sizeof path - 1));
