@@ -44,22 +44,31 @@ export function leaveOutBreakpoints(
   if (changed.length === 0) return { runs, probed: new Set() };
   const memory = openSync(`/proc/${pid}/mem`, "r");
   const probed = new Set<VmaEntry>();
+  const kept: PageRun[] = [];
   try {
-    let left = runs;
-    for (const vma of changed) {
-      using text = new Text(pid, vma.area);
-      const kept = left.flatMap((run) =>
-        overlaps(vma.entry, run)
-          ? pagesOf(run).filter((page) => !text.has(memory, page.vaddr, vma))
-          : [run],
-      );
-      if (countPages(kept) < countPages(left)) probed.add(vma.entry);
-      left = kept;
+    // Both lists are in the order of addresses, and may be long: each is walked once.
+    let next = 0;
+    for (const run of runs) {
+      while (next < changed.length && endOf(changed[next]) <= run.vaddr) next++;
+      let left: PageRun[] = [run];
+      for (let at = next; at < changed.length; at++) {
+        const vma = changed[at] as DumpedVma;
+        if (!overlaps(vma.entry, run)) break;
+        using text = new Text(pid, vma.area);
+        const before = countPages(left);
+        left = left.flatMap(pagesOf).filter((page) => !text.has(memory, page.vaddr, vma));
+        if (countPages(left) < before) probed.add(vma.entry);
+      }
+      kept.push(...left);
     }
-    return { runs: joined(left), probed };
+    return { runs: joined(kept), probed };
   } finally {
     closeSync(memory);
   }
+}
+
+function endOf(vma: DumpedVma | undefined): number {
+  return vma?.entry.end ?? 0;
 }
 
 /** Code of a file that the task does not write to. */
