@@ -220,7 +220,7 @@ function runNoted(jobs: readonly NotedJob[], meanwhile?: () => void): readonly P
   return results;
 }
 
-/** The limits that tasks inherit: the engine's, with the files' soft limit raised (see grow.ts). */
+/** The limits that tasks inherit: the engine's, with the files' soft limit raised (see grow-root.ts). */
 function seedLimits(): RlimitEntry[] {
   return collectLimits(process.pid).map((limit, resource) =>
     resource === sched.RLIMIT_NOFILE ? { cur: limit.max, max: limit.max } : limit,
@@ -257,7 +257,7 @@ function addTask(
   const notes = restoreProcessEarly(
     program,
     task.core,
-    // The seed has forgotten the engine's own: see grow.ts.
+    // The seed has forgotten the engine's own: see grow-root.ts.
     !hasUsers(plan) ? {} : { inheritedLoginuid: LOGINUID_UNSET },
   );
   // Before segments of shared memory are attached.
