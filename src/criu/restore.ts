@@ -12,7 +12,7 @@ import { cgroupRestoreOptions } from "./cgroups.ts";
 import { externalUnixSockets, type CriuOptions } from "./options.ts";
 import { namespaceRestoreOptions } from "./namespace-options.ts";
 import type { Directories } from "./paths.ts";
-import { checkCpuIfAsked } from "./cpuinfo.ts";
+import { checkCpuIfAsked, cpuCapabilities } from "./cpuinfo.ts";
 import { printOut } from "./output.ts";
 import { scriptRunner, type Client } from "./scripts.ts";
 import { pageCount } from "./stats-text.ts";
@@ -100,6 +100,7 @@ export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "image
     ...(flags.has("lazy-pages") ? { lazyPages: true } : {}),
     ...(flags.has("auto-dedup") ? { autoDedup: true } : {}),
     skipRwxCheck: flags.has("skip-file-rwx-check"),
+    processor: cpuCapabilities(options).compared,
     fileValidation: values["file-validation"] === "filesize" ? "filesize" : "buildid",
   };
 }

@@ -11,7 +11,8 @@ import type {
   InventoryEntry,
   RepriseMachine,
 } from "../images/schema/messages.generated.ts";
-import { cpuMismatch, readCpu } from "../objects/cpu/cpu-info.ts";
+import { cpuMismatch, readCpu, type CpuCapabilities } from "../objects/cpu/cpu-info.ts";
+import { readBootId } from "../proc/self.ts";
 import { hostLsm, lsmOfCode } from "../objects/task/lsm.ts";
 
 /** One side of a machine, and whether a set fits it. */
@@ -26,7 +27,7 @@ export interface Fit {
 /** This machine, for the inventory. */
 export function machineEntry(): MessageInput<RepriseMachine> {
   const cpu = ownCpu();
-  return { kernel: release(), ...(cpu === undefined ? {} : { cpu }) };
+  return { kernel: release(), ...(cpu === undefined ? {} : { cpu }), boot: readBootId() };
 }
 
 /**
@@ -43,12 +44,24 @@ export function fitsOf(imagesDir: string): readonly Fit[] {
     const fault = `${error.message}. ${error.hint ?? ""}`.trimEnd();
     return [{ what: "images", saved: undefined, fault }];
   }
+  return fitsOfSet(set);
+}
+
+/** The same for a set that is open. `processor`: what of the processor is compared. @default state and instructions */
+export function fitsOfSet(set: ImageSetReader, processor?: CpuCapabilities): readonly Fit[] {
   const { machine } = set.inventory;
   const cpu = machine?.cpu ?? set.read("cpuinfo")[0]?.x86_entry[0];
   return compareMachines(
     { kernel: machine?.kernel, cpu, inventory: set.inventory, isPart: set.isPreDump },
     { kernel: release(), cpu: ownCpu(), lsm: hostLsm() },
+    processor,
   );
+}
+
+/** What a warning says of a side that does not fit; undefined when it does. */
+export function misfitText({ what, saved, fault }: Fit): string | undefined {
+  if (fault === undefined) return undefined;
+  return `${what}${saved === undefined ? "" : ` (saved: ${saved})`}: ${fault}`;
 }
 
 interface SavedMachine {
@@ -67,6 +80,7 @@ export function compareMachines(
     readonly cpu: CpuinfoX86Entry | undefined;
     readonly lsm: ReturnType<typeof hostLsm>;
   },
+  processor: CpuCapabilities = { fpu: true, ins: true, cpu: false },
 ): readonly Fit[] {
   const lsm = lsmOfCode(saved.inventory.lsmtype);
   return [
@@ -81,7 +95,7 @@ export function compareMachines(
     {
       what: "processor",
       saved: saved.cpu === undefined ? undefined : (saved.cpu.model_id ?? "unknown"),
-      fault: cpuFault(saved.cpu, here.cpu),
+      fault: cpuFault(saved.cpu, here.cpu, processor),
     },
     {
       what: "security module",
@@ -104,10 +118,11 @@ function kernelFault(saved: string | undefined, here: string): string | undefine
 function cpuFault(
   saved: CpuinfoX86Entry | undefined,
   here: CpuinfoX86Entry | undefined,
+  compared: CpuCapabilities,
 ): string | undefined {
-  if (saved === undefined) return undefined;
+  if (saved === undefined || !(compared.fpu || compared.ins || compared.cpu)) return undefined;
   if (here === undefined) return "this processor cannot be described. Try on one of Intel or AMD";
-  const fault = cpuMismatch(saved, here, { fpu: true, ins: true, cpu: false });
+  const fault = cpuMismatch(saved, here, compared);
   if (fault === undefined) return undefined;
   return `this is ${here.model_id ?? "another one"}, and ${fault}. Restore on a processor like the first one`;
 }

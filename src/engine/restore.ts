@@ -14,6 +14,7 @@ import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
 import { hostLsm } from "../objects/task/lsm.ts";
+import type { CpuCapabilities } from "../objects/cpu/cpu-info.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { punchPlaces } from "../objects/memory/dedup.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
@@ -25,6 +26,7 @@ import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
 import { handOver } from "./hand-over.ts";
 import type { LazyDaemon } from "./lazy-wire.ts";
+import { warnOfMisfits } from "./misfits.ts";
 import { openFiles, type OpenedFiles } from "./open-files.ts";
 import { withoutInherited } from "./inherited.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
@@ -71,6 +73,8 @@ export interface RestoreOptions extends NamespacesRestoreOptions {
   readonly tcp?: Partial<TcpRestoreOptions>;
   /** How files are compared with those that were saved. @default "buildid" */
   readonly fileValidation?: "filesize" | "buildid";
+  /** What of the processor is compared with the one of the images, to warn. @default state and instructions */
+  readonly processor?: CpuCapabilities;
   /** Take file locks again. @default true */
   readonly fileLocks?: boolean;
   /** Cgroups of the tree. @default { mode: "soft" } */
@@ -102,6 +106,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   const set = readImages(options.imagesDir);
+  await warnOfMisfits(set, options.processor);
   const plan = planRestore(set, {
     shellJob: options.shellJob ?? false,
     skipRwxCheck: options.skipRwxCheck ?? false,

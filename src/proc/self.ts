@@ -22,8 +22,11 @@ export function readCapLastCap(): number {
 
 /** Id of this boot, a UUID: two equal ones are the same run of the same machine. */
 export function readBootId(): string {
-  return readSystemText("/proc/sys/kernel/random/boot_id").trim();
+  bootId ??= readSystemText("/proc/sys/kernel/random/boot_id").trim();
+  return bootId;
 }
+
+let bootId: string | undefined;
 
 export interface Uptime {
   /** Seconds since boot (in the reader's time namespace), to a hundredth. */

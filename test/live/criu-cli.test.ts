@@ -22,6 +22,7 @@ import {
   startProgram,
   type RunningProgram,
 } from "./programs.ts";
+import { changeMachine } from "./inventory.ts";
 
 const MAIN = join(import.meta.dirname, "../../src/criu/main.ts");
 const COMMAND = [process.execPath, "--import", import.meta.resolve("tsx"), MAIN] as const;
@@ -289,6 +290,32 @@ describe("criu dump and criu restore", () => {
       `pre-resume ${pid} ${images}`,
       `post-resume ${pid} ${images}`,
     ]);
+    expect(await attachProgram("heap_brk", program.pid, dir).ask()).toMatch(/^ok/);
+  });
+});
+
+describe("a set of another machine", () => {
+  /** A word of features and a bit that no processor but Xeon Phi has: AVX512_4VNNIW. */
+  const [WORD, RARE] = [18, 1 << 2];
+
+  test("restore warns of its kernel and processor, of the latter as --cpu-cap says", async () => {
+    const program = await quietProgram();
+    expect(await criu(["dump", "-t", String(program.pid), "-D", images])).toEqual(SILENCE);
+    expect((await criu(["restore", "-D", images, "--explain"])).stderr).toBe("");
+    changeMachine(images, ({ cpu }) => {
+      if (cpu === undefined) throw new Error("no processor");
+      const capability = cpu.capability.map((word, at) => (at === WORD ? word | RARE : word));
+      return { kernel: "99.1.0", boot: "another", cpu: { ...cpu, model_id: "First", capability } };
+    });
+    const told = await criu(["restore", "-D", images, "--explain"]);
+    expect(told.status).toBe(0);
+    expect(told.stderr).toMatch(/^Warn .*: kernel \(saved: 99\.1\.0\): this is Linux/m);
+    expect(told.stderr).toMatch(/^Warn .*: processor \(saved: First\): .*word 18, bits 2/m);
+    const { stderr } = await criu(["restore", "-D", images, "--explain", "--cpu-cap=none"]);
+    expect(stderr).toContain(": kernel (saved: 99.1.0)");
+    expect(stderr).not.toContain(": processor ");
+    const back = await criu(["restore", "-D", images, "-d"]);
+    expect(back).toMatchObject({ status: 0, stderr: told.stderr });
     expect(await attachProgram("heap_brk", program.pid, dir).ask()).toMatch(/^ok/);
   });
 });

@@ -18,7 +18,7 @@ import { release, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
-import { entryBytes, headBytes, ImageFile, readEntries } from "../../src/images/image-file.ts";
+import { changeMachine } from "./inventory.ts";
 import { compileProgram } from "./programs.ts";
 
 const ROOT = join(import.meta.dirname, "..", "..");
@@ -296,15 +296,7 @@ describe("check of a checkpoint", () => {
       expect(stdout).toMatch(/^ok +processor +\S/m);
       expect(stdout).toMatch(/\nIt fits this machine\.\n$/);
     }
-    const inventory = join(images, "inventory.img");
-    const file = new ImageFile(inventory, "inventory.img");
-    const [entry] = readEntries(file, "inventory");
-    file[Symbol.dispose]();
-    if (entry === undefined) throw new Error("an empty inventory");
-    const machine = { ...entry.value.machine, kernel: "99.1.0" };
-    const changed = entryBytes("inventory_entry", { ...entry.value, machine });
-    writeFileSync(inventory, Buffer.concat([headBytes("inventory"), changed]));
-    rmSync(join(images, "reprise-manifest.json"));
+    changeMachine(images, () => ({ kernel: "99.1.0" }));
 
     const { stdout, status } = reprise("check", "looper");
     expect(status).toBe(1);

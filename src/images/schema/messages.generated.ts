@@ -1145,6 +1145,7 @@ export interface RepriseInventoryEntry {
 export interface RepriseMachine {
   readonly kernel: string;
   readonly cpu?: CpuinfoX86Entry | undefined;
+  readonly boot?: string | undefined;
 }
 
 export interface RepriseMembership {
@@ -2347,7 +2348,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
-  reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry",
+  reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b?",

@@ -9,6 +9,7 @@ import { log } from "../../log.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { TimensEntry, Timespec } from "../../images/schema/messages.generated.ts";
 import { errnoOf } from "../../proc/procfs.ts";
+import { readBootId } from "../../proc/self.ts";
 import { O_CLOEXEC, O_RDONLY, AT_FDCWD } from "../../sys/abi/fcntl.ts";
 import { CLONE_NEWTIME } from "../../sys/abi/sched.ts";
 import { syscall } from "../../sys/ffi.ts";
@@ -56,9 +57,8 @@ export function writeOwnClocks(images: ImageSetWriter): void {
 export function identifyClocks(): string | undefined {
   if (ownClocks !== undefined) return ownClocks;
   if (!existsSync("/proc/self/timens_offsets")) return undefined;
-  const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
   const { monotonic, boottime } = readOffsets("self");
-  ownClocks = `${boot} ${monotonic} ${boottime}`;
+  ownClocks = `${readBootId()} ${monotonic} ${boottime}`;
   return ownClocks;
 }
 
