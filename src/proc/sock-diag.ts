@@ -1,6 +1,7 @@
 // What the kernel tells of sockets by NETLINK_SOCK_DIAG, of all in the engine's network namespace. See sock_diag(7),
 // net/unix/diag.c, net/ipv4/inet_diag.c.
 
+import { IPPROTO_TCP } from "../sys/abi/inet.ts";
 import * as nl from "../sys/abi/netlink.ts";
 import { AF_INET6, AF_PACKET, AF_UNIX } from "../sys/abi/socket.ts";
 import { attributes, netlinkDump } from "../sys/netlink.ts";
@@ -73,6 +74,54 @@ export function readInetSockets(family: number, protocol: number): InetSocket[] 
   body.writeUInt8(protocol, 1);
   body.writeUInt32LE(0xffff_ffff, 4);
   return ask(body).map(parseInet);
+}
+
+/** A key of TCP_MD5SIG and the addresses for which it is used. */
+export interface TcpKey {
+  readonly family: number;
+  /** Bits of the address that count. */
+  readonly prefix: number;
+  /** 4 or 16 bytes, in network order. */
+  readonly address: Buffer;
+  readonly key: Buffer;
+}
+
+/**
+ * Keys of all TCP sockets of a family that have this port, by inode; nothing of sockets without keys. They are told to those with
+ * CAP_NET_ADMIN only.
+ * @throws RepriseError SYSCALL
+ */
+export function readTcpKeys(family: number, port: number): Map<number, TcpKey[]> {
+  const body = Buffer.alloc(nl.INET_DIAG_REQ_SIZE);
+  body.writeUInt8(family, 0);
+  body.writeUInt8(IPPROTO_TCP, 1);
+  // The keys come with struct tcp_info only.
+  body.writeUInt8(1 << (nl.INET_DIAG_INFO - 1), 2);
+  body.writeUInt32LE(0xffff_ffff, 4);
+  body.writeUInt16BE(port, 8);
+  return new Map(
+    ask(body).flatMap((answer) => {
+      const keys = attributes(answer, nl.INET_DIAG_MSG_SIZE).get(nl.INET_DIAG_MD5SIG);
+      return keys === undefined ? [] : [[answer.readUInt32LE(INODE_AT), parseKeys(keys)] as const];
+    }),
+  );
+}
+
+function parseKeys(bytes: Buffer): TcpKey[] {
+  const count = Math.floor(bytes.length / nl.TCP_DIAG_MD5SIG_SIZE);
+  return Array.from({ length: count }, (_, index) => {
+    const one = bytes.subarray(
+      index * nl.TCP_DIAG_MD5SIG_SIZE,
+      (index + 1) * nl.TCP_DIAG_MD5SIG_SIZE,
+    );
+    const family = one.readUInt8(0);
+    return {
+      family,
+      prefix: one.readUInt8(1),
+      address: one.subarray(4, 4 + (family === AF_INET6 ? 16 : 4)),
+      key: one.subarray(20, 20 + one.readUInt16LE(2)),
+    };
+  });
 }
 
 /** A packet socket (AF_PACKET). */
@@ -152,6 +201,9 @@ function parseUnix(body: Buffer): UnixSocket {
   };
 }
 
+/** Where struct inet_diag_msg has the inode. */
+const INODE_AT = 68;
+
 /** Offsets in struct inet_diag_msg: the addresses (struct inet_diag_sockid) begin at 4. */
 function parseInet(body: Buffer): InetSocket {
   const family = body.readUInt8(0);
@@ -168,7 +220,7 @@ function parseInet(body: Buffer): InetSocket {
     receiveQueue: body.readUInt32LE(56),
     sendQueue: body.readUInt32LE(60),
     uid: body.readUInt32LE(64),
-    inode: body.readUInt32LE(68),
+    inode: body.readUInt32LE(INODE_AT),
     shutdown: found.get(nl.INET_DIAG_SHUTDOWN)?.readUInt8(0) ?? 0,
     v6only: (found.get(nl.INET_DIAG_SKV6ONLY)?.readUInt8(0) ?? 0) !== 0,
   };

@@ -147,6 +147,16 @@ export const interchangeExceptions: Exceptions = {
       says: /the first thread has our directory/,
     },
   },
+  tcp_signed: {
+    "restored by CRIU": {
+      why: "CRIU's format has no keys that sign segments (TCP_MD5SIG)",
+      says: /no connection to 0 with the key/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save keys that sign segments (TCP_MD5SIG)",
+      says: /no connection to 0 with the key/,
+    },
+  },
   thread_pidfds: {
     "restored by CRIU": {
       why: "CRIU opens pidfds before there are threads",

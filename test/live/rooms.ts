@@ -137,6 +137,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "tcp_listen", alone: "its ports" },
     { name: "tcp_local", ...CONNECTED, alone: "its addresses" },
     { name: "tcp_many", ...CONNECTED, alone: "its addresses" },
+    { name: "tcp_signed", ...CONNECTED, alone: "its addresses" },
     { name: "udp_queues", alone: "its ports" },
     { name: "udp_sockets", alone: "its ports" },
   ],

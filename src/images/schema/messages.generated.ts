@@ -1136,6 +1136,7 @@ export interface RepriseInetEntry {
   readonly memberships: readonly RepriseMembership[];
   readonly uid?: number | undefined;
   readonly gid?: number | undefined;
+  readonly signature_keys: readonly RepriseSignatureKey[];
 }
 
 export interface RepriseInventoryEntry {
@@ -1210,6 +1211,13 @@ export interface ReprisePrctl {
 
 export interface ReprisePrctls {
   readonly calls: readonly ReprisePrctl[];
+}
+
+export interface RepriseSignatureKey {
+  readonly family: number;
+  readonly prefix: number;
+  readonly address: Uint8Array;
+  readonly key: Uint8Array;
 }
 
 export interface RepriseSocketOption {
@@ -2125,6 +2133,7 @@ export interface Messages {
   readonly reprise_pids_entry: ReprisePidsEntry;
   readonly reprise_prctl: ReprisePrctl;
   readonly reprise_prctls: ReprisePrctls;
+  readonly reprise_signature_key: RepriseSignatureKey;
   readonly reprise_socket_option: RepriseSocketOption;
   readonly reprise_sysctl: RepriseSysctl;
   readonly reprise_task_entry: RepriseTaskEntry;
@@ -2346,7 +2355,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_cgroup_namespace: "1,id,u! 2,roots,m*,cg_member_entry",
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_inet_entry:
-    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u?",
+    "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
@@ -2359,6 +2368,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_pids_entry: "1,pids,u* 2,pgids,u* 3,sids,u* 4,tids,u*",
   reprise_prctl: "1,option,u! 2,arg2,U! 3,arg3,U!",
   reprise_prctls: "1,calls,m*,reprise_prctl",
+  reprise_signature_key: "1,family,u! 2,prefix,u! 3,address,y! 4,key,y!",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",
   reprise_task_entry:

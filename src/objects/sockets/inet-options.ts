@@ -248,6 +248,13 @@ const IP_OPTIONS = [
   inet.IP_LOCAL_PORT_RANGE,
 ];
 
+const IPV6_STICKY_OPTIONS: readonly number[] = [
+  inet.IPV6_HOPOPTS,
+  inet.IPV6_RTHDRDSTOPTS,
+  inet.IPV6_RTHDR,
+  inet.IPV6_DSTOPTS,
+];
+
 /** Streams do not have them. */
 const IP_MULTICAST_OPTIONS = [
   inet.IP_MULTICAST_IF,
@@ -311,6 +318,9 @@ const CONGESTION_SIZE = 16;
 /** The longest IP options (ip(7)). */
 const IP_OPTIONS_SIZE = 40;
 
+/** The longest extension header (RFC 8200): its length counts in units of 8 bytes, beyond the first. */
+const EXTENSION_HEADER_SIZE = 2048;
+
 function otherOptions(
   { family, type, proto }: SocketKind,
   { isConnection }: { readonly isConnection: boolean },
@@ -330,6 +340,11 @@ function otherOptions(
     ...(family === AF_INET6
       ? [
           ...ints(inet.SOL_IPV6, IPV6_OPTIONS),
+          ...IPV6_STICKY_OPTIONS.map((name) => ({
+            level: inet.SOL_IPV6,
+            name,
+            size: EXTENSION_HEADER_SIZE,
+          })),
           ...(isStream ? [] : ints(inet.SOL_IPV6, IPV6_MULTICAST_OPTIONS)),
           // IPv6 sockets speak IPv4 too, with these.
           ...(type === SOCK_RAW ? [] : ints(inet.SOL_IP, [inet.IP_TOS, inet.IP_TTL])),
@@ -347,6 +362,11 @@ function otherOptions(
       ? ints(inet.SOL_UDPLITE, [inet.UDP_CORK, inet.UDPLITE_SEND_CSCOV, inet.UDPLITE_RECV_CSCOV])
       : []),
   ];
+}
+
+/** IPv6 headers that go with every packet: the socket keeps them beyond its own structure. */
+export function isSticky({ level, name }: Pick<RepriseSocketOption, "level" | "name">): boolean {
+  return level === inet.SOL_IPV6 && IPV6_STICKY_OPTIONS.includes(name);
 }
 
 /** Options that decide which addresses a socket may have. */

@@ -30,6 +30,7 @@ import { inSocketNamespace } from "./socket-namespace.ts";
 import { restoreOptions } from "./socket-options.ts";
 import { giveSocket } from "./socket-users.ts";
 import { Connection, type SavedConnection } from "./tcp-restore.ts";
+import { setKey } from "./tcp-signatures.ts";
 import { refillDatagrams } from "./udp-queue.ts";
 
 /** Adds the calls that make a socket, and no more. */
@@ -213,7 +214,15 @@ function prepare({ fd, isk }: Made, port: Port | undefined): void {
   on(so.SO_REUSEADDR);
   if (port?.reuse === true) on(so.SO_REUSEPORT);
   setEarlyOptions(fd, isk);
+  for (const key of isk.reprise?.signature_keys ?? []) {
+    const result = setKey(fd, key, { socketFamily: isk.family });
+    if (result < 0)
+      throw failure(isk, "set a key that signs its segments", "setsockopt", -result, KEY_HINT);
+  }
 }
+
+const KEY_HINT =
+  "The kernel must know TCP_MD5SIG, and net.core.optmem_max leave room for all keys.";
 
 function hasAddress(isk: InetSkEntry): boolean {
   return isk.src_port !== 0 || !isAny(localOf(isk));
@@ -306,7 +315,7 @@ function what({ ino, id }: InetSkEntry): string {
 function failure(
   isk: InetSkEntry,
   doing: string,
-  call: "bind" | "listen" | "connect" | "shutdown",
+  call: "bind" | "listen" | "connect" | "shutdown" | "setsockopt",
   errno: number,
   hint: string,
 ): RepriseError {

@@ -9,6 +9,7 @@ import {
   type InetSkEntry,
   type RepriseInetEntry,
   type RepriseMembership,
+  type RepriseSignatureKey,
   type RepriseSocketOption,
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
@@ -31,12 +32,19 @@ import {
   readRemote,
   type SocketAddress,
 } from "./inet-address.ts";
-import { OptionReader, readIpOptions, readTcpOptions, type SocketKind } from "./inet-options.ts";
+import {
+  isSticky,
+  OptionReader,
+  readIpOptions,
+  readTcpOptions,
+  type SocketKind,
+} from "./inet-options.ts";
 import { openInet } from "./inet-restore.ts";
 import { readGroups, readMemberships, type Group } from "./multicast.ts";
 import { collectOptions } from "./socket-options.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { readSocketUser } from "./socket-users.ts";
+import { optionMemory, readKeys } from "./tcp-signatures.ts";
 import { readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
 import { peekDatagrams } from "./udp-queue.ts";
 
@@ -114,7 +122,8 @@ interface Found {
 function entryOf(look: Look, found: Found): Draft {
   const { file, fd, kind, place } = look;
   const { local, remote, state, backlog, shutdown } = found.state;
-  const reprise = readPrivate(look, found);
+  const opts = collectOptions(file, fd, { family: kind.family });
+  const reprise = readPrivate(look, found, { isFiltered: opts.so_filter.length > 0 });
   return {
     id: found.id,
     ino: look.inode,
@@ -130,7 +139,7 @@ function entryOf(look: Look, found: Found): Draft {
     src_addr: addressWords(local.bytes),
     dst_addr: addressWords(remote.bytes),
     fown: readOwner(file, found.dump),
-    opts: collectOptions(file, fd, { family: kind.family }),
+    opts,
     ip_opts: readIpOptions(fd, kind),
     tcp_opts: isStream(kind) ? readTcpOptions(fd) : {},
     ...(kind.family === so.AF_INET6 ? { v6only: isOnlyV6(fd) } : {}),
@@ -262,7 +271,11 @@ function datagramState({ fd, kind }: Look, known: InetSocket | undefined): State
 }
 
 /** What CRIU has no field for. */
-function readPrivate(look: Look, { state, sockets, dump }: Found): RepriseInetEntry | undefined {
+function readPrivate(
+  look: Look,
+  { state, sockets, dump }: Found,
+  { isFiltered }: { readonly isFiltered: boolean },
+): RepriseInetEntry | undefined {
   const { file, fd, kind } = look;
   const user = readSocketUser(file, dump);
   if (isUdp(kind)) checkCork(look);
@@ -272,16 +285,35 @@ function readPrivate(look: Look, { state, sockets, dump }: Found): RepriseInetEn
   const options = sockets.options(look, isStream(kind) && port !== 0);
   const datagrams = isUdp(kind) ? peekDatagrams(fd) : [];
   const memberships = isStream(kind) ? [] : sockets.memberships(look);
-  const nothing = options.length + datagrams.length + memberships.length + scope === 0;
+  const keys = isStream(kind) ? signatureKeys(look, state) : [];
+  if (isStream(kind) && keys.length === 0 && !isFiltered && !options.some(isSticky))
+    tellHiddenOptions(look);
+  const nothing =
+    options.length + datagrams.length + memberships.length + keys.length + scope === 0;
   if (nothing && !mptcp && user === undefined) return undefined;
   return {
     options,
     datagrams,
     memberships,
+    signature_keys: keys,
     ...(mptcp ? { mptcp } : {}),
     ...(scope === 0 ? {} : { scope_id: scope }),
     ...user,
   };
+}
+
+function signatureKeys({ fd, kind, inode, place }: Look, { local }: State): RepriseSignatureKey[] {
+  if (optionMemory(fd) === 0) return [];
+  return readKeys({ family: kind.family, inode, port: local.port, place });
+}
+
+/** What a socket holds and nothing shows: keys before it has an address, or of another kind, and storage of eBPF programs. */
+function tellHiddenOptions({ file, fd }: Look): void {
+  const bytes = optionMemory(fd);
+  if (bytes === 0) return;
+  log.loss(
+    `${where(file)}: ${bytes} bytes of its options cannot be read (keys that sign segments, or the like), and are lost`,
+  );
 }
 
 function isUdp({ type, proto }: SocketKind): boolean {

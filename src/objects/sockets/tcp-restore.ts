@@ -20,6 +20,7 @@ import { Program } from "../../tracee/program.ts";
 import { endpoint, sockaddr, type SocketAddress } from "./inet-address.ts";
 import type { PacketSender } from "./ip-packet.ts";
 import { restoreBuffers } from "./socket-options.ts";
+import { setKey } from "./tcp-signatures.ts";
 import { ACK, FIN, tcpSegment } from "./tcp-segment.ts";
 
 /** What a connection is made from. */
@@ -167,16 +168,28 @@ export class Connection {
     const { entry, stream, local, remote } = this.#saved;
     const is = (states: readonly number[]): boolean => states.includes(entry.state);
     const acknowledged = is(OUR_FIN_ACKNOWLEDGED);
+    if (entry.state === inet.TCP_ESTABLISHED) return;
     const segment = (flags: number, seq: number, ack: number): void => {
       const window = Math.min((stream.snd_wnd ?? 0) >>> stream.snd_wscale, 0xffff);
       this.#sender.send(this.#fd, tcpSegment({ from: remote, to: local, seq, ack, flags, window }));
     };
     const unacknowledged = writtenEnd - stream.outq_len;
+    // The packets that we write have no signature.
+    this.#keys({ isGone: true });
     if (is(OUR_FIN_FIRST)) this.#shutDown(acknowledged);
     if (is(THEIR_FIN)) segment(FIN | ACK, receivedEnd, unacknowledged);
     if (is(OUR_FIN_SECOND)) this.#shutDown(acknowledged);
     if (acknowledged) {
       segment(ACK, receivedEnd + (is(THEIR_FIN) ? 1 : 0), unacknowledged + 1);
+    }
+    this.#keys({ isGone: false });
+  }
+
+  #keys({ isGone }: { isGone: boolean }): void {
+    const { entry } = this.#saved;
+    for (const key of entry.reprise?.signature_keys ?? []) {
+      const result = setKey(this.#fd, key, { socketFamily: entry.family, isGone });
+      this.#must("setsockopt TCP_MD5SIG_EXT", result);
     }
   }
 

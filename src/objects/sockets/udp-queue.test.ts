@@ -34,7 +34,7 @@ it.each([
   expect(take(receiver.fd)).toBeUndefined();
 
   const packets = new PacketSender();
-  const reprise = { options: [], memberships: [], datagrams };
+  const reprise = { options: [], memberships: [], datagrams, signature_keys: [] };
   const entry = { id: 1, proto, reprise };
   refillDatagrams(receiver.fd, { entry, local: receiver.local, shared: false }, packets);
   packets.close();

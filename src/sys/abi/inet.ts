@@ -68,6 +68,10 @@ export const IPV6_AUTOFLOWLABEL = 70;
 export const IPV6_HDRINCL = 36;
 export const IPV6_RECVPKTINFO = 49;
 export const IPV6_RECVHOPLIMIT = 51;
+export const IPV6_HOPOPTS = 54;
+export const IPV6_RTHDRDSTOPTS = 55;
+export const IPV6_RTHDR = 57;
+export const IPV6_DSTOPTS = 59;
 export const IPV6_RECVTCLASS = 66;
 export const IPV6_TCLASS = 67;
 export const IPV6_DONTFRAG = 62;
@@ -101,7 +105,12 @@ export const TCP_SAVE_SYN = 27;
 export const TCP_REPAIR_WINDOW = 29;
 export const TCP_FASTOPEN_CONNECT = 30;
 export const TCP_ULP = 31;
+export const TCP_MD5SIG_EXT = 32;
 export const TCP_INQ = 36;
+
+/** struct tcp_md5sig. */
+export const TCP_MD5SIG_FLAG_PREFIX = 1;
+export const TCP_MD5SIG_MAXKEYLEN = 80;
 
 /** TCP_REPAIR: off with a window probe to the peer, on, off in silence. */
 export const TCP_REPAIR_OFF = 0;

@@ -32,8 +32,12 @@ export const UNIX_DIAG_SHUTDOWN = 6;
 /** struct inet_diag_req_v2, struct inet_diag_msg. */
 export const INET_DIAG_REQ_SIZE = 56;
 export const INET_DIAG_MSG_SIZE = 72;
+export const INET_DIAG_INFO = 2;
 export const INET_DIAG_SHUTDOWN = 8;
 export const INET_DIAG_SKV6ONLY = 11;
+export const INET_DIAG_MD5SIG = 18;
+/** struct tcp_diag_md5sig: family, prefix, length of the key, 16 bytes of address, 80 of key. */
+export const TCP_DIAG_MD5SIG_SIZE = 100;
 
 export const NETLINK_NETFILTER = 12;
 export const NLM_F_EXCL = 0x200;

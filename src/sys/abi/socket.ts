@@ -56,8 +56,12 @@ export const SO_PEEK_OFF = 42;
 export const SO_LOCK_FILTER = 44;
 export const SO_BUSY_POLL = 46;
 export const SO_MAX_PACING_RATE = 47;
+export const SO_MEMINFO = 55;
 export const SO_ZEROCOPY = 60;
 export const SO_BUF_LOCK = 72;
+
+/** Words of SO_MEMINFO. */
+export const SK_MEMINFO_OPTMEM = 6;
 
 export const MSG_OOB = 0x1;
 export const MSG_PEEK = 0x2;
