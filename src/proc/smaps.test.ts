@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { readMaps } from "./maps.ts";
 import { parseSmaps, readSmaps, readSmapsIfAlive } from "./smaps.ts";
 
@@ -86,6 +86,35 @@ describe("parseSmaps()", () => {
     expect(first).toMatchObject({ start: 0x1000, vmFlags: ["rd"], locked: 0 });
     expect(second).toMatchObject({ start: 0x3000, vmFlags: [], locked: 0 });
     expect(parseSmaps("")).toStrictEqual([]);
+  });
+
+  it("never searches farther than an area's block: there may be sixty thousand of them", () => {
+    const block = LINUX_6_18.slice(0, LINUX_6_18.indexOf("7f77f0000000"));
+    const text = block.repeat(1000);
+    let farthest = 0;
+    const search = String.prototype.indexOf;
+    const watch = function (this: string, what: string, from = 0): number {
+      const at = search.call(this, what, from);
+      farthest = Math.max(farthest, (at < 0 ? this.length : at) - from);
+      return at;
+    };
+    const spies = [
+      vi.spyOn(String.prototype, "indexOf").mockImplementation(watch),
+      vi.spyOn(String.prototype, "includes").mockImplementation(function (
+        this: string,
+        what,
+        from,
+      ) {
+        return watch.call(this, String(what), from) >= 0;
+      }),
+    ];
+    try {
+      expect(parseSmaps(text)).toHaveLength(1000);
+    } finally {
+      for (const spy of spies) spy.mockRestore();
+    }
+    expect(farthest).toBeGreaterThan(0);
+    expect(farthest).toBeLessThanOrEqual(block.length);
   });
 
   it("does not accept a flag that no kernel has", () => {

@@ -84,7 +84,6 @@ export function readSmapsIfAlive(pid: number): SmapsVma[] | undefined {
 export function parseSmaps(text: string): SmapsVma[] {
   const vmas: SmapsVma[] = [];
   const flagSets = new Map<string, readonly VmFlag[]>();
-  const hasKeys = text.includes(KEY_LINE);
   let at = 0;
   while (at < text.length) {
     const headerEnd = lineEnd(text, at);
@@ -92,8 +91,9 @@ export function parseSmaps(text: string): SmapsVma[] {
     // The line VmFlags is the last of a block in every kernel, so the twenty before it need not be split.
     const flags = text.indexOf("\nVmFlags:", headerEnd);
     const end = flags < 0 ? text.length : lineEnd(text, flags + 1);
-    const line = flags < 0 ? "" : text.slice(flags + 9, end);
-    const locked = text.indexOf("\nLocked:", headerEnd);
+    // What a block may lack is searched for in the block alone, never in the text, which has tens of megabytes where there are tens of
+    // thousands of areas. Once for the text, before the loop, is no way out: V8 may move a search into the loop that uses what it found.
+    const block = text.slice(headerEnd, end);
     vmas.push({
       start: header.start,
       end: header.end,
@@ -106,24 +106,23 @@ export function parseSmaps(text: string): SmapsVma[] {
       devMinor: header.devMinor,
       inode: header.inode,
       path: header.path,
-      vmFlags: flagSet(line, flagSets),
-      locked: locked < 0 || locked > end ? 0 : Number.parseInt(text.slice(locked + 8, end), 10),
-      protectionKey: hasKeys ? keyOf(text, { from: headerEnd, to: end }) : 0,
-      beyondShare: isOwnMemory(header) ? beyondShare(text, { from: headerEnd, to: end }) : 0,
+      vmFlags: flagSet(flags < 0 ? "" : text.slice(flags + 9, end), flagSets),
+      locked: numberOf(block, "\nLocked:") ?? 0,
+      // Only on processors that have such keys.
+      protectionKey: numberOf(block, "\nProtectionKey:") ?? 0,
+      beyondShare: isOwnMemory(header) ? beyondShare(block) : 0,
     });
     at = end + 1;
   }
   return vmas;
 }
 
-/** Only on processors that have such keys. */
-const KEY_LINE = "\nProtectionKey:";
-
-function keyOf(text: string, block: { readonly from: number; readonly to: number }): number {
-  const at = text.indexOf(KEY_LINE, block.from);
-  return at < 0 || at > block.to
-    ? 0
-    : Number.parseInt(text.slice(at + KEY_LINE.length, at + 32), 10);
+/** The number behind a name at the start of a line; undefined where a block has no such line. */
+function numberOf(block: string, name: string): number | undefined {
+  const at = block.indexOf(name);
+  return at < 0
+    ? undefined
+    : Number.parseInt(block.slice(at + name.length, at + name.length + 24), 10);
 }
 
 /** Anonymous, and not the kernel's own pages, which all processes have: [vdso], [vvar], [vvar_vclock], [vsyscall]. */
@@ -131,15 +130,9 @@ function isOwnMemory({ inode, path }: { readonly inode: bigint; readonly path: s
   return inode === 0n && !path.startsWith("[v");
 }
 
-function beyondShare(text: string, block: { readonly from: number; readonly to: number }): number {
-  const size = (name: string): number => {
-    const at = text.indexOf(name, block.from);
-    return at < 0 || at > block.to
-      ? NaN
-      : Number.parseInt(text.slice(at + name.length, at + 32), 10);
-  };
+function beyondShare(block: string): number {
   // Neither is there without CONFIG_PROC_PAGE_MONITOR.
-  return size("\nRss:") - size("\nPss:") || 0;
+  return (numberOf(block, "\nRss:") ?? 0) - (numberOf(block, "\nPss:") ?? 0);
 }
 
 function lineEnd(text: string, from: number): number {
