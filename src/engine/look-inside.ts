@@ -7,6 +7,7 @@ import {
   type ProcessState,
   type ThreadState,
 } from "../objects/task/core.ts";
+import { LandlockWatch } from "../objects/task/landlock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { RepriseError } from "../errors.ts";
 import type { SmapsVma } from "../proc/smaps.ts";
@@ -42,23 +43,30 @@ interface Inquiry {
 /** Asks all threads. The injections stay in place; the caller cures them. */
 export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideView {
   noteBlockedContinues(tree);
-  const intrusions = bySharedMemory(collected.live.map((task) => inquire(task, tree)));
+  using landlock = new LandlockWatch();
+  const intrusions = bySharedMemory(collected.live.map((task) => inquire(task, tree, landlock)));
   const injections = inject(
     intrusions.map((inquiries) => target(inquiries[0].task, inquiries.flatMap(intruders))),
   );
-  const jobs = intrusions.flatMap((inquiries, index) =>
-    jobsOf(inquiries.flatMap(intruders), injections[index] as Injection),
-  );
-  const results = runPrograms(jobs);
   const processes = new Map<number, ProcessState>();
   const threads = new Map<number, ThreadState>();
-  let next = 0;
-  for (const inquiry of intrusions.flat()) {
-    inquiry.task.task.threads.forEach(({ tid }, index) => {
-      const result = results[next++] as ProgramResult;
-      if (index === 0) processes.set(inquiry.task.task.pid, inquiry.process(result));
-      threads.set(tid, (inquiry.threads[index] as Inquiry["threads"][number])(result));
-    });
+  try {
+    const jobs = intrusions.flatMap((inquiries, index) =>
+      jobsOf(inquiries.flatMap(intruders), injections[index] as Injection),
+    );
+    const results = runPrograms(jobs);
+    let next = 0;
+    for (const inquiry of intrusions.flat()) {
+      inquiry.task.task.threads.forEach(({ tid }, index) => {
+        const result = results[next++] as ProgramResult;
+        if (index === 0) processes.set(inquiry.task.task.pid, inquiry.process(result));
+        threads.set(tid, (inquiry.threads[index] as Inquiry["threads"][number])(result));
+      });
+    }
+  } catch (error) {
+    // A loss that is refused, for one.
+    cure(injections);
+    throw error;
   }
   return {
     injections,
@@ -115,14 +123,14 @@ function noteBlockedContinues(tree: FrozenTree): void {
   }
 }
 
-function inquire(task: CollectedTask, tree: FrozenTree): Inquiry {
+function inquire(task: CollectedTask, tree: FrozenTree, landlock: LandlockWatch): Inquiry {
   const programs = task.task.threads.map(() => new Program());
   const process = probeProcess(programs[0] as Program, task.task, {
     innerTid: (tid) => innerTid(tree, tid) ?? tid,
     areas: task.sharesMemory ? [] : task.vmas.map(({ entry }) => entry),
   });
   const threads = task.task.threads.map((thread, index) =>
-    probeThread(programs[index] as Program, thread),
+    probeThread(programs[index] as Program, thread, landlock),
   );
   return { task, programs, process, threads };
 }

@@ -167,6 +167,7 @@ export const SYSCALLS = {
   ioprio_get: { nr: 252, args: "int pid" },
   prlimit64: { nr: 302, args: "pid int ptr ptr" },
   setrlimit: { nr: 160, args: "int ptr" },
+  landlock_create_ruleset: { nr: 444, args: "ptr size hex" },
   kcmp: { nr: 312, args: "pid pid int ptr ptr" },
   seccomp: { nr: 317, args: "int hex ptr" },
   memfd_create: { nr: 319, args: "path hex" },

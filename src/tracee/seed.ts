@@ -2,11 +2,12 @@
 // one-page ELF that is written here, into a memfd, mapped where no task of the tree has memory, so that the work area is in
 // the same hole in all of them.
 
+import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { MFD_CLOEXEC, PAGE_SIZE } from "../sys/abi/mman.ts";
 import { PTRACE_O_EXITKILL, PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { F_SETFD } from "../sys/abi/fcntl.ts";
-import { CLONE_PARENT } from "../sys/abi/sched.ts";
+import { CLONE_NEWPID, CLONE_PARENT } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { spawnProgram, syscall, trySyscall } from "../sys/ffi.ts";
 import { writeMemory, writeU64 } from "../sys/memory.ts";
@@ -52,11 +53,39 @@ export interface SeedAs {
  * @throws RepriseError SYSCALL, TASK_DIED
  */
 export function startSeed(area: WorkArea, counters: TraceCounters, as?: SeedAs): Tracee {
+  return start(area, counters, { as, parent: process.pid });
+}
+
+/** Starts a seed in another pid namespace, of which `namespace` is open; the user namespace stays. @throws RepriseError */
+export function startSeedInPids(
+  area: WorkArea,
+  counters: TraceCounters,
+  namespace: number,
+): Tracee {
+  const own = openSync("/proc/thread-self/ns/pid", "r");
+  try {
+    syscall("setns", namespace, CLONE_NEWPID);
+    try {
+      // Who comes from outside has no number there.
+      return start(area, counters, { as: undefined, parent: 0 });
+    } finally {
+      syscall("setns", own, CLONE_NEWPID);
+    }
+  } finally {
+    closeSync(own);
+  }
+}
+
+function start(
+  area: WorkArea,
+  counters: TraceCounters,
+  { as, parent }: { readonly as: SeedAs | undefined; readonly parent: number },
+): Tracee {
   const name = Buffer.from("reprise-seed\0");
   const fd = syscall("memfd_create", name, MFD_CLOEXEC);
   try {
     const pidfd = as === undefined ? -1 : inheritedPidfd();
-    const elf = seedProgram(area, as === undefined ? seedEntry(process.pid) : siblingEntry(pidfd));
+    const elf = seedProgram(area, as === undefined ? seedEntry(parent) : siblingEntry(pidfd));
     syscall("write", fd, elf, elf.length);
     const path = `/proc/self/fd/${fd}`;
     const argv = ["reprise-seed"];

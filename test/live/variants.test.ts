@@ -180,17 +180,27 @@ describe("what cannot be saved is refused, and the program goes on", () => {
   test.each([
     ["bpf_shared", /^cannot dump without a loss: fd 3 of pid \d+ .*: bpf program \d+ uses it, too/],
     ["death", /^cannot dump without a loss: thread \d+ .* signal 10 at its parent's death/],
+    ["domain", /^cannot dump without a loss: thread \d+ \(refused\) is in a Landlock domain/],
+    ["domain_of_thread", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
+    ["domain_of_user", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["keyring", /^cannot dump without a loss: pid \d+: the keys in its process keyring \(\d+\)/],
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
     const program = await start("refused", [object]);
+    const before = lookAt(program.pid);
     const imagesDir = imagesDirOf(program);
     const error = await failureOf(checkpoint({ pid: program.pid, imagesDir, strict: true }));
     expect(error).toMatchObject({ code: "UNSUPPORTED" });
     expect(error.message).toMatch(message);
+    await expectToBecome(program, before);
     expect(await program.ask()).toBe("ok 1");
     await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
     expect(await program.finish()).toBe("pass");
+  });
+
+  test("with strict, a user's process in no domain is saved", async () => {
+    const program = await start("refused", ["user"]);
+    await checkpoint({ pid: program.pid, imagesDir: imagesDirOf(program), strict: true });
   });
 
   test.each([

@@ -137,6 +137,25 @@ static int landlock_ruleset(void) {
   return (int)MUST(syscall(SYS_landlock_create_ruleset, &attr, sizeof attr, 0));
 }
 
+static void enter_domain(void) {
+  int ruleset = landlock_ruleset();
+  MUST(syscall(SYS_landlock_restrict_self, ruleset, 0));
+  close(ruleset);
+}
+
+static void become_user(void) {
+  MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  MUST(setresgid(65534, 65534, 65534));
+  MUST(setresuid(65534, 65534, 65534));
+}
+
+static void *domain_of_thread(void *unused) {
+  enter_domain();
+  tell("entered", "");
+  for (;;) pause();
+  return unused;
+}
+
 static int secret_memory(bool mapped) {
   int secret = (int)MUST(syscall(SYS_memfd_secret, 0));
   MUST(ftruncate(secret, PAGE));
@@ -152,6 +171,15 @@ int main(int argc, char **argv) {
   if (strcmp(object, "supervisor") == 0) close(seccomp_listener());
   if (strcmp(object, "keyring") == 0) MUST(syscall(SYS_add_key, "user", "a key", "secret", 6, KEY_SPEC_PROCESS_KEYRING));
   if (strcmp(object, "death") == 0) MUST(prctl(PR_SET_PDEATHSIG, SIGUSR1));
+  if (strcmp(object, "domain") == 0) enter_domain();
+  if (strcmp(object, "domain_of_thread") == 0) {
+    pthread_t thread;
+    char text[8];
+    MUST(pthread_create(&thread, NULL, domain_of_thread, NULL) == 0 ? 0 : -1);
+    MUST(hear("entered", text, sizeof text) ? 0 : -1);
+  }
+  if (strcmp(object, "domain_of_user") == 0 || strcmp(object, "user") == 0) become_user();
+  if (strcmp(object, "domain_of_user") == 0) enter_domain();
   if (strcmp(object, "io_uring") == 0) {
     struct io_uring_params params = {0};
     fd = MUST(syscall(SYS_io_uring_setup, 4, &params));

@@ -40,6 +40,7 @@ import {
   restoreSignalActions,
 } from "./signals.ts";
 import { tellKeyrings } from "./keyrings.ts";
+import type { LandlockWatch } from "./landlock.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
 import { tellLosses } from "./losses.ts";
@@ -94,19 +95,27 @@ export function probeProcess(
 }
 
 /** Adds the questions for one thread to its program. */
-export function probeThread(program: Program, thread: FrozenThread): Probe<ThreadState> {
+export function probeThread(
+  program: Program,
+  thread: FrozenThread,
+  landlock: LandlockWatch,
+): Probe<ThreadState> {
   const creds = probeCreds(program, thread.status);
   const sas = probeAlternateStack(program);
   const attributesOf = attributes.probeThreadAttributes(program);
   const settings = probeSettings(program, { isLeader: thread.status.pid === thread.status.tgid });
   const memoryPolicy = probeThreadPolicy(program);
-  return (result) => ({
-    creds: creds(result),
-    sas: sas(result),
-    attributes: attributesOf(result),
-    settings: settings(result),
-    memoryPolicy: memoryPolicy(result),
-  });
+  const domain = landlock.probe(program, thread);
+  return (result) => {
+    domain(result);
+    return {
+      creds: creds(result),
+      sas: sas(result),
+      attributes: attributesOf(result),
+      settings: settings(result),
+      memoryPolicy: memoryPolicy(result),
+    };
+  };
 }
 
 export interface LeaderParts {

@@ -232,20 +232,22 @@ function restoreAmbient(program: Program, creds: CredsEntry, lastCap: number): v
   }
 }
 
-function setSecurebits(program: Program, bits: number): void {
+/** Adds the call that sets the secure bits. */
+export function setSecurebits(program: Program, bits: number): void {
   program.call("prctl", [PR_SET_SECUREBITS, bits, 0, 0, 0], {
     label: `set the secure bits 0x${bits.toString(16)}`,
     hint: "This needs CAP_SETPCAP: restore as root.",
   });
 }
 
-interface CapabilitySets {
+export interface CapabilitySets {
   readonly effective: bigint;
   readonly permitted: bigint;
   readonly inheritable: bigint;
 }
 
-function setCapabilities(program: Program, sets: CapabilitySets): void {
+/** Adds the call that sets all sets of capabilities but the ambient one. */
+export function setCapabilities(program: Program, sets: CapabilitySets): void {
   const header: Pointer = program.data(words([LINUX_CAPABILITY_VERSION_3, 0]));
   const { effective, permitted, inheritable } = sets;
   const data = [0n, 32n].flatMap((shift) =>

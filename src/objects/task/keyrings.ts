@@ -8,6 +8,7 @@ import {
   KEY_SPEC_PROCESS_KEYRING,
   KEY_SPEC_SESSION_KEYRING,
   KEY_SPEC_THREAD_KEYRING,
+  KEY_SPEC_USER_SESSION_KEYRING,
 } from "../../sys/abi/keys.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import type { Program } from "../../tracee/program.ts";
@@ -31,11 +32,18 @@ export function tellKeyrings(program: Program, { pid }: { readonly pid: number }
     const size = program.call("keyctl", [KEYCTL_READ, id, 0, 0, 0], { label, mayFail: true });
     return { name, id, size };
   });
+  // Who has no session keyring is told the one of its user, which stays.
+  const ofUser = program.call(
+    "keyctl",
+    [KEYCTL_GET_KEYRING_ID, KEY_SPEC_USER_SESSION_KEYRING, 0, 0, 0],
+    { label: "look for the user's keyring", mayFail: true },
+  );
   return (result) => {
     for (const { name, id, size } of asked) {
       const number = result.value(id);
       // A restored process has the engine's session keyring.
       if (number <= 0 || result.value(size) <= 0 || number === ownSession()) continue;
+      if (number === result.value(ofUser)) continue;
       log.loss(`pid ${pid}: the keys in its ${name} keyring (${number}) are not saved`);
     }
   };

@@ -1,0 +1,170 @@
+// Landlock (landlock(7)): a thread may have put itself into a domain, which no interface of the kernel shows and nothing can make
+// anew, so that it is told as a loss. What a domain of any kind forbids is to look into processes outside of it
+// (security/landlock/task.c, hook_ptrace_access_check): so the thread asks by kcmp(2), which changes nothing, about a process that it
+// could look into but for a domain. Where it has the right to trace all that is the engine; else a helper that has its ids, its
+// namespaces, and no capabilities.
+//
+// Asked are those who can have entered a domain: with no_new_privs, or with CAP_SYS_ADMIN. Who entered one with CAP_SYS_ADMIN and has
+// given it up since is not found. Nor are threads asked that another security module labels otherwise than us: their
+// label may be the reason of a refusal.
+
+import { closeSync, openSync, statSync } from "node:fs";
+import { log } from "../../log.ts";
+import { readStatus, type TaskStatus } from "../../proc/status.ts";
+import { LANDLOCK_CREATE_RULESET_VERSION } from "../../sys/abi/landlock.ts";
+import {
+  CAP_SYS_ADMIN,
+  CAP_SYS_PTRACE,
+  CLONE_NEWUSER,
+  KCMP_FILES,
+  PR_SET_DUMPABLE,
+  SECBIT_NO_SETUID_FIXUP,
+} from "../../sys/abi/sched.ts";
+import { F_DUPFD } from "../../sys/abi/fcntl.ts";
+import { EPERM } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { Program } from "../../tracee/program.ts";
+import { runPrograms } from "../../tracee/run.ts";
+import { endProcess, startSeed, startSeedInPids, workAreaAt } from "../../tracee/seed.ts";
+import type { Tracee } from "../../tracee/tracee.ts";
+import type { Probe } from "../probe.ts";
+import { setCapabilities, setSecurebits } from "./creds.ts";
+import { readLabels } from "./lsm.ts";
+import type { FrozenThread } from "./task.ts";
+
+/** Whom the threads of a dump ask about. */
+export class LandlockWatch implements Disposable {
+  readonly #isActive = isActive();
+  readonly #own = readStatus(process.pid);
+  readonly #ownPlace = placeOf(process.pid);
+  /** By namespaces and ids. */
+  readonly #helpers = new Map<string, Tracee | undefined>();
+  readonly #told = new Set<number>();
+
+  /** Adds the question to a thread's program; tells of a domain, once a process. */
+  probe(program: Program, thread: FrozenThread): Probe<void> {
+    const target = this.#isActive ? this.#targetOf(thread.status) : undefined;
+    const self = thread.status.nsPid.at(-1);
+    if (target === undefined || self === undefined) return () => undefined;
+    const asked = program.call("kcmp", [self, target, KCMP_FILES, 0, 0], {
+      label: "look into a process outside",
+      mayFail: true,
+    });
+    return (result) => {
+      const { tgid, name } = thread.status;
+      if (result.value(asked) !== -EPERM || this.#told.has(tgid)) return;
+      this.#told.add(tgid);
+      log.loss(
+        `thread ${thread.innerTid} (${name}) is in a Landlock domain, which cannot be read: it will come back without it`,
+      );
+    };
+  }
+
+  [Symbol.dispose](): void {
+    for (const helper of this.#helpers.values()) if (helper !== undefined) endProcess(helper.tid);
+    this.#helpers.clear();
+  }
+
+  /** A process that the thread may look into, by the number that it has for it. */
+  #targetOf(status: TaskStatus): number | undefined {
+    if (!status.noNewPrivs && !has(status.capEff, CAP_SYS_ADMIN)) return undefined;
+    if (!this.#isLabelledAsWeAre(status)) return undefined;
+    const place = placeOf(status.tgid);
+    if (place.key === this.#ownPlace.key && this.#mayLookAtUs(status))
+      return this.#own.nsPid.at(-1);
+    const key = `${place.key}:${status.uid.real}:${status.gid.real}`;
+    if (!this.#helpers.has(key)) this.#helpers.set(key, this.#startHelper(status, place));
+    const helper = this.#helpers.get(key);
+    return helper === undefined ? undefined : readStatus(helper.tid).nsPid.at(-1);
+  }
+
+  #isLabelledAsWeAre({ tgid, pid }: TaskStatus): boolean {
+    const own = readLabels({ pid: process.pid, tid: process.pid });
+    return readLabels({ pid: tgid, tid: pid }).lsm_profile === own.lsm_profile;
+  }
+
+  /** ptrace(2), "Ptrace access mode checking": by right, or as one of the same ids and no fewer capabilities. */
+  #mayLookAtUs(status: TaskStatus): boolean {
+    if (has(status.capEff, CAP_SYS_PTRACE)) return true;
+    const isSame = (kind: "uid" | "gid"): boolean => {
+      const { real, effective, saved } = this.#own[kind];
+      return [real, effective, saved].every((id) => id === status[kind].real);
+    };
+    return isSame("uid") && isSame("gid") && (this.#own.capPrm & ~status.capPrm) === 0n;
+  }
+
+  /** Undefined when there can be none: then it is not known. */
+  #startHelper(status: TaskStatus, place: Place): Tracee | undefined {
+    try {
+      return startHelper(status, { place, own: this.#ownPlace });
+    } catch (error) {
+      log.debug(
+        `whether pid ${status.tgid} is in a Landlock domain is not known: ${String(error)}`,
+      );
+      return undefined;
+    }
+  }
+}
+
+/** Whether the kernel has Landlock, and has it switched on. */
+function isActive(): boolean {
+  return trySyscall("landlock_create_ruleset", 0, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0;
+}
+
+function has(set: bigint, capability: number): boolean {
+  return (set & (1n << BigInt(capability))) !== 0n;
+}
+
+/** The namespaces that matter to who may look at whom. */
+interface Place {
+  readonly key: string;
+  readonly user: number;
+  readonly pid: number;
+}
+
+function placeOf(pid: number): Place {
+  const [user, pids] = ["user", "pid"].map((kind) => statSync(`/proc/${pid}/ns/${kind}`).ino);
+  return { key: `${user}:${pids}`, user: user as number, pid: pids as number };
+}
+
+/** Where nothing of a fresh process is. */
+const HELPER_AREA = { address: 0x2000_0000_0000, size: 1024 * 1024 };
+
+/** A process with the thread's ids and namespaces that anybody may look into who has them too. */
+function startHelper(
+  { tgid, uid, gid }: TaskStatus,
+  { place, own }: { readonly place: Place; readonly own: Place },
+): Tracee {
+  const area = workAreaAt(HELPER_AREA.address, HELPER_AREA.size);
+  const counters = { stops: 0, remoteCalls: 0 };
+  const opened: number[] = [];
+  // The helper inherits it.
+  const namespace = (kind: "pid" | "user"): number => {
+    const fd = openSync(`/proc/${tgid}/ns/${kind}`, "r");
+    opened.push(fd, syscall("fcntl", fd, F_DUPFD, 3));
+    return opened.at(-1) as number;
+  };
+  try {
+    const users = place.user === own.user ? undefined : namespace("user");
+    const seed =
+      place.pid === own.pid
+        ? startSeed(area, counters)
+        : startSeedInPids(area, counters, namespace("pid"));
+    try {
+      const program = new Program();
+      setSecurebits(program, SECBIT_NO_SETUID_FIXUP);
+      program.call("setresgid", [gid.real, gid.real, gid.real]);
+      program.call("setresuid", [uid.real, uid.real, uid.real]);
+      if (users !== undefined) program.call("setns", [users, CLONE_NEWUSER]);
+      setCapabilities(program, { effective: 0n, permitted: 0n, inheritable: 0n });
+      program.call("prctl", [PR_SET_DUMPABLE, 1, 0, 0, 0]);
+      runPrograms([{ tracee: seed, program, code: area.code, base: area.programs, frame: 0 }]);
+      return seed;
+    } catch (error) {
+      endProcess(seed.tid);
+      throw error;
+    }
+  } finally {
+    opened.forEach((fd) => closeSync(fd));
+  }
+}
