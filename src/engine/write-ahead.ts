@@ -1,6 +1,8 @@
 // Writing the memory of sleeping tasks before the tree is frozen, so that the time for which it stands still does not grow with
-// its memory. It is kept only when the task slept until it was stopped (sleepers.ts). What the kernel writes when it interrupts a
-// call (the rest of a sleep, the events of a poll) lies where the arguments point to, and is written once more.
+// its memory. It is kept only when every task of the tree slept until it was stopped (sleepers.ts): one that runs could write into
+// another's memory (process_vm_writev(2), /proc/PID/mem) and remember that it did. Who does so from outside is not saved, and no
+// dump can say whether that was before or after. What the kernel writes when it interrupts a call (the rest of a sleep, the events
+// of a poll) lies where the arguments point to, and is written once more.
 
 import { ftruncateSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
@@ -17,6 +19,7 @@ import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import type { Sleep } from "../proc/sleep.ts";
 import { readSmaps } from "../proc/smaps.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import { KCMP_VM } from "../sys/abi/sched.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
@@ -30,14 +33,13 @@ import { ARGUMENTS, Sleeper } from "./sleepers.ts";
 const FROM_BYTES = MAX_CHECKED_PAGES;
 /** How often they are looked at while pages are written. */
 const LOOK_EVERY_MS = 10;
-/** How much is written again from each argument on that may be an address: 8,192 pollfds. */
+/** How much is written again from each argument on that may be an address, besides the page that it is in: 8,192 pollfds. */
 const ARGUMENT_BYTES = 64 * 1024;
 /** A pollfd, and how many fit. */
 const POLLFD_SIZE = 8;
 
 /** Memory that has been written; the file is still open. */
 interface EarlyPages {
-  readonly sleeper: Sleeper;
   readonly pagesId: number;
   readonly raw: RawImage;
   /** Empty when the task woke up. */
@@ -55,6 +57,8 @@ export interface PagesPlace {
 export class WrittenAhead {
   readonly #images: ImageSetWriter;
   readonly #early = new Map<number, EarlyPages>();
+  /** All tasks of the tree, as soon as something is written. */
+  readonly #sleepers = new Map<number, Sleeper>();
 
   private constructor(images: ImageSetWriter) {
     this.#images = images;
@@ -65,28 +69,27 @@ export class WrittenAhead {
     return new WrittenAhead(images);
   }
 
-  /** Writes the memory of all tasks of a running tree that have much of it and sleep. */
+  /** Writes the memory of all tasks of a sleeping tree that have much of it. */
   static async of(root: number, images: ImageSetWriter): Promise<WrittenAhead> {
     const ahead = new WrittenAhead(images);
-    const seen = new Set([root]);
-    const large: number[] = [];
-    // The set grows while it is walked.
-    for (const pid of seen) {
+    const tree = treeOf(root);
+    const large = [...tree].filter((pid) => {
       const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
-      if (anonymous * 1024 > FROM_BYTES) large.push(pid);
-      for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
-    }
-    for (const pid of large) await ahead.#tryToWrite(pid, seen);
+      return anonymous * 1024 > FROM_BYTES;
+    });
+    if (large.length > 0 && ahead.#watch(tree))
+      for (const pid of large) await ahead.#tryToWrite(pid, tree);
     return ahead;
   }
 
-  /** Finds out which tasks slept on. To be called when they have been stopped, and before they do anything for us. */
+  /** Finds out whether all tasks slept on. To be called when they have been stopped, and before they do anything for us. */
   compare({ tasks }: FrozenTree): void {
-    for (const task of tasks) {
-      const early = this.#early.get(task.pid);
-      if (early !== undefined && !early.sleeper.sleptUntil(task)) early.runs = [];
-    }
-    for (const { sleeper } of this.#early.values()) sleeper.close();
+    const living = tasks.filter(({ state }) => state !== "zombie");
+    const slept =
+      living.length === this.#sleepers.size &&
+      living.every((task) => this.#sleepers.get(task.pid)?.sleptUntil(task) === true);
+    if (!slept) for (const early of this.#early.values()) early.runs = [];
+    this.#close();
   }
 
   /** The file for a task's pages. */
@@ -108,11 +111,36 @@ export class WrittenAhead {
 
   /** Takes back what is of no use: tasks that ended meanwhile, or all when the dump fails. */
   end(): void {
-    for (const { pagesId, sleeper } of this.#early.values()) {
-      this.#images.drop("pages", pagesId);
-      sleeper.close();
-    }
+    for (const { pagesId } of this.#early.values()) this.#images.drop("pages", pagesId);
     this.#early.clear();
+    this.#close();
+  }
+
+  /** Looks at all tasks from now on; false when one does not sleep, or may not be looked at. */
+  #watch(tree: ReadonlySet<number>): boolean {
+    for (const pid of tree) {
+      if (readStatIfAlive(pid)?.state === "Z") continue;
+      const sleeper = Sleeper.of(pid);
+      if (sleeper !== undefined) this.#sleepers.set(pid, sleeper);
+      // A child that was made before is on the list by now, or gone.
+      const isKnown = (child: number): boolean => tree.has(child);
+      if (sleeper === undefined || readChildrenIfAlive(pid)?.every(isKnown) !== true) {
+        log.debug(`memory is written later: pid ${pid} does not sleep`);
+        this.#close();
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /** Whether all tasks have slept so far. */
+  #sleepStill(): boolean {
+    return [...this.#sleepers.values()].every((sleeper) => sleeper.sleepsStill());
+  }
+
+  #close(): void {
+    for (const sleeper of this.#sleepers.values()) sleeper.close();
+    this.#sleepers.clear();
   }
 
   /** What cannot be looked at yet is for the dump itself to tell. */
@@ -127,16 +155,13 @@ export class WrittenAhead {
   }
 
   async #write(pid: number): Promise<void> {
-    const sleeper = Sleeper.of(pid);
-    if (sleeper === undefined) return;
-    const runs = sleeper.calls.some(writesMuch) ? undefined : runsOf(pid);
-    if (runs === undefined) {
-      sleeper.close();
-      return;
-    }
+    const sleeper = this.#sleepers.get(pid);
+    if (sleeper === undefined || sleeper.calls.some(writesMuch) || !this.#sleepStill()) return;
+    const runs = runsOf(pid);
+    if (runs === undefined) return;
     const pagesId = nextPagesId(this.#images);
     const raw = this.#images.openRaw("pages", pagesId);
-    const early = { sleeper, pagesId, raw, runs };
+    const early = { pagesId, raw, runs };
     this.#early.set(pid, early);
     let lookedAt = performance.now();
     const look = (): void => {
@@ -156,6 +181,14 @@ export class WrittenAhead {
 }
 
 class WokeUp extends Error {}
+
+/** The processes of a running tree. */
+function treeOf(root: number): Set<number> {
+  const seen = new Set([root]);
+  // The set grows while it is walked.
+  for (const pid of seen) for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
+  return seen;
+}
 
 /** The pages of a running task, as the dump will find them if it sleeps on; undefined when it cannot be dumped as it is. */
 function runsOf(pid: number): readonly PageRun[] | undefined {
@@ -188,7 +221,7 @@ function touchedBy({ threads }: FrozenTask): MemoryRange[] {
   return threads.flatMap(({ stopped: { regs } }) =>
     ARGUMENTS.map((name) => {
       const address = Math.floor(regs.getNumber(name) / PAGE_SIZE) * PAGE_SIZE;
-      return { address, length: ARGUMENT_BYTES };
+      return { address, length: PAGE_SIZE + ARGUMENT_BYTES };
     }),
   );
 }

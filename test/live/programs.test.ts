@@ -20,6 +20,7 @@ const VARIANTS: Readonly<Record<string, readonly (readonly string[])[]>> = {
   many_tasks: [["60"]],
   big_heap: [["16"]],
   heap_at_work: [["16"]],
+  heap_upheaval: [["16"]],
   many_fds: [["1000"]],
 };
 

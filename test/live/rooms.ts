@@ -27,6 +27,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "anon_memory" },
     { name: "big_heap" },
     { name: "heap_at_work" },
+    { name: "heap_upheaval", args: ["16"] },
+    { name: "heap_upheaval", args: ["16", "5", "writer"] },
     { name: "changing_pages" },
     { name: "cmdline_env_auxv" },
     { name: "cow_fork" },

@@ -29,6 +29,10 @@ test.each([
   { name: "big_heap", args: ["96"], often: undefined },
   { name: "heap_at_work", args: ["96", "1"], often: WOKE_UP },
   { name: "heap_at_work", args: ["96", "60"], often: undefined },
+  { name: "heap_upheaval", args: ["96", "5"], often: WOKE_UP },
+  { name: "heap_upheaval", args: ["96", "300"], often: undefined },
+  // Memory of a program that sleeps is written by another one.
+  { name: "heap_upheaval", args: ["96", "2", "writer"], often: WOKE_UP },
 ])("$name $args", async ({ name, args, often }) => {
   const program = await start(name, args);
   const seen: string[] = [];
