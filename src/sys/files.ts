@@ -36,6 +36,7 @@ export interface PlainStat {
   readonly rdevMinor: number;
   readonly size: bigint;
   readonly mtimeNs: bigint;
+  readonly ctimeNs: bigint;
 }
 
 /** The text of a file, taken as UTF-8, or the negative error number. */
@@ -74,8 +75,15 @@ export function readStat(name: string): PlainStat | number {
     rdevMajor: view.getUint32(128, true),
     rdevMinor: view.getUint32(132, true),
     size: view.getBigInt64(40, true),
-    mtimeNs: view.getBigInt64(112, true) * 1_000_000_000n + BigInt(view.getUint32(120, true)),
+    mtimeNs: timeAt(112),
+    ctimeNs: timeAt(96),
   };
+}
+
+/** A struct statx_timestamp, in nanoseconds. */
+function timeAt(offset: number): bigint {
+  const seconds = statxView.getBigInt64(offset, true);
+  return seconds * 1_000_000_000n + BigInt(statxView.getUint32(offset + 8, true));
 }
 
 /** Puts a path where the kernel reads it. */

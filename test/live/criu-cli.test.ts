@@ -106,7 +106,7 @@ function statOf(pid: number): { state: string; group: number; session: number; t
 }
 
 async function until(what: string, isTrue: () => boolean): Promise<void> {
-  for (const end = Date.now() + 10_000; !isTrue();) {
+  for (const end = Date.now() + 20_000; !isTrue();) {
     if (Date.now() > end) throw new Error(`waited in vain: ${what}`);
     await sleep(10);
   }
@@ -176,9 +176,15 @@ describe("criu dump and criu restore", () => {
     const program = await quietProgram();
     expect((await criu(["dump", "-t", String(program.pid), "-D", images])).status).toBe(0);
     const [node, ...rest] = COMMAND;
-    const child = spawn(node, [...rest, "restore", "-D", images], { stdio: "ignore" });
+    const child = spawn(node, [...rest, "restore", "-D", images], {
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    let stderr = "";
+    child.stderr.on("data", (data: Buffer) => (stderr += data.toString()));
     const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
-    await until("the process is back", () => existsSync(`/proc/${program.pid}/exe`));
+    const isBack = (): boolean => existsSync(`/proc/${program.pid}/exe`);
+    await until("the process is back", () => isBack() || child.exitCode !== null);
+    expect(stderr).toBe("");
     const restored = attachProgram("heap_brk", program.pid, dir);
     expect(await restored.ask()).toMatch(/^ok/);
     expect(child.exitCode).toBeNull();

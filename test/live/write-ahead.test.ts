@@ -1,14 +1,19 @@
 // What is done before the tree is frozen: memory that is written, files that are looked at. It is kept when the program slept, and
 // done once more when it did not.
 
-import { mkdirSync } from "node:fs";
-import { availableParallelism } from "node:os";
+import { appendFileSync, mkdirSync, mkdtempSync, renameSync, unlinkSync } from "node:fs";
+import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, expect, test } from "vitest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, expect, onTestFinished, test } from "vitest";
 import { LogLevel, setLogSink } from "../../src/log.ts";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { freezeTree, releaseTree } from "../../src/engine/freeze.ts";
+import { LookAhead } from "../../src/engine/look-ahead.ts";
 import { restore } from "../../src/engine/restore.ts";
-import { attachProgram } from "./programs.ts";
+import { ImageSetWriter } from "../../src/images/image-set.ts";
+import { ImageFile, readEntries } from "../../src/images/image-file.ts";
+import { attachProgram, removeDir } from "./programs.ts";
 import { endWithTest, imagesDirOf, start } from "./suite.ts";
 
 const SLEPT = "was written while it slept";
@@ -77,4 +82,52 @@ test.each([
   const restored = endWithTest(attachProgram(program.name, pid, program.dir));
   expect(await restored.ask()).toBe("ok 1");
   expect(await restored.finish()).toBe("pass");
+});
+
+/** Looks at a program's files while it sleeps, lets something happen to them, and stops it; gives the sizes in files.img. */
+async function lookAround(change: (dir: string) => void): Promise<number[] | "again"> {
+  const { pid, dir } = await start("shared_offsets", ["100000"]);
+  const images = new ImageSetWriter(mkdtempSync(join(tmpdir(), "reprise-look-")), { sync: "none" });
+  onTestFinished(() => removeDir(images.dir));
+  const options = { linkRemap: false, ghostLimit: 0, shellJob: false };
+  const look = (): LookAhead | undefined => LookAhead.of(pid, images, options);
+  let ahead = look();
+  for (let round = 0; ahead === undefined && round < 100; round += 1) {
+    await sleep(10);
+    ahead = look();
+  }
+  if (ahead === undefined) throw new Error("the program does not sleep");
+  change(dir);
+  const tree = freezeTree(pid, { timeoutMs: 10_000, freezeCgroup: undefined });
+  try {
+    if (!ahead.holds(tree)) return "again";
+    ahead.files.finish();
+    using file = new ImageFile(join(images.dir, "files.img"), "files.img");
+    return readEntries(file, "files").flatMap(({ value }) =>
+      value.reg?.name.includes("/shared-0") === true ? [value.reg.size ?? 0] : [],
+    );
+  } finally {
+    releaseTree(tree, { leaveStopped: false });
+    ahead.discard();
+  }
+}
+
+test("a file that others write to while its holder sleeps has the size of the last moment", async () => {
+  const sizes = await lookAround((dir) => appendFileSync(join(dir, "shared-0"), "more"));
+  expect(sizes).not.toBe("again");
+  expect(new Set(sizes as number[])).toEqual(new Set([16 * 1024 * 1024 + 4]));
+});
+
+test.each<{ what: string; change: (dir: string) => void }>([
+  { what: "no name", change: (dir) => unlinkSync(join(dir, "shared-0")) },
+  { what: "another name", change: (dir) => renameSync(join(dir, "shared-0"), join(dir, "other")) },
+  {
+    what: "a directory with another name",
+    change: (dir) => {
+      renameSync(dir, `${dir}-moved`);
+      onTestFinished(() => removeDir(`${dir}-moved`));
+    },
+  },
+])("a file that has $what by then is looked at again", async ({ change }) => {
+  expect(await lookAround(change)).toBe("again");
 });

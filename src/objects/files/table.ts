@@ -2,11 +2,13 @@
 // files.img. Identity is the kernel's to tell (kcmp); it is asked only for files that look alike from outside.
 
 import { closeSync, openSync, readlinkSync } from "node:fs";
+import { dirname } from "node:path";
 import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
 import { readFdStat, type FileStat } from "../../proc/links.ts";
+import { readProcLink, readProcStat } from "../../proc/procfs.ts";
 import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
@@ -48,6 +50,8 @@ export class FileTable implements FilesDump {
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, KernelOrder<Known>>();
   readonly #paths = new Map<string, number>();
+  /** By their ids. */
+  readonly #files = new Map<number, OpenFile>();
   readonly #afterTasks: (() => void)[] = [];
   readonly #later: (() => void)[] = [];
   readonly #aborts: (() => void)[] = [];
@@ -68,10 +72,11 @@ export class FileTable implements FilesDump {
   }
 
   /**
-   * For files that were described while tasks ran: what may have changed since through descriptors of others. False when one has
-   * been locked meanwhile; fdinfo tells it of this file alone (/proc/locks makes all processors wait for each other: 8 ms).
+   * For files that were described while tasks ran: what others may have changed since. False when one has been locked meanwhile
+   * (fdinfo tells it of this file alone; /proc/locks makes all processors wait for each other: 8 ms), or has another name or none.
    */
   refresh(): boolean {
+    if (!this.#keptNames()) return false;
     const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
     const before = [...this.#descriptions.values()].flatMap(({ items }) => items);
     this.#descriptions.clear();
@@ -85,6 +90,26 @@ export class FileTable implements FilesDump {
       const now = { ...file, info: { ...file.info, pos, flags } };
       this.#copies.set(now, this.borrow(file));
       this.#lookingLike(now).findOrAdd({ ...placeOf(now), file: now, id, type });
+    }
+    return true;
+  }
+
+  /** Whether all described files have their names still; what their sizes are now is noted. */
+  #keptNames(): boolean {
+    const looked = new Map<string, FileStat>();
+    const directories = new Set<string>();
+    for (const [index, entry] of this.#entries.entries()) {
+      const file = this.#files.get(entry.id);
+      if (file === undefined) continue;
+      const place = `${file.stat.devMajor}:${file.stat.devMinor}:${file.stat.inode}:${file.target}`;
+      const now = looked.get(place) ?? lookAgain(file, directories);
+      if (now === undefined) return false;
+      looked.set(place, now);
+      if (entry.reg === undefined || now.ctimeNs === file.stat.ctimeNs) continue;
+      // What was built anew has another build id.
+      if (now.mtimeNs !== file.stat.mtimeNs && entry.reg.build_id.length > 0) return false;
+      const size = entry.reg.size === undefined ? {} : { size: Number(now.size) };
+      this.#entries[index] = { ...entry, reg: { ...entry.reg, ...size, mode: now.mode } };
     }
     return true;
   }
@@ -253,6 +278,7 @@ export class FileTable implements FilesDump {
   #write(file: OpenFile): { readonly id: number; readonly type: number } {
     const id = this.#nextId++;
     const kind = kindOf(file, this);
+    this.#files.set(id, file);
     this.#entries.push(kind.write(file, id, this));
     return { id, type: kind.type };
   }
@@ -274,6 +300,21 @@ export function lookAtFd(task: FrozenTask, fd: number, stat: FileStat): OpenFile
 /** What two descriptors of one description have in common for sure. */
 function looks({ stat, info, target }: OpenFile): string {
   return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~O_CLOEXEC}:${info.mntId}:${target}`;
+}
+
+/** The stat of a file that may be in other hands, too; undefined when it has not the name that it had. */
+function lookAgain(
+  { stat: before, target, task, procPath }: OpenFile,
+  directories: Set<string>,
+): FileStat | undefined {
+  const name = procPath.slice(`/proc/${task.pid}/`.length);
+  const now = readProcStat(task.pid, name);
+  // The change time tells of another name, but not of one that a directory above has: one file in each is asked for.
+  const isSame = now.ctimeNs === before.ctimeNs && now.nlink === before.nlink;
+  const directory = dirname(target);
+  if (isSame && directories.has(directory)) return now;
+  directories.add(directory);
+  return readProcLink(task.pid, name) === target ? now : undefined;
 }
 
 function placeOf({ task, fd }: OpenFile): { readonly pid: number; readonly fd: number } {
