@@ -12,10 +12,7 @@ import { lookAtNetNamespace } from "../objects/network/room.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
-import { SIGKILL } from "../sys/abi/signal.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
-import type { FrozenTask } from "../objects/task/task.ts";
-import { sendSignal, waitForAll } from "../sys/process.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
@@ -26,6 +23,7 @@ import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
+import { killTree } from "./kill-tree.ts";
 import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
@@ -37,7 +35,6 @@ import { leftPages, servePages } from "./page-source.ts";
 import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { asRepriseError } from "./system-error.ts";
 import { WrittenAhead } from "./write-ahead.ts";
-import { reapLater } from "./wait-exit.ts";
 import { writeTree, type WrittenTree } from "./write.ts";
 
 export interface CheckpointOptions extends NamespacesDumpOptions {
@@ -115,8 +112,6 @@ export interface CheckpointResult {
 
 const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_GHOST_LIMIT = 1024 * 1024;
-/** Anonymous memory up to which the end of a task is waited for. */
-const QUICK_END_BYTES = 64 * 1024 * 1024;
 
 /**
  * Saves a process tree into a directory of images.
@@ -409,25 +404,4 @@ function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
   const announced = lock.isElsewhere;
   lock.unlock();
   if (announced) hooks?.script?.("network-unlock", pid);
-}
-
-/** Ends all tasks, the root first so that nobody makes new ones for the dead. */
-function killTree(tree: FrozenTree): void {
-  const slow = tree.tasks.filter(endsSlowly);
-  if (slow.length > 0) reapLater(slow.flatMap(tidsOf));
-  for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
-  // As their tracer we are told of their end first; their parents reap them.
-  waitForAll(tree.tasks.filter((task) => !slow.includes(task)).flatMap(tidsOf));
-}
-
-/**
- * Whether a task is left to end by itself: to give back a gigabyte takes the kernel as long as to write a quarter of it, and the task
- * runs no more. In a pid namespace of its own a restore does not wait for its numbers, so there all must be over.
- */
-function endsSlowly({ status }: FrozenTask): boolean {
-  return status.nsPid.length === 1 && (status.memory?.rssAnon ?? 0) * 1024 > QUICK_END_BYTES;
-}
-
-function tidsOf({ threads }: FrozenTask): number[] {
-  return threads.map(({ tid }) => tid);
 }

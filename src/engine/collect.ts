@@ -33,6 +33,7 @@ import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { KernelOrder } from "../sys/process.ts";
 import type { LookAhead } from "./look-ahead.ts";
 import type { FrozenTree } from "./freeze.ts";
+import { tellStrangers } from "./strangers.ts";
 import { collectThreadPlaces } from "./thread-parts.ts";
 
 /** A descriptor of a task: number, the id of its open file, close-on-exec. */
@@ -111,6 +112,7 @@ export function collectTree(
     const seccomp = new SeccompTable();
     const cgroups = new CgroupTable(options.cgroups);
     checkTree(tree, options);
+    tellStrangers(tree, mounts);
     for (const task of alive) cgroups.add(task);
     cgroups.addNamespaces(
       namespaces.all.filter(({ kind, role }) => kind === "cgroup" && role === "nested"),

@@ -18,12 +18,13 @@ import {
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
-import { SIGCONT, SIGSTOP } from "../sys/abi/signal.ts";
-import { trySyscall } from "../sys/ffi.ts";
+import { SIGSTOP } from "../sys/abi/signal.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
+import { Bystanders } from "./bystanders.ts";
+import { detachLater, detachThreads, stopsAtLast } from "./let-go.ts";
 import {
   isInVfork,
   retryAfterVfork,
@@ -39,6 +40,8 @@ export interface FrozenTree {
   readonly counters: TraceCounters;
   /** The cgroups that were frozen or thawed meanwhile. */
   readonly freezer: CgroupFreezer;
+  /** Who stands still with it, because a cgroup of the tree was frozen with them in it. */
+  readonly bystanders: Bystanders;
 }
 
 export interface FreezeOptions {
@@ -62,7 +65,8 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
     const freezer = new Freezer(options.timeoutMs, cgroup);
     try {
       freezer.freeze(root);
-      return { tasks: freezer.look(root), counters: freezer.counters, freezer: cgroup };
+      const { counters, bystanders } = freezer;
+      return { tasks: freezer.look(root), counters, freezer: cgroup, bystanders };
     } catch (error) {
       freezer.letGo();
       throw error;
@@ -75,21 +79,17 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
  * harmless.
  */
 export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: boolean }): void {
+  tree.bystanders.awaitStops();
   tree.freezer.restore();
   for (const task of tree.tasks) {
     if (task.state === "zombie") continue;
     if (options.leaveStopped && task.state === "alive") sendSignal(task.pid, SIGSTOP);
-    const continued = task.threads.some(({ stopped }) => stopped.tracee.continuePending);
-    for (const { stopped } of task.threads) stopped.tracee.detach();
-    // Our own SIGSTOP took a blocked and pending SIGCONT off the queue (kernel/signal.c: prepare_signal).
-    if (continued) sendSignal(task.pid, SIGCONT);
-    for (const { stopped } of task.threads) stopped.tracee.continuePending = false;
-    for (const { stopped } of task.threads) {
-      for (const signal of stopped.tracee.heldSignals.splice(0)) {
-        trySyscall("tgkill", task.pid, stopped.tracee.tid, signal);
-      }
-    }
+    detachThreads(
+      task.pid,
+      task.threads.map(({ stopped }) => stopped.tracee),
+    );
   }
+  tree.bystanders.letGo();
 }
 
 interface SeizedTask {
@@ -104,6 +104,7 @@ interface SeizedTask {
 
 class Freezer {
   readonly counters: TraceCounters = { stops: 0, remoteCalls: 0 };
+  readonly bystanders = new Bystanders();
   readonly #tasks = new Map<number, SeizedTask>();
   readonly #deadline: number;
   readonly #cgroup: CgroupFreezer;
@@ -137,6 +138,7 @@ class Freezer {
       this.#isCgroupFrozen = true;
       this.#cgroup.freeze();
       while (this.#seizeNew() && performance.now() < this.#deadline);
+      this.bystanders.seize(this.#cgroup.members().filter((pid) => !this.#tasks.has(pid)));
       this.#cgroup.thaw();
       this.#isCgroupFrozen = false;
     }
@@ -294,44 +296,18 @@ class Freezer {
     // Only a thread that stands in a stop can be let go.
     this.#cgroup.thaw();
     const running = [...this.#tasks.values()].flatMap((task) => task.running);
-    const deaf = new Set(running.filter((tracee) => !stopsAtLast(tracee, LAST_PATIENCE_MS)));
+    const deaf = new Set(running.filter((tracee) => !stopsAtLast(tracee)));
+    this.bystanders.awaitStops();
     this.#cgroup.restore();
     for (const task of this.#tasks.values()) {
       for (const tracee of task.threads.values()) if (!deaf.has(tracee)) tracee.detach();
     }
     for (const tracee of deaf) detachLater(tracee);
+    this.bystanders.letGo();
   }
-}
-
-/** Stops a thread to let it go; false when it does not come. */
-function stopsAtLast(tracee: Tracee, patienceMs: number): boolean {
-  tracee.interrupt();
-  try {
-    tracee.waitInterrupted((ms) => {
-      if (ms > patienceMs || isInVfork(tracee.leader, tracee.tid)) throw new Deaf();
-    });
-    return true;
-  } catch (error) {
-    if (error instanceof Deaf) return false;
-    throw error;
-  }
-}
-
-class Deaf extends Error {}
-
-/** It goes on when it comes to its stop: the kernel lets it go when this process ends before. */
-function detachLater(tracee: Tracee): void {
-  const timer = setInterval(() => {
-    if (!stopsAtLast(tracee, 0)) return;
-    clearInterval(timer);
-    tracee.detach();
-  }, LATER_MS);
-  timer.unref();
 }
 
 const VFORK_PATIENCE_MS = 50;
-const LAST_PATIENCE_MS = 500;
-const LATER_MS = 20;
 
 function doesNotStop(pid: number, tid: number): RepriseError {
   return new RepriseError(

@@ -10,7 +10,7 @@ import type { ImageSetWriter } from "../images/image-set.ts";
 import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { hasOwner } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
-import { isPlainDevice } from "../objects/files/regular.ts";
+import { isPlainDevice } from "../objects/files/memory-device.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.ts";
 import { collectNamespaces, type CollectedNamespaces } from "../objects/namespaces/collect.ts";

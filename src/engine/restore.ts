@@ -277,13 +277,17 @@ function removeLink(path: string): void {
   }
 }
 
+/** A script may have brought processes of its own into the tree's pid namespace, and not wait for them. */
+const END_PATIENCE_MS = 10_000;
+
 /** Kills whatever was made. Should the engine die before, the kernel does it (PTRACE_O_EXITKILL). */
 function tearDown(growth: Growth | undefined): void {
   if (growth === undefined) return;
   const threads = [...growth.tracees.values()].map(({ tid }) => tid);
   const pids = growth.madePids();
   for (const pid of pids) trySyscall("kill", pid, SIGKILL);
-  waitForAll([...new Set([...threads, ...pids])]);
+  const left = waitForAll([...new Set([...threads, ...pids])], END_PATIENCE_MS);
+  if (left.length > 0) log.warn(`killed, and not reaped yet: pid ${left.join(", pid ")}`);
 }
 
 function statsOf(

@@ -1,10 +1,9 @@
 // /proc/PID/task/TID/children: the children that a thread made, as pids between blanks; see proc(5).
 // The list is exact only while the task is stopped, and the file exists only with CONFIG_PROC_CHILDREN;
 // without it the parent pids of all processes are compared.
-import { readdirSync } from "node:fs";
 import { readProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 import { readStatIfAlive } from "./stat.ts";
-import { readTasks } from "./tasks.ts";
+import { readPids, readTasks } from "./tasks.ts";
 
 /** Pids of the children of all threads of a process, ascending. Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readChildren(pid: number): number[] {
@@ -32,9 +31,5 @@ export function parseChildren(text: string): number[] {
 
 /** The children of a process found by the parent pid that every process names. */
 export function scanForChildren(pid: number): number[] {
-  return readdirSync("/proc")
-    .filter((name) => /^[1-9]/.test(name))
-    .map(Number)
-    .filter((candidate) => readStatIfAlive(candidate)?.ppid === pid)
-    .sort((a, b) => a - b);
+  return readPids().filter((candidate) => readStatIfAlive(candidate)?.ppid === pid);
 }

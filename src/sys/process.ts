@@ -62,13 +62,14 @@ const SPIN_MS = 0.3;
 /**
  * Waits until all of these threads, killed tracees or children of ours, have ended, in whatever order they do: the last thread of a
  * pid namespace's init ends only when everybody else in it is reaped (kernel/pid_namespace.c, zap_pid_ns_processes), and which
- * one that is nobody knows.
+ * one that is nobody knows. Gives those that have not ended in time.
  */
-export function waitForAll(tids: readonly number[]): void {
+export function waitForAll(tids: readonly number[], patienceMs: number): readonly number[] {
   let left = tids;
+  const end = performance.now() + patienceMs;
   for (let round = 0; ; round += 1) {
     left = left.filter((tid) => !isReaped(tid));
-    if (left.length === 0) return;
+    if (left.length === 0 || performance.now() > end) return left;
     if (round > 0) Atomics.wait(sleeper, 0, 0, 1);
   }
 }

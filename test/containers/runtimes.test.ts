@@ -1,8 +1,9 @@
 // Plain runc, and crun where it was built with checkpoints: a container comes back, under its own id and as a clone with another id,
 // bundle and cgroup, which is saved again.
 
-import { spawnSync } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { makeBundle, mapUsers, type BundleConfig } from "./bundle.ts";
@@ -182,6 +183,70 @@ describe.each(CASES)("%s on cgroup %s", (runtime, version) => {
     expect(numbers(twinCount)).toEqual(expect.arrayContaining(output.slice(0, -1)));
   });
 
+  test("processes that came in from outside", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no such runtime with checkpoints, or no such cgroups");
+    const bundle = bundleWithFile(host, "visited");
+    runDetached(host, cli(host, "run", "--detach", "--bundle", bundle, "visited"));
+    onTestFinished(() => void host.try(...cli(host, "delete", "--force", "visited")));
+    const [count, guest, heir] = ["count", "guest", "heir"].map((name) =>
+      join(bundle, "rootfs/root", name),
+    ) as [string, string, string];
+    const exec = (script: string): void =>
+      runDetached(host, cli(host, "exec", "--detach", "visited", "sh", "-c", script));
+    exec(`${COUNT.replace("0.2", "0.01")} > /root/guest`);
+    // Its parent has ended: it is a child of the container's first process, and saved like others.
+    exec(`(${COUNT}) > /root/heir &`);
+    for (const file of [guest, heir]) await counted(file, 3);
+
+    // A pause holds for those who are not saved, too, even while the others are thawed for the dump.
+    host.run(...cli(host, "pause", "visited"));
+    const [images, again] = [join(host.dir, "images-visited"), join(host.dir, "images-visited-2")];
+    const until = numbers(guest).length;
+    host.run(...cli(host, "checkpoint", "--leave-running", ...at(images), "visited"));
+    expect(numbers(guest).length).toBe(until);
+    expect(lastLines(join(images, "dump.log"))).toMatch(
+      /process \d+ of the container's pid namespace \(sh\) came from outside/,
+    );
+    host.run(...cli(host, "resume", "visited"));
+    for (const file of [count, guest, heir]) await counted(file, numbers(file).length + 2);
+
+    host.run(...cli(host, "checkpoint", ...at(again), "visited"));
+    expect(host.try(...cli(host, "state", "visited")).status).not.toBe(0);
+    const [left, saved] = [numbers(guest).length, numbers(heir).length];
+    runDetached(
+      host,
+      cli(host, "restore", "--detach", ...at(again), "--bundle", bundle, "visited"),
+    );
+    await counted(heir, saved + 3);
+    expect(numbers(guest).length).toBe(left);
+    for (const file of [count, heir]) expectNoGap(numbers(file));
+  });
+
+  test("one whose parent does not ask for its end", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no such runtime with checkpoints, or no such cgroups");
+    const bundle = bundleWithFile(host, "held");
+    runDetached(host, cli(host, "run", "--detach", "--bundle", bundle, "held"));
+    onTestFinished(() => void host.try(...cli(host, "delete", "--force", "held")));
+    await counted(join(bundle, "rootfs/root/count"), 2);
+    const { pid } = stateObject(host, "held");
+    const parent = spawn("nsenter", ["-t", `${pid}`, "-a", "sh", "-c", "echo in; exec sleep 60"], {
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    onTestFinished(() => void parent.kill("SIGKILL"));
+    await once(parent.stdout, "data");
+    parent.kill("SIGSTOP");
+    const images = join(host.dir, "images-held");
+    // The first process of the pid namespace waits for it in the kernel, and the dump does not wait for both.
+    const begun = performance.now();
+    host.run(...cli(host, "checkpoint", ...at(images), "held"));
+    expect(performance.now() - begun).toBeLessThan(20_000);
+    expect(lastLines(join(images, "dump.log"))).toContain(
+      `pid ${pid} was killed, and is not reaped yet; in its pid namespace is still pid `,
+    );
+    parent.kill("SIGCONT");
+    await expect.poll(() => existsSync(`/proc/${pid}/exe`)).toBe(false);
+  });
+
   test("left running, after a pause too", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no such runtime with checkpoints, or no such cgroups");
     const bundle = bundleWithFile(host, "going");
@@ -201,6 +266,11 @@ describe.each(CASES)("%s on cgroup %s", (runtime, version) => {
     expectNoGap(numbers(count));
   });
 });
+
+/** Where a set and its logs go. */
+function at(images: string): readonly [string, string, string, string] {
+  return ["--image-path", images, "--work-path", images];
+}
 
 /** Runs a command whose container inherits its output: a file of the host would be in nobody's mount namespace at a dump. */
 function runDetached(host: Host, words: readonly [string, ...string[]]): void {

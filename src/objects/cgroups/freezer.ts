@@ -56,6 +56,11 @@ export class CgroupFreezer {
     this.#lookAt((cgroups ?? []).filter(({ version }) => version === 1));
   }
 
+  /** The processes in these cgroups and those below. */
+  members(): number[] {
+    return this.#all().flatMap(({ path }) => membersBelow(dirname(path)));
+  }
+
   freeze(): void {
     if (this.#own !== undefined) write(this.#own, this.#own.frozen);
   }
@@ -129,6 +134,13 @@ export class CgroupFreezer {
 
 function unifiedPath(cgroups: readonly CgroupEntry[]): string | undefined {
   return cgroups.find(({ version }) => version === 2)?.path;
+}
+
+function membersBelow(directory: string): number[] {
+  // A threaded cgroup does not tell, nor one that was removed. Processes that are outside of our pid namespace are called 0.
+  const own = (read(join(directory, "cgroup.procs")) ?? "").split("\n").map(Number);
+  const below = subdirectories(directory).flatMap((name) => membersBelow(join(directory, name)));
+  return [...own.filter((pid) => pid > 0), ...below];
 }
 
 function subdirectories(directory: string): string[] {

@@ -2,7 +2,7 @@
 // mount namespace of the file, with ` (deleted)` behind it when the last name by which it was opened is gone; a living
 // file's name may end in the same words. See d_path in fs/d_path.c.
 
-import { lstatSync, readlinkSync, statSync } from "node:fs";
+import { lstatSync, readlinkSync, statSync, type BigIntStats } from "node:fs";
 import { bytesToText, textToBytes } from "../../images/text.ts";
 import { deviceMajor, deviceMinor, type FileStat } from "../../proc/links.ts";
 import { mountIdOf } from "../../proc/mount-id.ts";
@@ -12,6 +12,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { CollectedMounts } from "../mounts/collect.ts";
 import type { FilesDump, FilesDumpOptions, OpenFile } from "./file-kind.ts";
+import { isPlainDevice } from "./memory-device.ts";
 
 const DELETED = " (deleted)";
 
@@ -137,6 +138,19 @@ function targetOf({ target, procPath }: OpenFile): string {
   return target.includes("\ufffd") ? bytesToText(readlinkSync(procPath, "buffer")) : target;
 }
 
+/**
+ * Whether two files are one memory device: /dev/null is the same in every file system. Who was started in a container from outside
+ * (docker exec -d) has that of the host open.
+ */
+function isSameDevice({ mode, rdev }: BigIntStats, stat: FileStat): boolean {
+  const [rdevMajor, rdevMinor] = [deviceMajor(rdev), deviceMinor(rdev)];
+  return (
+    isPlainDevice(stat) &&
+    isPlainDevice({ mode: Number(mode), rdevMajor, rdevMinor }) &&
+    rdevMinor === stat.rdevMinor
+  );
+}
+
 const roots = new WeakMap<FrozenTask, string>();
 
 function leadsTo(path: string, stat: FileStat): "it" | "another" | "nothing" {
@@ -148,7 +162,7 @@ function leadsTo(path: string, stat: FileStat): "it" | "another" | "nothing" {
       found.ino === stat.inode &&
       deviceMajor(found.dev) === stat.devMajor &&
       deviceMinor(found.dev) === stat.devMinor;
-    return same ? "it" : "another";
+    return same || isSameDevice(found, stat) ? "it" : "another";
   } catch {
     // ELOOP, ENOTDIR, ENAMETOOLONG, EACCES: whatever stands there does not lead to the file.
     return "nothing";

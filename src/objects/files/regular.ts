@@ -3,7 +3,6 @@
 
 import { readBuildId } from "../../proc/build-id.ts";
 import { assert, RepriseError } from "../../errors.ts";
-import type { FileStat } from "../../proc/links.ts";
 import {
   FdTypes,
   type FileEntry,
@@ -37,6 +36,7 @@ import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts
 import { pathForOpening } from "./ghost-restore.ts";
 import { nameForImages } from "./ghost.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
+import { KMSG_MINOR, MEM_MAJOR } from "./memory-device.ts";
 import { openMessageQueue } from "./mqueue.ts";
 import { mountIdField, pathArgument } from "./path.ts";
 
@@ -84,8 +84,6 @@ const TMPFILE_BIT = 0o20000000;
 /** Flags that act at open(2) alone; the kernel does not keep them, but an image may say anything. */
 const ONLY_AT_OPEN = O_CREAT | O_EXCL | O_TRUNC | O_ASYNC;
 
-const MEM_MAJOR = 1;
-const KMSG_MINOR = 11;
 const MISC_MAJOR = 10;
 const HWRNG_MINOR = 183;
 /** /dev/autofs: what it does it does to mounts. */
@@ -189,11 +187,6 @@ function isRegular({ stat, info, target }: OpenFile): boolean {
     (stat.rdevMajor === MISC_MAJOR &&
       (stat.rdevMinor === HWRNG_MINOR || stat.rdevMinor === AUTOFS_MINOR))
   );
-}
-
-/** /dev/null and its like, but no log of the kernel: what their names say, and nothing else. */
-export function isPlainDevice({ mode, rdevMajor, rdevMinor }: FileStat): boolean {
-  return (mode & S_IFMT) === S_IFCHR && rdevMajor === MEM_MAJOR && rdevMinor !== KMSG_MINOR;
 }
 
 function position({ stat, info }: OpenFile): bigint {

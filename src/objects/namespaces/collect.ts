@@ -111,7 +111,7 @@ class NamespaceTable implements CollectedNamespaces {
     for (const kind of NAMESPACE_KINDS) this.#addOne(task, kind, { inodes, isRoot });
     this.#tasks.set(task.pid, inodes);
     if (inodes.time !== inodes.time_for_children)
-      refuse(task, "time", "its children are to live in another one");
+      refuse(task, "its children are to live in another time namespace");
   }
 
   /** When all tasks are known. */
@@ -120,7 +120,7 @@ class NamespaceTable implements CollectedNamespaces {
       const { pid, pid_for_children: next } = this.#inodesOf(task.pid);
       if (next === undefined || next === pid) continue;
       if (this.idOf("pid", next) === undefined)
-        refuse(task, "pid", "its children are to live in another one");
+        refuse(task, "its children are to live in another pid namespace");
     }
     const nested = this.all.filter(({ role }) => role === "nested");
     const relations = nested.map((namespace) => this.#relationOf(namespace));
@@ -232,11 +232,15 @@ class NamespaceTable implements CollectedNamespaces {
     if (!isRoot) {
       const ofRoot = this.ofRoot(kind)?.inode ?? own;
       if (inode === ofRoot) return;
-      if (inode === own) refuse(task, kind, "it is the engine's, and not the root task's");
-      if (!nests) refuse(task, kind, "it is not the root task's");
+      if (inode === own)
+        refuse(task, `its ${kind} namespace is the engine's, and not the root task's`, END_IT);
+      if (!nests) refuse(task, `its ${kind} namespace is not the root task's`);
       // Who makes it could not come back, as that takes rights outside of the root's user namespace.
       if (ofRoot === own && this.ofRoot("user") !== undefined && COMES_BACK.has(kind))
-        refuse(task, kind, "the root task, in a user namespace of its own, has none");
+        refuse(
+          task,
+          `it has a ${kind} namespace of its own, and the root task, in a user namespace of its own, has not`,
+        );
     }
     if (inode === own || inode === undefined) return;
     if (this.#ids.has(key(kind, inode))) return;
@@ -244,7 +248,7 @@ class NamespaceTable implements CollectedNamespaces {
     this.#ids.set(key(kind, inode), id);
     const external = externalKey(this.#external, kind, inode);
     if (external === undefined && !hasRoom(kind))
-      refuse(task, kind, "namespaces of this kind cannot be saved yet");
+      refuse(task, `its ${kind} namespace is of a kind that cannot be saved yet`);
     this.all.push({
       kind,
       id,
@@ -269,7 +273,7 @@ class NamespaceTable implements CollectedNamespaces {
       this.#freshProc = inodes.mnt;
       return { ...inodes, mnt: own.mnt };
     }
-    if (!hasRoom("mnt")) refuse(task, "mnt", `with a mount of its own: ${difference}`);
+    if (!hasRoom("mnt")) refuse(task, `its mount namespace has a mount of its own: ${difference}`);
     return inodes;
   }
 
@@ -302,7 +306,7 @@ function checkPidNamespaces(tasks: readonly FrozenTask[]): void {
     const parent = task.parent?.status.nsPid.length ?? nsPid.length;
     const isFirst = nsPid.length === parent + 1 && nsPid.at(-1) === 1;
     if (nsPid.length === parent || isFirst) continue;
-    refuse(task, "pid", "it was brought into it from outside (setns)");
+    refuse(task, "it was brought into its pid namespace from outside (setns)", END_IT);
   }
 }
 
@@ -311,13 +315,16 @@ function key(kind: NamespaceKind, inode: number | undefined): string {
   return `${kind}:${inode ?? 0}`;
 }
 
-function refuse(task: FrozenTask, kind: NamespaceKind, why: string): never {
-  throw new RepriseError(
-    "UNSUPPORTED",
-    `cannot dump pid ${task.pid} (${task.stat.comm}): it lives in a ${kind} namespace of its own: ${why}`,
-    {
-      pid: task.pid,
-      hint: "Namespaces that the engine, another tree or nobody lives in cannot be saved with this one.",
-    },
-  );
+const END_IT =
+  "It came into the tree from outside (nsenter, setns). End it before the dump, or have it enter all namespaces (nsenter -a, docker exec).";
+
+function refuse(
+  task: FrozenTask,
+  why: string,
+  hint = "Namespaces that the engine, another tree or nobody lives in cannot be saved with this one.",
+): never {
+  throw new RepriseError("UNSUPPORTED", `cannot dump pid ${task.pid} (${task.stat.comm}): ${why}`, {
+    pid: task.pid,
+    hint,
+  });
 }
