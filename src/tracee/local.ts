@@ -18,7 +18,13 @@ import {
   LOCAL_INTERPRETER,
   type Instruction,
 } from "./arch/x86_64/code.ts";
-import { ProgramResult, type Program } from "./program.ts";
+import {
+  ProgramResult,
+  type Pointer,
+  type Program,
+  type ProgramImage,
+  type Ref,
+} from "./program.ts";
 
 let interpreterAt: number | undefined;
 let cpuidAt: number | undefined;
@@ -47,6 +53,44 @@ export function runHere(program: Program): ProgramResult {
     return result;
   } finally {
     syscall("munmap", base, size);
+  }
+}
+
+/**
+ * A program that stays in this process, to be run many times: where thousands of objects are asked the same, only that one call
+ * through the FFI is left of each. All its calls may fail.
+ */
+export class ResidentProgram {
+  readonly #image: ProgramImage;
+  readonly #memory: Buffer;
+
+  constructor(program: Program) {
+    const size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
+    const base = mapMemory(size, PROT_READ | PROT_WRITE);
+    this.#image = program.layout(base);
+    const bytes = memoryAt(base, size);
+    this.#memory = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+  }
+
+  /** Runs it with its data as they were built, but for one word. What it brought is there until the next run. */
+  run(word: { readonly at: Pointer; readonly value: number }): void {
+    const { upload, table, results, end } = this.#image;
+    upload.writeInt32LE(word.value, word.at.offset);
+    this.#memory.set(upload);
+    interpreterAt ??= loadCode(LOCAL_INTERPRETER);
+    callNative(interpreterAt, table, results, end);
+  }
+
+  /** Whether a call failed. */
+  failed({ entry }: Ref): boolean {
+    // The upper half of the result.
+    return this.#memory.readInt32LE(this.#image.results - this.#image.base + entry * 8 + 4) < 0;
+  }
+
+  /** Bytes of data or output, as the last run left them: a window, not a copy. */
+  bytes({ segment, offset }: Pointer, size: number): Buffer {
+    const start = segment === "data" ? 0 : this.#image.output - this.#image.base;
+    return this.#memory.subarray(start + offset, start + offset + size);
   }
 }
 

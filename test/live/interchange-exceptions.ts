@@ -191,6 +191,16 @@ export const interchangeExceptions: Exceptions = {
       says: /the orphan of a session has the parent 1/,
     },
   },
+  socket_options: {
+    "restored by CRIU": {
+      why: "CRIU's format has no fields for these options",
+      says: /option 1:\d+ of kind \d+ is/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save these options, and refuses a queue whose owner wants to be told of times and pidfds",
+      says: /option 1:\d+ of kind \d+ is|Control messages in queue/,
+    },
+  },
   sysv_ipc: {
     "restored by CRIU": {
       why: "CRIU does not restore the size of a message queue",

@@ -134,6 +134,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   ],
   inet: [
     { name: "inet_options", ...CONNECTED, alone: "its ports" },
+    { name: "socket_options", ...CONNECTED, alone: "its addresses" },
     { name: "tcp_closing", ...CONNECTED, alone: "its addresses" },
     { name: "tcp_echo", alone: "its port" },
     { name: "tcp_listen", alone: "its ports" },

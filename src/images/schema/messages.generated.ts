@@ -1255,6 +1255,7 @@ export interface RepriseUnixEntry {
   readonly gid?: number | undefined;
   readonly peer_uid?: number | undefined;
   readonly peer_gid?: number | undefined;
+  readonly options: readonly RepriseSocketOption[];
 }
 
 export interface RestoreStatsEntry {
@@ -2375,7 +2376,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:
     "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls",
-  reprise_unix_entry: "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u?",
+  reprise_unix_entry:
+    "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option",
   restore_stats_entry:
     "1,pages_compared,N! 2,pages_skipped_cow,N! 3,forking_time,u! 4,restore_time,u! 5,pages_restored,N?",
   rlimit_entry: "1,cur,U! 2,max,U!",

@@ -1,7 +1,6 @@
 // Options of internet sockets: those that CRIU's images have fields for, and all others whose value is not that of a fresh
 // socket, as (level, name, value) in a field of our own. See ip(7), ipv6(7), tcp(7), udp(7); format.md section 11, INETSK.
 
-import { closeSync } from "node:fs";
 import type {
   InetSkEntry,
   IpOptsEntry,
@@ -11,18 +10,11 @@ import type {
 import { log } from "../../log.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, SOCK_STREAM } from "../../sys/abi/socket.ts";
+import { AF_INET, AF_INET6, SOCK_RAW, SOCK_STREAM } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { getOption } from "../../sys/socket.ts";
-import type { SocketNamespace } from "./socket-namespace.ts";
-
-/** What a socket is. */
-export interface SocketKind {
-  readonly family: number;
-  readonly type: number;
-  readonly proto: number;
-}
+import { socketOptions, type SocketKind, type SocketOptionPlace } from "./further-options.ts";
 
 /** The words of struct icmp_filter and icmp6_filter. */
 const ICMP_FILTER_SIZE = 4;
@@ -62,49 +54,6 @@ export function readTcpOptions(fd: number): TcpOptsEntry {
     ...(number(inet.TCP_NODELAY) === 0 ? {} : { nodelay: true }),
     ...Object.fromEntries(Object.entries(keep).filter(([, value]) => value !== 0)),
   };
-}
-
-/** Reads all other options whose value is not that of a fresh socket of its kind. */
-export class OptionReader {
-  /** Values of fresh sockets, which depend on settings of their network namespace. */
-  readonly #usual = new Map<string, readonly (Buffer | number)[]>();
-
-  read(
-    fd: number,
-    kind: SocketKind,
-    {
-      isConnection,
-      namespace,
-    }: { readonly isConnection: boolean; readonly namespace: SocketNamespace },
-  ): RepriseSocketOption[] {
-    const options = otherOptions(kind, { isConnection });
-    const key = `${namespace.inode}:${kind.family}:${kind.type}:${kind.proto}:${isConnection}`;
-    let usual = this.#usual.get(key);
-    if (usual === undefined) {
-      usual = namespace.inside(() => usualValues(kind, options));
-      this.#usual.set(key, usual);
-    }
-    return options.flatMap((option, index) => {
-      const value = getOption(fd, option);
-      const fresh = usual[index];
-      if (typeof value === "number" || fresh === undefined || typeof fresh === "number") return [];
-      if (value.equals(fresh)) return [];
-      return [{ level: option.level, name: option.name, value: Uint8Array.from(value) }];
-    });
-  }
-}
-
-function usualValues(
-  { family, type, proto }: SocketKind,
-  options: readonly Option[],
-): (Buffer | number)[] {
-  const fresh = trySyscall("socket", family, type | SOCK_CLOEXEC, proto);
-  if (fresh < 0) return [];
-  try {
-    return options.map((option) => getOption(fresh, option));
-  } finally {
-    closeSync(fresh);
-  }
 }
 
 /** Sets the options that must be there before the socket gets an address. */
@@ -203,13 +152,7 @@ function setRawOptions(entry: InetSkEntry, set: Set): void {
   }
 }
 
-interface Option {
-  readonly level: number;
-  readonly name: number;
-  readonly size: number;
-}
-
-function icmpFilterOption(family: number, proto: number): Option | undefined {
+function icmpFilterOption(family: number, proto: number): SocketOptionPlace | undefined {
   if (family === AF_INET && proto === inet.IPPROTO_ICMP) {
     return { level: inet.SOL_RAW, name: inet.ICMP_FILTER, size: ICMP_FILTER_SIZE };
   }
@@ -219,17 +162,6 @@ function icmpFilterOption(family: number, proto: number): Option | undefined {
   return undefined;
 }
 
-const SOCKET_OPTIONS = [
-  so.SO_TIMESTAMP,
-  so.SO_TIMESTAMPNS,
-  so.SO_TIMESTAMPING,
-  so.SO_RXQ_OVFL,
-  so.SO_PEEK_OFF,
-  so.SO_LOCK_FILTER,
-  so.SO_BUSY_POLL,
-  so.SO_ZEROCOPY,
-];
-
 const IP_OPTIONS = [
   inet.IP_RECVOPTS,
   inet.IP_RETOPTS,
@@ -237,6 +169,7 @@ const IP_OPTIONS = [
   inet.IP_RECVERR,
   inet.IP_RECVTTL,
   inet.IP_RECVTOS,
+  inet.IP_PASSSEC,
   inet.IP_TRANSPARENT,
   inet.IP_RECVORIGDSTADDR,
   inet.IP_MINTTL,
@@ -255,15 +188,30 @@ const IPV6_STICKY_OPTIONS: readonly number[] = [
   inet.IPV6_DSTOPTS,
 ];
 
+const IP_MULTICAST_OPTIONS = [inet.IP_MULTICAST_LOOP, inet.IP_MULTICAST_ALL];
+
 /** Streams do not have them. */
-const IP_MULTICAST_OPTIONS = [
-  inet.IP_MULTICAST_IF,
-  inet.IP_MULTICAST_TTL,
-  inet.IP_MULTICAST_LOOP,
-  inet.IP_MULTICAST_ALL,
-];
+const IP_SENDING_OPTIONS = [inet.IP_MULTICAST_IF, inet.IP_MULTICAST_TTL];
 
 const IPV6_OPTIONS = [
+  inet.IPV6_2292PKTINFO,
+  inet.IPV6_2292HOPOPTS,
+  inet.IPV6_2292DSTOPTS,
+  inet.IPV6_2292RTHDR,
+  inet.IPV6_2292HOPLIMIT,
+  inet.IPV6_FLOWINFO,
+  inet.IPV6_MULTICAST_LOOP,
+  inet.IPV6_MULTICAST_ALL,
+  inet.IPV6_ROUTER_ALERT_ISOLATE,
+  inet.IPV6_RECVERR_RFC4884,
+  inet.IPV6_FLOWINFO_SEND,
+  inet.IPV6_RECVHOPOPTS,
+  inet.IPV6_RECVRTHDR,
+  inet.IPV6_RECVDSTOPTS,
+  inet.IPV6_RECVPATHMTU,
+  inet.IPV6_ADDR_PREFERENCES,
+  inet.IPV6_MINHOPCOUNT,
+  inet.IPV6_RECVFRAGSIZE,
   inet.IPV6_UNICAST_HOPS,
   inet.IPV6_MTU_DISCOVER,
   inet.IPV6_RECVERR,
@@ -277,14 +225,11 @@ const IPV6_OPTIONS = [
   inet.IPV6_UNICAST_IF,
 ];
 
-const IPV6_MULTICAST_OPTIONS = [
-  inet.IPV6_MULTICAST_IF,
-  inet.IPV6_MULTICAST_HOPS,
-  inet.IPV6_MULTICAST_LOOP,
-  inet.IPV6_MULTICAST_ALL,
-];
+const IPV6_SENDING_OPTIONS = [inet.IPV6_MULTICAST_IF, inet.IPV6_MULTICAST_HOPS];
 
 const TCP_OPTIONS = [
+  // Of a connection, too: repair mode leaves one that goes with the largest buffers.
+  inet.TCP_WINDOW_CLAMP,
   inet.TCP_SYNCNT,
   inet.TCP_LINGER2,
   inet.TCP_DEFER_ACCEPT,
@@ -293,14 +238,18 @@ const TCP_OPTIONS = [
   inet.TCP_NOTSENT_LOWAT,
   inet.TCP_SAVE_SYN,
   inet.TCP_INQ,
+  inet.TCP_TX_DELAY,
+  inet.TCP_RTO_MAX_MS,
+  inet.TCP_RTO_MIN_US,
+  inet.TCP_DELACK_MAX_US,
 ];
 
 /** Of a connection they are negotiated, or can no longer be set. */
 const TCP_OPTIONS_BEFORE = [
   inet.TCP_MAXSEG,
-  inet.TCP_WINDOW_CLAMP,
   inet.TCP_FASTOPEN,
   inet.TCP_FASTOPEN_CONNECT,
+  inet.TCP_FASTOPEN_NO_COOKIE,
 ];
 
 const UDP_OPTIONS = [
@@ -312,6 +261,9 @@ const UDP_OPTIONS = [
   inet.UDP_GRO,
 ];
 
+/** Two keys of TCP_FASTOPEN_KEY_LENGTH. */
+const FASTOPEN_KEYS_SIZE = 32;
+
 /** TCP_CA_NAME_MAX. */
 const CONGESTION_SIZE = 16;
 
@@ -321,45 +273,50 @@ const IP_OPTIONS_SIZE = 40;
 /** The longest extension header (RFC 8200): its length counts in units of 8 bytes, beyond the first. */
 const EXTENSION_HEADER_SIZE = 2048;
 
-function otherOptions(
+/** Options besides those of CRIU's fields; the values of a connection are partly what its ends have come to. */
+export function otherOptions(
   { family, type, proto }: SocketKind,
   { isConnection }: { readonly isConnection: boolean },
-): Option[] {
-  const ints = (level: number, names: readonly number[]): Option[] =>
+): SocketOptionPlace[] {
+  const ints = (level: number, names: readonly number[]): SocketOptionPlace[] =>
     names.map((name) => ({ level, name, size: 4 }));
   const plain = type === SOCK_RAW ? 0 : proto;
-  const isStream = type === SOCK_STREAM;
-  const ipOptions = isStream ? IP_OPTIONS : [...IP_OPTIONS, ...IP_MULTICAST_OPTIONS];
+  const isTcp = plain === inet.IPPROTO_TCP || plain === inet.IPPROTO_MPTCP;
+  const isSix = family === AF_INET6;
+  const sends = type !== SOCK_STREAM;
+  const sizes = (level: number, names: readonly number[], size: number): SocketOptionPlace[] =>
+    names.map((name) => ({ level, name, size }));
   return [
-    ...ints(so.SOL_SOCKET, SOCKET_OPTIONS),
-    { level: so.SOL_SOCKET, name: so.SO_MAX_PACING_RATE, size: 8 },
-    ...(type === SOCK_RAW && family === AF_INET6 ? [] : ints(inet.SOL_IP, ipOptions)),
-    ...(family === AF_INET6
+    ...socketOptions({ isConnection }),
+    ...ints(so.SOL_SOCKET, isTcp ? [so.SO_TXREHASH] : []),
+    ...(type === SOCK_RAW && isSix
       ? []
-      : [{ level: inet.SOL_IP, name: inet.IP_OPTIONS, size: IP_OPTIONS_SIZE }]),
-    ...(family === AF_INET6
-      ? [
-          ...ints(inet.SOL_IPV6, IPV6_OPTIONS),
-          ...IPV6_STICKY_OPTIONS.map((name) => ({
-            level: inet.SOL_IPV6,
-            name,
-            size: EXTENSION_HEADER_SIZE,
-          })),
-          ...(isStream ? [] : ints(inet.SOL_IPV6, IPV6_MULTICAST_OPTIONS)),
+      : ints(inet.SOL_IP, [
+          ...IP_OPTIONS,
+          ...IP_MULTICAST_OPTIONS,
+          ...(sends ? IP_SENDING_OPTIONS : []),
+          ...(type === SOCK_RAW ? [inet.IP_ROUTER_ALERT] : []),
           // IPv6 sockets speak IPv4 too, with these.
-          ...(type === SOCK_RAW ? [] : ints(inet.SOL_IP, [inet.IP_TOS, inet.IP_TTL])),
+          ...(isSix ? [inet.IP_TOS, inet.IP_TTL, inet.IP_PKTINFO] : []),
+        ])),
+    ...(type === SOCK_RAW && isSix ? [] : sizes(inet.SOL_IP, [inet.IP_OPTIONS], IP_OPTIONS_SIZE)),
+    ...(isSix
+      ? [
+          ...ints(inet.SOL_IPV6, [...IPV6_OPTIONS, ...(sends ? IPV6_SENDING_OPTIONS : [])]),
+          ...sizes(inet.SOL_IPV6, IPV6_STICKY_OPTIONS, EXTENSION_HEADER_SIZE),
         ]
       : []),
-    ...(plain === inet.IPPROTO_TCP || plain === inet.IPPROTO_MPTCP
+    ...(isTcp
       ? [
           ...ints(inet.SOL_TCP, TCP_OPTIONS),
           ...(isConnection ? [] : ints(inet.SOL_TCP, TCP_OPTIONS_BEFORE)),
-          { level: inet.SOL_TCP, name: inet.TCP_CONGESTION, size: CONGESTION_SIZE },
+          ...sizes(inet.SOL_TCP, [inet.TCP_CONGESTION], CONGESTION_SIZE),
+          ...sizes(inet.SOL_TCP, [inet.TCP_FASTOPEN_KEY], FASTOPEN_KEYS_SIZE),
         ]
       : []),
     ...(plain === inet.IPPROTO_UDP ? ints(inet.SOL_UDP, UDP_OPTIONS) : []),
     ...(plain === inet.IPPROTO_UDPLITE
-      ? ints(inet.SOL_UDPLITE, [inet.UDP_CORK, inet.UDPLITE_SEND_CSCOV, inet.UDPLITE_RECV_CSCOV])
+      ? ints(inet.SOL_UDPLITE, [...UDP_OPTIONS, inet.UDPLITE_SEND_CSCOV, inet.UDPLITE_RECV_CSCOV])
       : []),
   ];
 }

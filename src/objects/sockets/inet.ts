@@ -32,13 +32,8 @@ import {
   readRemote,
   type SocketAddress,
 } from "./inet-address.ts";
-import {
-  isSticky,
-  OptionReader,
-  readIpOptions,
-  readTcpOptions,
-  type SocketKind,
-} from "./inet-options.ts";
+import { OptionReader, type SocketKind } from "./further-options.ts";
+import { isSticky, otherOptions, readIpOptions, readTcpOptions } from "./inet-options.ts";
 import { openInet } from "./inet-restore.ts";
 import { readGroups, readMemberships, type Group } from "./multicast.ts";
 import { collectOptions } from "./socket-options.ts";
@@ -382,7 +377,11 @@ class Sockets {
   }
 
   options({ fd, kind, place }: Look, isConnection: boolean): RepriseSocketOption[] {
-    return this.#options.read(fd, kind, { isConnection, namespace: place });
+    return this.#options.read(fd, kind, {
+      places: () => otherOptions(kind, { isConnection }),
+      variant: String(isConnection),
+      namespace: place,
+    });
   }
 
   memberships({ fd, kind, place }: Look): RepriseMembership[] {

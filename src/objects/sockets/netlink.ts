@@ -18,7 +18,8 @@ import { getNumber, getOption, setNumber, socketFamily } from "../../sys/socket.
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
-import { collectOptions, restoreOptions } from "./socket-options.ts";
+import { optionReader, socketOptions } from "./further-options.ts";
+import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace } from "./socket-namespace.ts";
 
 export const netlinkKind: FileKind = {
@@ -45,13 +46,14 @@ function writeNetlink(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const fd = dump.borrow(file);
   const namespace = socketNamespace(fd, dump);
   refuseWaiting(file, fd);
+  const protocol = getNumber(fd, so.SOL_SOCKET, so.SO_PROTOCOL);
   const own = nameOf(fd, "getsockname");
   const peer = nameOf(fd, "getpeername");
   const connected = peer.port !== 0 || peer.groups !== 0;
   const entry: NetlinkSkEntry = {
     id,
     ino: Number(file.stat.inode),
-    protocol: getNumber(fd, so.SOL_SOCKET, so.SO_PROTOCOL),
+    protocol,
     state: connected ? nl.NETLINK_CONNECTED : nl.NETLINK_UNCONNECTED,
     flags: file.info.flags & ~O_CLOEXEC,
     portid: own.port,
@@ -62,7 +64,14 @@ function writeNetlink(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     fown: readOwner(file, dump),
     opts: collectOptions(file, fd, { family: so.AF_NETLINK }),
     ...(namespace.id === undefined ? {} : { ns_id: namespace.id }),
-    options: furtherOptions(fd),
+    options: [
+      ...furtherOptions(fd),
+      ...optionReader(dump).read(
+        fd,
+        { family: so.AF_NETLINK, type: so.SOCK_RAW, proto: protocol },
+        { places: socketOptions, namespace },
+      ),
+    ],
   };
   return { type: FdTypes.NETLINKSK, id, nlsk: entry };
 }
@@ -129,6 +138,7 @@ function openNetlink(program: Program, { id, nlsk }: FileEntry, restore: FilesRe
   );
   const label = `restore the flags of ${what}`;
   program.call("fcntl", [fd, F_SETFL, nlsk.flags & O_NONBLOCK], { label });
+  restoreReuse(program, nlsk.opts, { fd, what });
   restoreOptions(program, nlsk.opts, { fd, what });
   // Ports may be taken, so they are tried out, which programs cannot do.
   restore.inEngine((copies) => bindAndConnect(copies.file(id), nlsk, what));

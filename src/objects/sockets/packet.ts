@@ -19,7 +19,8 @@ import { u32 } from "../../sys/netlink.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
-import { collectOptions, restoreOptions } from "./socket-options.ts";
+import { optionReader, restoreFurtherOptions, socketOptions } from "./further-options.ts";
+import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 
 export const packetKind: FileKind = {
@@ -74,7 +75,7 @@ function writePacket(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     ...(socket.receiveRing === undefined ? {} : { rx_ring: ringEntry(socket.receiveRing) }),
     ...(socket.sendRing === undefined ? {} : { tx_ring: ringEntry(socket.sendRing) }),
     ...(namespace.id === undefined ? {} : { ns_id: namespace.id }),
-    options: furtherOptions(fd),
+    options: [...furtherOptions(fd), ...generalOptions(fd, socket, { namespace, dump })],
   };
   return { type: FdTypes.PACKETSK, id, psk: entry };
 }
@@ -108,6 +109,15 @@ function furtherOptions(fd: number): RepriseSocketOption[] {
   });
 }
 
+function generalOptions(
+  fd: number,
+  { type, protocol }: PacketSocket,
+  { namespace, dump }: { readonly namespace: SocketNamespace; readonly dump: FilesDump },
+): RepriseSocketOption[] {
+  const kind = { family: so.AF_PACKET, type, proto: swap16(protocol) };
+  return optionReader(dump).read(fd, kind, { places: socketOptions, namespace });
+}
+
 function openPacket(program: Program, { id, psk }: FileEntry, restore: FilesRestore): Argument {
   if (psk === undefined) throw new RepriseError("BAD_IMAGE", `file ${id} is no packet socket`);
   const what = `packet socket (file ${id})`;
@@ -124,7 +134,10 @@ function openPacket(program: Program, { id, psk }: FileEntry, restore: FilesRest
   }
   const label = `restore the flags of ${what}`;
   program.call("fcntl", [fd, F_SETFL, psk.flags & O_NONBLOCK], { label });
+  restoreReuse(program, psk.opts, { fd, what });
   restoreOptions(program, psk.opts, { fd, what });
+  const general = psk.options.filter(({ level }) => level === so.SOL_SOCKET);
+  restoreFurtherOptions(program, general, { fd, what });
   return fd;
 }
 
@@ -176,7 +189,9 @@ function setUp(program: Program, entry: PacketSockEntry, { fd, what }: Made): vo
   flag(packet.PACKET_ORIGDEV, entry.orig_dev, "PACKET_ORIGDEV");
   flag(packet.PACKET_VNET_HDR, entry.vnet_hdr, "PACKET_VNET_HDR");
   flag(packet.PACKET_LOSS, entry.loss, "PACKET_LOSS");
-  for (const { name, value } of entry.options) set(name, value, `option ${name}`);
+  for (const { level, name, value } of entry.options) {
+    if (level === packet.SOL_PACKET) set(name, value, `option ${name}`);
+  }
   for (const { index, type, addr } of entry.mclist) {
     const request = Buffer.alloc(packet.PACKET_MREQ_SIZE);
     request.writeInt32LE(index, 0);

@@ -30,8 +30,9 @@ export function peekDatagrams(fd: number): RepriseDatagram[] {
   const buffer = Buffer.allocUnsafe(DATAGRAM_MAX);
   const flags = so.MSG_PEEK | so.MSG_DONTWAIT;
   const peek = (): ReturnType<typeof receiveMessage> => receiveMessage(fd, buffer, flags);
-  if (peek() === -EAGAIN) return [];
   const offset = getNumber(fd, so.SOL_SOCKET, so.SO_PEEK_OFF);
+  // A peek moves an offset that is set, and may stand behind what waits.
+  if (offset < 0 && peek() === -EAGAIN) return [];
   const move = (value: number): void =>
     setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PEEK_OFF, value });
   const datagrams: RepriseDatagram[] = [];

@@ -14,6 +14,7 @@ import { trySyscall } from "../../sys/ffi.ts";
 import {
   encodeControl,
   getNumber,
+  getOption,
   receiveMessage,
   receiveWholeMessages,
   setNumber,
@@ -54,6 +55,11 @@ export function peekQueue(
   const asked = tell && getNumber(fd, so.SOL_SOCKET, so.SO_PASSCRED) === 0;
   const seen: Seen = { type: socket.type, mayEnd: tell, ignoreCredentials: asked };
   if (asked) setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PASSCRED, value: 1 });
+  // Else every look would open a pidfd of the sender here.
+  const passes = { level: so.SOL_SOCKET, name: so.SO_PASSPIDFD, size: 4 };
+  const given = getOption(fd, passes);
+  const pidfds = typeof given !== "number" && given.readInt32LE(0) !== 0;
+  if (pidfds) setNumber(fd, { ...passes, value: 0 });
   const packets: Packet[] = [];
   try {
     setPeekOffset(fd, 0);
@@ -67,6 +73,7 @@ export function peekQueue(
     throw error;
   } finally {
     setPeekOffset(fd, offset);
+    if (pidfds) setNumber(fd, { ...passes, value: 1 });
     if (asked) setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PASSCRED, value: 0 });
   }
 }
@@ -165,7 +172,8 @@ class Reader {
   /** Descriptors; a label of the security module, which the kernel makes again; the credentials of nobody. */
   #isHarmless({ level, type, data }: ControlMessage): boolean {
     if (level !== so.SOL_SOCKET) return false;
-    if (type === so.SCM_RIGHTS || type === so.SCM_SECURITY || type === SCM_TIMESTAMP) return true;
+    if (type === so.SCM_RIGHTS || type === so.SCM_SECURITY) return true;
+    if (SCM_TIMESTAMPS.includes(type)) return true;
     const isNobody = this.#seen.ignoreCredentials || data.readInt32LE(0) === 0;
     return type === so.SCM_CREDENTIALS && isNobody;
   }
@@ -208,8 +216,15 @@ function rightsOf(control: readonly ControlMessage[]): number[] {
     );
 }
 
-/** Of SO_TIMESTAMP: the time of sending becomes that of the restore. */
-const SCM_TIMESTAMP = 29;
+/** Control messages of these options have their numbers: the time of sending becomes that of the restore. */
+const SCM_TIMESTAMPS: readonly number[] = [
+  so.SO_TIMESTAMP,
+  so.SO_TIMESTAMPNS,
+  so.SO_TIMESTAMPING,
+  so.SO_TIMESTAMP_NEW,
+  so.SO_TIMESTAMPNS_NEW,
+  so.SO_TIMESTAMPING_NEW,
+];
 
 function setPeekOffset(fd: number, value: number): void {
   setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PEEK_OFF, value });

@@ -20,6 +20,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import { epollKind } from "../files/epoll.ts";
 import type { FilesRestore } from "../files/file-kind.ts";
 import { restoreOwner } from "../files/owner.ts";
+import { restoreFurtherOptions } from "./further-options.ts";
 import { restoreOptions, restoreReuse } from "./socket-options.ts";
 import { asUser, giveSocket, type UserIds } from "./socket-users.ts";
 import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
@@ -329,6 +330,7 @@ class UnixSockets {
     giveSocket(program, fd, socketUser(entry));
     restoreReuse(program, entry.opts, socket);
     restoreOptions(program, entry.opts, socket);
+    restoreFurtherOptions(program, entry.reprise?.options ?? [], socket);
     restoreOwner(program, entry.fown, fd);
     if (entry.state === so.TCP_LISTEN) {
       asUser(program, peerUser(entry), () =>

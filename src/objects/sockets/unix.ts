@@ -2,7 +2,7 @@
 // net/unix/; format.md section 11, UNIXSK. How they are made again: unix-restore.ts.
 //
 // What is not kept: the pid that the other side sees (SO_PEERCRED: after a restore that of the root task, which makes all sockets);
-// SO_PEEK_OFF; the address of a datagram's sender that is gone, when it is a path.
+// the address of a datagram's sender that is gone, when it is a path; SO_INQ, which the kernel does not tell.
 
 import { RepriseError } from "../../errors.ts";
 import {
@@ -18,6 +18,7 @@ import * as so from "../../sys/abi/socket.ts";
 import { socketFamily } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile } from "../files/file-kind.ts";
 import { NO_OWNER, readOwner } from "../files/owner.ts";
+import { optionReader, socketOptions } from "./further-options.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
 import { peekQueue } from "./unix-queue.ts";
@@ -85,7 +86,7 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     opts: collectOptions(file, fd, { family: so.AF_UNIX }),
     ...collectName(file, { fd, name: socket.name }, dump),
     ...(socket.shutdown === 0 ? {} : { shutdown: socket.shutdown }),
-    ...readUsers(file, fd, dump),
+    ...readPrivate(file, { fd, socket, namespace }, dump),
     ...(namespace.id === undefined ? {} : { ns_id: namespace.id }),
   };
   const seen = { file, fd, socket, entry };
@@ -94,13 +95,24 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   return { type: FdTypes.UNIXSK, id, usk: entry };
 }
 
-/** Users other than root. */
-function readUsers(file: OpenFile, fd: number, dump: FilesDump): Pick<UnixSkEntry, "reprise"> {
+/** Users other than root, and options, that CRIU has no field for. */
+function readPrivate(
+  file: OpenFile,
+  one: {
+    readonly fd: number;
+    readonly socket: UnixSocket;
+    readonly namespace: SocketNamespace;
+  },
+  dump: FilesDump,
+): Pick<UnixSkEntry, "reprise"> {
+  const { fd, socket, namespace } = one;
   const user = readSocketUser(file, dump);
   const peer = readPeerUser(fd, dump);
-  if (user === undefined && peer === undefined) return {};
+  const kind = { family: so.AF_UNIX, type: socket.type, proto: 0 };
+  const options = optionReader(dump).read(fd, kind, { places: socketOptions, namespace });
+  if (user === undefined && peer === undefined && options.length === 0) return {};
   const told = peer === undefined ? {} : { peer_uid: peer.uid, peer_gid: peer.gid };
-  return { reprise: { ...user, ...told } };
+  return { reprise: { ...user, ...told, options } };
 }
 
 const known = new WeakMap<FilesDump, Sockets>();

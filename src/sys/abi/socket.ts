@@ -17,6 +17,7 @@ export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 
 export const SOL_SOCKET = 1;
+export const SO_DEBUG = 1;
 export const SO_REUSEADDR = 2;
 export const SO_TYPE = 3;
 export const SO_ERROR = 4;
@@ -56,8 +57,23 @@ export const SO_PEEK_OFF = 42;
 export const SO_LOCK_FILTER = 44;
 export const SO_BUSY_POLL = 46;
 export const SO_MAX_PACING_RATE = 47;
+export const SO_WIFI_STATUS = 41;
+export const SO_NOFCS = 43;
+export const SO_SELECT_ERR_QUEUE = 45;
+export const SO_INCOMING_CPU = 49;
 export const SO_MEMINFO = 55;
 export const SO_ZEROCOPY = 60;
+export const SO_TXTIME = 61;
+export const SO_TIMESTAMP_NEW = 63;
+export const SO_TIMESTAMPNS_NEW = 64;
+export const SO_TIMESTAMPING_NEW = 65;
+export const SO_PREFER_BUSY_POLL = 69;
+export const SO_RESERVE_MEM = 73;
+export const SO_TXREHASH = 74;
+export const SO_RCVMARK = 75;
+export const SO_PASSPIDFD = 76;
+export const SO_RCVPRIORITY = 82;
+export const SO_PASSRIGHTS = 83;
 export const SO_BUF_LOCK = 72;
 
 /** Words of SO_MEMINFO. */
