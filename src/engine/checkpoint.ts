@@ -29,6 +29,7 @@ import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
 import { rehearse, rehearseLook } from "./rehearse.ts";
+import { runningTree } from "./running-tree.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
 import { leftPages, servePages } from "./page-source.ts";
@@ -132,7 +133,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let early: LookAhead | undefined;
   let ahead = WrittenAhead.nothing(images);
   try {
-    prepareImages(options.pid, images, { connections: options.tcp?.established === true });
+    const running = runningTree(options.pid);
+    prepareImages(running, images, { connections: options.tcp?.established === true });
     rehearse();
     using netLook =
       options.emptyNet === true
@@ -143,11 +145,11 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.lazyPages === undefined &&
       images.remotePages === undefined &&
       !options.dryRun;
-    ahead = isWhole ? await WrittenAhead.of(options.pid, images) : WrittenAhead.nothing(images);
+    ahead = isWhole ? await WrittenAhead.of(running, images) : WrittenAhead.nothing(images);
     const files = filesOptions(options);
     const { mounts } = options;
     if (isWhole)
-      early = LookAhead.of(options.pid, images, {
+      early = LookAhead.of(ahead.isEmpty ? running : runningTree(options.pid), images, {
         ...files,
         ...(mounts === undefined ? {} : { mounts }),
       });

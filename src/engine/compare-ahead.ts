@@ -9,7 +9,6 @@ import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { collectVmas, VMA_AIORING, type DumpedVma } from "../objects/memory/vma.ts";
 import { watchedAreas, watchWrites, WriteWatch } from "../objects/memory/write-watch.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
-import { readChildrenIfAlive } from "../proc/children.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
@@ -19,6 +18,7 @@ import { onePerMemory } from "./common-memory.ts";
 import { freezeTree, releaseTree, type FreezeOptions, type FrozenTree } from "./freeze.ts";
 import type { ParentSet } from "./incremental.ts";
 import { runInLeaders } from "./look-inside.ts";
+import { runningTree } from "./running-tree.ts";
 
 export interface CompareAheadOptions extends FreezeOptions {
   readonly parent: ParentSet;
@@ -48,8 +48,9 @@ export class ComparedAhead implements Disposable {
   static of(root: number, options: CompareAheadOptions): ComparedAhead {
     const ahead = new ComparedAhead();
     const { parent, fromBytes = FROM_BYTES } = options;
+    if (!parent.exists) return ahead;
     const large = largeTasks(root, fromBytes);
-    if (!parent.exists || large.size === 0) return ahead;
+    if (large.size === 0) return ahead;
     try {
       ahead.#watch(freezeTree(root, options), large);
       for (const [pid, task] of ahead.#tasks) {
@@ -103,16 +104,10 @@ export class ComparedAhead implements Disposable {
   }
 }
 
-function largeTasks(root: number, fromBytes: number): Set<number> {
-  const large = new Set<number>();
-  const seen = new Set([root]);
-  // The set grows while it is walked.
-  for (const pid of seen) {
-    const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
-    if (anonymous * 1024 >= fromBytes) large.add(pid);
-    for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
-  }
-  return large;
+function largeTasks(root: number, fromBytes: number): ReadonlySet<number> {
+  const isLarge = (pid: number): boolean =>
+    (readStatusIfAlive(pid)?.memory?.rssAnon ?? 0) * 1024 >= fromBytes;
+  return new Set(runningTree(root).filter(isLarge));
 }
 
 function vmasOf(task: FrozenTask): DumpedVma[] {

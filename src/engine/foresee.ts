@@ -5,7 +5,6 @@
 import { prepareCrc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName, type ImageKind } from "../images/names.ts";
-import { readChildrenIfAlive } from "../proc/children.ts";
 import { readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
 import { undefinedIfGone } from "../proc/procfs.ts";
@@ -19,9 +18,9 @@ const OF_A_TASK = ["core", "ids", "mm", "fs", "pagemap"] as const satisfies read
 /** Number of the first table of descriptors: see ObjectIds in collect.ts. */
 const FIRST_FILES_ID = 2;
 
-/** Makes the images that a dump of the tree of `root` will probably write. */
+/** Makes the images that a dump of a running tree (the root first) will probably write. */
 export function prepareImages(
-  root: number,
+  pids: readonly number[],
   images: ImageSetWriter,
   {
     connections = false,
@@ -29,11 +28,9 @@ export function prepareImages(
 ): void {
   prepareCrc32();
   images.prepare(ALWAYS.map((kind) => imageName(kind)));
-  const depth = (readStatusIfAlive(root)?.nsPid.length ?? 1) - 1;
-  const seen = new Set([root]);
+  const depth = (readStatusIfAlive(pids[0] ?? 0)?.nsPid.length ?? 1) - 1;
   let tasks = 0;
-  // The set grows while it is walked.
-  for (const pid of seen) {
+  for (const pid of pids) {
     const inner = readStatusIfAlive(pid)?.nsPid[depth];
     if (inner === undefined) continue; // gone meanwhile
     images.prepare(OF_A_TASK.map((kind) => imageName(kind, inner)));
@@ -41,7 +38,6 @@ export function prepareImages(
     tasks += 1;
     images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
     if (connections) images.prepare(streams(pid));
-    for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
   }
 }
 

@@ -162,7 +162,11 @@ class Freezer {
     // The map grows while it is walked, so children found in this pass are seized in it too.
     for (const task of this.#tasks.values()) {
       if (task.zombie) continue;
-      if (this.#seizeThreads(task)) found = true;
+      if (this.#seizeThreads(task)) {
+        found = true;
+        // Each thread is asked for its children: of a process with hundreds of them once is enough, when all of them stand.
+        if (this.#tasks.size === 1 && !this.#isCgroupFrozen) continue;
+      }
       for (const child of readChildrenIfAlive(task.pid) ?? []) {
         if (this.#tasks.has(child)) continue;
         this.#add(child, task.pid);

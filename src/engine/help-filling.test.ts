@@ -14,7 +14,7 @@ const MIB = 1024 * 1024;
 test("the engine takes the last third of a single stretch", () => {
   const area = anonymous(0x10000000, 0x20000000);
   const one = place(0x10000000, { length: 96 * MIB, offset: 0 });
-  const parted = partPages(task([area], [one]));
+  const parted = partPages(task([area], [one]), 1 / 3);
   expect(parted?.own).toEqual([
     { name: "pages-1.img", depth: 0, places: [{ ...one, length: 64 * MIB }] },
   ]);
@@ -32,13 +32,13 @@ test("read-only memory is left to the task, also where one run of pages reaches 
     place(0x28000000, { length: PAGE, offset: 7 * PAGE }),
     place(0x29000000, { length: PAGE, offset: 8 * PAGE }),
   ];
-  const parted = partPages(task(areas, places));
+  const parted = partPages(task(areas, places), 1 / 3);
   const [first, mixed, ...last] = places as [PagePlace, PagePlace, PagePlace, PagePlace];
   const kept = { ...first, length: 3 * PAGE };
   const taken = place(first.address + 3 * PAGE, { length: PAGE, offset: 3 * PAGE });
   expect(parted?.places).toEqual([taken, ...last]);
   expect(parted?.own[0]?.places).toEqual([kept, mixed]);
-  expect(partPages(task([readOnly], [place(0x20000000, { length: PAGE, offset: 0 })]))).toBe(
+  expect(partPages(task([readOnly], [place(0x20000000, { length: PAGE, offset: 0 })]), 1 / 3)).toBe(
     undefined,
   );
 });

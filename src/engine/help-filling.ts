@@ -11,6 +11,7 @@ import type { PagePlace, PlacedPages } from "../images/page-places.ts";
 import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { isSegment } from "../objects/ipc/shm.ts";
 import { alignedWindow } from "../objects/memory/page-sink.ts";
+import { readsDirectly } from "../objects/memory/read-pages.ts";
 import { isMapped, VMA_ANON_PRIVATE } from "../objects/memory/vma.ts";
 import { MAP_HUGETLB, PAGE_SIZE, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
 import { trySyscall } from "../sys/ffi.ts";
@@ -19,8 +20,11 @@ import type { RestorePlan, TaskPlan } from "./plan.ts";
 
 /** Below this a task is done before help would pay. */
 const FROM_BYTES = 64 * 1024 * 1024;
-/** One part in so many is the engine's: a page costs it twice what it costs the task, which needs no copy of it. */
-const PARTS = 3;
+/**
+ * The engine's part. A page takes it twice what it takes the task, which reads past the page cache and needs no copy of it. What is
+ * in the page cache the task has to copy, too, but only once.
+ */
+const SHARE = { direct: 1 / 3, cached: 0.38 };
 /** Bytes copied at a time: they stay in the processor's cache. */
 const PORTION = 1024 * 1024;
 /** How far the disk is ahead, and what one request may ask of it: the kernel cuts larger ones (force_page_cache_ra). */
@@ -49,7 +53,10 @@ export class FillingHelp {
     );
     const [task] = big;
     if (task === undefined || big.length > 1 || !mapsFreely(task)) return undefined;
-    const parted = partPages(task);
+    const file = largestFile(task);
+    if (file === undefined) return undefined;
+    const isDirect = readsDirectly(join(imagesDir, file.name), bytesOf(file.places));
+    const parted = partPages(task, isDirect ? SHARE.direct : SHARE.cached);
     return parted === undefined ? undefined : new FillingHelp(task, { ...parted, imagesDir });
   }
 
@@ -105,21 +112,25 @@ interface Parted {
   readonly places: readonly PagePlace[];
 }
 
-/** Takes the engine's part off the end of the task's largest file. */
-export function partPages({
-  mm,
-  memory: { latePages },
-}: {
+type Filled = {
   readonly mm: Pick<TaskPlan["mm"], "vmas">;
   readonly memory: Pick<TaskPlan["memory"], "latePages">;
-}): Parted | undefined {
+};
+
+function largestFile({ memory: { latePages } }: Filled): PlacedPages | undefined {
+  return latePages.toSorted((a, b) => bytesOf(b.places) - bytesOf(a.places))[0];
+}
+
+/** Takes the engine's part off the end of the task's largest file. */
+export function partPages(task: Filled, share: number): Parted | undefined {
+  const { latePages } = task.memory;
   const total = bytesOf(latePages.flatMap(({ places }) => places));
-  const largest = latePages.toSorted((a, b) => bytesOf(b.places) - bytesOf(a.places))[0];
+  const largest = largestFile(task);
   if (largest === undefined) return undefined;
-  const others = mm.vmas.filter((vma) => !isWritable(vma));
+  const others = task.mm.vmas.filter((vma) => !isWritable(vma));
   const places: PagePlace[] = [];
   const left: PagePlace[] = [];
-  let room = Math.floor(total / PARTS / PAGE_SIZE) * PAGE_SIZE;
+  let room = Math.floor((total * share) / PAGE_SIZE) * PAGE_SIZE;
   for (const place of largest.places.toReversed()) {
     const length = room > 0 && !touches(toRange(place), others) ? Math.min(room, place.length) : 0;
     const kept = place.length - length;

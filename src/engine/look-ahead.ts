@@ -16,12 +16,11 @@ import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.t
 import { collectNamespaces, type CollectedNamespaces } from "../objects/namespaces/collect.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
-import { readChildrenIfAlive } from "../proc/children.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { mapFilePath, readFdStat } from "../proc/links.ts";
 import { readProcText } from "../proc/procfs.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
-import { readStat, readStatIfAlive } from "../proc/stat.ts";
+import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
@@ -58,13 +57,13 @@ export class LookAhead {
 
   /** Undefined when there is nothing that would be worth it. */
   static of(
-    root: number,
+    running: readonly number[],
     images: ImageSetWriter,
     options: FilesDumpOptions & NamespacesDumpOptions,
   ): LookAhead | undefined {
     let ahead: LookAhead | undefined;
     try {
-      const tasks = runningTree(root);
+      const tasks = runningTasks(running);
       // What another task may change, too, holds only if that one sleeps as well: not worth the trouble.
       const pids = new Set(tasks.map(({ pid }) => pid));
       if (sharersAmong(pids, [KCMP_VM, KCMP_FILES, KCMP_FS]).size > 0) return undefined;
@@ -208,26 +207,23 @@ function readMountTable(pid: number): string {
   return readProcText(pid, "mountinfo");
 }
 
-/** The live tasks of a tree, the root first. */
-function runningTree(root: number): FrozenTask[] {
-  const pids = new Set([root]);
-  // The set grows while it is walked.
-  for (const pid of pids) for (const child of readChildrenIfAlive(pid) ?? []) pids.add(child);
-  return [...pids].flatMap((pid) => {
+/** Those of a tree that live. */
+function runningTasks(pids: readonly number[]): FrozenTask[] {
+  return pids.flatMap((pid) => {
     const stat = readStatIfAlive(pid);
-    return stat === undefined || stat.state === "Z" ? [] : [runningTask(pid)];
+    return stat === undefined || stat.state === "Z" ? [] : [runningTask(pid, stat)];
   });
 }
 
 /** A task as far as its files are concerned; it runs, so there is nothing to say about its threads. */
-function runningTask(pid: number): FrozenTask {
+function runningTask(pid: number, stat: TaskStat): FrozenTask {
   return {
     pid,
     innerPid: pid,
     parent: undefined,
     state: "alive",
     stopSignal: 0,
-    stat: readStat(pid),
+    stat,
     status: readStatus(pid),
     threads: [],
   };

@@ -8,7 +8,7 @@ import { announceProbes, isText, mapTextAgain } from "../objects/memory/breakpoi
 import { attachSegments, isSegment, type Segments } from "../objects/ipc/shm.ts";
 import { restoreAreaPolicies } from "../objects/memory/numa.ts";
 import type { Probe } from "../objects/probe.ts";
-import { readPages, readsDirectly } from "../objects/memory/pages.ts";
+import { readPages, readsDirectly } from "../objects/memory/read-pages.ts";
 import { restoreVdso } from "../objects/memory/vdso.ts";
 import { finishVma, installGuard, isMapped, mapVma, VMA_GUARD } from "../objects/memory/vma.ts";
 import { F_SETFL, O_DIRECT } from "../sys/abi/fcntl.ts";
@@ -94,9 +94,9 @@ function addPages(
   for (const { name, places } of pages) {
     const file = openImage(program, images, name);
     const length = places.reduce((sum, place) => sum + place.length, 0);
-    if (readsDirectly(join(imagesDir, name), length))
-      program.call("fcntl", [file, F_SETFL, O_DIRECT], { mayFail: true });
-    readPages(program, file, places);
+    const isDirect = readsDirectly(join(imagesDir, name), length);
+    if (isDirect) program.call("fcntl", [file, F_SETFL, O_DIRECT], { mayFail: true });
+    readPages(program, file, { sources: places, isDirect });
     program.call("close", [file]);
   }
 }

@@ -2,10 +2,10 @@
 // current directory, a root and a umask of its own (CLONE_FS), which are kept in a field of ours; with descriptors or namespaces of
 // its own it is refused. CRIU looks at none of it.
 
-import { readlinkSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import type { FsEntry } from "../images/schema/messages.generated.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
+import { readProcLink } from "../proc/procfs.ts";
 import { KCMP_FILES, KCMP_FS } from "../sys/abi/sched.ts";
 import { kcmp, KernelOrder } from "../sys/process.ts";
 
@@ -48,7 +48,7 @@ export function collectThreadPlaces(
 }
 
 function namespaceOf({ pid }: FrozenTask, { tid }: FrozenThread, kind: string): string {
-  return readlinkSync(`/proc/${pid}/task/${tid}/ns/${kind}`);
+  return readProcLink(pid, `task/${tid}/ns/${kind}`);
 }
 
 function refused({ pid }: FrozenTask, tid: number, what: string): RepriseError {

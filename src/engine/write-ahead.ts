@@ -70,16 +70,21 @@ export class WrittenAhead {
   }
 
   /** Writes the memory of all tasks of a sleeping tree that have much of it. */
-  static async of(root: number, images: ImageSetWriter): Promise<WrittenAhead> {
+  static async of(pids: readonly number[], images: ImageSetWriter): Promise<WrittenAhead> {
     const ahead = new WrittenAhead(images);
-    const tree = treeOf(root);
-    const large = [...tree].filter((pid) => {
+    const tree = new Set(pids);
+    const large = pids.filter((pid) => {
       const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
       return anonymous * 1024 > FROM_BYTES;
     });
     if (large.length > 0 && ahead.#watch(tree))
       for (const pid of large) await ahead.#tryToWrite(pid, tree);
     return ahead;
+  }
+
+  /** Whether nothing was written, so that next to no time has passed. */
+  get isEmpty(): boolean {
+    return this.#early.size === 0;
   }
 
   /** Finds out whether all tasks slept on. To be called when they have been stopped, and before they do anything for us. */
@@ -181,14 +186,6 @@ export class WrittenAhead {
 }
 
 class WokeUp extends Error {}
-
-/** The processes of a running tree. */
-function treeOf(root: number): Set<number> {
-  const seen = new Set([root]);
-  // The set grows while it is walked.
-  for (const pid of seen) for (const child of readChildrenIfAlive(pid) ?? []) seen.add(child);
-  return seen;
-}
 
 /** The pages of a running task, as the dump will find them if it sleeps on; undefined when it cannot be dumped as it is. */
 function runsOf(pid: number): readonly PageRun[] | undefined {

@@ -1,7 +1,7 @@
 // /proc/PID/cgroup: the cgroup of a task in each hierarchy, `id:controllers:path` a line; see cgroups(7).
 // Id 0 with no controllers is the unified hierarchy (v2). Paths are relative to the reader's cgroup namespace
 // (a cgroup outside it begins with /..), and ` (deleted)` follows when a zombie's cgroup is gone.
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone } from "./procfs.ts";
 
 /** One hierarchy that the task is in. */
 export interface CgroupEntry {
@@ -15,7 +15,7 @@ export interface CgroupEntry {
 
 /** Cgroups of a process (of its leader). Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readCgroups(pid: number): CgroupEntry[] {
-  return parseCgroups(readProcText(pid, "cgroup"));
+  return parseCgroups(readShortProcText(pid, "cgroup"));
 }
 
 /** Like readCgroups; undefined when the process is gone. */
@@ -25,7 +25,7 @@ export function readCgroupsIfAlive(pid: number): CgroupEntry[] | undefined {
 
 /** Cgroups of one thread (they differ in threaded cgroups and on v1). Throws as readCgroups does. */
 export function readThreadCgroups(pid: number, tid: number): CgroupEntry[] {
-  return parseCgroups(readProcText(pid, `task/${tid}/cgroup`));
+  return parseCgroups(readShortProcText(pid, `task/${tid}/cgroup`));
 }
 
 /** Parses the text of a cgroup file; a path may hold colons. */

@@ -1,7 +1,7 @@
 // /proc/PID/task/TID/children: the children that a thread made, as pids between blanks; see proc(5).
 // The list is exact only while the task is stopped, and the file exists only with CONFIG_PROC_CHILDREN;
 // without it the parent pids of all processes are compared.
-import { readProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 import { readStatIfAlive } from "./stat.ts";
 import { readPids, readTasks } from "./tasks.ts";
 
@@ -10,7 +10,7 @@ export function readChildren(pid: number): number[] {
   const children: number[] = [];
   for (const tid of readTasks(pid)) {
     const text = undefinedIfGone(
-      () => undefinedIfUnsupported(() => readProcText(pid, `task/${tid}/children`)) ?? null,
+      () => undefinedIfUnsupported(() => readShortProcText(pid, `task/${tid}/children`)) ?? null,
     );
     if (text === null) return scanForChildren(pid);
     if (text !== undefined) children.push(...parseChildren(text));

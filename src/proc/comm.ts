@@ -1,10 +1,10 @@
 // /proc/PID/comm and /proc/PID/task/TID/comm: the name of a task, at most 15 bytes, followed by a newline.
 // The name itself may hold any byte but NUL, newlines too; see proc_pid_comm(5).
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone } from "./procfs.ts";
 
 /** Name of a process (of its leader). Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readComm(pid: number): string {
-  return parseComm(readProcText(pid, "comm"));
+  return parseComm(readShortProcText(pid, "comm"));
 }
 
 /** Like readComm; undefined when the process is gone. */
@@ -14,7 +14,7 @@ export function readCommIfAlive(pid: number): string | undefined {
 
 /** Name of one thread. Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readThreadComm(pid: number, tid: number): string {
-  return parseComm(readProcText(pid, `task/${tid}/comm`));
+  return parseComm(readShortProcText(pid, `task/${tid}/comm`));
 }
 
 /** Takes the final newline off. */

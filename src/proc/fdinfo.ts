@@ -3,7 +3,7 @@
 // fs/notify/fdinfo.c, fs/pidfs.c, drivers/tty/pty.c, drivers/net/tun.c, and locks from fs/locks.c); see
 // proc_pid_fdinfo(5). The numbers' bases differ from line to line and are not marked. Devices (`sdev`) are
 // in the kernel's own encoding: the major number above 20 bits of minor.
-import { readProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 import { parseLock, type LockLine } from "./locks.ts";
 import {
   parseFanotify,
@@ -89,7 +89,7 @@ export interface FdName {
 
 /** Reads the fdinfo of a descriptor; a closed one is KERNEL_FEATURE. Also NO_SUCH_PROCESS, NOT_PERMITTED, SYSCALL. */
 export function readFdInfo(of: FdName): FdInfo {
-  return parseFdInfo(readProcText(of.pid, `fdinfo/${of.fd}`));
+  return parseFdInfo(readShortProcText(of.pid, `fdinfo/${of.fd}`));
 }
 
 /** Like readFdInfo; undefined when the process is gone or the descriptor closed. */

@@ -5,7 +5,14 @@
 import { existsSync, readdirSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
-import { readBytes, readLink, readStat, readText, type PlainStat } from "../sys/files.ts";
+import {
+  readBytes,
+  readLink,
+  readShortText,
+  readStat,
+  readText,
+  type PlainStat,
+} from "../sys/files.ts";
 
 /** Something below /proc/PID: the process and the rest of the path, e.g. `task/12/stat`. */
 export type ProcName = string;
@@ -21,6 +28,13 @@ export function procPath(pid: number, name: ProcName): string {
  */
 export function readProcText(pid: number, name: ProcName): string {
   const text = readText(procPath(pid, name));
+  if (typeof text === "string") return text;
+  throw explain({ pid, name, verb: "read", call: "read" }, text);
+}
+
+/** Like readProcText, for what is one record or has short ones: see readShortText. */
+export function readShortProcText(pid: number, name: ProcName): string {
+  const text = readShortText(procPath(pid, name));
   if (typeof text === "string") return text;
   throw explain({ pid, name, verb: "read", call: "read" }, text);
 }

@@ -1,7 +1,7 @@
 // /proc/PID/stat and /proc/PID/task/TID/stat: one line of numbers; see proc_pid_stat(5) and do_task_stat
 // in fs/proc/array.c. The second field is the name in brackets, which may hold blanks and brackets itself,
 // so the last closing bracket ends it. Addresses and the exit code are 0 for readers without ptrace access.
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone } from "./procfs.ts";
 import { RepriseError } from "../errors.ts";
 
 /** Every field of the stat line, in its order. Times are in clock ticks, unless said otherwise. */
@@ -73,7 +73,7 @@ export interface TaskStat {
 
 /** Reads the stat line of a process. Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readStat(pid: number): TaskStat {
-  return parseStat(readProcText(pid, "stat"));
+  return parseStat(readShortProcText(pid, "stat"));
 }
 
 /** Like readStat; undefined when the process is gone. */
@@ -83,7 +83,7 @@ export function readStatIfAlive(pid: number): TaskStat | undefined {
 
 /** Reads the stat line of one thread (times, state, policy are the thread's own). Throws as readStat does. */
 export function readThreadStat(pid: number, tid: number): TaskStat {
-  return parseStat(readProcText(pid, `task/${tid}/stat`));
+  return parseStat(readShortProcText(pid, `task/${tid}/stat`));
 }
 
 /** Like readThreadStat; undefined when the thread is gone. */

@@ -1,7 +1,7 @@
 // /proc/PID/status and /proc/PID/task/TID/status: `Name:<tab>value` lines; see proc_pid_status(5) and
 // proc_pid_status in fs/proc/array.c. Kernels add lines over time, zombies and kernel threads lack the
 // memory lines and the umask, and a kernel without a feature lacks its line: such fields are undefined.
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone } from "./procfs.ts";
 
 /** Real, effective, saved and file system id, as seen from the reader's user namespace. */
 export interface IdSet {
@@ -83,7 +83,7 @@ export interface TaskMemory {
 
 /** Reads the status of a process (of its leader). Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readStatus(pid: number): TaskStatus {
-  return parseStatus(readProcText(pid, "status"));
+  return parseStatus(readShortProcText(pid, "status"));
 }
 
 /** Like readStatus; undefined when the process is gone. */
@@ -93,7 +93,7 @@ export function readStatusIfAlive(pid: number): TaskStatus | undefined {
 
 /** Reads the status of one thread. Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readThreadStatus(pid: number, tid: number): TaskStatus {
-  return parseStatus(readProcText(pid, `task/${tid}/status`));
+  return parseStatus(readShortProcText(pid, `task/${tid}/status`));
 }
 
 /** Like readThreadStatus; undefined when the thread is gone. */

@@ -8,6 +8,8 @@ import { addressOf, trySyscall } from "./ffi.ts";
 /** PATH_MAX, with room for the zero behind it. */
 const PATH_ROOM = 4096;
 const FIRST_ROOM = 64 * 1024;
+/** Half a page. */
+const SHORT = 2048;
 /** struct statx, and the mask for what stat tells. */
 const STATX_SIZE = 256;
 const STATX_BASIC_STATS = 0x7ff;
@@ -42,6 +44,21 @@ export interface PlainStat {
 /** The text of a file, taken as UTF-8, or the negative error number. */
 export function readText(name: string): string | number {
   const length = readContent(name);
+  return length < 0 ? length : content.toString("utf8", 0, length);
+}
+
+/**
+ * Like readText for files of /proc that are one record, or records of less than SHORT bytes: the kernel's seq_file gives as many as fit
+ * into a page, so what comes with one read and is shorter than half a page is all of it. Nobody has to look for the end.
+ */
+export function readShortText(name: string): string | number {
+  const fd = openToRead(name);
+  if (fd < 0) return fd;
+  let length: number;
+  do length = trySyscall("read", fd, contentAt, content.length);
+  while (length === -EINTR);
+  trySyscall("close", fd);
+  if (length > SHORT) return readText(name);
   return length < 0 ? length : content.toString("utf8", 0, length);
 }
 
@@ -95,8 +112,7 @@ function putPath(name: string): boolean {
 
 /** Reads a whole file into `content`; returns its length. */
 function readContent(name: string): number {
-  if (!putPath(name)) return -ENAMETOOLONG;
-  const fd = trySyscall("openat", AT_FDCWD, pathAt, O_RDONLY | O_CLOEXEC, 0);
+  const fd = openToRead(name);
   if (fd < 0) return fd;
   let length = 0;
   for (;;) {
@@ -109,6 +125,12 @@ function readContent(name: string): number {
     }
     length += count;
   }
+}
+
+function openToRead(name: string): number {
+  return putPath(name)
+    ? trySyscall("openat", AT_FDCWD, pathAt, O_RDONLY | O_CLOEXEC, 0)
+    : -ENAMETOOLONG;
 }
 
 function grow(): void {

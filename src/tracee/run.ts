@@ -5,6 +5,7 @@ import { assert } from "../errors.ts";
 import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
 import { readMemory, writeMemory } from "../sys/memory.ts";
 import { assemble, ENTRY_SIZE, INTERPRETER } from "./arch/x86_64/code.ts";
+import type { Registers } from "./arch/x86_64/registers.ts";
 import { type ProgramImage, ProgramResult, type Program } from "./program.ts";
 import { logHeldSignal, taskDied, type Tracee } from "./tracee.ts";
 
@@ -45,9 +46,9 @@ export function runPrograms(jobs: readonly Job[], meanwhile?: () => void): Progr
   const started = jobs.map(startProgram);
   const broken = meanwhile === undefined ? undefined : errorOf(meanwhile);
   const ended = started.map(({ job }) => waitForProgram(job));
-  const failed = ended.find((error) => error !== undefined) ?? broken;
+  const failed = ended.find((end) => end instanceof Error) ?? broken;
   if (failed !== undefined) throw failed;
-  return started.map(fetchResults);
+  return started.map((one, index) => fetchResults(one, ended[index] as Registers));
 }
 
 function errorOf(step: () => void): Error | undefined {
@@ -96,15 +97,16 @@ export function tellPrograms(to: ((run: ProgramRun) => void) | undefined): void 
   listener = to;
 }
 
-/** Waits for the interpreter's own SIGSTOP; any other signal stop is from outside and is swallowed. */
-function waitForProgram(job: Job): Error | undefined {
+/** Waits for the interpreter's own SIGSTOP, and gives the registers there; any other signal stop is from outside and is swallowed. */
+function waitForProgram(job: Job): Registers | Error {
   const { tracee } = job;
   for (;;) {
     const status = tracee.wait();
     if (status.kind === "exited" || status.kind === "killed") return taskDied(tracee, status);
     if (status.kind === "signal") {
-      const rip = tracee.registers().getNumber("rip");
-      if (status.signal === SIGSTOP && rip === job.code + label("stopped")) return undefined;
+      const regs = tracee.registers();
+      if (status.signal === SIGSTOP && regs.getNumber("rip") === job.code + label("stopped"))
+        return regs;
       if (status.signal !== SIGSTOP) return taskDied(tracee, status);
       logHeldSignal(tracee, status.signal);
       tracee.heldSignals.push(status.signal);
@@ -122,13 +124,13 @@ export function entriesRun({ tracee, program, base }: Job): number {
   }
 }
 
-function fetchResults({ job, image }: Started): ProgramResult {
+function fetchResults({ job, image }: Started, regs: Registers): ProgramResult {
   const { tracee, program } = job;
   const bytes = Buffer.alloc(image.downloadSize);
   if (bytes.length > 0)
     readMemory(tracee.leader, [{ address: image.results, length: bytes.length }], bytes);
   const result = new ProgramResult(image, bytes);
-  const stoppedAt = (tracee.registers().getNumber("r12") - image.table) / ENTRY_SIZE;
+  const stoppedAt = (regs.getNumber("r12") - image.table) / ENTRY_SIZE;
   if (listener !== undefined) {
     const entries = Math.min(stoppedAt + 1, program.length);
     listener({ leader: tracee.leader, tid: tracee.tid, program, result, entries });

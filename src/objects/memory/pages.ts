@@ -1,5 +1,5 @@
-// The content of private memory: which pages a task has of its own (PAGEMAP_SCAN, Linux 6.7; /proc/PID/pagemap before), how
-// they get into pages-N.img, and how a restored task reads them back.
+// The content of private memory: which pages a task has of its own (PAGEMAP_SCAN, Linux 6.7; /proc/PID/pagemap before), and how
+// they get into pages-N.img. How a restored task reads them back is in read-pages.ts.
 
 import { closeSync, constants, openSync, write } from "node:fs";
 import { RepriseError } from "../../errors.ts";
@@ -11,7 +11,6 @@ import * as mm from "../../sys/abi/mman.ts";
 import { EINVAL, ENOSPC, errnoName } from "../../sys/errno.ts";
 import { addressOf, memoryAt, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { IOV_MAX, iovecs, readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
-import type { Argument, Program } from "../../tracee/program.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { leaveOutBreakpoints } from "./breakpoints.ts";
 import { hasPrivatePages, VMA_AIORING, VMA_ANON_PRIVATE, VMA_VDSO, type DumpedVma } from "./vma.ts";
@@ -189,7 +188,7 @@ const WINDOW = 4 * 1024 * 1024;
 /** Windows that may be on their way to the disk while the next one is filled. */
 const WINDOWS = 4;
 /** From this size on pages bypass the page cache: several times faster than a buffered write. */
-const DIRECT_FROM = 1024 * 1024;
+export const DIRECT_FROM = 1024 * 1024;
 
 let windowsAt: number | undefined;
 
@@ -458,74 +457,4 @@ function openDirect(path: string): number | undefined {
   } catch {
     return undefined; // the file system has no direct I/O
   }
-}
-
-/** A piece of memory to fill from a pages file. */
-export interface PageSource {
-  readonly address: number;
-  readonly length: number;
-  readonly offset: number;
-}
-
-/**
- * Whether a task should read its pages past the page cache: when there is much to read, the disk has it and not the memory, and
- * the file system can do it.
- */
-export function readsDirectly(path: string, length: number): boolean {
-  if (length < DIRECT_FROM) return false;
-  let fd: number | undefined;
-  try {
-    fd = openSync(path, constants.O_RDONLY | constants.O_DIRECT);
-    if (cachedBytes(fd, length) > length / 2) return false;
-    // Some file systems take the flag and refuse the read.
-    return trySyscall("pread64", fd, firstWindow(), mm.PAGE_SIZE, 0) === mm.PAGE_SIZE;
-  } catch {
-    return false; // the file system has no direct I/O
-  } finally {
-    if (fd !== undefined) closeSync(fd);
-  }
-}
-
-/** Bytes of the beginning of a file that are in the page cache; 0 on kernels that do not tell (before 6.5). */
-function cachedBytes(fd: number, length: number): number {
-  const range = Buffer.alloc(16);
-  writeU64(range, 8, length);
-  const cachestat = Buffer.alloc(CACHESTAT_SIZE);
-  if (trySyscall("cachestat", fd, range, cachestat, 0) < 0) return 0;
-  return readU64(cachestat, 0) * mm.PAGE_SIZE;
-}
-
-/** struct cachestat: five words, of which the first is the number of pages. */
-const CACHESTAT_SIZE = 40;
-
-/** Adds the calls that read pages from a file into memory, as few as the file's order allows. */
-export function readPages(program: Program, file: Argument, sources: readonly PageSource[]): void {
-  let first = 0;
-  while (first < sources.length) {
-    const start = sources[first] as PageSource;
-    let count = 1;
-    let length = start.length;
-    for (; count < IOV_MAX && first + count < sources.length && length < MAX_READ; count++) {
-      const next = sources[first + count] as PageSource;
-      if (next.offset !== start.offset + length) break;
-      length += next.length;
-    }
-    const vector = program.data(iovecs(sources.slice(first, first + count)));
-    expectAll(program, file, { vector, count, length, offset: start.offset });
-    first += count;
-  }
-}
-
-/** Below the kernel's limit for one read (MAX_RW_COUNT, 2 GiB less a page). */
-const MAX_READ = 1 << 30;
-
-function expectAll(
-  program: Program,
-  file: Argument,
-  read: { vector: Argument; count: number; length: number; offset: number },
-): void {
-  program.call("preadv", [file, read.vector, read.count, read.offset, 0], {
-    label: `read ${read.length} bytes of memory from the image`,
-    expect: read.length,
-  });
 }

@@ -1,0 +1,23 @@
+// Small files: what a single read brings, and what it does not.
+
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { readShortText, readText } from "./files.ts";
+
+test("a text is read whole at once, and one that is not short all the same", () => {
+  const dir = mkdtempSync(join(tmpdir(), "reprise-files-"));
+  try {
+    for (const length of [0, 1, 2048, 2049, 200_000]) {
+      const path = join(dir, `${length}`);
+      const text = "äb\n".repeat(length / 4 + 1).slice(0, length);
+      writeFileSync(path, text);
+      expect(readShortText(path)).toBe(text);
+      expect(readText(path)).toBe(text);
+    }
+    expect(readShortText(join(dir, "none"))).toBe(-2);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
