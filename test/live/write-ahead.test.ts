@@ -90,7 +90,7 @@ async function lookAround(change: (dir: string) => void): Promise<number[] | "ag
   const images = new ImageSetWriter(mkdtempSync(join(tmpdir(), "reprise-look-")), { sync: "none" });
   onTestFinished(() => removeDir(images.dir));
   const options = { linkRemap: false, ghostLimit: 0, shellJob: false };
-  const look = (): LookAhead | undefined => LookAhead.of(pid, images, options);
+  const look = (): LookAhead | undefined => LookAhead.of([pid], images, options);
   let ahead = look();
   for (let round = 0; ahead === undefined && round < 100; round += 1) {
     await sleep(10);
