@@ -1,10 +1,8 @@
 // Image sets are exchanged with CRIU: every program is dumped by Reprise and restored by CRIU, and the other way round.
 // REPRISE_REAL_CRIU names CRIU's executable; without it there is nothing to exchange with, and the suite is skipped.
 
-import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
@@ -18,9 +16,7 @@ import {
   startProgram,
   type RunningProgram,
 } from "./programs.ts";
-
-const CRIU = process.env["REPRISE_REAL_CRIU"];
-const FREE_PIDS_MS = 5000;
+import { CRIU, criu, restoreWithCriu } from "./real-criu.ts";
 
 if (CRIU === undefined)
   console.log("interchange with CRIU is skipped: REPRISE_REAL_CRIU names no executable");
@@ -58,10 +54,7 @@ const exchange: Readonly<Record<Direction, (pid: number, dir: string) => Promise
     const images = imagesIn(dir);
     const tcp = { established: true };
     await checkpoint({ pid, imagesDir: images, linkRemap: true, fileLocks: true, tcp });
-    await freePids(images);
-    // CRIU wants to be told where the mounts of a namespace begin.
-    const hasMounts = readdirSync(images).some((name) => name.startsWith("mountpoints-"));
-    criu("restore", images, ["-d", ...(hasMounts ? ["--root", "/"] : [])]);
+    await restoreWithCriu(images);
   },
   "dumped by CRIU": async (pid, dir) => {
     const images = imagesIn(dir);
@@ -75,33 +68,6 @@ function imagesIn(dir: string): string {
   const images = join(dir, "images");
   mkdirSync(images);
   return images;
-}
-
-/** Runs CRIU. Throws with the errors of its log. */
-function criu(action: "dump" | "restore", images: string, args: readonly string[]): void {
-  const options = [
-    "-D",
-    images,
-    "-v4",
-    "-o",
-    "criu.log",
-    "--link-remap",
-    "--file-locks",
-    "--tcp-established",
-    "--allow-uprobes",
-  ];
-  const { status } = spawnSync(CRIU ?? "", [action, ...options, ...args], { timeout: 20_000 });
-  if (status === 0) return;
-  const lines = readFileSync(join(images, "criu.log"), "utf8").split("\n");
-  const errors = lines.filter((line) => line.includes("Error"));
-  throw new Error(`criu ${action} ended with ${status}: ${errors.join("; ")}`);
-}
-
-/** CRIU does not wait until those who reap the dead tasks have done so. */
-async function freePids(images: string): Promise<void> {
-  const pids = readdirSync(images).flatMap((name) => /^core-(\d+)\.img$/.exec(name)?.[1] ?? []);
-  const end = Date.now() + FREE_PIDS_MS;
-  while (pids.some((pid) => existsSync(`/proc/${pid}`)) && Date.now() < end) await sleep(20);
 }
 
 async function outcome(run: () => Promise<string>): Promise<string> {

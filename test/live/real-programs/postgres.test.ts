@@ -8,7 +8,17 @@ import { join } from "node:path";
 import { expect, test } from "vitest";
 import { readChildren } from "../../../src/proc/children.ts";
 import { readStatIfAlive } from "../../../src/proc/stat.ts";
-import { again, connectTo, place, ROUNDS, says, start } from "./program.ts";
+import { CRIU } from "../real-criu.ts";
+import {
+  again,
+  connectTo,
+  OTHER_USERS,
+  place,
+  ROUNDS,
+  says,
+  start,
+  type CriuLimits,
+} from "./program.ts";
 
 const VERSIONS = "/usr/lib/postgresql";
 // Debian keeps the programs of each version apart.
@@ -22,61 +32,90 @@ exec 3<>commands
 ${BIN}/psql -X -A -t -h "$PWD" -p "$PORT" -U postgres postgres <&3 >answers 2>&1
 `;
 
-test("PostgreSQL keeps its sessions, their transactions and locks", async () => {
-  const { dir, port } = await place("postgres");
-  const user = postgresUser();
-  chownSync(dir, user.uid, user.gid);
-  const asUser = { cwd: dir, ...user, stdio: "pipe" } as const;
-  execFileSync(`${BIN}/initdb`, ["-N", "-A", "trust", "-D", "data", "--locale=C.UTF-8"], asUser);
-  execFileSync("mkfifo", ["commands"], asUser);
-  let pid = await start(dir, "sh", ["-c", SHELL], { user, env: { PORT: String(port) } });
-  await expect.poll(() => says(dir), { timeout: 10_000 }).toContain("ready to accept connections");
-  /** What the client inside of the tree has to say at last. */
-  const inside = async (sql: string, answer: RegExp): Promise<void> => {
-    writeFileSync(join(dir, "commands"), `${sql};\n`);
-    await expect.poll(() => says(dir, "answers"), { timeout: 10_000 }).toMatch(answer);
-  };
-  const listener = await Session.open(port);
-  await listener.query("LISTEN news");
-  await listener.query("CREATE TABLE counts (n int)");
-  const session = await Session.open(port);
-  await session.query("BEGIN");
-  await session.query("CREATE TEMP TABLE mine AS SELECT g FROM generate_series(1, 5000) g");
-  await session.query("PREPARE add (int) AS INSERT INTO counts VALUES ($1) RETURNING n");
-  await session.query("DECLARE walk CURSOR FOR SELECT g FROM mine ORDER BY g");
-  await session.query("SELECT pg_advisory_xact_lock(7)");
-  expect(await session.query("EXECUTE add(0)")).toEqual(["0"]);
-  const waiting = await Session.open(port);
-  const locked = waiting.query("SELECT pg_advisory_lock(7), 'locked'");
-  await inside("SELECT 'inside', pg_backend_pid()", /inside/);
-  const insidePid = /inside\|(\d+)/.exec(says(dir, "answers"))?.[1];
+/** CRIU saves System V segments only in an IPC namespace of the tree's own, so it gets one, too. */
+const PLACES: readonly { readonly where: string; readonly limits: CriuLimits }[] = [
+  {
+    where: "among others",
+    limits: {
+      "restored by CRIU": /Can't find sysv shmem for/,
+      "dumped by CRIU":
+        /Can't get rlimit 0: Operation not permitted|Task \d+ with SysVIPC shmem map/,
+    },
+  },
+  ...(CRIU === undefined ? [] : [{ where: "in its own IPC namespace", limits: OTHER_USERS }]),
+];
 
-  let n = 0;
-  for (const round of ROUNDS) {
-    pid = await again(pid, dir, round);
-    n += 1;
-    expect(await session.query("FETCH 2 FROM walk")).toEqual([`${2 * n - 1}`, `${2 * n}`]);
-    expect(await session.query(`EXECUTE add(${n})`)).toEqual([`${n}`]);
-    expect(await session.query("SELECT count(*) FROM mine")).toEqual(["5000"]);
-    await inside(`SELECT 'round', ${n}, pg_backend_pid()`, new RegExp(`round.${n}.${insidePid}\n`));
-    await inside(`NOTIFY news, '${n}'`, new RegExp(`(NOTIFY[^]*){${n}}`));
-    await expect.poll(() => listener.notices, { timeout: 10_000 }).toContain(`news ${n}`);
-    const other = await Session.open(port);
-    // Not yet committed.
-    expect(await other.query("SELECT count(*) FROM counts")).toEqual(["0"]);
-    expect(await other.query("SELECT count(*) FROM pg_locks WHERE NOT granted")).toEqual(["1"]);
-    other.close();
-  }
-  await session.query("COMMIT");
-  expect(await locked).toEqual(["|locked"]);
-  await listener.query("CHECKPOINT");
-  await inside("SELECT 'sum', sum(n) FROM counts", /sum.6\n/);
-  expect(says(dir)).not.toMatch(/ERROR|FATAL|PANIC|crash/);
-  // It removes its segments of shared memory.
-  const server = readChildren(pid).find((child) => readStatIfAlive(child)?.comm === "postgres");
-  process.kill(server ?? 0, "SIGINT");
-  await expect.poll(() => says(dir), { timeout: 10_000 }).toContain("database system is shut down");
-}, 60_000);
+test.each(PLACES)(
+  "PostgreSQL $where keeps its sessions, their transactions and locks",
+  async ({ where, limits }) => {
+    const { dir, port } = await place("postgres");
+    const user = postgresUser();
+    chownSync(dir, user.uid, user.gid);
+    const asUser = { cwd: dir, ...user, stdio: "pipe" } as const;
+    execFileSync(`${BIN}/initdb`, ["-N", "-A", "trust", "-D", "data", "--locale=C.UTF-8"], asUser);
+    execFileSync("mkfifo", ["commands"], asUser);
+    const env = { PORT: String(port) };
+    const ids = ["--reuid", String(user.uid), "--regid", String(user.gid), "--clear-groups"];
+    let pid =
+      where === "among others"
+        ? await start(dir, "sh", ["-c", SHELL], { user, env })
+        : await start(dir, "unshare", ["-i", "setpriv", ...ids, "sh", "-c", SHELL], { env });
+    await expect
+      .poll(() => says(dir), { timeout: 10_000 })
+      .toContain("ready to accept connections");
+    /** What the client inside of the tree has to say at last. */
+    const inside = async (sql: string, answer: RegExp): Promise<void> => {
+      writeFileSync(join(dir, "commands"), `${sql};\n`);
+      await expect.poll(() => says(dir, "answers"), { timeout: 10_000 }).toMatch(answer);
+    };
+    const listener = await Session.open(port);
+    await listener.query("LISTEN news");
+    await listener.query("CREATE TABLE counts (n int)");
+    const session = await Session.open(port);
+    await session.query("BEGIN");
+    await session.query("CREATE TEMP TABLE mine AS SELECT g FROM generate_series(1, 5000) g");
+    await session.query("PREPARE add (int) AS INSERT INTO counts VALUES ($1) RETURNING n");
+    await session.query("DECLARE walk CURSOR FOR SELECT g FROM mine ORDER BY g");
+    await session.query("SELECT pg_advisory_xact_lock(7)");
+    expect(await session.query("EXECUTE add(0)")).toEqual(["0"]);
+    const waiting = await Session.open(port);
+    const locked = waiting.query("SELECT pg_advisory_lock(7), 'locked'");
+    await inside("SELECT 'inside', pg_backend_pid()", /inside/);
+    const insidePid = /inside\|(\d+)/.exec(says(dir, "answers"))?.[1];
+
+    let n = 0;
+    for (const round of ROUNDS) {
+      pid = await again(pid, dir, round, limits);
+      n += 1;
+      expect(await session.query("FETCH 2 FROM walk")).toEqual([`${2 * n - 1}`, `${2 * n}`]);
+      expect(await session.query(`EXECUTE add(${n})`)).toEqual([`${n}`]);
+      expect(await session.query("SELECT count(*) FROM mine")).toEqual(["5000"]);
+      await inside(
+        `SELECT 'round', ${n}, pg_backend_pid()`,
+        new RegExp(`round.${n}.${insidePid}\n`),
+      );
+      await inside(`NOTIFY news, '${n}'`, new RegExp(`(NOTIFY[^]*){${n}}`));
+      await expect.poll(() => listener.notices, { timeout: 10_000 }).toContain(`news ${n}`);
+      const other = await Session.open(port);
+      // Not yet committed.
+      expect(await other.query("SELECT count(*) FROM counts")).toEqual(["0"]);
+      expect(await other.query("SELECT count(*) FROM pg_locks WHERE NOT granted")).toEqual(["1"]);
+      other.close();
+    }
+    await session.query("COMMIT");
+    expect(await locked).toEqual(["|locked"]);
+    await listener.query("CHECKPOINT");
+    await inside("SELECT 'sum', sum(n) FROM counts", new RegExp(`sum.${(n * (n + 1)) / 2}\n`));
+    expect(says(dir)).not.toMatch(/ERROR|FATAL|PANIC|crash/);
+    // It removes its segments of shared memory.
+    const server = readChildren(pid).find((child) => readStatIfAlive(child)?.comm === "postgres");
+    process.kill(server ?? 0, "SIGINT");
+    await expect
+      .poll(() => says(dir), { timeout: 10_000 })
+      .toContain("database system is shut down");
+  },
+  120_000,
+);
 
 /** A session in the protocol of PostgreSQL 3.0, with simple queries alone. */
 class Session {

@@ -6,19 +6,31 @@ import { closeSync, existsSync, mkdtempSync, openSync, readFileSync } from "node
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { onTestFinished } from "vitest";
+import { expect, onTestFinished } from "vitest";
 import { checkpoint } from "../../../src/engine/checkpoint.ts";
 import { restore } from "../../../src/engine/restore.ts";
 import { attachProgram, killProgram, makeDir, removeDir } from "../programs.ts";
+import { CRIU, criu, hasCrit, notDecoded, restoreWithCriu } from "../real-criu.ts";
 
 const TCP = { tcp: { established: true } };
 const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /** How a program is brought back. */
-export type Round = "as it was" | "in a new pid namespace";
+export type Round = "as it was" | "in a new pid namespace" | "restored by CRIU" | "dumped by CRIU";
 
-/** What every program goes through; the clone in the new namespace is saved and brought back, too. */
-export const ROUNDS: readonly Round[] = ["as it was", "in a new pid namespace", "as it was"];
+/**
+ * What every program goes through; the clone in the new namespace is saved and brought back, too. With CRIU at hand (real-criu.ts)
+ * images go both ways, and crit reads ours.
+ */
+export const ROUNDS: readonly Round[] = [
+  "as it was",
+  ...(CRIU === undefined ? [] : (["restored by CRIU", "dumped by CRIU"] as const)),
+  "in a new pid namespace",
+  "as it was",
+];
+
+/** What CRIU says where it cannot do its half. */
+export type CriuLimits = Readonly<Partial<Record<Round, RegExp>>>;
 
 export interface StartOptions {
   /** Added to an environment that has little more than PATH. */
@@ -73,10 +85,43 @@ export function endWithTest(pid: number, dir: string): void {
   onTestFinished(() => killProgram(attachProgram("program", pid, dir)));
 }
 
-/** Saves and ends it, and brings it back. The root's pid as seen from here. */
-export async function again(pid: number, dir: string, round: Round): Promise<number> {
+/** Of a tree with tasks of other users, whose limits CRIU reads from outside. */
+export const OTHER_USERS: CriuLimits = mayReadLimits()
+  ? {}
+  : { "dumped by CRIU": /Can't get rlimit 0: Operation not permitted/ };
+
+/** CAP_SYS_RESOURCE. */
+function mayReadLimits(): boolean {
+  const capabilities = /^CapEff:\t(\w+)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1];
+  return ((BigInt(`0x${capabilities ?? "0"}`) >> 24n) & 1n) === 1n;
+}
+
+/** Saves and ends it, and brings it back. Where CRIU cannot, Reprise does. The root's pid as seen from here. */
+export async function again(
+  pid: number,
+  dir: string,
+  round: Round,
+  limits: CriuLimits = {},
+): Promise<number> {
   const imagesDir = mkdtempSync(join(dir, "images-"));
-  await checkpoint({ pid, imagesDir, ...TCP });
+  const limit = limits[round];
+  if (round === "dumped by CRIU") {
+    const work = (): void => criu("dump", imagesDir, ["-t", String(pid)]);
+    if (limit === undefined) work();
+    else expect(work, "no limit of CRIU any more?").toThrow(limit);
+  }
+  if (round !== "dumped by CRIU" || limit !== undefined)
+    await checkpoint({ pid, imagesDir, ...TCP });
+  if (round === "restored by CRIU") {
+    if (hasCrit()) expect(await notDecoded(imagesDir)).toEqual([]);
+    const work = restoreWithCriu(imagesDir);
+    if (limit === undefined) {
+      await work;
+      endWithTest(pid, dir);
+      return pid;
+    }
+    await expect(work, "no limit of CRIU any more?").rejects.toThrow(limit);
+  }
   const cloned = round === "in a new pid namespace" ? { newPidNamespace: true } : {};
   const restored = await restore({ imagesDir, ...TCP, ...cloned });
   endWithTest(restored.pid, dir);

@@ -4,7 +4,8 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { again, ask, connectTo, place, received, ROUNDS, start } from "./program.ts";
+import { CRIU } from "../real-criu.ts";
+import { again, ask, connectTo, OTHER_USERS, place, received, ROUNDS, start } from "./program.ts";
 
 test("redis-server keeps its data and its client", async () => {
   const { dir, port } = await place("redis");
@@ -36,26 +37,32 @@ test("memcached with its threads keeps its data and its client", async () => {
   }
 });
 
-test("nginx keeps its workers and a connection that is kept alive", async () => {
-  const { dir, port } = await place("nginx");
-  const config = join(dir, "nginx.conf");
-  writeFileSync(config, nginxConfig(dir, port));
-  let pid = await start(dir, "nginx", ["-c", config]);
-  const client = await connectTo(port);
-  const request = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-  expect(await ask(client, request)).toMatch(/request 1$/);
-  let requests = 1;
-  for (const round of ROUNDS) {
-    pid = await again(pid, dir, round);
-    expect(await ask(client, request)).toMatch(new RegExp(`request ${(requests += 1)}$`));
-    expect(await ask(await connectTo(port), request)).toMatch(/request 1$/);
-  }
-});
+/** CRIU may not be able to save workers of another user, so it gets some that are root's. */
+const USERS = CRIU === undefined ? ["www-data"] : ["www-data", "root"];
 
-function nginxConfig(dir: string, port: number): string {
+test.each(USERS)(
+  "nginx keeps its workers (%s) and a connection that is kept alive",
+  async (user) => {
+    const { dir, port } = await place("nginx");
+    const config = join(dir, "nginx.conf");
+    writeFileSync(config, nginxConfig(dir, port, user));
+    let pid = await start(dir, "nginx", ["-c", config]);
+    const client = await connectTo(port);
+    const request = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+    expect(await ask(client, request)).toMatch(/request 1$/);
+    let requests = 1;
+    for (const round of ROUNDS) {
+      pid = await again(pid, dir, round, user === "root" ? {} : OTHER_USERS);
+      expect(await ask(client, request)).toMatch(new RegExp(`request ${(requests += 1)}$`));
+      expect(await ask(await connectTo(port), request)).toMatch(/request 1$/);
+    }
+  },
+);
+
+function nginxConfig(dir: string, port: number, user: string): string {
   const paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
   const temporary = paths.map((name) => `${name}_temp_path ${dir}/${name};`).join(" ");
-  return `daemon off; worker_processes 2; pid ${dir}/pid; error_log ${dir}/errors;
+  return `daemon off; user ${user}; worker_processes 2; pid ${dir}/pid; error_log ${dir}/errors;
 events { worker_connections 64; }
 http {
   access_log off; ${temporary}
