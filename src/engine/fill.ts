@@ -124,7 +124,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
       };
     }),
   );
-  const limits = seedLimits();
+  const limits = seedLimits(growth.outerPid(plan.tree.root.pid));
   const settled = new Set<number>();
   runNoted(
     [...plan.tasks.values()].map((task) => {
@@ -220,10 +220,11 @@ function runNoted(jobs: readonly NotedJob[], meanwhile?: () => void): readonly P
   return results;
 }
 
-/** The limits that tasks inherit: the engine's, with the files' soft limit raised (see grow-root.ts). */
-function seedLimits(): RlimitEntry[] {
+/** The limits that tasks have from the seed: the engine's, but for that on open files (see grow-root.ts). */
+function seedLimits(root: number): RlimitEntry[] {
+  const raised = collectLimits(root)[sched.RLIMIT_NOFILE] as RlimitEntry;
   return collectLimits(process.pid).map((limit, resource) =>
-    resource === sched.RLIMIT_NOFILE ? { cur: limit.max, max: limit.max } : limit,
+    resource === sched.RLIMIT_NOFILE ? raised : limit,
   );
 }
 

@@ -1,7 +1,7 @@
 // The first tasks of a tree: the seed, which the engine starts and which has the descriptors that all tasks inherit, and the root
 // task, with its init where it has one. With `sibling` the engine makes the root task itself.
 
-import { closeSync, existsSync, openSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import * as sched from "../sys/abi/sched.ts";
@@ -151,9 +151,22 @@ function prepareSeed(
   const program = new Program();
   const { address, size } = plan.area;
   // Soft up to hard: the restore needs a descriptor for every file of the tree at once.
-  program.call("prlimit64", [0, sched.RLIMIT_NOFILE, program.data(ownFileLimit()), 0], {
-    label: "raise the limit on open files",
-  });
+  const limit = ownFileLimit();
+  const label = "raise the limit on open files";
+  program.call("prlimit64", [0, sched.RLIMIT_NOFILE, program.data(limit), 0], { label });
+  if (
+    limit.readBigUInt64LE(0) < BigInt(firstPoolFd(plan) + DESCRIPTORS_A_FILE * plan.set.files.size)
+  ) {
+    // Further only with CAP_SYS_RESOURCE, and never above fs.nr_open. Every task gets its own limit again (fill.ts).
+    const most = Buffer.alloc(16);
+    const all = BigInt(readFileSync(NR_OPEN, "latin1").trim());
+    most.writeBigUInt64LE(all, 0);
+    most.writeBigUInt64LE(all, 8);
+    program.call("prlimit64", [0, sched.RLIMIT_NOFILE, program.data(most), 0], {
+      label,
+      mayFail: true,
+    });
+  }
   // dup3 refuses a descriptor onto itself, and then it is where it should be.
   if (directory !== imagesFd) {
     program.call("dup3", [directory, imagesFd, 0], {
@@ -215,6 +228,11 @@ function placePayloads(
   }
   return { directory, opened };
 }
+
+const NR_OPEN = "/proc/sys/fs/nr_open";
+
+/** A file is open under a number of the restore's own, and may have helpers: the other end of a pipe, a carrier of messages. */
+const DESCRIPTORS_A_FILE = 4;
 
 /** struct rlimit with the hard limit in both words. */
 function ownFileLimit(): Buffer {

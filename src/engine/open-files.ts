@@ -11,11 +11,13 @@ import { inNamespace } from "../objects/namespaces/enter.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import { pipeWriter } from "../objects/files/pipe.ts";
 import { kindOfType } from "../objects/files/registry.ts";
+import { readFdNumbers } from "../proc/fd.ts";
 import type { MountPlaces, Place } from "../objects/mounts/places.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import { collectLimits } from "../objects/task/limits.ts";
 import { AT_FDCWD, F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
 import { PROT_WRITE } from "../sys/abi/mman.ts";
-import { CLONE_NEWNS } from "../sys/abi/sched.ts";
+import { CLONE_NEWNS, RLIMIT_NOFILE } from "../sys/abi/sched.ts";
 import { syscall } from "../sys/ffi.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { entriesRun, runPrograms } from "../tracee/run.ts";
@@ -53,6 +55,9 @@ export function openFiles(plan: RestorePlan, growth: Growth): OpenedFiles {
   return opener.run(root);
 }
 
+/** Numbers below ours for those that a step takes for a moment (F_DUPFD). */
+const ROOM_FOR_IMAGES = 64;
+
 class Opener implements FilesRestore {
   readonly set: RestorePlan["set"];
   readonly isForeigner: boolean;
@@ -70,10 +75,14 @@ class Opener implements FilesRestore {
   readonly #places: MountPlaces | undefined;
   /** The mount namespace that the program is in at its end; undefined: the root task's. */
   #namespace: number | undefined;
+  /** Descriptors that the root task may have. */
+  readonly #limit: number;
+  /** Numbers from here on are ours to give. */
+  readonly #firstReserved: number;
   #nextReserved: number;
 
   constructor(plan: RestorePlan, growth: Growth) {
-    const { images, namespaceFds, rootNamespaceFds } = growth;
+    const { images } = growth;
     this.#growth = growth;
     this.#places = growth.mountPlaces;
     this.#plan = plan;
@@ -81,16 +90,12 @@ class Opener implements FilesRestore {
     this.isForeigner = plan.namespaces.ofRoot("user") !== undefined;
     this.options = plan.options;
     this.#images = images;
-    // F_DUPFD takes the lowest free numbers of the pool: at most one a file, image or namespace. Reserved ones lie above.
-    const taken =
-      plan.set.files.size +
-      mappingKeys(plan).size +
-      images.opened.size +
-      namespaceFds.size +
-      rootNamespaceFds.size +
-      growth.inheritedFds.size +
-      2 * (growth.mountPlaces?.autofs.length ?? 0);
-    this.#nextReserved = images.directory + taken + 64;
+    // Every number from there on is given by us, without a gap: the limit on open files counts the highest.
+    const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
+    this.#limit = Number(collectLimits(root.tid)[RLIMIT_NOFILE]?.cur);
+    const highest = readFdNumbers(root.tid).at(-1) ?? 0;
+    this.#firstReserved = Math.max(firstPoolFd(plan), highest + 1) + ROOM_FOR_IMAGES;
+    this.#nextReserved = this.#firstReserved;
   }
 
   run(root: Tracee): OpenedFiles {
@@ -177,12 +182,15 @@ class Opener implements FilesRestore {
   #make(entry: FileEntry): Argument {
     this.inMountsOf(this.#program, entry.reg?.mnt_id ?? entry.usk?.mnt_id);
     const fd = this.#inherit(entry) ?? kindOfType(entry.type).open(this.#program, entry, this);
-    const moved = this.#program.call("fcntl", [fd, F_DUPFD, firstPoolFd(this.#plan)], {
-      label: `keep file ${entry.id} open`,
-      hint: "The limit on open files (ulimit -Hn) is too low for all files of the tree.",
-    });
+    if (this.#isReserved(fd)) return fd;
+    const number = this.reserve();
+    this.#program.call("dup3", [fd, number, 0], { label: `keep file ${entry.id} open` });
     this.#program.call("close", [fd]);
-    return moved;
+    return number;
+  }
+
+  #isReserved(fd: Argument): boolean {
+    return typeof fd === "number" && fd >= this.#firstReserved && fd < this.#nextReserved;
   }
 
   namespaceFd(kind: NamespaceKind, id: number): number | undefined {
@@ -236,7 +244,13 @@ class Opener implements FilesRestore {
   }
 
   reserve(): number {
-    return this.#nextReserved++;
+    const number = this.#nextReserved++;
+    if (number >= this.#limit) {
+      throw new RepriseError("SYSCALL", `cannot open the files of the tree: dup3: EBADF`, {
+        hint: `The limit on open files is too low: it takes about twice as many as a task has (ulimit -Hn; it is ${this.#limit}).`,
+      });
+    }
+    return number;
   }
 
   inEngine(step: (copies: EngineCopies) => void): void {
@@ -279,12 +293,6 @@ class Copies implements EngineCopies {
     if (this.#pidfd !== undefined) closeSync(this.#pidfd);
     this.#pidfd = undefined;
   }
-}
-
-/** A file may be opened once more for what its mappings need. */
-function mappingKeys(plan: RestorePlan): ReadonlySet<string> {
-  const areas = [...plan.tasks.values()].flatMap(({ mm }) => mm.vmas.filter(mapsFile));
-  return new Set(areas.map(mappingKey));
 }
 
 function mappingKey(vma: VmaEntry): string {

@@ -1,6 +1,15 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
+import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { readLimits } from "../../src/proc/limits.ts";
 import { again, type CycleStats } from "./cycle.ts";
-import { endWithTest, start, testRoom } from "./suite.ts";
+import { attachProgram } from "./programs.ts";
+import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
+
+const CRIU = fileURLToPath(new URL("../../bin/criu", import.meta.url));
 
 testRoom("files");
 
@@ -14,4 +23,20 @@ test("10,000 descriptors of ten kinds take as many stops as 100", { timeout: 60_
     expect(await program.finish()).toBe("pass");
   }
   expect(stops[1]).toEqual(stops[0]);
+});
+
+test("a restore needs room for twice as many descriptors as there are, not for three times", async () => {
+  // With CAP_SYS_RESOURCE the limit is raised for the restore; then it must be the old one again.
+  const program = await start("many_pairs", ["200", "1000"]);
+  const limits = readLimits(program.pid);
+  const imagesDir = imagesDirOf(program);
+  await checkpoint({ pid: program.pid, imagesDir });
+  const pidfile = join(program.dir, "pid");
+  const options = ["-D", imagesDir, "--restore-detached", "--pidfile", pidfile];
+  execFileSync("prlimit", ["--nofile=1000", CRIU, "restore", ...options]);
+  const pid = Number(readFileSync(pidfile, "utf8"));
+  const restored = endWithTest(attachProgram(program.name, pid, program.dir));
+  expect(readLimits(pid)).toEqual(limits);
+  expect(await restored.ask()).toBe("ok 1");
+  expect(await restored.finish()).toBe("pass");
 });

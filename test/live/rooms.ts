@@ -97,6 +97,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "shared_offsets" },
     { name: "many_fds" },
     { name: "many_kinds" },
+    { name: "many_pairs" },
     { name: "mqueues", alone: "queues that both would use" },
     { name: "notify_marks", alone: "both write to the same file" },
     { name: "pipes" },

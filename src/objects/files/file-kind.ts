@@ -141,7 +141,10 @@ export interface FilesRestore {
   later(step: (program: Program) => void): void;
   /** Adds calls to the root task's last program, when all tasks have their memory, files and directories. */
   lastly(step: (program: Program) => void): void;
-  /** A descriptor number that no task uses, for a pair's second end or for a helper; closed by the engine at the end. */
+  /**
+   * A descriptor number that no task uses, for a pair's second end or for a helper; closed by the engine at the end. `open` may return
+   * it: the description then keeps this number, and is not copied to another.
+   */
   reserve(): number;
   /** Adds a step that the engine runs itself when the opening program has run. */
   inEngine(step: (copies: EngineCopies) => void): void;

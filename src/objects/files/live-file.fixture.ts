@@ -127,6 +127,8 @@ export interface RestoreFixture {
 
 /** Where the engine keeps what is open; far above the descriptors of the test. */
 const POOL = 400;
+/** Where the numbers begin that rooms reserve. */
+const RESERVED = 900;
 
 /** Makes the files of entries in this process: open, the deferred steps, settle. Gives the descriptors. */
 export function restoreHere(
@@ -154,7 +156,7 @@ export function restoreHere(
     inMountsOf: () => "",
     reserve: () => reserved++,
   } as unknown as FilesRestore;
-  let reserved = 900;
+  let reserved = RESERVED;
   const program = new Program();
   const made = new Map<number, ReturnType<FileKind["open"]>>();
   const placed = (id: number): ReturnType<FileKind["open"]> => {
@@ -165,7 +167,7 @@ export function restoreHere(
       // As the engine does it: what a room has opened lies elsewhere afterwards.
       const opened = kind.open(program, entry, restore);
       fd = program.call("fcntl", [opened, F_DUPFD, POOL]);
-      program.call("close", [opened]);
+      if (typeof opened !== "number" || opened < RESERVED) program.call("close", [opened]);
       made.set(id, fd);
     }
     return fd;
@@ -177,7 +179,7 @@ export function restoreHere(
   const last = new Program();
   entries.forEach((entry, index) => kind.settle?.(last, entry, numbers[index] ?? -1, restore));
   if (last.length > 0) runHere(last);
-  for (let fd = 900; fd < reserved; fd++) trySyscall("close", fd);
+  for (let fd = RESERVED; fd < reserved; fd++) trySyscall("close", fd);
   return numbers;
 }
 

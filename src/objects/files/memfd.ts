@@ -15,7 +15,6 @@ import {
   AT_EMPTY_PATH,
   AT_FDCWD,
   F_ADD_SEALS,
-  F_DUPFD,
   F_GET_SEALS,
   F_SETFL,
   O_ACCMODE,
@@ -207,10 +206,9 @@ function describe(program: Program, { object, flags, label }: Description): Argu
     return reopen(program, object.fd, { flags, label });
   }
   object.isGiven = true;
-  const fd = program.call("fcntl", [object.fd, F_DUPFD, 0], { label });
   const settable = flags & (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME);
-  program.call("fcntl", [fd, F_SETFL, settable], { label });
-  return fd;
+  program.call("fcntl", [object.fd, F_SETFL, settable], { label });
+  return object.fd;
 }
 
 function objectOf(program: Program, inode: MemfdInodeEntry, restore: FilesRestore): Made {

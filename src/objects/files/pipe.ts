@@ -166,9 +166,8 @@ function openEnd(program: Program, { pair, flags, label }: EndOptions): Argument
   const end = access === O_RDONLY ? pair.reader : pair.writer;
   if (access === O_RDWR || pair.given.has(end)) return reopen(program, end, { flags, label });
   pair.given.add(end);
-  const fd = program.call("fcntl", [end, F_DUPFD, 0], { label });
-  program.call("fcntl", [fd, F_SETFL, flags & (O_NONBLOCK | O_DIRECT)], { label });
-  return fd;
+  program.call("fcntl", [end, F_SETFL, flags & (O_NONBLOCK | O_DIRECT)], { label });
+  return end;
 }
 
 /** Adds the call that makes a further description of the file behind a descriptor. */

@@ -8,7 +8,7 @@ import { indexFiles } from "../../images/check-files.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import { ImageSetReader } from "../../images/image-set-reader.ts";
 import { ImageSetWriter } from "../../images/image-set-writer.ts";
-import { AT_FDCWD, O_DIRECTORY, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import { AT_FDCWD, F_DUPFD, O_DIRECTORY, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { runHere } from "../../tracee/local.ts";
 import { Program, type Argument } from "../../tracee/program.ts";
@@ -69,7 +69,9 @@ export class FilesOfSet implements Disposable {
       const result = runHere(program);
       const numbers = this.ids.map((id) => {
         const fd = made.get(id);
-        return typeof fd === "object" && fd.kind === "ref" ? result.value(fd) : Number(fd);
+        const number = typeof fd === "object" && fd.kind === "ref" ? result.value(fd) : Number(fd);
+        // The next restore in this process has the same reserved numbers.
+        return number < FIRST_RESERVED ? number : syscall("fcntl", number, F_DUPFD, 0);
       });
       this.#opened.push(...numbers);
       const file = (id: number): number => numbers[this.ids.indexOf(id)] ?? -1;

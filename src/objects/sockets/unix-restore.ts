@@ -14,7 +14,7 @@ import {
 import { readUnixSockets } from "../../proc/sock-diag.ts";
 import { inSocketNamespace } from "./socket-namespace.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
-import { F_DUPFD, F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
+import { F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { epollKind } from "../files/epoll.ts";
@@ -40,8 +40,7 @@ export function openUnix(program: Program, file: FileEntry, restore: FilesRestor
     known.set(restore, (sockets = fresh));
     restore.later((last) => fresh.finish(last));
   }
-  const { fd } = sockets.make(program, usk);
-  return program.call("fcntl", [fd, F_DUPFD, 0], { label: `take ${what(usk)}` });
+  return sockets.make(program, usk).fd;
 }
 
 /** Its owner asked for the dump: in the copy that comes back, the answer is there, and says so. */
