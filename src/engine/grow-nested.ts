@@ -12,7 +12,7 @@ import { readTasks } from "../proc/tasks.ts";
 import { kindOfNamespace } from "../objects/namespaces/kinds.ts";
 import { becomeRoot, savedMaps } from "../objects/namespaces/user.ts";
 import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
-import { AT_FDCWD, F_DUPFD, O_WRONLY } from "../sys/abi/fcntl.ts";
+import { AT_FDCWD, F_DUPFD, O_CLOEXEC, O_RDONLY, O_WRONLY } from "../sys/abi/fcntl.ts";
 import { CLONE_NEWPID, CLONE_PARENT, WALL } from "../sys/abi/sched.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
@@ -77,15 +77,38 @@ export function enterNamespaces(
   { pid, namespaces }: { readonly pid: number; readonly namespaces: readonly PlannedNamespace[] },
 ): void {
   for (const namespace of namespaces) {
-    const { kind, id } = namespace;
-    const fd = growth.namespaceFds.get(namespace);
+    const { kind, id, maker } = namespace;
+    const fd =
+      maker === undefined
+        ? growth.namespaceFds.get(namespace)
+        : openMadeForChildren(program, growth, { pid, maker });
     if (fd === undefined)
       throw new RepriseError("INTERNAL", `internal error: ${kind} namespace ${id} was not made`);
     program.call("setns", [fd, kindOfNamespace(kind).flag], {
       label: `put pid ${pid} into its ${kind} namespace`,
     });
+    if (maker !== undefined) program.call("close", [fd]);
     if (kind === "user") becomeRoot(program, savedMaps(plan.set, id));
   }
+}
+
+/** Adds the call that opens the time namespace that a task has made for its children. */
+function openMadeForChildren(
+  program: Program,
+  growth: Growth,
+  { pid, maker }: { readonly pid: number; readonly maker: number },
+): Ref {
+  if (growth.proc === undefined || !growth.entered.has(maker)) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot restore pid ${pid}: it is born into a user namespace from which its time namespace, made by pid ${maker} for its children, cannot be entered`,
+      { pid },
+    );
+  }
+  const path = program.string(`${growth.outerPid(maker)}/ns/time_for_children`);
+  return program.call("openat", [growth.proc, path, O_RDONLY | O_CLOEXEC, 0], {
+    label: `open the time namespace of the children of pid ${maker}`,
+  });
 }
 
 /** Keeps the file at hand by which the next number of a pid namespace is set: who writes to it sets that of its own namespace. */

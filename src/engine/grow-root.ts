@@ -31,6 +31,7 @@ import { firstPoolFd, type Growth } from "./growth.ts";
 import { runIn } from "./helpers.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
 import { hasUsers, type RestorePlan } from "./plan.ts";
+import { timesForChildren } from "./time-for-children.ts";
 
 /**
  * Starts the seed, has it clean its address space, and makes the root task. Where the root is to be a child of the engine's parent,
@@ -89,6 +90,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     tracees,
     ...kept,
     rootNamespaceFds: new Map(),
+    entered: new Map(),
     mounts,
     ends: [],
     lateMounts: [],
@@ -203,7 +205,7 @@ function openPayloads(plan: RestorePlan): Map<string, number> {
     opened.set(name, copyAbove(fd, name, firstPoolFd(plan)));
     closeSync(fd);
   };
-  if (plan.labels.size > 0) open(PROC, PROC);
+  if (plan.labels.size > 0 || timesForChildren(plan).length > 0) open(PROC, PROC);
   if (!hasUsers(plan) && !isShared) return opened;
   for (const name of payloadNames(plan.set.reader)) open(name, join(plan.set.reader.dir, name));
   if (plan.options.lazyPages === true && existsSync(USERFAULTFD_DEVICE))

@@ -11,6 +11,9 @@ import type { Tracee, TraceCounters } from "../tracee/tracee.ts";
 import type { ImageFiles } from "./image-files.ts";
 import type { RestorePlan } from "./plan.ts";
 
+/** Namespaces that a task enters together: its mounts, its user namespace, or the others. */
+export type EnteredKinds = "mounts" | "user" | "others";
+
 /** What exists so far of a tree that is being restored. */
 export interface Growth {
   /** Helpers that live for a while, in the engine's numbers. */
@@ -25,12 +28,14 @@ export interface Growth {
   readonly images: ImageFiles;
   /** Descriptor in all tasks of /dev/userfaultfd, where they cannot make userfaultfds without. */
   readonly userfaultDevice: number | undefined;
-  /** Descriptor in all tasks of the engine's /proc, where labels have to be set. */
+  /** Descriptor in all tasks of the engine's /proc, where labels have to be set, or time namespaces found in it. */
   readonly proc: number | undefined;
   /** Descriptors in all tasks of what the caller brought, by their keys. */
   readonly inheritedFds: ReadonlyMap<string, number>;
   /** Descriptors in all tasks of the namespaces that tasks do not share with the root. */
   readonly namespaceFds: Map<PlannedNamespace, number>;
+  /** What a task has entered before it is filled. */
+  readonly entered: Map<number, ReadonlySet<EnteredKinds>>;
   /** … and of the root's own, of which tasks have files open. */
   readonly rootNamespaceFds: Map<NamespaceKind, number>;
   /** What the root task has of the mounts of outside. */

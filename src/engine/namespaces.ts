@@ -11,7 +11,12 @@ import { mountFreshProc } from "../objects/namespaces/proc-mount.ts";
 import { NAMESPACE_ROOMS } from "../objects/namespaces/registry.ts";
 import { namespaceOf } from "../objects/namespaces/ns-file.ts";
 import type { NamespacesRestore } from "../objects/namespaces/room.ts";
-import { enterTimeNamespace, makeTimeNamespace, setOffsets } from "../objects/namespaces/time.ts";
+import {
+  enterTimeNamespace,
+  makeTimeNamespace,
+  offsetsFrom,
+  setOffsets,
+} from "../objects/namespaces/time.ts";
 import { becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts";
 import { AT_FDCWD, F_DUPFD, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { CLONE_NEWNS } from "../sys/abi/sched.ts";
@@ -20,9 +25,15 @@ import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import { enteredEarly, enterNamespaces, keepLastPid } from "./grow-nested.ts";
-import { copyMountNamespace, makeUserNamespaces, runIn, type UserHelpers } from "./helpers.ts";
+import {
+  copyMountNamespace,
+  makeUserNamespaces,
+  runIn,
+  startHelper,
+  type UserHelpers,
+} from "./helpers.ts";
 import { copyAbove } from "./inherited.ts";
-import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { firstPoolFd, job, type EnteredKinds, type Growth } from "./growth.ts";
 import type { RestorePlan } from "./plan.ts";
 import type { EngineHooks } from "./progress.ts";
 
@@ -163,7 +174,7 @@ export function settleFirst(
   if (time !== undefined) makeTimeNamespace(program);
   if (program.length > 0) run(program);
   if (time !== undefined && set.timens !== undefined) {
-    setOffsets(first.tid, set.timens);
+    setOffsets(first.tid, offsetsFrom(set.timens));
     const enter = new Program();
     enterTimeNamespace(enter);
     run(enter);
@@ -260,6 +271,13 @@ function surroundings(
     run,
     runFor: ({ owner }, program) =>
       owner === undefined || users === undefined ? run(program) : users.of(owner).run(program),
+    runInHelper: ({ id, kind, owner }, use) => {
+      const maker = owner === undefined || users === undefined ? root : users.of(owner).tracee;
+      const what = `the maker of ${kind} namespace ${id}`;
+      const helper = startHelper(plan, growth, maker, { what });
+      use({ pid: helper.tracee.tid, run: (program) => helper.run(program) });
+      helper.end();
+    },
     copyMounts: (from) => copyMountNamespace(plan, growth, from),
     keepLateMounts: (late) => void growth.lateMounts.push(...late),
     descriptorOf: (kind, id) => {
@@ -286,9 +304,10 @@ export function enterNested(
   program: Program,
   plan: RestorePlan,
   growth: Growth,
-  { pid, which }: { readonly pid: number; readonly which: "mounts" | "user" | "others" },
+  { pid, which }: { readonly pid: number; readonly which: EnteredKinds },
 ): void {
   const ids = plan.tasks.get(pid)?.ids;
+  if (growth.entered.get(pid)?.has(which) === true) return;
   const wanted = plan.namespaces.all.filter(
     ({ kind, id, role }) =>
       role === "nested" &&

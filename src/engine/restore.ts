@@ -41,6 +41,7 @@ import { setupNamespaces } from "./namespaces.ts";
 import { release } from "./release.ts";
 import { writeRestoreStats } from "./stats.ts";
 import { asRepriseError } from "./system-error.ts";
+import { makeTimesForChildren } from "./time-for-children.ts";
 import { waitForExit } from "./wait-exit.ts";
 
 export interface RestoreOptions extends NamespacesRestoreOptions {
@@ -174,6 +175,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     files = openFiles(plan, growth);
     growTree(plan, growth, files);
     spreadTasks(plan, growth, cgroups);
+    makeTimesForChildren(plan, growth);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
     const faults = fillTasks(plan, growth, { files, help });

@@ -130,7 +130,7 @@ export function loadImageSet(reader: ImageSetReader): LoadedSet {
     fileLocks: reader.read("filelocks"),
     seccomp,
     apparmor: reader.read("apparmor")[0],
-    timens: loadClocks(reader, tasks),
+    timens: loadClocks(reader, tasks.get(pstree[0]?.pid ?? 0)),
     cgroup: reader.read("cgroup")[0],
     namespaces: loadNamespaces(reader, tasks),
   };
@@ -296,9 +296,9 @@ function loadNamespaces(reader: ImageSetReader, tasks: Tasks): LoadedNamespaces 
   };
 }
 
-/** Clocks of the time namespace, or of the host's, which CRIU stores as number 0. */
-function loadClocks(reader: ImageSetReader, tasks: Tasks): TimensEntry | undefined {
-  for (const id of [...namespaceIds(tasks, "time_ns_id"), 0]) {
+/** Clocks of the root task's time namespace, or of the host's, which CRIU stores as number 0. */
+function loadClocks(reader: ImageSetReader, root: LoadedTask | undefined): TimensEntry | undefined {
+  for (const id of [root?.live?.ids.time_ns_id ?? 0, 0]) {
     const clocks = reader.read("timens", id)[0];
     if (clocks !== undefined) return clocks;
   }

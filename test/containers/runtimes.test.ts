@@ -229,12 +229,12 @@ describe.each(CASES)("%s on cgroup %s", (runtime, version) => {
     onTestFinished(() => void host.try(...cli(host, "delete", "--force", "held")));
     await counted(join(bundle, "rootfs/root/count"), 2);
     const { pid } = stateObject(host, "held");
-    const parent = spawn("nsenter", ["-t", `${pid}`, "-a", "sh", "-c", "echo in; exec sleep 60"], {
+    const visitor = spawn("nsenter", ["-t", `${pid}`, "-a", "sh", "-c", "echo in; exec sleep 60"], {
       stdio: ["ignore", "pipe", "ignore"],
     });
-    onTestFinished(() => void parent.kill("SIGKILL"));
-    await once(parent.stdout, "data");
-    parent.kill("SIGSTOP");
+    onTestFinished(() => void visitor.kill("SIGKILL"));
+    await once(visitor.stdout, "data");
+    visitor.kill("SIGSTOP");
     const images = join(host.dir, "images-held");
     // The first process of the pid namespace waits for it in the kernel, and the dump does not wait for both.
     const begun = performance.now();
@@ -243,7 +243,7 @@ describe.each(CASES)("%s on cgroup %s", (runtime, version) => {
     expect(lastLines(join(images, "dump.log"))).toContain(
       `pid ${pid} was killed, and is not reaped yet; in its pid namespace is still pid `,
     );
-    parent.kill("SIGCONT");
+    visitor.kill("SIGCONT");
     await expect.poll(() => existsSync(`/proc/${pid}/exe`)).toBe(false);
   });
 

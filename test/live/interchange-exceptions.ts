@@ -111,6 +111,16 @@ export const interchangeExceptions: Exceptions = {
       says: /Can't dump nested pid namespace/,
     },
   },
+  nested_times: {
+    "restored by CRIU": {
+      why: "CRIU makes further mount and network namespaces only",
+      says: /Can't restore sub-task in NS/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU saves further mount and network namespaces only",
+      says: /Can't dump nested time namespace/,
+    },
+  },
   net_namespaces: {
     "dumped by CRIU": {
       why: "CRIU saves the routes of the main table alone",

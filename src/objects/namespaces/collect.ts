@@ -41,6 +41,8 @@ export interface CollectedNamespace {
   readonly externalKey: string | undefined;
   /** Of a user namespace that no task lives in: `pid` is of one that has something that belongs to it. */
   readonly maps?: UsernsEntry;
+  /** The task that has made this time namespace for its children, and is in another one itself. */
+  readonly maker?: number;
 }
 
 /** The namespaces of a frozen tree. */
@@ -57,6 +59,8 @@ export interface CollectedNamespaces {
   ofRoot(kind: NamespaceKind): CollectedNamespace | undefined;
   /** Who owns the further namespaces, and what those of pids and users are in; none in a tree without such. */
   readonly relations: readonly RepriseNamespace[];
+  /** A task of which /proc/PID/timens_offsets tells of a time namespace: it shows that of the task's children. */
+  clocksOf(namespace: CollectedNamespace): number | undefined;
   /** The id of a namespace by its inode, the engine's own included. */
   idOf(kind: NamespaceKind, inode: number): number | undefined;
 }
@@ -110,8 +114,6 @@ class NamespaceTable implements CollectedNamespaces {
     this.#root ??= task.pid;
     for (const kind of NAMESPACE_KINDS) this.#addOne(task, kind, { inodes, isRoot });
     this.#tasks.set(task.pid, inodes);
-    if (inodes.time !== inodes.time_for_children)
-      refuse(task, "its children are to live in another time namespace");
   }
 
   /** When all tasks are known. */
@@ -122,16 +124,67 @@ class NamespaceTable implements CollectedNamespaces {
       if (this.idOf("pid", next) === undefined)
         refuse(task, "its children are to live in another pid namespace");
     }
+    for (const task of tasks) this.#addTimeForChildren(task);
     const nested = this.all.filter(({ role }) => role === "nested");
     const relations = nested.map((namespace) => this.#relationOf(namespace));
     this.relations = [...relations, ...this.#emptyUsers];
     checkPidNamespaces(tasks);
+    for (const task of tasks) this.#checkMaker(task);
+  }
+
+  clocksOf({ inode }: CollectedNamespace): number | undefined {
+    for (const [pid, { time_for_children: shown }] of this.#tasks) if (shown === inode) return pid;
+    return undefined;
+  }
+
+  /** One for its children that a task has made (unshare), whether there are any yet or not. */
+  #addTimeForChildren(task: FrozenTask): void {
+    const { pid } = task;
+    const { time, time_for_children: inode } = this.#inodesOf(pid);
+    if (inode === undefined || inode === time) return;
+    if (inode === this.#ownInodes.time || inode === this.ofRoot("time")?.inode)
+      refuse(task, "its children are to live in another time namespace, which the root task is in");
+    const at = this.all.findIndex((known) => known.kind === "time" && known.inode === inode);
+    const known = this.all[at];
+    if (known !== undefined) {
+      this.all[at] = { ...known, maker: pid };
+      return;
+    }
+    const id = this.#ids.size + 1;
+    this.#ids.set(key("time", inode), id);
+    this.all.push({
+      kind: "time",
+      id,
+      inode,
+      pid,
+      role: "nested",
+      externalKey: undefined,
+      maker: pid,
+    });
+  }
+
+  /** A namespace belongs to the user namespace in which its maker was then; a task that has gone on to a further one cannot go back. */
+  #checkMaker(task: FrozenTask): void {
+    const made = this.all.find(({ kind, maker }) => kind === "time" && maker === task.pid);
+    const owner = this.relations.find(({ id }) => id === made?.id)?.owner;
+    if (owner === undefined) return;
+    const root = this.#tasks.get(this.#root ?? -1)?.user;
+    const owners = [root, this.#inodesOf(task.pid).user].map((user) =>
+      this.idOf("user", user ?? 0),
+    );
+    if (!owners.includes(owner))
+      refuse(
+        task,
+        "it has made a time namespace for its children in a user namespace that it has left",
+      );
   }
 
   #relationOf(namespace: CollectedNamespace): RepriseNamespace {
-    const { kind, id, pid } = namespace;
+    const { kind, id, pid, maker } = namespace;
     const { flag } = kindOfNamespace(kind);
-    const fd = openSync(`/proc/${pid}/ns/${kind}`, "r");
+    const path =
+      maker === undefined ? `/proc/${pid}/ns/${kind}` : `/proc/${maker}/ns/time_for_children`;
+    const fd = openSync(path, "r");
     try {
       const owner = this.#related(pid, { fd, relation: "owner", kind: "user" });
       if (kind !== "user" && kind !== "pid") return { kind: flag, id, owner };
@@ -202,11 +255,16 @@ class NamespaceTable implements CollectedNamespaces {
 
   idsOf(pid: number): NamespaceIds {
     const inodes = this.#inodesOf(pid);
-    const { pid: own, pid_for_children: next } = inodes;
-    const ids = this.#idsOf(inodes);
-    if (next === undefined || next === own) return ids;
-    const children = this.idOf("pid", next);
-    return children === undefined ? ids : { ...ids, children_pid_ns_id: children };
+    const forChildren = (kind: "pid" | "time"): number | undefined => {
+      const next = inodes[`${kind}_for_children`];
+      return next === undefined || next === inodes[kind] ? undefined : this.idOf(kind, next);
+    };
+    const [pids, time] = [forChildren("pid"), forChildren("time")];
+    return {
+      ...this.#idsOf(inodes),
+      ...(pids === undefined ? {} : { children_pid_ns_id: pids }),
+      ...(time === undefined ? {} : { children_time_ns_id: time }),
+    };
   }
 
   ofTask(pid: number, kind: NamespaceKind): CollectedNamespace | undefined {
@@ -224,7 +282,7 @@ class NamespaceTable implements CollectedNamespaces {
 
   #addOne(
     task: FrozenTask,
-    { kind, nests }: KindOfNamespace,
+    { kind }: KindOfNamespace,
     { inodes, isRoot }: { readonly inodes: NamespaceInodes; readonly isRoot: boolean },
   ): void {
     const inode = inodeOfKind(inodes, kind);
@@ -234,7 +292,6 @@ class NamespaceTable implements CollectedNamespaces {
       if (inode === ofRoot) return;
       if (inode === own)
         refuse(task, `its ${kind} namespace is the engine's, and not the root task's`, END_IT);
-      if (!nests) refuse(task, `its ${kind} namespace is not the root task's`);
       // Who makes it could not come back, as that takes rights outside of the root's user namespace.
       if (ofRoot === own && this.ofRoot("user") !== undefined && COMES_BACK.has(kind))
         refuse(

@@ -20,20 +20,21 @@ export interface KindOfNamespace {
   readonly kind: NamespaceKind;
   readonly flag: number;
   readonly field: keyof TaskKobjIdsEntry;
-  /** Whether a task may have another one than the root task. CRIU restores sets with further mount and network namespaces only. */
-  readonly nests: boolean;
 }
 
-/** In the order in which CRIU numbers the namespaces of a task. */
+/**
+ * In the order in which CRIU numbers the namespaces of a task. A task may have another one of each than the root task; CRIU restores
+ * sets with further mount and network namespaces only.
+ */
 export const NAMESPACE_KINDS: readonly KindOfNamespace[] = [
-  { kind: "pid", flag: CLONE_NEWPID, field: "pid_ns_id", nests: true },
-  { kind: "net", flag: CLONE_NEWNET, field: "net_ns_id", nests: true },
-  { kind: "ipc", flag: CLONE_NEWIPC, field: "ipc_ns_id", nests: true },
-  { kind: "uts", flag: CLONE_NEWUTS, field: "uts_ns_id", nests: true },
-  { kind: "time", flag: CLONE_NEWTIME, field: "time_ns_id", nests: false },
-  { kind: "mnt", flag: CLONE_NEWNS, field: "mnt_ns_id", nests: true },
-  { kind: "user", flag: CLONE_NEWUSER, field: "user_ns_id", nests: true },
-  { kind: "cgroup", flag: CLONE_NEWCGROUP, field: "cgroup_ns_id", nests: true },
+  { kind: "pid", flag: CLONE_NEWPID, field: "pid_ns_id" },
+  { kind: "net", flag: CLONE_NEWNET, field: "net_ns_id" },
+  { kind: "ipc", flag: CLONE_NEWIPC, field: "ipc_ns_id" },
+  { kind: "uts", flag: CLONE_NEWUTS, field: "uts_ns_id" },
+  { kind: "time", flag: CLONE_NEWTIME, field: "time_ns_id" },
+  { kind: "mnt", flag: CLONE_NEWNS, field: "mnt_ns_id" },
+  { kind: "user", flag: CLONE_NEWUSER, field: "user_ns_id" },
+  { kind: "cgroup", flag: CLONE_NEWCGROUP, field: "cgroup_ns_id" },
 ];
 
 /** Flag, field and rules of a kind. */

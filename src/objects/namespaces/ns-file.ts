@@ -25,6 +25,14 @@ export const nsFileKind: FileKind = {
         { pid: task.pid, fd, hint: "Let the process close it before the dump." },
       );
     }
+    const maker = namespaces?.all.find((one) => one.kind === found.kind && one.id === nsId)?.maker;
+    if (maker !== undefined) {
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump fd ${fd} of pid ${task.pid} (${target}): pid ${maker} has made this namespace for its children alone`,
+        { pid: task.pid, fd, hint: "Let the process close it before the dump." },
+      );
+    }
     return {
       type: FdTypes.NS,
       id,

@@ -55,11 +55,25 @@ test("the root's namespaces are made, and mount and network namespaces of others
   expect(plan.made("ipc")).toBeUndefined();
 });
 
-test("a task in another namespace of a kind that must be one for all is refused", () => {
-  expect(() => planned(setOf([{ time_ns_id: 9 }, { time_ns_id: 10 }]))).toThrow(
-    "cannot restore pid 2: it was in another time namespace than the root task",
-  );
+test("a task in the engine's namespace, when the root task has another, is refused", () => {
   expect(() => planned(setOf([{ net_ns_id: 10 }, {}]))).toThrow("another net namespace");
+});
+
+test("time namespaces are known by who lives in them, and by who has made them for his children", () => {
+  const forChildren = { time_ns_id: 9, children_time_ns_id: 10 };
+  const set = setOf([{ time_ns_id: 9 }, { time_ns_id: 10 }, forChildren]);
+  expect(planned(setOf([{ time_ns_id: 9 }, { time_ns_id: 10 }]))).toEqual([
+    "time 9 root new",
+    "time 10 nested new",
+  ]);
+  const { all } = planNamespaces(set, {});
+  expect(all.map(({ id, maker }) => [id, maker])).toEqual([
+    [9, undefined],
+    [10, 3],
+  ]);
+  expect(planNamespaces(setOf([{ children_time_ns_id: 11 }]), {}).all).toMatchObject([
+    { kind: "time", id: 11, role: "nested", maker: 1, origin: { how: "new" } },
+  ]);
 });
 
 test("external namespaces come from outside, and joined ones win over those of the images", () => {

@@ -18,6 +18,8 @@ export interface PlannedNamespace {
   readonly parent?: number;
   /** Who made a nested user namespace, in ids of the one that it is in. */
   readonly ownerUid?: number;
+  /** The task that makes a time namespace for its children. Only who is not in it may make it: see `time.ts`. */
+  readonly maker?: number;
   readonly origin:
     | { readonly how: "new" }
     /** Named by `--external` at the dump: the engine enters what `--inherit-fd` brings under this key. */
@@ -76,8 +78,7 @@ function ofKind(
   kind: NamespaceKind,
   options: NamespacesPlanOptions,
 ): PlannedNamespace[] {
-  const { field, nests } = NAMESPACE_KINDS.find((known) => known.kind === kind) ?? {};
-  if (field === undefined) return [];
+  const { field } = kindOfNamespace(kind);
   const own = set.inventory.root_ids?.[field];
   const ofTask = (pid: number): number | undefined => {
     const id = set.tasks.get(pid)?.live?.ids[field];
@@ -94,7 +95,7 @@ function ofKind(
     if (live === undefined) continue;
     const id = ofTask(pid);
     if (id === root) continue;
-    if (nests !== true || id === undefined) {
+    if (id === undefined) {
       throw new RepriseError(
         "UNSUPPORTED",
         `cannot restore pid ${pid}: it was in another ${kind} namespace than the root task`,
@@ -105,6 +106,7 @@ function ofKind(
     const origin = originOf(set, kind, id);
     planned.push({ kind, id, role: "nested", ...relationsOf(set, kind, id), origin });
   }
+  if (kind === "time") return withMakers(set, planned);
   // User namespaces that no task lives in, but to which others belong.
   const relations = kind === "user" ? (set.inventory.reprise?.namespaces ?? []) : [];
   for (const { kind: flag, id } of relations) {
@@ -118,6 +120,25 @@ function ofKind(
     });
   }
   return planned;
+}
+
+/** Time namespaces that tasks have made for their children, whether there are any yet or not. */
+function withMakers(set: LoadedSet, planned: readonly PlannedNamespace[]): PlannedNamespace[] {
+  const all = [...planned];
+  for (const { pid, live } of set.tasks.values()) {
+    const id = live?.ids.children_time_ns_id;
+    if (id === undefined) continue;
+    const at = all.findIndex((known) => known.id === id);
+    const known = all[at] ?? {
+      kind: "time",
+      id,
+      role: "nested",
+      ...relationsOf(set, "time", id),
+      origin: { how: "new" },
+    };
+    all[at < 0 ? all.length : at] = { ...known, maker: pid };
+  }
+  return all;
 }
 
 function relationsOf(

@@ -36,6 +36,11 @@ const HELPER_AREA = { address: 0x2000_0000_0000, size: 1024 * 1024 };
 
 /** The maps of a user namespace that nobody lives in: a helper goes there, as they are shown of processes alone. */
 export function mapsOfEmpty(fd: number): UsernsEntry {
+  return visit({ fd, flag: CLONE_NEWUSER, look: collectMaps });
+}
+
+/** Has a helper enter a namespace, and looks at it: some things are shown of processes that live there alone. */
+export function visit<T>({ fd, flag, look }: Visit<T>): T {
   // The helper inherits it.
   const inherited = syscall("fcntl", fd, F_DUPFD, 3);
   try {
@@ -43,13 +48,20 @@ export function mapsOfEmpty(fd: number): UsernsEntry {
     const seed = startSeed(area, { stops: 0, remoteCalls: 0 });
     try {
       const program = new Program();
-      program.call("setns", [inherited, CLONE_NEWUSER], { label: "enter a user namespace" });
+      program.call("setns", [inherited, flag], { label: "enter a namespace" });
       runPrograms([{ tracee: seed, program, code: area.code, base: area.programs, frame: 0 }]);
-      return collectMaps(seed.tid);
+      return look(seed.tid);
     } finally {
       endProcess(seed.tid);
     }
   } finally {
     trySyscall("close", inherited);
   }
+}
+
+interface Visit<T> {
+  readonly fd: number;
+  readonly flag: number;
+  /** Gets the helper's pid. */
+  readonly look: (pid: number) => T;
 }

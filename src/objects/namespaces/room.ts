@@ -55,6 +55,14 @@ export interface NamespacesRestore {
    * root task itself for its own, else one that ends soon.
    */
   runFor(namespace: PlannedNamespace, program: Program): ProgramResult;
+  /**
+   * Has a child of such a task, which shares its descriptors and lives no longer than that, run programs; `pid` is its number in the engine's
+   * pid namespace.
+   */
+  runInHelper(
+    namespace: PlannedNamespace,
+    use: (helper: { readonly pid: number; run(program: Program): ProgramResult }) => void,
+  ): void;
   /** Copies a mount namespace of the root task's into one that belongs to another user namespace; gives descriptors in the root task. */
   copyMounts(from: { readonly fd: number; readonly user: number; readonly id: number }): {
     readonly namespace: number;

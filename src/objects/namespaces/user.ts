@@ -130,8 +130,8 @@ export function savedMaps(set: LoadedSet, id: number): UsernsEntry {
 export function writeMaps(pid: number, maps: UsernsEntry): void {
   // Only before the map of groups, and for ever.
   if (maps.setgroups_denied === true) writeOne(pid, "setgroups", "deny");
-  writeOne(pid, "uid_map", mapText(maps.uid_map));
-  writeOne(pid, "gid_map", mapText(maps.gid_map));
+  if (maps.uid_map.length > 0) writeOne(pid, "uid_map", mapText(maps.uid_map));
+  if (maps.gid_map.length > 0) writeOne(pid, "gid_map", mapText(maps.gid_map));
 }
 
 /** Adds the calls that write them for a process with a directory in /proc. */
@@ -144,8 +144,8 @@ export function addMaps(program: Program, directory: string, maps: UsernsEntry):
     program.call("close", [fd]);
   };
   if (maps.setgroups_denied === true) write("setgroups", "deny");
-  write("uid_map", mapText(maps.uid_map));
-  write("gid_map", mapText(maps.gid_map));
+  if (maps.uid_map.length > 0) write("uid_map", mapText(maps.uid_map));
+  if (maps.gid_map.length > 0) write("gid_map", mapText(maps.gid_map));
 }
 
 /**
@@ -153,8 +153,8 @@ export function addMaps(program: Program, directory: string, maps: UsernsEntry):
  * belong to the root of outside.
  */
 export function becomeRoot(program: Program, maps: UsernsEntry): void {
-  const uid = lowestId(maps.uid_map);
-  const gid = lowestId(maps.gid_map);
+  const uid = lowestId(maps.uid_map) ?? -1;
+  const gid = lowestId(maps.gid_map) ?? -1;
   // Forbidden where the namespace denies it; there are no groups then that could be dropped.
   program.call("setgroups", [0, 0], { label: "drop the groups", mayFail: true });
   program.call("setresgid", [gid, gid, gid], { label: "become root of the user namespace" });
@@ -162,9 +162,9 @@ export function becomeRoot(program: Program, maps: UsernsEntry): void {
   program.call("prctl", [PR_SET_DUMPABLE, 1, 0, 0, 0], { label: "be dumpable" });
 }
 
-/** 0 wherever it is mapped. */
-function lowestId(map: readonly UidGidExtent[]): number {
-  return Math.min(...map.map(({ first }) => first));
+/** 0 wherever it is mapped; undefined where no id is, and none can be taken. */
+function lowestId(map: readonly UidGidExtent[]): number | undefined {
+  return map.length === 0 ? undefined : Math.min(...map.map(({ first }) => first));
 }
 
 function mapText(map: readonly UidGidExtent[]): string {
