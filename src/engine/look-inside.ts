@@ -7,6 +7,8 @@ import {
   type ProcessState,
   type ThreadState,
 } from "../objects/task/core.ts";
+import { UndoWatch } from "../objects/ipc/undo.ts";
+import { readLdt } from "../objects/task/ldt.ts";
 import { LandlockWatch } from "../objects/task/landlock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { RepriseError } from "../errors.ts";
@@ -40,6 +42,14 @@ interface Inquiry {
   readonly threads: readonly ((result: ProgramResult) => ThreadState)[];
 }
 
+/** Few have a local descriptor table: it is read by two programs more. */
+function withLdt(state: ProcessState, pid: number, job: Job): ProcessState {
+  if (!state.hasLdt) return state;
+  const run = (program: Program): ProgramResult =>
+    runPrograms([{ ...job, program }])[0] as ProgramResult;
+  return { ...state, ldt: readLdt(pid, run) };
+}
+
 /** Asks all threads. The injections stay in place; the caller cures them. */
 export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideView {
   noteBlockedContinues(tree);
@@ -58,11 +68,15 @@ export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideVi
     let next = 0;
     for (const inquiry of intrusions.flat()) {
       inquiry.task.task.threads.forEach(({ tid }, index) => {
+        const job = jobs[next] as Job;
         const result = results[next++] as ProgramResult;
-        if (index === 0) processes.set(inquiry.task.task.pid, inquiry.process(result));
+        if (index === 0)
+          processes.set(inquiry.task.task.pid, withLdt(inquiry.process(result), tid, job));
         threads.set(tid, (inquiry.threads[index] as Inquiry["threads"][number])(result));
       });
     }
+    using undo = new UndoWatch();
+    for (const { task, ids } of collected.live) undo.tell(task, ids.ipc_ns_id ?? 0);
   } catch (error) {
     // A loss that is refused, for one.
     cure(injections);

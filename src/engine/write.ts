@@ -286,7 +286,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
   }
   images.write("ids", task.innerPid, [ids]);
   images.write("mm", task.innerPid, [
-    collected.sharesMemory ? SHARED_MM : mmEntry(task, state.attributes, { exeId, vmas }),
+    collected.sharesMemory ? SHARED_MM : mmEntry(task, state.attributes, { ...state, exeId, vmas }),
   ]);
   images.write("fs", task.innerPid, [
     collected.sharesDirectories

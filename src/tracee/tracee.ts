@@ -15,6 +15,9 @@ import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.t
 /** Largest extended state that any x86-64 CPU has today (AMX tiles included), with room. */
 const XSTATE_MAX = 16384;
 
+/** A bit a port. */
+const PORT_MAP_MAX = 8192;
+
 /** Where register sets are read into: thousands of threads are looked at, and each has less than there is room for. */
 const regset = Buffer.alloc(XSTATE_MAX);
 const regsetAt = addressOf(regset);
@@ -238,6 +241,14 @@ export class Tracee {
       conf,
     );
     return result >= 0 && conf.readUInt32LE(0) !== 0;
+  }
+
+  /** Whether the task has a map of I/O ports that it may use. */
+  hasPorts(): boolean {
+    writeU64(regsetVector, 0, regsetAt);
+    writeU64(regsetVector, 8, PORT_MAP_MAX);
+    const args = [this.tid, pt.NT_386_IOPERM, regsetVector] as const;
+    return trySyscall("ptrace", pt.PTRACE_GETREGSET, ...args) >= 0;
   }
 
   #getRegset(type: number, size: number): Buffer {

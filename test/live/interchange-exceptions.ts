@@ -57,6 +57,16 @@ export const interchangeExceptions: Exceptions = {
       says: /from_outside\(at_90\) is 0/,
     },
   },
+  future_locks: {
+    "restored by CRIU": {
+      why: "CRIU's format has no MCL_FUTURE",
+      says: /a new map has/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save MCL_FUTURE",
+      says: /a new map has/,
+    },
+  },
   inet_options: {
     "restored by CRIU": {
       why: "CRIU sets IP_FREEBIND when the address is bound already, and has no place for the other options",
@@ -192,8 +202,24 @@ export const interchangeExceptions: Exceptions = {
     "dumped by CRIU": { why: "CRIU does not save the timer slack", says: /TIMERSLACK/ },
   },
   sched: {
-    "restored by CRIU": { why: "CRIU does not restore the I/O priority", says: /I\/O priority 0/ },
-    "dumped by CRIU": { why: "CRIU does not save the I/O priority", says: /I\/O priority 0/ },
+    "restored by CRIU": {
+      why: "CRIU restores neither the slice of time nor the I/O priority",
+      says: /slice_of|I\/O priority 0/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU saves neither the slice of time nor the I/O priority",
+      says: /slice_of|I\/O priority 0/,
+    },
+  },
+  segments: {
+    "restored by CRIU": {
+      why: "CRIU's format has no local descriptor table",
+      says: /SYS_modify_ldt/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save the local descriptor table",
+      says: /SYS_modify_ldt/,
+    },
   },
   sessions: {
     "restored by CRIU": {

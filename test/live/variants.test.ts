@@ -184,6 +184,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     ["domain_of_thread", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["domain_of_user", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["keyring", /^cannot dump without a loss: pid \d+: the keys in its process keyring \(\d+\)/],
+    ["undo", /^cannot dump without a loss: pid \d+ .* would undo of System V semaphores/],
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
     const program = await start("refused", [object]);

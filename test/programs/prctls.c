@@ -9,7 +9,7 @@
 #endif
 
 static pid_t child;
-static int speculation, merges; // the child's: what this machine can do
+static int speculation, merges, huge; // the child's: what this machine can do
 
 // PR_GET_… that write to an int: the value, or -1.
 static int get_int(int option) {
@@ -41,6 +41,8 @@ static void child_setup(void) {
   speculation = prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0);
   prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0);
   merges = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
+  prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0);
+  huge = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
 }
 
 static void child_check(void) {
@@ -54,6 +56,7 @@ static void child_check(void) {
   EXPECT_EQ(get_int(PR_GET_TSC), PR_TSC_SIGSEGV);
   EXPECT_EQ(prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0), speculation);
   EXPECT_EQ(prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0), merges);
+  EXPECT_EQ(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), huge);
 }
 
 static void other_slack(void) { prctl(PR_SET_TIMERSLACK, 50000); }

@@ -14,6 +14,7 @@
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/sem.h>
 #include <sys/socket.h>
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
@@ -171,6 +172,11 @@ int main(int argc, char **argv) {
   if (strcmp(object, "supervisor") == 0) close(seccomp_listener());
   if (strcmp(object, "keyring") == 0) MUST(syscall(SYS_add_key, "user", "a key", "secret", 6, KEY_SPEC_PROCESS_KEYRING));
   if (strcmp(object, "death") == 0) MUST(prctl(PR_SET_PDEATHSIG, SIGUSR1));
+  if (strcmp(object, "undo") == 0) {
+    MUST(unshare(CLONE_NEWIPC));
+    int set = (int)MUST(semget(IPC_PRIVATE, 1, 0600));
+    MUST(semop(set, &(struct sembuf){0, 1, SEM_UNDO}, 1));
+  }
   if (strcmp(object, "domain") == 0) enter_domain();
   if (strcmp(object, "domain_of_thread") == 0) {
     pthread_t thread;

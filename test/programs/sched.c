@@ -1,5 +1,5 @@
 // Scheduling of each thread: policy (OTHER, BATCH, IDLE, and FIFO, RR where permitted), priority, nice
-// value, reset on fork, the set of processors, and the priority of its input and output.
+// value, reset on fork, the set of processors, the slice of time, and the priority of its input and output.
 #include "test.h"
 #include <linux/ioprio.h>
 #include <sys/resource.h>
@@ -22,6 +22,22 @@ static struct {
     {SCHED_RR, 4, 0, 0, IOPRIO_CLASS_NONE, 0, 0, true},
 };
 static cpu_set_t first_set;
+static uint64_t slice; // of the first thread; 0 where the kernel does not let it be chosen
+
+// struct sched_attr, which headers have since glibc 2.41.
+struct attributes {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+};
+
+static uint64_t slice_of(pid_t tid) {
+  struct attributes attributes = {0};
+  MUST(syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0));
+  return attributes.runtime;
+}
 
 static void *run(void *argument) {
   *(volatile pid_t *)argument = gettid();
@@ -33,6 +49,7 @@ static int io_priority(size_t i) {
 }
 
 static void check(void) {
+  EXPECT_EQ(slice_of(threads[0].tid), slice);
   for (size_t i = 0; i < COUNT(threads); i++) {
     pid_t tid = threads[i].tid;
     struct sched_param parameter = {-1};
@@ -79,5 +96,8 @@ int main(void) {
     }
     if (threads[i].io_class != IOPRIO_CLASS_NONE) MUST(syscall(SYS_ioprio_set, 1, tid, io_priority(i)));
   }
+  struct attributes wanted = {.size = sizeof wanted, .nice = threads[0].nice, .runtime = 7000000};
+  syscall(SYS_sched_setattr, threads[0].tid, &wanted, 0);
+  slice = slice_of(threads[0].tid);
   serve(check);
 }

@@ -1166,6 +1166,7 @@ export interface RepriseMmEntry {
   readonly mdwe?: number | undefined;
   readonly def_flags_mlock?: number | undefined;
   readonly shared?: boolean | undefined;
+  readonly ldt?: Uint8Array | undefined;
 }
 
 export interface RepriseMqueueEntry {
@@ -1248,6 +1249,7 @@ export interface RepriseThreadEntry {
   readonly memory_policy?: RepriseMemoryPolicy | undefined;
   readonly fs?: FsEntry | undefined;
   readonly settings?: ReprisePrctls | undefined;
+  readonly slice_ns?: bigint | undefined;
 }
 
 export interface RepriseUnixEntry {
@@ -2362,7 +2364,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",
-  reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b?",
+  reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b? 5,ldt,y?",
   reprise_mqueue_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",
@@ -2376,7 +2378,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U?",
   reprise_unix_entry:
     "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option",
   restore_stats_entry:

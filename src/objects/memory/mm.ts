@@ -17,7 +17,13 @@ const CRIU_AUXV_WORDS = 44;
 export function mmEntry(
   task: FrozenTask,
   probed: Pick<ProcessAttributes, "brk" | "dumpable" | "thpDisabled" | "mdwe">,
-  parts: { readonly exeId: number; readonly vmas: readonly VmaEntry[] },
+  parts: {
+    readonly exeId: number;
+    readonly vmas: readonly VmaEntry[];
+    /** MCL_ flags. */
+    readonly futureLocks: number;
+    readonly ldt?: Uint8Array;
+  },
 ): MmEntry {
   const { stat } = task;
   const auxv = readAuxv(task.pid).flatMap(({ key, value }) => [key, value]);
@@ -39,7 +45,12 @@ export function mmEntry(
     mm_brk: probed.brk,
     dumpable: probed.dumpable,
     thp_disabled: probed.thpDisabled,
-    reprise: { saved_auxv: auxv, mdwe: probed.mdwe },
+    reprise: {
+      saved_auxv: auxv,
+      mdwe: probed.mdwe,
+      ...(parts.futureLocks === 0 ? {} : { def_flags_mlock: parts.futureLocks }),
+      ...(parts.ldt === undefined ? {} : { ldt: parts.ldt }),
+    },
   };
 }
 

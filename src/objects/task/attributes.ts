@@ -11,7 +11,6 @@ import type {
   TaskCoreEntry,
   ThreadCoreEntry,
 } from "../../images/schema/messages.generated.ts";
-import { log } from "../../log.ts";
 import { readAutogroup } from "../../proc/autogroup.ts";
 import { readThreadComm } from "../../proc/comm.ts";
 import { readCoredumpFilter } from "../../proc/coredump-filter.ts";
@@ -81,7 +80,6 @@ export function probeProcessAttributes(program: Program): Probe<ProcessAttribute
     mayFail: true,
   });
   return (result) => {
-    if (result.value(thp) > 1) log.loss("huge pages are off but for advised memory: saved as off");
     return {
       brk: result.value(brk),
       dumpable: result.value(dumpable),

@@ -43,6 +43,8 @@ import { tellKeyrings } from "./keyrings.ts";
 import type { LandlockWatch } from "./landlock.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
+import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts";
+import { probeLdt, restoreLdt } from "./ldt.ts";
 import { tellLosses } from "./losses.ts";
 import { probeSettings, restoreSettings } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
@@ -57,6 +59,11 @@ export interface ProcessState {
   readonly attributes: attributes.ProcessAttributes;
   /** Policies of NUMA memory, by the addresses of areas. */
   readonly areaPolicies: ReadonlyMap<number, RepriseMemoryPolicy>;
+  /** MCL_ flags for memory that is mapped later. */
+  readonly futureLocks: number;
+  /** Whether it has a local descriptor table; then that table, once it has been read. */
+  readonly hasLdt: boolean;
+  readonly ldt?: Uint8Array;
 }
 
 /** What a thread told from inside. */
@@ -83,10 +90,14 @@ export function probeProcess(
   const attributesOf = attributes.probeProcessAttributes(program);
   const areaPolicies = probeAreaPolicies(program, options.areas);
   const keyrings = tellKeyrings(program, { pid: task.innerPid });
+  const futureLocks = probeFutureLocks(program);
+  const ldt = probeLdt(program);
   return (result) => {
     keyrings(result);
     return {
       areaPolicies: areaPolicies(result),
+      futureLocks: futureLocks(result),
+      hasLdt: ldt(result),
       sigactions: sigactions(result),
       timers: timers(result),
       attributes: attributesOf(result),
@@ -274,6 +285,8 @@ export function restoreProcess(
   restorePending(program, tc.signals_s ?? NO_SIGNALS, { queue: "process", pid, tid: pid, fired });
   // After the queues: RLIMIT_SIGPENDING holds for root, too. Before the credentials, which take the right to raise limits.
   let limited: Probe<string[]> = () => [];
+  let locked: Probe<string[]> = () => [];
+  const segments = restoreLdt(program, mm.reprise?.ldt ?? new Uint8Array(0));
   const thread = restoreThread(
     program,
     core,
@@ -288,6 +301,7 @@ export function restoreProcess(
     },
     () => {
       limited = restoreLimits(program, tc.rlimits?.rlimits ?? [], { current: limits });
+      locked = restoreFutureLocks(program, mm.reprise?.def_flags_mlock ?? 0);
     },
   );
   const dumpable = attributes.restoreDumpable(program, mm.dumpable ?? 1, core.thread_core?.creds);
@@ -296,7 +310,7 @@ export function restoreProcess(
   armTimers(program, timers, fired);
   return (result) => {
     created(result);
-    return [...limited(result), ...thread(result), ...dumpable(result)];
+    return [limited, locked, segments, thread, dumpable].flatMap((probe) => probe(result));
   };
 }
 

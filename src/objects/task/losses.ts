@@ -20,6 +20,7 @@ export function tellLosses(
     log.loss(
       `${who}: signal ${parentDeathSignal} at its parent's death will not be set: its parent is outside`,
     );
+  tellPorts(thread, who);
   const attributes = Buffer.alloc(SCHED_ATTR_WITH_CLAMPS);
   if (trySyscall("sched_getattr", thread.tid, attributes, attributes.length, 0) === 0) {
     const [low, high] = [attributes.readUInt32LE(UTIL_MIN), attributes.readUInt32LE(UTIL_MAX)];
@@ -32,3 +33,12 @@ export function tellLosses(
   if (shares === 0 && cookie.readBigUInt64LE(0) !== 0n)
     log.loss(`${who}: its core scheduling cookie is not saved`);
 }
+
+/** Ports that a thread may use (ioperm(2)) are a set of registers to ptrace; absent when it has none. */
+function tellPorts({ stopped }: FrozenThread, who: string): void {
+  if (stopped.tracee.hasPorts() || (stopped.regs.get("eflags") & IOPL) !== 0n)
+    log.loss(`${who}: its right to use I/O ports (ioperm, iopl) is not saved`);
+}
+
+/** Of eflags; since Linux 5.5 always clear. */
+const IOPL = 0x3000n;

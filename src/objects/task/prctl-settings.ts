@@ -8,6 +8,7 @@ import {
   PR_GET_IO_FLUSHER,
   PR_GET_MEMORY_MERGE,
   PR_GET_SPECULATION_CTRL,
+  PR_GET_THP_DISABLE,
   PR_GET_TSC,
   PR_MCE_KILL,
   PR_MCE_KILL_DEFAULT,
@@ -16,9 +17,11 @@ import {
   PR_SET_IO_FLUSHER,
   PR_SET_MEMORY_MERGE,
   PR_SET_SPECULATION_CTRL,
+  PR_SET_THP_DISABLE,
   PR_SET_TSC,
   PR_SPECULATIONS,
   PR_SPEC_PRCTL,
+  PR_THP_DISABLE_EXCEPT_ADVISED,
   PR_TSC_SIGSEGV,
 } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
@@ -42,6 +45,7 @@ export function probeSettings(
     (which) => [which, ask(PR_GET_SPECULATION_CTRL, which)] as const,
   );
   const flusher = ask(PR_GET_IO_FLUSHER);
+  const hugePages = isLeader ? ask(PR_GET_THP_DISABLE) : undefined;
   const merge = isLeader ? ask(PR_GET_MEMORY_MERGE) : undefined;
   return (result) => {
     const made: ReprisePrctl[] = [];
@@ -58,6 +62,12 @@ export function probeSettings(
         keep(PR_SET_SPECULATION_CTRL, which, state & SPEC_RESTRICTED);
     }
     if (result.value(flusher) > 0) keep(PR_SET_IO_FLUSHER, 1);
+    // Plainly off is a field of the format.
+    if (
+      hugePages !== undefined &&
+      (result.value(hugePages) & THP_EXCEPT_ADVISED) === THP_EXCEPT_ADVISED
+    )
+      keep(PR_SET_THP_DISABLE, 1, PR_THP_DISABLE_EXCEPT_ADVISED);
     if (merge !== undefined && result.value(merge) > 0) keep(PR_SET_MEMORY_MERGE, 1);
     return made;
   };
@@ -66,6 +76,9 @@ export function probeSettings(
 /** PR_SPEC_DISABLE, PR_SPEC_FORCE_DISABLE and PR_SPEC_DISABLE_NOEXEC, of which one holds. */
 const SPEC_RESTRICTED = 0b1_1100;
 
+/** Off, but for memory that is advised otherwise (MADV_HUGEPAGE), from Linux 6.18 on. */
+const THP_EXCEPT_ADVISED = 1 | PR_THP_DISABLE_EXCEPT_ADVISED;
+
 /** The calls that an image may ask for. */
 const SETTERS: readonly number[] = [
   PR_MCE_KILL,
@@ -73,6 +86,7 @@ const SETTERS: readonly number[] = [
   PR_SET_SPECULATION_CTRL,
   PR_SET_IO_FLUSHER,
   PR_SET_MEMORY_MERGE,
+  PR_SET_THP_DISABLE,
 ];
 
 /** Makes the settings anew, before the credentials. Returns a probe of what could not be set, a sentence each. */

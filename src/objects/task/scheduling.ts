@@ -38,7 +38,10 @@ const NICE_BASE = 20;
 
 /** What `thread_core` holds of the scheduling; `reprise` is to be merged with our other fields. */
 export type Scheduling = Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "sched_prio"> & {
-  readonly reprise: Pick<RepriseThreadEntry, "cpu_affinity" | "ioprio" | "timerslack_ns">;
+  readonly reprise: Pick<
+    RepriseThreadEntry,
+    "cpu_affinity" | "ioprio" | "timerslack_ns" | "slice_ns"
+  >;
 };
 
 /**
@@ -47,7 +50,7 @@ export type Scheduling = Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "
  * @throws RepriseError UNSUPPORTED for deadline scheduling and policies that we do not know; SYSCALL, NO_SUCH_PROCESS
  */
 export function collectScheduling(tid: number, timerSlack: bigint): Scheduling {
-  const { policy, flags, priority } = readAttributes(tid);
+  const { policy, flags, priority, slice } = readAttributes(tid);
   const realTime = policy === SCHED_FIFO || policy === SCHED_RR;
   if (!realTime && ![SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].includes(policy))
     throw refused(tid, policy);
@@ -61,6 +64,7 @@ export function collectScheduling(tid: number, timerSlack: bigint): Scheduling {
       ...collectIoPriority(tid),
       // Real-time threads have none, and cannot have any.
       ...(realTime ? {} : { timerslack_ns: timerSlack }),
+      ...(realTime || slice === usualSlice() ? {} : { slice_ns: slice }),
     },
   };
 }
@@ -118,6 +122,18 @@ export function restoreScheduling(
       }),
     );
   }
+  if (reprise?.slice_ns !== undefined && policy !== undefined) {
+    // After the call before, which sets the usual one.
+    const attributes = Buffer.alloc(SCHED_ATTR_SIZE);
+    attributes.writeUInt32LE(SCHED_ATTR_SIZE, 0);
+    attributes.writeUInt32LE(policy & ~SCHED_RESET_ON_FORK, 4);
+    if ((policy & SCHED_RESET_ON_FORK) !== 0) attributes.writeUInt32LE(SCHED_FLAG_RESET_ON_FORK, 8);
+    attributes.writeInt32LE(nice ?? 0, 16);
+    attributes.writeBigUInt64LE(reprise.slice_ns, SLICE_AT);
+    attempt(`set the slice of time ${reprise.slice_ns}`, (label) =>
+      program.call("sched_setattr", [0, program.data(attributes), 0], { label, mayFail: true }),
+    );
+  }
   return (result) => [
     ...notes,
     ...calls.flatMap(({ call, label }) => {
@@ -128,10 +144,20 @@ export function restoreScheduling(
   ];
 }
 
+/** Offset of the runtime in struct sched_attr: from Linux 6.12 on the slice of a thread that is neither real-time nor deadline. */
+const SLICE_AT = 24;
+
+/** Our own, which nobody chose; 0 on older kernels. */
+function usualSlice(): bigint {
+  return readAttributes(0).slice;
+}
+
 interface SchedAttributes {
   readonly policy: number;
   readonly flags: number;
   readonly priority: number;
+  /** Nanoseconds. */
+  readonly slice: bigint;
 }
 
 function readAttributes(tid: number): SchedAttributes {
@@ -141,6 +167,7 @@ function readAttributes(tid: number): SchedAttributes {
     policy: bytes.readUInt32LE(4),
     flags: bytes.readUInt32LE(8),
     priority: bytes.readUInt32LE(20),
+    slice: bytes.readBigUInt64LE(SLICE_AT),
   };
 }
 

@@ -30,6 +30,7 @@ export const MADV_GUARD_INSTALL = 102;
 
 export const MLOCK_ONFAULT = 1;
 export const MCL_FUTURE = 2;
+export const MCL_ONFAULT = 4;
 
 export const MREMAP_MAYMOVE = 1;
 export const MREMAP_FIXED = 2;

@@ -37,6 +37,7 @@ export const PTRACE_EVENT_EXIT = 6;
 export const PTRACE_EVENT_STOP = 128;
 
 export const NT_PRSTATUS = 1;
+export const NT_386_IOPERM = 0x201;
 export const NT_X86_XSTATE = 0x202;
 
 /** struct ptrace_rseq_configuration. */

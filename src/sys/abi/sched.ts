@@ -82,6 +82,7 @@ export const PR_SET_NO_NEW_PRIVS = 38;
 export const PR_GET_TID_ADDRESS = 40;
 export const PR_SET_THP_DISABLE = 41;
 export const PR_GET_THP_DISABLE = 42;
+export const PR_THP_DISABLE_EXCEPT_ADVISED = 2;
 export const PR_CAP_AMBIENT = 47;
 export const PR_CAP_AMBIENT_RAISE = 2;
 export const PR_CAP_AMBIENT_CLEAR_ALL = 4;
@@ -148,6 +149,7 @@ export const KCMP_VM = 1;
 export const KCMP_FILES = 2;
 export const KCMP_FS = 3;
 export const KCMP_SIGHAND = 4;
+export const KCMP_SYSVSEM = 6;
 
 export const IOPRIO_WHO_PROCESS = 1;
 /** Where the class stands in an I/O priority; class 0 is "none set". */
