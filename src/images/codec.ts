@@ -1,15 +1,22 @@
 // Protobuf (proto2) messages of CRIU's images: bytes to plain objects and back, driven by the table
-// that tools/generate-schema.ts makes. The byte level is @bufbuild/protobuf's; what is ours is the
+// that tools/generate-schema.ts makes. What is ours is the byte level, the
 // table, exactness (fields in ascending number, set-but-default values written: the bytes are those
 // that CRIU writes), and limits, since an image may come from anywhere.
 //
 // Letters of the table: u uint32, i int32, s sint32, e enum (all `number`); U uint64, I int64,
 // S sint64, F fixed64 (`bigint`); N uint64 and Z sint64 as an exact `number`; A a page address as
 // `number`; b bool, t string, y bytes, m message. Labels: ! required, ? optional, * repeated, + packed.
-import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { RepriseError } from "../errors.ts";
 import { MESSAGE_TABLE, type Messages } from "./schema/messages.generated.ts";
 import { bytesToText, textToBytes } from "./text.ts";
+import {
+  BIT_64,
+  END_GROUP,
+  LENGTH_DELIMITED,
+  START_GROUP,
+  VARINT,
+  WireReader,
+} from "./wire-reader.ts";
 import { WireWriter } from "./wire-writer.ts";
 
 export type MessageName = keyof Messages;
@@ -75,9 +82,12 @@ export function decode<N extends MessageName>(name: N, bytes: Uint8Array): Messa
   }
   const budget = { elements: MAX_ELEMENTS };
   try {
-    const reader = new BinaryReader(bytes);
-    const scope = { end: bytes.length, depth: 0, budget };
-    const value: unknown = readMessage(reader, fieldsOf(name), scope);
+    const reader = new WireReader(bytes);
+    const value: unknown = readMessage(reader, fieldsOf(name), {
+      end: bytes.length,
+      depth: 0,
+      budget,
+    });
     return value as Messages[N];
   } catch (error) {
     if (error instanceof RepriseError) throw error;
@@ -106,6 +116,10 @@ export interface MessageFields {
   /** In ascending number. */
   readonly list: readonly FieldSpec[];
   readonly byNumber: ReadonlyMap<number, FieldSpec>;
+  /** By number and wire type. */
+  readonly byTag: ReadonlyMap<number, FieldSpec>;
+  readonly repeated: readonly FieldSpec[];
+  readonly required: readonly FieldSpec[];
 }
 
 const expanded = new Map<string, MessageFields>();
@@ -115,7 +129,14 @@ export function fieldsOf(name: string): MessageFields {
   const known = expanded.get(name);
   if (known !== undefined) return known;
   const list = MESSAGE_TABLE[name as MessageName].split(" ").filter(Boolean).map(parseSpec);
-  const fields = { name, list, byNumber: new Map(list.map((field) => [field.number, field])) };
+  const fields = {
+    name,
+    list,
+    byNumber: new Map(list.map((field) => [field.number, field])),
+    byTag: new Map(list.map((field) => [field.tag, field])),
+    repeated: list.filter(isRepeated),
+    required: list.filter(({ label }) => label === "!"),
+  };
   expanded.set(name, fields);
   return fields;
 }
@@ -128,10 +149,18 @@ function parseSpec(spec: string): FieldSpec {
   return { number: Number(number), name, type, label, typeName, tag };
 }
 
+function isRepeated({ label }: FieldSpec): boolean {
+  return label === "*" || label === "+";
+}
+
 type PlainMessage = Record<string, unknown>;
 
+// The loops here have no iterators: while V8 interprets them each step would leave an object behind, some hundred thousand of them.
+
 function writeMessage(message: MessageFields, value: PlainMessage): void {
-  for (const field of message.list) {
+  const { list } = message;
+  for (let index = 0; index < list.length; index += 1) {
+    const field = list[index] as FieldSpec;
     const content = value[field.name];
     if (content === undefined) {
       if (field.label === "!") throw badField(message, field, "missing");
@@ -150,9 +179,9 @@ function writeField(field: FieldSpec, content: unknown): void {
   if (field.label === "+") {
     const items = content as readonly unknown[];
     if (items.length === 0) return;
-    writer.uint32(field.number * 8 + WireType.LengthDelimited);
+    writer.uint32(field.number * 8 + LENGTH_DELIMITED);
     const start = writer.begin();
-    for (const item of items) writeValue(field, item);
+    for (let index = 0; index < items.length; index += 1) writeValue(field, items[index]);
     writer.end(start);
   } else if (field.label === "*") {
     writeList(field, content as readonly unknown[]);
@@ -166,7 +195,7 @@ function writeList(field: FieldSpec, items: readonly unknown[]): void {
   const bytes = known?.get(field);
   if (bytes !== undefined) return writer.raw(bytes);
   const start = writer.position;
-  for (const item of items) writeTagged(field, item);
+  for (let index = 0; index < items.length; index += 1) writeTagged(field, items[index]);
   known?.set(field, writer.since(start));
 }
 
@@ -277,30 +306,40 @@ interface ReadScope {
   readonly budget: { elements: number };
 }
 
-function readMessage(reader: BinaryReader, message: MessageFields, scope: ReadScope): PlainMessage {
+function readMessage(reader: WireReader, message: MessageFields, scope: ReadScope): PlainMessage {
   if (scope.depth > MAX_NESTING)
     throw badMessage(message.name, `nested deeper than ${MAX_NESTING}`);
   const value: PlainMessage = {};
-  for (const field of message.list) {
-    if (field.label === "*" || field.label === "+") value[field.name] = [];
+  const { repeated, required } = message;
+  for (let index = 0; index < repeated.length; index += 1)
+    value[(repeated[index] as FieldSpec).name] = [];
+  const target = { message, value, scope };
+  while (reader.at < scope.end) {
+    const tag = reader.tag();
+    const field = message.byTag.get(tag);
+    if (field === undefined) readOther(reader, tag, target);
+    else readField(reader, field, target);
+    if (reader.at > scope.end) throw badMessage(message.name, "a field runs beyond the end");
   }
-  while (reader.pos < scope.end) {
-    const [number, wireType] = reader.tag();
-    const field = message.byNumber.get(number);
-    if (field === undefined) skipUnknown(reader, wireType, message);
-    else readField(reader, { message, field, value, wireType, scope });
-    if (reader.pos > scope.end) throw badMessage(message.name, "a field runs beyond the end");
-  }
-  for (const field of message.list) {
-    if (field.label === "!" && value[field.name] === undefined)
-      throw badField(message, field, "missing");
+  for (let index = 0; index < required.length; index += 1) {
+    const field = required[index] as FieldSpec;
+    if (value[field.name] === undefined) throw badField(message, field, "missing");
   }
   return value;
 }
 
-function skipUnknown(reader: BinaryReader, wireType: WireType, message: MessageFields): void {
+/** A field that is unknown, or in another form than its own. */
+function readOther(reader: WireReader, tag: number, target: ReadTarget): void {
+  const { message } = target;
+  const wireType = tag & 7;
+  const field = message.byNumber.get(tag >>> 3);
+  if (field !== undefined) {
+    if (!isRepeated(field) || wireType !== LENGTH_DELIMITED)
+      throw badField(message, field, `wire type ${wireType}, not ${wireTypeOf(field.type)}`);
+    return readPacked(reader, field, target);
+  }
   // Groups nest without a length; nobody who writes images uses them.
-  if (wireType === WireType.StartGroup || wireType === WireType.EndGroup) {
+  if (wireType === START_GROUP || wireType === END_GROUP) {
     throw badMessage(message.name, "a group field");
   }
   reader.skip(wireType);
@@ -308,58 +347,64 @@ function skipUnknown(reader: BinaryReader, wireType: WireType, message: MessageF
 
 interface ReadTarget {
   readonly message: MessageFields;
-  readonly field: FieldSpec;
   readonly value: PlainMessage;
-  readonly wireType: WireType;
   readonly scope: ReadScope;
 }
 
-function readField(reader: BinaryReader, target: ReadTarget): void {
-  const { message, field, value, wireType, scope } = target;
-  const expected = wireTypeOf(field.type);
-  const repeated = field.label === "*" || field.label === "+";
-  if (repeated && wireType === WireType.LengthDelimited && expected !== wireType) {
-    return readPacked(reader, target);
-  }
-  if (wireType !== expected)
-    throw badField(message, field, `wire type ${wireType}, not ${expected}`);
-  const item = field.type === "m" ? readChild(reader, target) : readValue(reader, message, field);
-  if (!repeated) {
-    value[field.name] = item;
+function readField(reader: WireReader, field: FieldSpec, target: ReadTarget): void {
+  const { message, value, scope } = target;
+  if (!isRepeated(field)) {
+    value[field.name] = readItem(reader, field, target);
   } else {
-    spendElement(target);
-    (value[field.name] as unknown[]).push(item);
+    const list = value[field.name] as unknown[];
+    do {
+      spendElement(field, target);
+      list.push(readItem(reader, field, target));
+      if (reader.at > scope.end) break;
+    } while (reader.at < scope.end && reader.passTag(field.tag));
   }
-  if (reader.pos > scope.end) throw badField(message, field, "runs beyond the end");
+  if (reader.at > scope.end) throw badField(message, field, "runs beyond the end");
 }
 
-function readPacked(reader: BinaryReader, target: ReadTarget): void {
-  const { message, field, value, scope } = target;
+function readItem(reader: WireReader, field: FieldSpec, target: ReadTarget): unknown {
+  return field.type === "m"
+    ? readChild(reader, field, target)
+    : readValue(reader, field, target.message);
+}
+
+function readPacked(reader: WireReader, field: FieldSpec, target: ReadTarget): void {
+  const { message, value, scope } = target;
   const length = reader.uint32();
-  const end = reader.pos + length;
+  const end = reader.at + length;
   if (end > scope.end) throw badField(message, field, "runs beyond the end");
-  while (reader.pos < end) {
-    spendElement(target);
-    (value[field.name] as unknown[]).push(readValue(reader, message, field));
+  const list = value[field.name] as unknown[];
+  while (reader.at < end) {
+    spendElement(field, target);
+    list.push(readValue(reader, field, message));
   }
-  if (reader.pos !== end) throw badField(message, field, "runs beyond its length");
+  if (reader.at !== end) throw badField(message, field, "runs beyond its length");
 }
 
-function readChild(reader: BinaryReader, { message, field, scope }: ReadTarget): PlainMessage {
+function readChild(
+  reader: WireReader,
+  field: FieldSpec,
+  { message, scope }: ReadTarget,
+): PlainMessage {
   const length = reader.uint32();
-  const end = reader.pos + length;
+  const end = reader.at + length;
   if (end > scope.end) throw badField(message, field, "runs beyond the end");
   const depth = scope.depth + 1;
-  return readMessage(reader, fieldsOf(field.typeName), { end, depth, budget: scope.budget });
+  field.fields ??= fieldsOf(field.typeName);
+  return readMessage(reader, field.fields, { end, depth, budget: scope.budget });
 }
 
-function spendElement({ message, field, scope }: ReadTarget): void {
+function spendElement(field: FieldSpec, { message, scope }: ReadTarget): void {
   scope.budget.elements -= 1;
   if (scope.budget.elements < 0)
     throw badField(message, field, `more than ${MAX_ELEMENTS} elements`);
 }
 
-function readValue(reader: BinaryReader, message: MessageFields, field: FieldSpec): unknown {
+function readValue(reader: WireReader, field: FieldSpec, message: MessageFields): unknown {
   switch (field.type) {
     case "u":
       return reader.uint32();
@@ -369,19 +414,18 @@ function readValue(reader: BinaryReader, message: MessageFields, field: FieldSpe
     case "s":
       return reader.sint32();
     case "N":
-      return exactNumber(reader.uint64(), message, field);
-    case "Z":
-      return exactNumber(reader.sint64(), message, field);
     case "A":
-      return exactNumber(reader.uint64(), message, field);
+      return exactNumber(reader, field, message);
+    case "Z":
+      return safeZigZag(reader.sint64(), field, message);
     case "U":
-      return BigInt(reader.uint64());
+      return reader.uint64();
     case "I":
-      return BigInt(reader.int64());
+      return reader.int64();
     case "S":
-      return BigInt(reader.sint64());
+      return reader.sint64();
     case "F":
-      return BigInt(reader.fixed64());
+      return reader.fixed64();
     case "b":
       return reader.bool();
     case "t":
@@ -391,10 +435,19 @@ function readValue(reader: BinaryReader, message: MessageFields, field: FieldSpe
   }
 }
 
-function exactNumber(wide: bigint | string, message: MessageFields, field: FieldSpec): number {
+function exactNumber(reader: WireReader, field: FieldSpec, message: MessageFields): number {
+  const start = reader.at;
+  const value = reader.number();
+  if (Number.isSafeInteger(value)) return value;
+  reader.at = start;
+  const wide = reader.uint64();
+  if (field.type === "A" && BigInt(value) === wide) return value;
+  throw badField(message, field, `${wide} is out of range`);
+}
+
+function safeZigZag(wide: bigint, field: FieldSpec, message: MessageFields): number {
   const value = Number(wide);
   if (Number.isSafeInteger(value)) return value;
-  if (field.type === "A" && BigInt(value) === BigInt(wide)) return value;
   throw badField(message, field, `${wide} is out of range`);
 }
 
@@ -403,9 +456,9 @@ function safeNumber(value: number): number {
   return value;
 }
 
-function wireTypeOf(type: string): WireType {
-  if (type === "m" || type === "t" || type === "y") return WireType.LengthDelimited;
-  return type === "F" ? WireType.Bit64 : WireType.Varint;
+function wireTypeOf(type: string): number {
+  if (type === "m" || type === "t" || type === "y") return LENGTH_DELIMITED;
+  return type === "F" ? BIT_64 : VARINT;
 }
 
 function badField(

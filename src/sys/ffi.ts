@@ -44,17 +44,18 @@ export function addressOf(buffer: Uint8Array): number {
  *
  * @returns the result, or the negative error number (never throws).
  */
-export function trySyscall(name: SyscallName, ...args: readonly SyscallArgument[]): number {
+export function trySyscall(
+  name: SyscallName,
+  a?: SyscallArgument,
+  b?: SyscallArgument,
+  c?: SyscallArgument,
+  d?: SyscallArgument,
+  e?: SyscallArgument,
+  f?: SyscallArgument,
+): number {
+  // Not a list: one would be made for each of ten thousands of calls.
   const result = Number(
-    rawSyscall(
-      SYSCALLS[name].nr,
-      word(args[0]),
-      word(args[1]),
-      word(args[2]),
-      word(args[3]),
-      word(args[4]),
-      word(args[5]),
-    ),
+    rawSyscall(SYSCALLS[name].nr, word(a), word(b), word(c), word(d), word(e), word(f)),
   );
   return result === -1 ? -koffi.errno() : result;
 }
@@ -77,8 +78,16 @@ export function syscallInBackground(
  *
  * @throws RepriseError SYSCALL when the kernel returns an error.
  */
-export function syscall(name: SyscallName, ...args: readonly SyscallArgument[]): number {
-  const result = trySyscall(name, ...args);
+export function syscall(
+  name: SyscallName,
+  a?: SyscallArgument,
+  b?: SyscallArgument,
+  c?: SyscallArgument,
+  d?: SyscallArgument,
+  e?: SyscallArgument,
+  f?: SyscallArgument,
+): number {
+  const result = trySyscall(name, a, b, c, d, e, f);
   if (result < 0 && result > -4096) throw syscallError(name, -result);
   return result;
 }

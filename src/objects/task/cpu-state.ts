@@ -74,11 +74,13 @@ export function cpuStateEntry(
   };
 }
 
+/** Registers and what the image calls them. */
+const IMAGED = REGISTERS.map((name) => ({ name, key: IMAGE_NAMES[name] ?? name }));
+
 function registersEntry(regs: Registers): UserX86RegsEntry {
-  const values = Object.fromEntries(
-    REGISTERS.map((name) => [IMAGE_NAMES[name] ?? name, regs.get(name)]),
-  );
-  return { ...values, mode: MODE_NATIVE } as unknown as UserX86RegsEntry;
+  const values: Record<string, bigint | number> = { mode: MODE_NATIVE };
+  for (const { name, key } of IMAGED) values[key] = regs.get(name);
+  return values as unknown as UserX86RegsEntry;
 }
 
 function extendedStateEntry(xstate: Buffer): UserX86FpregsEntry {
@@ -127,7 +129,7 @@ function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {
 export function registersOf(core: CoreEntry): Registers {
   const entry = threadInfo(core).gpregs as unknown as Readonly<Record<string, bigint>>;
   const regs = new Registers(Buffer.alloc(REGISTERS_SIZE));
-  for (const name of REGISTERS) regs.set(name, entry[IMAGE_NAMES[name] ?? name] ?? 0n);
+  for (const { name, key } of IMAGED) regs.set(name, entry[key] ?? 0n);
   return withoutEintr(regs);
 }
 
@@ -213,19 +215,28 @@ function threadInfo(core: CoreEntry): ThreadInfoX86 {
   return core.thread_info;
 }
 
-/** A copy, since views of words want their own alignment. */
-function aligned(bytes: Buffer, offset: number, size: number): ArrayBuffer {
-  return new Uint8Array(bytes.subarray(offset, offset + size)).buffer;
-}
-
 function words32(bytes: Buffer, offset: number, size: number): readonly number[] {
   if (isZero(bytes, offset, size)) return zeros(zeros32, { count: size / 4, zero: 0 });
-  return Array.from(new Uint32Array(aligned(bytes, offset, size)));
+  const view = viewOf(bytes);
+  const words: number[] = [];
+  for (let at = offset; at < offset + size; at += 4) words.push(view.getUint32(at, true));
+  return words;
 }
 
 function words64(bytes: Buffer, offset: number, size: number): readonly bigint[] {
   if (isZero(bytes, offset, size)) return zeros(zeros64, { count: size / 8, zero: 0n });
-  return Array.from(new BigUint64Array(aligned(bytes, offset, size)));
+  const view = viewOf(bytes);
+  const words: bigint[] = [];
+  for (let at = offset; at < offset + size; at += 8) {
+    // A bigint is an object of its own, but for the one that is always there.
+    const isZero = view.getUint32(at, true) === 0 && view.getUint32(at + 4, true) === 0;
+    words.push(isZero ? 0n : view.getBigUint64(at, true));
+  }
+  return words;
+}
+
+function viewOf(bytes: Buffer): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
 /** Most threads use few of the registers: the others are the same list for all of them. */
@@ -259,7 +270,9 @@ function putWords32(
   feature = 0,
 ): void {
   if ((enabled & (1n << BigInt(feature))) === 0n) return;
-  words.forEach((word, index) => bytes.writeUInt32LE(word >>> 0, offset + index * 4));
+  const view = viewOf(bytes);
+  for (let index = 0; index < words.length; index += 1)
+    view.setUint32(offset + index * 4, (words[index] as number) >>> 0, true);
 }
 
 function putWords64(
@@ -270,5 +283,7 @@ function putWords64(
   feature: number,
 ): void {
   if ((enabled & (1n << BigInt(feature))) === 0n) return;
-  words.forEach((word, index) => bytes.writeBigUInt64LE(word, offset + index * 8));
+  const view = viewOf(bytes);
+  for (let index = 0; index < words.length; index += 1)
+    view.setBigUint64(offset + index * 8, words[index] as bigint, true);
 }

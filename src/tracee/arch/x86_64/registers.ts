@@ -60,23 +60,32 @@ const SYSCALL_LENGTH = 2n;
 /** A copy of a register set, read and changed by name. */
 export class Registers {
   readonly bytes: Buffer;
+  readonly #view: DataView;
 
   constructor(bytes: Uint8Array) {
     this.bytes = Buffer.from(bytes);
+    this.#view = new DataView(this.bytes.buffer, this.bytes.byteOffset, this.bytes.length);
   }
 
   /** A register as an unsigned 64-bit value. */
   get(name: RegisterName): bigint {
-    return this.bytes.readBigUInt64LE(OFFSET[name]);
+    return this.#view.getBigUint64(OFFSET[name], true);
   }
 
   /** A register as a signed number; exact for results and for addresses of user space. */
   getNumber(name: RegisterName): number {
-    return Number(this.bytes.readBigInt64LE(OFFSET[name]));
+    const at = OFFSET[name];
+    return this.#view.getInt32(at + 4, true) * 0x1_0000_0000 + this.#view.getUint32(at, true);
   }
 
   set(name: RegisterName, value: bigint | number): this {
-    this.bytes.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), OFFSET[name]);
+    const at = OFFSET[name];
+    if (typeof value === "bigint") {
+      this.#view.setBigUint64(at, BigInt.asUintN(64, value), true);
+    } else {
+      this.#view.setUint32(at, value, true);
+      this.#view.setInt32(at + 4, Math.floor(value / 0x1_0000_0000), true);
+    }
     return this;
   }
 
