@@ -67,6 +67,7 @@ export class Assembly {
   readonly #program: Program;
   readonly #yard: Yard;
   readonly #options: TreeOptions;
+  readonly #outside: OutsideMounts;
   readonly #binds = new Map<MountNode, Ref>();
   /** Members of peer groups in the yard. */
   readonly #peers = new Map<number, Argument>();
@@ -77,10 +78,15 @@ export class Assembly {
     readonly isDirectory: boolean;
   }[] = [];
 
-  constructor(program: Program, yard: Yard, options: TreeOptions) {
+  constructor(
+    program: Program,
+    yard: Yard,
+    { outside, ...options }: TreeOptions & { readonly outside: OutsideMounts },
+  ) {
     this.#program = program;
     this.#yard = yard;
     this.#options = options;
+    this.#outside = outside;
   }
 
   /** Read-only file systems were writable until they had their content. */
@@ -246,7 +252,7 @@ export class Assembly {
   }
 
   /** Closes what only building needed. */
-  close(outside: OutsideMounts): void {
+  close(): void {
     const { fd, hostRoot, hostNamespace, sources } = this.#yard;
     const open: Argument[] = [
       fd,
@@ -256,7 +262,7 @@ export class Assembly {
       ...this.#peers.values(),
       ...this.#binds.values(),
     ];
-    const inherited = [...outside.fds.values()].map((copy) => copy.fd);
+    const inherited = [...this.#outside.fds.values()].map((copy) => copy.fd);
     for (const argument of new Set([...open, ...inherited]))
       this.#program.call("close", [argument]);
   }
@@ -294,7 +300,11 @@ export class Assembly {
     return addPeer(
       this.#program,
       { group, copy, source },
-      { yard: this.#yard.fd, isDirectory: true },
+      {
+        yard: this.#yard.fd,
+        // A file of outside can be mounted, too, and be shared.
+        isDirectory: this.#outside.fds.get(copy.source.index)?.isDirectory ?? true,
+      },
     );
   }
 

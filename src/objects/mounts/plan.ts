@@ -287,7 +287,9 @@ function planGroups(namespaces: readonly NamespacePlan[]): PeerGroup[] {
     const { shared_id = 0, master_id = 0 } = node.entry;
     if (shared_id === 0 && master_id === 0) continue;
     const key = `${shared_id}:${master_id}`;
-    members.set(key, [...(members.get(key) ?? []), node]);
+    const known = members.get(key);
+    if (known === undefined) members.set(key, [node]);
+    else known.push(node);
   }
   const groups: PeerGroup[] = [];
   const visit = (nodes: readonly MountNode[], masterGroup: PeerGroup | undefined): void => {

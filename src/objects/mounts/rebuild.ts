@@ -109,7 +109,7 @@ export class MountBuilder {
     const yard = this.#yard;
     if (yard === undefined) throw new RepriseError("INTERNAL", "internal error: no sources yet");
     const program = new Program();
-    const assembly = new Assembly(program, yard, options);
+    const assembly = new Assembly(program, yard, { ...options, outside: this.#outside });
     const { namespaces, groups, hasRoot } = this.#plan;
     assembly.finishSources(this.#plan.sources);
     for (const namespace of namespaces) assembly.bind(namespace);
@@ -134,7 +134,7 @@ export class MountBuilder {
     const sourceFd = (source: MountSource): number => yard.sources.get(source.index) ?? -1;
     this.#autofs.keep(program, { ...options, fd: sourceFd });
     const sources = options.keepSources ? assembly.keepSources(this.#plan.sources) : new Map();
-    assembly.close(this.#outside);
+    assembly.close();
     return {
       program,
       done: (result) => ({
