@@ -180,6 +180,10 @@ describe("what cannot be saved is refused, and the program goes on", () => {
   test.each([
     ["bpf_shared", /^cannot dump without a loss: fd 3 of pid \d+ .*: bpf program \d+ uses it, too/],
     ["death", /^cannot dump without a loss: thread \d+ .* signal 10 at its parent's death/],
+    [
+      "dnotify",
+      /^cannot dump without a loss: fd 3 of pid \d+ .*signals at changes in the directory/,
+    ],
     ["domain", /^cannot dump without a loss: thread \d+ \(refused\) is in a Landlock domain/],
     ["domain_of_thread", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["domain_of_user", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],

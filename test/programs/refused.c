@@ -177,6 +177,11 @@ int main(int argc, char **argv) {
     int set = (int)MUST(semget(IPC_PRIVATE, 1, 0600));
     MUST(semop(set, &(struct sembuf){0, 1, SEM_UNDO}, 1));
   }
+  if (strcmp(object, "dnotify") == 0) {
+    fd = (int)MUST(open(".", O_RDONLY | O_DIRECTORY));
+    MUST(signal(SIGIO, SIG_IGN) == SIG_ERR ? -1 : 0);
+    MUST(fcntl(fd, F_NOTIFY, DN_CREATE | DN_MULTISHOT));
+  }
   if (strcmp(object, "domain") == 0) enter_domain();
   if (strcmp(object, "domain_of_thread") == 0) {
     pthread_t thread;

@@ -1,6 +1,7 @@
 // Regular files, directories, memory devices, and everything opened by O_PATH: what a path and an lseek bring back. See
 // open(2), drivers/char/mem.c; format.md 10.2. Deleted files are ghost.ts's part.
 
+import { log } from "../../log.ts";
 import { readBuildId } from "../../proc/build-id.ts";
 import { assert, RepriseError } from "../../errors.ts";
 import {
@@ -113,6 +114,8 @@ export function regularEntry(file: OpenFile, id: number, dump: FilesDump): RegFi
     };
   }
   const name = nameForImages(file, id, dump);
+  const fown = readOwner(file, dump);
+  if ((stat.mode & S_IFMT) === S_IFDIR && fown.pid !== 0) tellWatch(file);
   const isFile = (stat.mode & S_IFMT) === S_IFREG;
   // A log that is only appended to may grow between dump and restore.
   const isLog = (flags & O_ACCMODE) === O_WRONLY && (flags & O_APPEND) !== 0;
@@ -120,13 +123,20 @@ export function regularEntry(file: OpenFile, id: number, dump: FilesDump): RegFi
     id,
     flags,
     pos: position(file),
-    fown: readOwner(file, dump),
+    fown,
     name,
     ...mountIdField(file, dump),
     ...(isFile && !isLog ? { size: Number(stat.size) } : {}),
     mode: stat.mode,
     build_id: isFile && !isLog ? buildIdWords(file, dump) : [],
   };
+}
+
+/** A directory gets an owner, of which it has no other use, when it is watched by F_NOTIFY (dnotify). For what, nothing tells. */
+function tellWatch({ task, fd, target }: OpenFile): void {
+  log.loss(
+    `fd ${fd} of pid ${task.pid} (${target}): signals at changes in the directory (F_NOTIFY) will not come any more`,
+  );
 }
 
 /** Adds the calls that open the file of an entry by path or from its remap; gives the descriptor. */
