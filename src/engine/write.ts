@@ -281,6 +281,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
         cgroupSet: around.cgroups.setOf(thread.tid),
         seccomp: around.seccomp.thread(thread.tid),
         fs: collected.threadPlaces.get(thread.tid),
+        usualPersonality: inside.thread(task.pid).personality,
       }),
     ]);
   }

@@ -103,6 +103,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "mqueues", alone: "queues that both would use" },
     { name: "notify_marks", alone: "both write to the same file" },
     { name: "pipes" },
+    { name: "pipes", args: ["owned"] },
     { name: "regular_files", alone: "both append to the same files" },
     { name: "thread_pidfds" },
     { name: "umask_cwd_root" },

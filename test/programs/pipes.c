@@ -1,12 +1,12 @@
 // Pipes: data inside, size, O_NONBLOCK on one end, an end that is closed everywhere (end of file, EPIPE),
-// and pipes whose ends are in two processes. Run with "packets" one of them is in packet mode (O_DIRECT), whose
+// and pipes whose ends are in two processes. Run with "owned" one of them belongs to another user. Run with "packets" one of them is in packet mode (O_DIRECT), whose
 // borders the kernel shows to nobody: a dump refuses it.
 #include "test.h"
 
 enum { DATA, NO_WRITER, NO_READER, PACKETS, TO_CHILD, FROM_CHILD, MANY };
 static int pipes[MANY][2];
 static int twin;
-static bool packets;
+static bool packets, owned;
 static pid_t child;
 static char big[100000];
 
@@ -31,7 +31,17 @@ static void child_check(void) {
   put(FROM_CHILD, "answer");
 }
 
+static void check_owner(void) {
+  struct stat status;
+  EXPECT_EQ(fstat(pipes[TO_CHILD][1], &status), 0);
+  EXPECT(status.st_uid == 65534 && status.st_gid == 1 && (status.st_mode & 07777) == 0640, "the pipe is %d:%d %o",
+         (int)status.st_uid, (int)status.st_gid, status.st_mode);
+  EXPECT_EQ(fstat(pipes[DATA][1], &status), 0);
+  EXPECT(status.st_uid == 0 && (status.st_mode & 07777) == 0600, "the other pipe is %o", status.st_mode);
+}
+
 static void check(void) {
+  if (owned) check_owner();
   static char now[sizeof big];
   size_t length = 0;
   ssize_t got;
@@ -82,6 +92,9 @@ int main(int argc, char **argv) {
   MUST(fcntl(pipes[DATA][0], F_SETPIPE_SZ, 1 << 18));
   MUST(fcntl(pipes[DATA][0], F_SETFL, O_NONBLOCK));
   MUST(write(pipes[DATA][1], big, sizeof big));
+  owned = argc > 1 && strcmp(argv[1], "owned") == 0;
+  if (owned) MUST(fchown(pipes[TO_CHILD][1], 65534, 1));
+  if (owned) MUST(fchmod(pipes[TO_CHILD][1], 0640));
   twin = MUST(dup(pipes[DATA][1]));
   put(PACKETS, "one");
   put(PACKETS, "two");

@@ -1,7 +1,8 @@
-// A thread with a current directory and a umask of its own (unshare with CLONE_FS), and one that has its process's. With "table" or
+// A thread with a current directory, a umask (unshare with CLONE_FS) and a personality of its own, and one that has its process's. With "table" or
 // "net" a thread has what cannot be saved.
 #include "test.h"
 #include <linux/kcmp.h>
+#include <sys/personality.h>
 
 enum { APART, TOGETHER, THREADS };
 static char home[4096];
@@ -10,6 +11,7 @@ static _Atomic pid_t tids[THREADS];
 static struct {
   char cwd[4096];
   mode_t mask;
+  int personality;
 } seen[THREADS];
 static int parts = CLONE_FS; // what the first one has for itself
 
@@ -20,6 +22,7 @@ static void *stay(void *number) {
     if (parts == CLONE_FS) {
       MUST(chdir("apart"));
       umask(0137);
+      MUST(personality(ADDR_NO_RANDOMIZE));
     }
   }
   tids[own] = gettid();
@@ -27,6 +30,7 @@ static void *stay(void *number) {
     while (!asked[own]) sleep_ms(1);
     MUST(getcwd(seen[own].cwd, sizeof seen[own].cwd) == NULL ? -1 : 0);
     umask(seen[own].mask = umask(0));
+    seen[own].personality = personality(0xffffffff);
     asked[own] = 0;
   }
   return NULL;
@@ -50,6 +54,8 @@ static void check(void) {
   EXPECT(chdir("together") == 0, "chdir: %m");
   expect_at(TOGETHER, "/together", 027);
   expect_at(APART, "/apart", 0137);
+  EXPECT_EQ(seen[APART].personality, ADDR_NO_RANDOMIZE);
+  EXPECT_EQ(seen[TOGETHER].personality, personality(0xffffffff));
   umask(022);
   EXPECT(chdir("..") == 0, "chdir: %m");
 }

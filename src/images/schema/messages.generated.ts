@@ -1067,6 +1067,9 @@ export interface PipeEntry {
   readonly pipe_id: number;
   readonly flags: number;
   readonly fown: FownEntry;
+  readonly uid?: number | undefined;
+  readonly gid?: number | undefined;
+  readonly mode?: number | undefined;
 }
 
 export interface PluginsEntry {
@@ -1250,6 +1253,7 @@ export interface RepriseThreadEntry {
   readonly fs?: FsEntry | undefined;
   readonly settings?: ReprisePrctls | undefined;
   readonly slice_ns?: bigint | undefined;
+  readonly personality?: number | undefined;
 }
 
 export interface RepriseUnixEntry {
@@ -2347,7 +2351,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   pidfd_entry: "1,id,u! 2,ino,u! 3,flags,u! 4,nspid,i! 5,fown,m!,fown_entry",
   pidns_entry: "1,ext_key,t?",
   pipe_data_entry: "1,pipe_id,u! 2,bytes,u! 3,size,u?",
-  pipe_entry: "1,id,u! 2,pipe_id,u! 3,flags,u! 4,fown,m!,fown_entry",
+  pipe_entry:
+    "1,id,u! 2,pipe_id,u! 3,flags,u! 4,fown,m!,fown_entry 30001,uid,u? 30002,gid,u? 30003,mode,u?",
   plugins_entry: "12,plugins,t*",
   posix_timer_entry:
     "1,it_id,u! 2,clock_id,u! 3,si_signo,u! 4,it_sigev_notify,u! 5,sival_ptr,U! 6,overrun,u! 7,isec,U! 8,insec,U! 9,vsec,U! 10,vnsec,U! 11,notify_thread_id,i?",
@@ -2378,7 +2383,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U?",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u?",
   reprise_unix_entry:
     "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option",
   restore_stats_entry:

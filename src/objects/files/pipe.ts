@@ -2,7 +2,7 @@
 // (through /proc/PID/fd). See pipe(7), fs/pipe.c; format.md section 11, PIPE.
 
 import { assert, RepriseError } from "../../errors.ts";
-import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
+import { FdTypes, type FileEntry, type PipeEntry } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import {
   AT_FDCWD,
@@ -26,6 +26,7 @@ import {
 } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { idsInside } from "../namespaces/user.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import { fillPipe, notePipe } from "./pipe-data.ts";
@@ -71,9 +72,18 @@ function writePipe(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   return {
     type: FdTypes.PIPE,
     id,
-    pipe: { id, pipe_id, flags, fown: readOwner(file, dump) },
+    pipe: { id, pipe_id, flags, fown: readOwner(file, dump), ...permissions(file, dump) },
   };
 }
+
+/** Who may open a pipe once more, by its link in /proc: its maker, if nobody has changed that. Nothing when that is root. */
+function permissions({ stat }: OpenFile, dump: FilesDump): Pick<PipeEntry, "uid" | "gid" | "mode"> {
+  const { uid, gid } = idsInside(dump.namespaces, stat);
+  const mode = stat.mode & ~S_IFMT;
+  return uid === 0 && gid === 0 && mode === PIPE_MODE ? {} : { uid, gid, mode };
+}
+
+const PIPE_MODE = 0o600;
 
 function hasContent(fd: number): boolean {
   const count = Buffer.alloc(4);
@@ -128,7 +138,7 @@ function openPipe(program: Program, { id, pipe }: FileEntry, restore: FilesResto
   const { pipe_id, flags } = pipe;
   let known = pairs.get(restore);
   if (known === undefined) pairs.set(restore, (known = new Map()));
-  const pair = known.get(pipe_id) ?? makePipe(program, pipe_id, restore);
+  const pair = known.get(pipe_id) ?? makePipe(program, pipe, restore);
   known.set(pipe_id, pair);
   const fd = openEnd(program, { pair, flags, label: `open pipe ${pipe_id} (file ${id})` });
   restoreOwner(program, pipe.fown, fd);
@@ -185,7 +195,8 @@ export function reopen(
   return opened;
 }
 
-function makePipe(program: Program, id: number, restore: FilesRestore): Pair {
+function makePipe(program: Program, entry: PipeEntry, restore: FilesRestore): Pair {
+  const { pipe_id: id, uid, gid, mode } = entry;
   const label = `make pipe ${id}`;
   const pair = { reader: restore.reserve(), writer: restore.reserve(), given: new Set<number>() };
   const ends = program.output(8);
@@ -196,6 +207,10 @@ function makePipe(program: Program, id: number, restore: FilesRestore): Pair {
     program.call("dup3", [{ kind: "load", from, width: 4 }, number, O_CLOEXEC], { label });
     program.call("close", [{ kind: "load", from, width: 4 }], { label });
   });
+  if (uid !== undefined && gid !== undefined && mode !== undefined) {
+    program.call("fchown", [pair.writer, uid, gid], { label: `give pipe ${id} to user ${uid}` });
+    program.call("fchmod", [pair.writer, mode], { label: `set the mode of pipe ${id}` });
+  }
   fillPipe(program, { fd: pair.writer, kind: "pipes-data", id }, restore);
   return pair;
 }

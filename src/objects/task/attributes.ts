@@ -182,6 +182,14 @@ export function restoreThreadAttributes(
   restoreParentDeathSignal(program, core.pdeath_sig ?? 0);
 }
 
+/** Asks a thread for its personality: each has its own. */
+export function probePersonality(program: Program): Probe<number> {
+  const asked = program.call("personality", [ASK_PERSONALITY], { label: "read the personality" });
+  return (result) => result.value(asked);
+}
+
+const ASK_PERSONALITY = 0xffff_ffff;
+
 /** Sets the execution domain: after the memory is mapped, since READ_IMPLIES_EXEC changes what mmap does. */
 export function restorePersonality(program: Program, personality: number): void {
   program.call("personality", [personality], {

@@ -39,7 +39,7 @@ import {
   restorePending,
   restoreSignalActions,
 } from "./signals.ts";
-import { tellKeyrings } from "./keyrings.ts";
+import { tellKeyrings, tellThreadKeyring } from "./keyrings.ts";
 import type { LandlockWatch } from "./landlock.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
@@ -73,6 +73,7 @@ export interface ThreadState {
   readonly attributes: attributes.ThreadAttributes;
   readonly settings: readonly ReprisePrctl[];
   readonly memoryPolicy: RepriseMemoryPolicy | undefined;
+  readonly personality: number;
 }
 
 /** Adds the questions for the whole process to its leader's program. */
@@ -117,14 +118,19 @@ export function probeThread(
   const settings = probeSettings(program, { isLeader: thread.status.pid === thread.status.tgid });
   const memoryPolicy = probeThreadPolicy(program);
   const domain = landlock.probe(program, thread);
+  const personality = attributes.probePersonality(program);
+  const isLeader = thread.status.pid === thread.status.tgid;
+  const keyring = isLeader ? undefined : tellThreadKeyring(program, { tid: thread.innerTid });
   return (result) => {
     domain(result);
+    keyring?.(result);
     return {
       creds: creds(result),
       sas: sas(result),
       attributes: attributesOf(result),
       settings: settings(result),
       memoryPolicy: memoryPolicy(result),
+      personality: personality(result),
     };
   };
 }
@@ -142,6 +148,8 @@ export interface LeaderParts {
 type FollowerParts = Omit<LeaderParts, "process" | "uidInside"> & {
   /** Where the thread has directories and a umask of its own. */
   readonly fs?: FsEntry | undefined;
+  /** Its leader's personality, with which it is made. */
+  readonly usualPersonality?: number;
 };
 
 /** The core image of a live task: its process and its leading thread. */
@@ -203,7 +211,7 @@ export function zombieCore(task: FrozenTask): CoreEntry {
 function threadPart(
   task: FrozenTask,
   thread: FrozenThread,
-  { thread: state, cgroupSet, seccomp, fs }: FollowerParts,
+  { thread: state, cgroupSet, seccomp, fs, usualPersonality = state.personality }: FollowerParts,
 ): CoreEntry {
   const { stopped, tid } = thread;
   tellLosses(task, thread, state.attributes);
@@ -220,6 +228,7 @@ function threadPart(
         ...scheduling.reprise,
         ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
         ...(fs === undefined ? {} : { fs }),
+        ...(state.personality === usualPersonality ? {} : { personality: state.personality }),
         ...(state.memoryPolicy === undefined ? {} : { memory_policy: state.memoryPolicy }),
       },
       ...(isLeader ? {} : { blk_sigset: stopped.mask }),
@@ -349,6 +358,8 @@ export function restoreThread(
   restoreRegistrations(program, part, core.thread_info?.clear_tid_addr ?? 0n);
   if (part.sas !== undefined) restoreAlternateStack(program, part.sas);
   const scheduled = restoreScheduling(program, part);
+  const { personality } = part.reprise ?? {};
+  if (personality !== undefined) attributes.restorePersonality(program, personality);
   const set = restoreSettings(program, part.reprise?.settings?.calls);
   const placed = restoreThreadPolicy(program, part.reprise);
   beforeCreds();

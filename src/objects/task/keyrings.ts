@@ -11,7 +11,7 @@ import {
   KEY_SPEC_USER_SESSION_KEYRING,
 } from "../../sys/abi/keys.ts";
 import { trySyscall } from "../../sys/ffi.ts";
-import type { Program } from "../../tracee/program.ts";
+import type { Program, Ref } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 
 const KEYRINGS = [
@@ -20,18 +20,22 @@ const KEYRINGS = [
   ["session", KEY_SPEC_SESSION_KEYRING],
 ] as const;
 
+/** Asks a thread that is not the leader for its own keyring, and tells of it if its keys will be lost. */
+export function tellThreadKeyring(
+  program: Program,
+  { tid }: { readonly tid: number },
+): Probe<void> {
+  const asked = ask(program, "thread", KEY_SPEC_THREAD_KEYRING);
+  return (result) => {
+    const number = result.value(asked.id);
+    if (number > 0 && result.value(asked.size) > 0)
+      log.loss(`thread ${tid}: the keys in its keyring (${number}) are not saved`);
+  };
+}
+
 /** Asks the leader for its keyrings, and tells of those whose keys will be lost. */
 export function tellKeyrings(program: Program, { pid }: { readonly pid: number }): Probe<void> {
-  const asked = KEYRINGS.map(([name, spec]) => {
-    const label = `look for the ${name} keyring`;
-    const id = program.call("keyctl", [KEYCTL_GET_KEYRING_ID, spec, 0, 0, 0], {
-      label,
-      mayFail: true,
-    });
-    // Without a buffer it tells the size of its keys' numbers.
-    const size = program.call("keyctl", [KEYCTL_READ, id, 0, 0, 0], { label, mayFail: true });
-    return { name, id, size };
-  });
+  const asked = KEYRINGS.map(([name, spec]) => ({ name, ...ask(program, name, spec) }));
   // Who has no session keyring is told the one of its user, which stays.
   const ofUser = program.call(
     "keyctl",
@@ -47,6 +51,21 @@ export function tellKeyrings(program: Program, { pid }: { readonly pid: number }
       log.loss(`pid ${pid}: the keys in its ${name} keyring (${number}) are not saved`);
     }
   };
+}
+
+function ask(
+  program: Program,
+  name: string,
+  spec: number,
+): { readonly id: Ref; readonly size: Ref } {
+  const label = `look for the ${name} keyring`;
+  const id = program.call("keyctl", [KEYCTL_GET_KEYRING_ID, spec, 0, 0, 0], {
+    label,
+    mayFail: true,
+  });
+  // Without a buffer it tells the size of its keys' numbers.
+  const size = program.call("keyctl", [KEYCTL_READ, id, 0, 0, 0], { label, mayFail: true });
+  return { id, size };
 }
 
 function ownSession(): number {
