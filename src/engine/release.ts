@@ -1,7 +1,8 @@
 // Letting a restored tree go: the work area is unmapped as the very last system call of each task, caught at its exit, and
 // there the threads get their own registers, extended state and signal masks. Then all are detached together: first nobody
-// dies with the engine any more, from which moment on its end would be a release, too (the kernel lets tracees go then). In a
-// pid namespace of its own the tree lives or dies with its init, whose turn is the last.
+// dies with the engine any more, from which moment on its end would be a release, too (the kernel lets tracees go then). That it is
+// one moment for several tasks is the seed's part (guard.ts). In a pid namespace of its own the tree lives or dies with its init,
+// whose turn is the last.
 
 import { registersOf, extendedStateOf } from "../objects/task/cpu-state.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
@@ -11,6 +12,7 @@ import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import type { Growth } from "./growth.ts";
+import { guardTree } from "./guard.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 import { isFirst } from "./sharing.ts";
 import { endProcess } from "../tracee/seed.ts";
@@ -35,12 +37,13 @@ export function release(
   const threads = tasks.flatMap(({ threads: own }) =>
     own.map(({ tid }) => growth.tracees.get(tid) as Tracee),
   );
+  guardTree(plan, growth);
   for (const thread of threads.toReversed()) thread.setOptions(0);
   growth.init?.setOptions(0);
+  if (growth.seed !== undefined) endProcess(growth.seed.tid);
   for (const thread of threads) thread.detach();
   for (const task of tasks) if (staysStopped(task, options)) waitUntilStopped(growth, task);
   growth.init?.detach();
-  if (growth.seed !== undefined) endProcess(growth.seed.tid);
 }
 
 function startUnmapping(plan: RestorePlan, leader: Tracee): void {

@@ -1,12 +1,12 @@
 // Waiting for descriptors of this process: ppoll(2).
 
+import { POLLIN } from "./abi/poll.ts";
 import { EINTR } from "./errno.ts";
 import { syscallError, trySyscall } from "./ffi.ts";
 import { writeU64 } from "./memory.ts";
 
 /** struct pollfd: descriptor, wanted events, found events. */
 const POLLFD_SIZE = 8;
-const POLLIN = 1;
 
 /**
  * Waits until one of some descriptors can be read, has an error or its other end is closed.

@@ -60,7 +60,32 @@ function errorOf(step: () => void): Error | undefined {
   }
 }
 
+/**
+ * Starts a program that runs to its end by itself, whatever becomes of the engine: nobody waits for it, and its thread does not die
+ * with the engine any more. It must end its process.
+ *
+ * @throws RepriseError TASK_DIED
+ */
+export function runUnattended(job: Job): void {
+  const { tracee } = job;
+  loadProgram(job);
+  // Out of the SIGSTOP, which would take effect if the engine died here, into a stop that is nothing but a stop.
+  tracee.interrupt();
+  tracee.resume();
+  if (tracee.waitInterrupted() === undefined) throw taskDied(tracee, "is gone");
+  tracee.setOptions(0);
+  tracee.resume();
+}
+
 function startProgram(job: Job): Started {
+  const image = loadProgram(job);
+  job.justBefore?.();
+  job.tracee.resume();
+  return { job, image };
+}
+
+/** Puts a program into its place, and the thread to its beginning. */
+function loadProgram(job: Job): ProgramImage {
   const { tracee, program } = job;
   const image = program.layout(job.base);
   writeMemory(tracee.leader, [{ address: image.base, length: image.upload.length }], image.upload);
@@ -75,9 +100,7 @@ function startProgram(job: Job): Started {
   // The order matters: registers first. From here on the frame restores the mask too if we die.
   tracee.setSignalMask(SIGSET_FULL);
   tracee.counters.remoteCalls += program.calls;
-  job.justBefore?.();
-  tracee.resume();
-  return { job, image };
+  return image;
 }
 
 /** A program that has come to its end, or to a call that failed. */

@@ -6,12 +6,12 @@
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { ERROR_CODES } from "../../src/errors.ts";
 import { MANIFEST_NAME } from "../../src/images/manifest.ts";
 import type { EngineOrder } from "./engine-child.ts";
-import { bundleEngine, randomOf } from "./engine-death.ts";
+import { BUNDLE, randomOf, useEngineBundle } from "./engine-death.ts";
 import { start } from "./suite.ts";
 
 const SETS = Number(process.env.REPRISE_DAMAGED_SETS ?? 60);
@@ -20,11 +20,7 @@ const PATIENCE_MS = 20_000;
 /** Of a restored tree that was told to say how it goes, and of an error. */
 const LAST_WORDS = /^(?:restored|([A-Z_]+): cannot .*\nleft: none)$/m;
 
-let bundle: string;
-beforeAll(async () => {
-  bundle = await bundleEngine();
-});
-afterAll(() => rmSync(bundle, { force: true }));
+useEngineBundle();
 
 test.each(["deleted_files", "unix_pairs", "posix_timers"])(
   "%s: a damaged set is restored, or refused with nothing left",
@@ -56,7 +52,7 @@ test.each(["deleted_files", "unix_pairs", "posix_timers"])(
 
 /** Restores in new pid and mount namespaces, which end with the engine. Gives what it says. */
 function restoreApart(order: EngineOrder): string {
-  const engine = [process.execPath, bundle, JSON.stringify(order)];
+  const engine = [process.execPath, BUNDLE, JSON.stringify(order)];
   const options = { encoding: "utf8", timeout: PATIENCE_MS, killSignal: "SIGKILL" } as const;
   const apart = ["--pid", "--mount", "--fork", "--mount-proc", "--kill-child"];
   const { stderr, signal } = spawnSync("unshare", [...apart, ...engine], options);

@@ -1,10 +1,11 @@
 // Kills the engine in the middle of its work: after a time, or right before the n-th of those system calls by which it acts
 // upon other processes (then the engine itself is traced). See engine-child.ts.
 
-import { mkdirSync } from "node:fs";
+import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { build } from "esbuild";
+import { afterAll, beforeAll } from "vitest";
 import { readStatIfAlive } from "../../src/proc/stat.ts";
 import { PTRACE_O_EXITKILL, PTRACE_O_TRACESYSGOOD } from "../../src/sys/abi/ptrace.ts";
 import { SIGCONT, SIGKILL } from "../../src/sys/abi/signal.ts";
@@ -16,7 +17,8 @@ import { waitStatus, type WaitStatus } from "../../src/tracee/wait-status.ts";
 import type { EngineOrder } from "./engine-child.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
-const BUNDLE = join(ROOT, `build/engine-child-${process.pid}.cjs`);
+/** The engine as `useEngineBundle` makes it. */
+export const BUNDLE: string = join(ROOT, `build/engine-child-${process.pid}.cjs`);
 
 /** When the engine dies: after some time of work, or before a call (counted from 1). */
 export type Moment =
@@ -33,8 +35,13 @@ export interface EngineEnd {
   readonly calls: number;
 }
 
-/** Bundles the engine, so that it starts quickly; gives the file, which the caller removes. */
-export async function bundleEngine(): Promise<string> {
+/** Bundles the engine for the tests of a file, so that it starts quickly. */
+export function useEngineBundle(): void {
+  beforeAll(bundleEngine);
+  afterAll(() => rmSync(BUNDLE, { force: true }));
+}
+
+async function bundleEngine(): Promise<void> {
   mkdirSync(join(ROOT, "build"), { recursive: true });
   await build({
     entryPoints: [join(import.meta.dirname, "engine-child.ts")],
@@ -48,7 +55,6 @@ export async function bundleEngine(): Promise<string> {
     logLevel: "warning",
     outfile: BUNDLE,
   });
-  return BUNDLE;
 }
 
 /** Runs the engine until its moment. Without one it runs to its end, and its calls are counted. */

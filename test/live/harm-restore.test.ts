@@ -5,19 +5,16 @@
 import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
+import { beforeAll, expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { readStatIfAlive } from "../../src/proc/stat.ts";
-import { bundleEngine, randomOf, runEngine, type Moment } from "./engine-death.ts";
-import {
-  attachProgram,
-  killProgram,
-  makeDir,
-  removeDir,
-  startProgram,
-  type RunningProgram,
-} from "./programs.ts";
+import { MS_PRIVATE, MS_REC } from "../../src/sys/abi/mount.ts";
+import { CLONE_NEWNS } from "../../src/sys/abi/sched.ts";
+import { syscall } from "../../src/sys/ffi.ts";
+import { randomOf, runEngine, useEngineBundle, type Moment } from "./engine-death.ts";
+import { attachProgram, killProgram, type RunningProgram } from "./programs.ts";
+import { start } from "./suite.ts";
 
 const KILLS = Number(process.env.REPRISE_HARM_RESTORES ?? 60);
 const SEED = Number(process.env.REPRISE_HARM_SEED ?? 1);
@@ -25,8 +22,9 @@ interface Subject {
   readonly name: string;
   readonly args?: readonly string[];
   readonly share: number;
-  /** Several tasks are all or nothing only with an init. */
   readonly newPidNamespace: boolean;
+  /** From which part of the calls on. @default 0 */
+  readonly from?: number;
   /** Names that a killed engine may leave: a deleted file is made under its name, which goes when all files are open. */
   readonly mayLeave?: RegExp;
 }
@@ -34,19 +32,23 @@ const SUBJECTS: readonly Subject[] = [
   { name: "threads", share: 0.2, newPidNamespace: false },
   { name: "deleted_files", share: 0.4, newPidNamespace: true, mayLeave: /^[a-z]+(\.\d+)?$/ },
   { name: "many_tasks", args: ["4"], share: 0.4, newPidNamespace: true },
+  // Without an init several tasks are let go one after the other, at the end.
+  { name: "many_tasks", args: ["4"], share: 0.2, newPidNamespace: false, from: 0.85 },
 ];
 const PATIENCE_MS = 5000;
 
-let bundle: string;
-beforeAll(async () => {
-  bundle = await bundleEngine();
+useEngineBundle();
+beforeAll(() => {
+  // In a mount namespace of our own, where nobody else mounts anything meanwhile.
+  syscall("unshare", CLONE_NEWNS);
+  const [none, root] = [Buffer.from("none\0"), Buffer.from("/\0")];
+  syscall("mount", none, root, 0, MS_REC | MS_PRIVATE, 0);
 });
-afterAll(() => rmSync(bundle, { force: true }));
 
 test.each(SUBJECTS)(
   "$name: all or nothing is there when the engine is killed during a restore",
   { timeout: 60_000 + KILLS * 1000 },
-  async ({ name, args, share, newPidNamespace, mayLeave }) => {
+  async ({ name, args, share, newPidNamespace, mayLeave, from = 0 }) => {
     const program = await start(name, args ?? []);
     const imagesDir = mkdtempSync(join(program.dir, "images-"));
     await checkpoint({ pid: program.pid, imagesDir });
@@ -65,7 +67,7 @@ test.each(SUBJECTS)(
         kill % 3 === 2
           ? { afterMs: random.unit() * whole.ms }
           : {
-              beforeCall: 1 + Math.floor((kill * whole.calls) / kills),
+              beforeCall: 1 + Math.floor((from + ((1 - from) * kill) / kills) * whole.calls),
               waitMs: random.below(2) === 0 ? 0 : random.unit() * 2,
             };
       const end = await runEngine(order, moment);
@@ -132,13 +134,4 @@ function isReleased(pid: number): boolean {
   } catch {
     return false;
   }
-}
-
-async function start(name: string, args: readonly string[]): Promise<RunningProgram> {
-  const dir = makeDir(name);
-  onTestFinished(() => removeDir(dir));
-  const program = await startProgram(name, args, { dir });
-  onTestFinished(() => killProgram(program));
-  await program.waitReady();
-  return program;
 }

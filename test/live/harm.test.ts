@@ -4,12 +4,19 @@
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
+import { expect, test } from "vitest";
 import { readStatIfAlive } from "../../src/proc/stat.ts";
 import { readTasksIfAlive } from "../../src/proc/tasks.ts";
 import { again } from "./cycle.ts";
-import { bundleEngine, randomOf, runEngine, type EngineEnd, type Moment } from "./engine-death.ts";
-import { killProgram, makeDir, removeDir, startProgram, type RunningProgram } from "./programs.ts";
+import {
+  randomOf,
+  runEngine,
+  useEngineBundle,
+  type EngineEnd,
+  type Moment,
+} from "./engine-death.ts";
+import type { RunningProgram } from "./programs.ts";
+import { start } from "./suite.ts";
 
 const KILLS = Number(process.env.REPRISE_HARM_KILLS ?? 330);
 const SEED = Number(process.env.REPRISE_HARM_SEED ?? 1);
@@ -19,11 +26,7 @@ const SUBJECTS = [
   { name: "many_tasks", args: ["4"], share: 0.3 },
 ] as const;
 
-let bundle: string;
-beforeAll(async () => {
-  bundle = await bundleEngine();
-});
-afterAll(() => rmSync(bundle, { force: true }));
+useEngineBundle();
 
 test.each(SUBJECTS)(
   "$name goes on whenever the engine is killed during a dump",
@@ -104,13 +107,4 @@ function treeOf(root: number): number[] {
 
 function countMappings(pid: number): number {
   return readFileSync(`/proc/${pid}/maps`, "latin1").split("\n").length;
-}
-
-async function start(name: string, args: readonly string[]): Promise<RunningProgram> {
-  const dir = makeDir(name);
-  onTestFinished(() => removeDir(dir));
-  const program = await startProgram(name, args, { dir });
-  onTestFinished(() => killProgram(program));
-  await program.waitReady();
-  return program;
 }
