@@ -31,6 +31,16 @@ export const interchangeExceptions: Exceptions = {
       says: /"pass"|Can't get rlimit/,
     },
   },
+  deleted_attributes: {
+    "restored by CRIU": {
+      why: "CRIU's format has no extended attributes of files",
+      says: /security\.capability of fd/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save extended attributes of files",
+      says: /security\.capability of fd/,
+    },
+  },
   directories: {
     "restored by CRIU": {
       why: "CRIU drops O_DIRECTORY from an O_PATH descriptor",

@@ -83,6 +83,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "bpf_maps", args: ["more"] },
     { name: "cloexec" },
     { name: "dead_processes", alone: "a clone has another /proc" },
+    { name: "deleted_attributes" },
     { name: "deleted_files" },
     { name: "devices" },
     { name: "directories" },

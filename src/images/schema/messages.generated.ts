@@ -677,6 +677,7 @@ export interface GhostFileEntry {
   readonly chunks?: boolean | undefined;
   readonly size?: number | undefined;
   readonly symlnk_target?: string | undefined;
+  readonly xattrs: readonly RepriseXattr[];
 }
 
 export interface ImgStreamerReplyEntry {
@@ -861,6 +862,7 @@ export interface MemfdInodeEntry {
   readonly inode_id: number;
   readonly hugetlb_flag?: number | undefined;
   readonly mode?: number | undefined;
+  readonly xattrs: readonly RepriseXattr[];
 }
 
 export interface MmEntry {
@@ -1262,6 +1264,11 @@ export interface RepriseUnixEntry {
   readonly peer_uid?: number | undefined;
   readonly peer_gid?: number | undefined;
   readonly options: readonly RepriseSocketOption[];
+}
+
+export interface RepriseXattr {
+  readonly name: string;
+  readonly value: Uint8Array;
 }
 
 export interface RestoreStatsEntry {
@@ -2147,6 +2154,7 @@ export interface Messages {
   readonly reprise_task_entry: RepriseTaskEntry;
   readonly reprise_thread_entry: RepriseThreadEntry;
   readonly reprise_unix_entry: RepriseUnixEntry;
+  readonly reprise_xattr: RepriseXattr;
   readonly restore_stats_entry: RestoreStatsEntry;
   readonly rlimit_entry: RlimitEntry;
   readonly rseq_entry: RseqEntry;
@@ -2298,7 +2306,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   fs_entry: "1,cwd_id,u! 2,root_id,u! 3,umask,u? 30001,shared,b?",
   ghost_chunk_entry: "1,len,N! 2,off,N!",
   ghost_file_entry:
-    "1,uid,u! 2,gid,u! 3,mode,u! 4,dev,u? 5,ino,U? 6,rdev,u? 7,atim,m?,timeval 8,mtim,m?,timeval 9,chunks,b? 10,size,N? 11,symlnk_target,t?",
+    "1,uid,u! 2,gid,u! 3,mode,u! 4,dev,u? 5,ino,U? 6,rdev,u? 7,atim,m?,timeval 8,mtim,m?,timeval 9,chunks,b? 10,size,N? 11,symlnk_target,t? 30001,xattrs,m*,reprise_xattr",
   img_streamer_reply_entry: "1,exists,b!",
   img_streamer_request_entry: "1,filename,t!",
   inet_sk_entry:
@@ -2324,7 +2332,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   macvlan_link_entry: "1,mode,u! 2,flags,u?",
   memfd_file_entry: "1,id,u! 2,flags,u! 3,pos,U! 4,fown,m!,fown_entry 5,inode_id,u!",
   memfd_inode_entry:
-    "1,name,t! 2,uid,u! 3,gid,u! 4,size,N! 5,shmid,u! 6,seals,u! 7,inode_id,N! 8,hugetlb_flag,u? 9,mode,u?",
+    "1,name,t! 2,uid,u! 3,gid,u! 4,size,N! 5,shmid,u! 6,seals,u! 7,inode_id,N! 8,hugetlb_flag,u? 9,mode,u? 30001,xattrs,m*,reprise_xattr",
   mm_entry:
     "1,mm_start_code,N! 2,mm_end_code,N! 3,mm_start_data,N! 4,mm_end_data,N! 5,mm_start_stack,N! 6,mm_start_brk,N! 7,mm_brk,N! 8,mm_arg_start,N! 9,mm_arg_end,N! 10,mm_env_start,N! 11,mm_env_end,N! 12,exe_file_id,u! 13,mm_saved_auxv,U* 14,vmas,m*,vma_entry 15,dumpable,i? 16,aios,m*,aio_ring_entry 17,thp_disabled,b? 30001,reprise,m?,reprise_mm_entry",
   mnt_entry:
@@ -2386,6 +2394,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u?",
   reprise_unix_entry:
     "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option",
+  reprise_xattr: "1,name,t! 2,value,y!",
   restore_stats_entry:
     "1,pages_compared,N! 2,pages_skipped_cow,N! 3,forking_time,u! 4,restore_time,u! 5,pages_restored,N?",
   rlimit_entry: "1,cur,U! 2,max,U!",

@@ -23,6 +23,7 @@ import {
   O_CREAT,
   O_EXCL,
   O_NOFOLLOW,
+  O_RDONLY,
   O_WRONLY,
   S_IFDIR,
   S_IFLNK,
@@ -32,6 +33,7 @@ import {
 } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { processForProc } from "./dead-process.ts";
+import { restoreXattrs } from "./extended-attributes.ts";
 import type { FilesRestore } from "./file-kind.ts";
 import { joinPath } from "../mounts/external.ts";
 import type { Place } from "../mounts/places.ts";
@@ -198,7 +200,7 @@ function makeGhost(program: Program, wanted: Wanted, restore: FilesRestore): str
     addName(names, { ...place, isDirectory, madeBy: program.length });
     createGhost(program, ghost, { place, name: free, id, restore });
   }
-  setAttributes(program, ghost.value, place);
+  setAttributes(program, ghost.value, { place, restore });
   return free;
 }
 
@@ -369,8 +371,9 @@ function copyPart(
 function setAttributes(
   program: Program,
   ghost: GhostFileEntry,
-  { directory, path: name }: Place,
+  { place, restore }: { readonly place: Place; readonly restore: FilesRestore },
 ): void {
+  const { directory, path: name } = place;
   const path = pathArgument(program, name);
   const { uid, gid, mode, atim, mtim } = ghost;
   const label = `set owner, mode and times of deleted file ${name}`;
@@ -378,6 +381,15 @@ function setAttributes(
   program.call("fchownat", [directory, path, uid, gid, AT_SYMLINK_NOFOLLOW], { label });
   if ((mode & S_IFMT) !== S_IFLNK) {
     program.call("fchmodat", [directory, path, mode & 0o7777], { label });
+  }
+  if (ghost.xattrs.length > 0) {
+    const opened = program.call("openat", [directory, path, O_RDONLY | O_NOFOLLOW, 0], { label });
+    restoreXattrs(program, opened, {
+      xattrs: ghost.xattrs,
+      what: `deleted file ${name}`,
+      isForeigner: restore.isForeigner === true,
+    });
+    program.call("close", [opened]);
   }
   if (atim === undefined || mtim === undefined) return;
   const times = Buffer.alloc(32);

@@ -14,10 +14,12 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { assert, RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
 import {
   FdTypes,
   RemapType,
   type RemapFilePathEntry,
+  type RepriseXattr,
 } from "../../images/schema/messages.generated.ts";
 import { bytesToText } from "../../images/text.ts";
 import {
@@ -35,6 +37,7 @@ import { mountIdOf } from "../../proc/mount-id.ts";
 import type { FileStat } from "../../proc/links.ts";
 import { EEXIST, ENOENT, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { readXattrs } from "./extended-attributes.ts";
 import { dataRanges, type DataRange } from "./data-ranges.ts";
 import type { FilesDump, OpenFile } from "./file-kind.ts";
 import { asOwner } from "../mounts/as-owner.ts";
@@ -184,9 +187,20 @@ function writeGhost(
     mtim: timeval(stat.mtimeNs),
     ...(chunks ? { chunks, size: Number(stat.size) } : {}),
     ...(kind === S_IFLNK ? { symlnk_target: linkTarget(file, dump) } : {}),
+    xattrs: attributesOf(file, kind),
   });
   if (kind === S_IFREG) copyContent(file, { image, size: Number(stat.size), chunks });
   image.close();
+}
+
+/** Others than files and directories are not opened when they are made again. */
+function attributesOf(file: OpenFile, kind: number): RepriseXattr[] {
+  const found = readXattrs(file.procPath);
+  if (found.length === 0 || kind === S_IFREG || kind === S_IFDIR) return found;
+  log.loss(
+    `fd ${file.fd} of pid ${file.task.pid} (${file.target}): its extended attributes are not saved`,
+  );
+  return [];
 }
 
 /** Ids in images are those of the tree's user namespace. */

@@ -45,6 +45,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import { ANONYMOUS_HUGE, HUGE_MASK, hugeSizeBits } from "../memory/hugetlb.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
+import { readXattrs, restoreXattrs } from "./extended-attributes.ts";
 import { pathArgument } from "./path.ts";
 import { reopen } from "./pipe.ts";
 import { fillSharedMemory, writeSharedMemory } from "./shared-content.ts";
@@ -138,6 +139,7 @@ function describeInode(file: OpenFile, inode_id: number, dump: FilesDump): Memfd
     seals: sealsOf(file),
     inode_id,
     mode: stat.mode,
+    xattrs: readXattrs(file.procPath),
   };
 }
 
@@ -245,6 +247,11 @@ function makeObject(program: Program, inode: MemfdInodeEntry, options: MakeOptio
   const window = huge === 0 ? undefined : scratchAddress(options.index);
   fillSharedMemory(program, { fd, shmid: inode.shmid, size: inode.size, label, window }, restore);
   setAttributes(program, inode, fd);
+  restoreXattrs(program, fd, {
+    xattrs: inode.xattrs,
+    what: `memfd ${inode.name}`,
+    isForeigner: restore.isForeigner === true,
+  });
   // At the end: nothing may be written any more, and all must be open.
   if (!sealsAfterMapping(inode, restore.set)) restore.later((end) => seal(end, inode, fd));
   return fd;
