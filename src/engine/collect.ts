@@ -26,6 +26,7 @@ import type {
 } from "../images/schema/messages.generated.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
+import { FdDirectory } from "../proc/fd-directory.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../sys/abi/sched.ts";
@@ -171,9 +172,11 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
     ahead?.places(task) ?? collectPlaces(task, readSmaps(task.pid), files, { memory, directories });
   tables.places.set(ids.vm_id, memory ?? places).set(ids.fs_id, directories ?? places);
   if (places.vmas.some(({ uprobes }) => uprobes)) refusePendingReturns(task);
+  using directory = new FdDirectory(task.pid);
+  const looking = { ...tables, directory };
   const fds = seen.files
     ? undefined
-    : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, tables));
+    : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, looking));
   const threadPlaces = collectThreadPlaces(task, (procPath) =>
     files.describeAlone(withoutFd(task, procPath, O_RDONLY | O_DIRECTORY)),
   );
@@ -236,10 +239,14 @@ export function collectPlaces(
 
 const NOT_SHARED = { memory: undefined, directories: undefined };
 
-function collectFd(task: FrozenTask, fd: number, { files, locks, ahead }: Tables): CollectedFd {
+function collectFd(
+  task: FrozenTask,
+  fd: number,
+  { files, locks, ahead, directory }: Tables & { readonly directory: FdDirectory },
+): CollectedFd {
   const known = ahead?.find(task, fd);
   if (known !== undefined) return { fd, ...known };
-  const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
+  const file = lookAtFd(task, fd, { directory });
   const { id, type } = files.describe(file);
   locks.add(file, id);
   return { fd, id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
@@ -326,7 +333,7 @@ function mappedFileId(
 function socketOfRing(task: FrozenTask, area: SmapsVma): OpenFile {
   for (const fd of readFdNumbers(task.pid)) {
     const stat = readFdStat(task.pid, fd);
-    if (stat.inode === area.inode) return lookAtFd(task, fd, stat);
+    if (stat.inode === area.inode) return lookAtFd(task, fd, { stat });
   }
   throw new RepriseError(
     "UNSUPPORTED",

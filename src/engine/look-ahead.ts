@@ -17,7 +17,8 @@ import { collectNamespaces, type CollectedNamespaces } from "../objects/namespac
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
-import { mapFilePath, readFdStat } from "../proc/links.ts";
+import { FdDirectory } from "../proc/fd-directory.ts";
+import { mapFilePath } from "../proc/links.ts";
 import { readProcText } from "../proc/procfs.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
@@ -152,12 +153,13 @@ export class LookAhead {
     const places = this.#hasPlainPlaces(task, areas)
       ? collectPlaces(task, areas, this.files)
       : undefined;
-    const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd)]));
+    using directory = new FdDirectory(pid);
+    const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd, directory)]));
     this.#tables.set(pid, { sleeper, fds, places });
   }
 
-  #describe(task: FrozenTask, fd: number): EarlyFd | undefined {
-    const file = lookAtFd(task, fd, readFdStat(task.pid, fd));
+  #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {
+    const file = lookAtFd(task, fd, { directory });
     if (!isPlain(file, this.files) || hasOwner(file, this.files)) return undefined;
     const { id, type } = this.files.describe(file);
     if (type !== FdTypes.REG) return undefined;

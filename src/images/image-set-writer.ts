@@ -47,6 +47,8 @@ export interface RemotePages {
   close(): void;
 }
 
+/** Files that are kept open until they are written: of these a container's limit allows some hundred at least. */
+const MOST_PREPARED = 512;
 const TEMPORARY_INVENTORY = "inventory.img.new";
 const DIRECTORY_MODE = 0o700;
 const FILE_MODE = 0o600;
@@ -58,8 +60,8 @@ export class ImageSetWriter {
   readonly #sync: "files" | "none";
   #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
-  /** Files that exist and are empty. */
-  readonly #prepared = new Set<string>();
+  /** Files that exist and are empty; as many as may be are open. */
+  readonly #prepared = new Map<string, number | undefined>();
 
   /** Makes the directory, and takes an older set's inventory away. System errors are thrown as they are. */
   constructor(dir: string, options: WriterOptions = {}) {
@@ -79,8 +81,10 @@ export class ImageSetWriter {
     for (const name of names) {
       // A page server may write into the same directory.
       if (this.#prepared.has(name) || (this.remotePages !== undefined && isPages(name))) continue;
-      closeSync(createFile(this.path(name)));
-      this.#prepared.add(name);
+      const fd = createFile(this.path(name));
+      const isKept = this.#prepared.size < MOST_PREPARED;
+      if (!isKept) closeSync(fd);
+      this.#prepared.set(name, isKept ? fd : undefined);
     }
   }
 
@@ -137,7 +141,10 @@ export class ImageSetWriter {
 
   /** Removes files that were prepared and not written. After `commit`, when nobody waits any more. */
   tidy(): void {
-    for (const name of this.#prepared) rmSync(this.path(name), { force: true });
+    for (const [name, fd] of this.#prepared) {
+      if (fd !== undefined) closeSync(fd);
+      rmSync(this.path(name), { force: true });
+    }
     this.#prepared.clear();
   }
 
@@ -158,9 +165,7 @@ export class ImageSetWriter {
 
   #create(name: string): ImageWriter {
     const path = this.path(name);
-    const fd = this.#prepared.delete(name)
-      ? openSync(path, constants.O_RDWR | constants.O_NOFOLLOW)
-      : createFile(path);
+    const fd = this.#takePrepared(name) ?? createFile(path);
     this.#written.set(name, undefined);
     const image = new ImageWriter(fd, name, (description) => {
       this.#open.delete(image);
@@ -168,6 +173,13 @@ export class ImageSetWriter {
     });
     this.#open.add(image);
     return image;
+  }
+
+  #takePrepared(name: string): number | undefined {
+    if (!this.#prepared.has(name)) return undefined;
+    const fd = this.#prepared.get(name);
+    this.#prepared.delete(name);
+    return fd ?? openSync(this.path(name), constants.O_RDWR | constants.O_NOFOLLOW);
   }
 
   #writeInventory(inventory: MessageInput<InventoryEntry>): void {

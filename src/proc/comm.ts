@@ -12,11 +12,6 @@ export function readCommIfAlive(pid: number): string | undefined {
   return undefinedIfGone(() => readComm(pid));
 }
 
-/** Name of one thread. Throws NO_SUCH_PROCESS or SYSCALL. */
-export function readThreadComm(pid: number, tid: number): string {
-  return parseComm(readShortProcText(pid, `task/${tid}/comm`));
-}
-
 /** Takes the final newline off. */
 export function parseComm(text: string): string {
   return text.endsWith("\n") ? text.slice(0, -1) : text;

@@ -99,6 +99,39 @@ export function readFdInfoIfOpen(of: FdName): FdInfo | undefined {
 
 /** Parses the text of an fdinfo file. */
 export function parseFdInfo(text: string): FdInfo {
+  return parsePlain(text) ?? parseLines(text);
+}
+
+/** Of most files the kernel has these four lines to tell and nothing more, and there may be thousands of them. */
+function parsePlain(text: string): FdInfo | undefined {
+  const [line, pos, flags, mntId, ino] = PLAIN.exec(text) ?? [];
+  if (line === undefined) return undefined;
+  return {
+    ...NOTHING,
+    pos: pos === "0" ? 0n : BigInt(pos ?? "0"),
+    flags: Number.parseInt(flags ?? "0", 8),
+    mntId: Number(mntId),
+    ino: BigInt(ino ?? "0"),
+  };
+}
+
+const PLAIN = /^pos:\t(\d+)\nflags:\t(\d+)\nmnt_id:\t(-?\d+)\nino:\t(\d+)\n$/;
+
+const NOTHING = {
+  eventfd: undefined,
+  epoll: [],
+  sigmask: undefined,
+  inotify: [],
+  fanotify: [],
+  timerfd: undefined,
+  pidfd: undefined,
+  locks: [],
+  ttyIndex: undefined,
+  iff: undefined,
+  extra: [],
+} as const;
+
+function parseLines(text: string): FdInfo {
   const plain = new Map<string, string>();
   const epoll: EpollTarget[] = [];
   const inotify: InotifyMark[] = [];

@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { parseAutogroup, readAutogroup } from "./autogroup.ts";
 import { parseAuxv, readAuxv, readAuxvIfAlive } from "./auxv.ts";
 import { parseCmdline, readCmdline, readCmdlineIfAlive } from "./cmdline.ts";
-import { parseComm, readComm, readCommIfAlive, readThreadComm } from "./comm.ts";
+import { parseComm, readComm, readCommIfAlive } from "./comm.ts";
 import { parseCoredumpFilter, readCoredumpFilter } from "./coredump-filter.ts";
 import { readLoginuid } from "./loginuid.ts";
 import { parseNamespaceLink, readNamespaces, readThreadNamespaces } from "./ns.ts";
@@ -39,7 +39,6 @@ describe("comm", () => {
     expect(readComm(process.ppid)).toBe(
       parseComm(readFileSync(`/proc/${process.ppid}/comm`, "utf8")),
     );
-    expect(readThreadComm(process.pid, process.pid)).toBe(readComm(process.pid));
     expect(readCommIfAlive(NOBODY)).toBeUndefined();
   });
 });

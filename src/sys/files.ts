@@ -42,8 +42,8 @@ export interface PlainStat {
 }
 
 /** The text of a file, taken as UTF-8, or the negative error number. */
-export function readText(name: string): string | number {
-  const length = readContent(name);
+export function readText(name: string, directory = AT_FDCWD): string | number {
+  const length = readContent(name, directory);
   return length < 0 ? length : content.toString("utf8", 0, length);
 }
 
@@ -51,14 +51,14 @@ export function readText(name: string): string | number {
  * Like readText for files of /proc that are one record, or records of less than SHORT bytes: the kernel's seq_file gives as many as fit
  * into a page, so what comes with one read and is shorter than half a page is all of it. Nobody has to look for the end.
  */
-export function readShortText(name: string): string | number {
-  const fd = openToRead(name);
+export function readShortText(name: string, directory = AT_FDCWD): string | number {
+  const fd = openToRead(name, directory);
   if (fd < 0) return fd;
   let length: number;
   do length = trySyscall("read", fd, contentAt, content.length);
   while (length === -EINTR);
   trySyscall("close", fd);
-  if (length > SHORT) return readText(name);
+  if (length > SHORT) return readText(name, directory);
   return length < 0 ? length : content.toString("utf8", 0, length);
 }
 
@@ -69,16 +69,16 @@ export function readBytes(name: string): Uint8Array | number {
 }
 
 /** The target of a symbolic link, or the negative error number. */
-export function readLink(name: string): string | number {
+export function readLink(name: string, directory = AT_FDCWD): string | number {
   if (!putPath(name)) return -ENAMETOOLONG;
-  const length = trySyscall("readlinkat", AT_FDCWD, pathAt, linkAt, PATH_ROOM);
+  const length = trySyscall("readlinkat", directory, pathAt, linkAt, PATH_ROOM);
   return length < 0 ? length : link.toString("utf8", 0, length);
 }
 
 /** The stat of the file that a path leads to, or the negative error number. */
-export function readStat(name: string): PlainStat | number {
+export function readStat(name: string, directory = AT_FDCWD): PlainStat | number {
   if (!putPath(name)) return -ENAMETOOLONG;
-  const result = trySyscall("statx", AT_FDCWD, pathAt, 0, STATX_BASIC_STATS, statxAt);
+  const result = trySyscall("statx", directory, pathAt, 0, STATX_BASIC_STATS, statxAt);
   if (result < 0) return result;
   const view = statxView;
   return {
@@ -111,8 +111,8 @@ function putPath(name: string): boolean {
 }
 
 /** Reads a whole file into `content`; returns its length. */
-function readContent(name: string): number {
-  const fd = openToRead(name);
+function readContent(name: string, directory = AT_FDCWD): number {
+  const fd = openToRead(name, directory);
   if (fd < 0) return fd;
   let length = 0;
   for (;;) {
@@ -127,9 +127,9 @@ function readContent(name: string): number {
   }
 }
 
-function openToRead(name: string): number {
+function openToRead(name: string, directory: number): number {
   return putPath(name)
-    ? trySyscall("openat", AT_FDCWD, pathAt, O_RDONLY | O_CLOEXEC, 0)
+    ? trySyscall("openat", directory, pathAt, O_RDONLY | O_CLOEXEC, 0)
     : -ENAMETOOLONG;
 }
 

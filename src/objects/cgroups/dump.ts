@@ -11,8 +11,8 @@ import type {
   CgroupPropEntry,
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
-import { readCgroups, readThreadCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
-import { errnoOf } from "../../proc/procfs.ts";
+import { parseCgroups, readCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
+import { errnoOf, readShortProcText } from "../../proc/procfs.ts";
 import { readNamespaces } from "../../proc/ns.ts";
 import type { CollectedNamespace } from "../namespaces/collect.ts";
 import type { FrozenTask } from "../task/task.ts";
@@ -82,8 +82,13 @@ export class CgroupTable {
   /** Looks at the threads of a task; the root task comes first. */
   add(task: FrozenTask): void {
     if (this.#options.mode === "ignore") return;
+    // Most threads of a process are where its others are.
+    const known = new Map<string, number>();
     for (const { tid } of task.threads) {
-      this.#ofThread.set(tid, this.#setOf(readThreadCgroups(task.pid, tid)));
+      const text = readShortProcText(task.pid, `task/${tid}/cgroup`);
+      const set = known.get(text) ?? this.#setOf(parseCgroups(text));
+      known.set(text, set);
+      this.#ofThread.set(tid, set);
     }
     if (task.parent === undefined) this.#findNamespaceRoot(task);
   }

@@ -1,13 +1,14 @@
 // The table of open files of the whole tree: which descriptors of which tasks are one open file description, and the ids of
 // files.img. Identity is the kernel's to tell (kcmp); it is asked only for files that look alike from outside.
 
-import { closeSync, openSync, readlinkSync } from "node:fs";
+import { openSync } from "node:fs";
 import { dirname } from "node:path";
 import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
-import { readFdInfo } from "../../proc/fdinfo.ts";
-import { readFdStat, type FileStat } from "../../proc/links.ts";
+import { FdDirectory } from "../../proc/fd-directory.ts";
+import { readFdInfo, type FdInfo } from "../../proc/fdinfo.ts";
+import { fdPath, readFdStat, type FileStat } from "../../proc/links.ts";
 import { readProcLink, readProcStat } from "../../proc/procfs.ts";
 import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
@@ -77,12 +78,16 @@ export class FileTable implements FilesDump {
    */
   refresh(): boolean {
     if (!this.#keptNames()) return false;
-    const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
     const before = [...this.#descriptions.values()].flatMap(({ items }) => items);
+    const infos = readInfos(before);
+    if (infos.some(({ locks }) => locks.length > 0)) return false;
+    const isSame = ({ file: { info } }: Known, { pos, flags }: FdInfo): boolean =>
+      info.pos === pos && info.flags === flags;
+    if (before.every((known, index) => isSame(known, infos[index] as FdInfo))) return true;
+    const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
     this.#descriptions.clear();
-    for (const { file, id, type } of before) {
-      const { pos, flags, locks } = readFdInfo({ pid: file.task.pid, fd: file.fd });
-      if (locks.length > 0) return false;
+    for (const [index, { file, id, type }] of before.entries()) {
+      const { pos, flags } = infos[index] as FdInfo;
       const place = places.get(id) ?? -1;
       const entry = this.#entries[place];
       if (entry?.reg !== undefined)
@@ -183,7 +188,7 @@ export class FileTable implements FilesDump {
     this.#borrowed.push(fd);
     const task = this.#inFlight.get(near) ?? { ...near, pid: process.pid };
     this.#inFlight.set(near, task);
-    const file = { ...lookAtFd(task, fd, readFdStat(process.pid, fd)), near };
+    const file = { ...lookAtFd(task, fd, { stat: readFdStat(process.pid, fd) }), near };
     if (
       this.#lookingLike(file).find(placeOf(file)) === undefined &&
       file.target === "anon_inode:[pidfd]"
@@ -256,7 +261,7 @@ export class FileTable implements FilesDump {
 
   /** Closes the engine's copies of the tasks' files. */
   close(): void {
-    for (const fd of [...this.#borrowed.splice(0), ...this.#pidfds.values()]) closeSync(fd);
+    closeAll([...this.#borrowed.splice(0), ...this.#pidfds.values()]);
     this.#pidfds.clear();
     this.mounts?.close();
   }
@@ -285,16 +290,34 @@ export class FileTable implements FilesDump {
 }
 
 /** Reads everything about one descriptor of a task. */
-export function lookAtFd(task: FrozenTask, fd: number, stat: FileStat): OpenFile {
-  const procPath = `/proc/${task.pid}/fd/${fd}`;
-  return {
-    task,
-    fd,
-    procPath,
-    target: readlinkSync(procPath),
-    stat,
-    info: readFdInfo({ pid: task.pid, fd }),
-  };
+export function lookAtFd(
+  task: FrozenTask,
+  fd: number,
+  from: { readonly stat: FileStat } | { readonly directory: FdDirectory },
+): OpenFile {
+  const { pid } = task;
+  const procPath = fdPath(pid, fd);
+  if ("stat" in from) {
+    const target = readProcLink(pid, `fd/${fd}`);
+    return { task, fd, procPath, target, stat: from.stat, info: readFdInfo({ pid, fd }) };
+  }
+  const { directory } = from;
+  const stat = directory.stat(fd);
+  return { task, fd, procPath, target: directory.target(fd), stat, info: directory.info(fd) };
+}
+
+/** What fdinfo says of each now. */
+function readInfos(known: readonly Known[]): FdInfo[] {
+  const directories = new Map<number, FdDirectory>();
+  try {
+    return known.map(({ pid, fd }) => {
+      const directory = directories.get(pid) ?? new FdDirectory(pid);
+      directories.set(pid, directory);
+      return directory.info(fd);
+    });
+  } finally {
+    for (const directory of directories.values()) directory[Symbol.dispose]();
+  }
 }
 
 /** What two descriptors of one description have in common for sure. */
@@ -319,4 +342,15 @@ function lookAgain(
 
 function placeOf({ task, fd }: OpenFile): { readonly pid: number; readonly fd: number } {
   return { pid: task.pid, fd };
+}
+
+/** Copies have numbers that follow each other: they are closed together. */
+function closeAll(fds: readonly number[]): void {
+  const sorted = fds.toSorted((a, b) => a - b);
+  for (let first = 0; first < sorted.length;) {
+    let last = first;
+    while (sorted[last + 1] === (sorted[last] as number) + 1) last += 1;
+    syscall("close_range", sorted[first] as number, sorted[last] as number, 0);
+    first = last + 1;
+  }
 }

@@ -11,9 +11,9 @@ import {
   type RunningProgram,
 } from "../../../test/live/programs.ts";
 import { probeProcess, withSeed } from "../../../test/live/probe.ts";
+import { readThreadStatus } from "../../proc/status.ts";
 import {
   collectProcessAttributes,
-  collectThreadAttributes,
   probeProcessAttributes,
   probeThreadAttributes,
   restoreComm,
@@ -150,7 +150,7 @@ describe("attributes of a thread", () => {
         restoreThreadAttributes(program, { comm, pdeath_sig: SIGWINCH });
         return () => undefined;
       });
-      expect(collectThreadAttributes(seed.pid, seed.pid)).toEqual({ comm });
+      expect(readThreadStatus(seed.pid, seed.pid).name).toBe(comm);
       expect(seed.run(probeThreadAttributes).parentDeathSignal).toBe(SIGWINCH);
     });
   });
@@ -162,7 +162,7 @@ describe("attributes of a thread", () => {
         restoreParentDeathSignal(program, 0);
         return () => undefined;
       });
-      expect(collectThreadAttributes(seed.pid, seed.pid)).toEqual({ comm: "a name that is " });
+      expect(readThreadStatus(seed.pid, seed.pid).name).toBe("a name that is ");
       expect(seed.run(probeThreadAttributes).parentDeathSignal).toBe(0);
     });
   });
@@ -194,7 +194,7 @@ describe("a running program", () => {
     expect(attributes.brk).toBeGreaterThan(0);
     expect(thread.parentDeathSignal).toBe(0);
     expect(thread.clearTidAddress).toBeGreaterThan(0n);
-    expect(collectThreadAttributes(program.pid, program.pid).comm).toBe("a name (x) \n y");
+    expect(readThreadStatus(program.pid, program.pid).name).toBe("a name (x) \n y");
     expect(await program.ask()).toBe("ok 1");
     expect(await program.finish()).toBe("pass");
   });

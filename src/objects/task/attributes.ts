@@ -12,7 +12,6 @@ import type {
   ThreadCoreEntry,
 } from "../../images/schema/messages.generated.ts";
 import { readAutogroup } from "../../proc/autogroup.ts";
-import { readThreadComm } from "../../proc/comm.ts";
 import { readCoredumpFilter } from "../../proc/coredump-filter.ts";
 import { LOGINUID_UNSET, readLoginuid } from "../../proc/loginuid.ts";
 import { readOomScoreAdj } from "../../proc/oom.ts";
@@ -139,11 +138,6 @@ export function collectProcessAttributes(pid: number): CollectedProcessAttribute
       personality_set: true,
     },
   };
-}
-
-/** What /proc tells of a thread, in the form of the images. Throws as collectProcessAttributes does. */
-export function collectThreadAttributes(pid: number, tid: number): { readonly comm: string } {
-  return { comm: readThreadComm(pid, tid) };
 }
 
 /**

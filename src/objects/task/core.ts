@@ -239,7 +239,7 @@ function threadPart(
       signals_p: collectPending(stopped.tracee, "thread"),
       creds: { ...state.creds, ...readLabels({ pid: task.pid, tid }) },
       ...seccomp,
-      comm: isLeader ? task.stat.comm : attributes.collectThreadAttributes(task.pid, tid).comm,
+      comm: isLeader ? task.stat.comm : thread.status.name,
       ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
       ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
     },

@@ -216,50 +216,58 @@ function threadInfo(core: CoreEntry): ThreadInfoX86 {
 }
 
 function words32(bytes: Buffer, offset: number, size: number): readonly number[] {
-  if (isZero(bytes, offset, size)) return zeros(zeros32, { count: size / 4, zero: 0 });
-  const view = viewOf(bytes);
-  const words: number[] = [];
-  for (let at = offset; at < offset + size; at += 4) words.push(view.getUint32(at, true));
-  return words;
+  return known32.get(bytes, { offset, size }, (view) => {
+    const words: number[] = [];
+    for (let at = offset; at < offset + size; at += 4) words.push(view.getUint32(at, true));
+    return words;
+  });
 }
 
 function words64(bytes: Buffer, offset: number, size: number): readonly bigint[] {
-  if (isZero(bytes, offset, size)) return zeros(zeros64, { count: size / 8, zero: 0n });
-  const view = viewOf(bytes);
-  const words: bigint[] = [];
-  for (let at = offset; at < offset + size; at += 8) {
-    // A bigint is an object of its own, but for the one that is always there.
-    const isZero = view.getUint32(at, true) === 0 && view.getUint32(at + 4, true) === 0;
-    words.push(isZero ? 0n : view.getBigUint64(at, true));
-  }
-  return words;
+  return known64.get(bytes, { offset, size }, (view) => {
+    const words: bigint[] = [];
+    for (let at = offset; at < offset + size; at += 8) {
+      // A bigint is an object of its own, but for the one that is always there.
+      const isZero = view.getUint32(at, true) === 0 && view.getUint32(at + 4, true) === 0;
+      words.push(isZero ? 0n : view.getBigUint64(at, true));
+    }
+    return words;
+  });
 }
+
+/**
+ * Lists of words that were asked for already. Most threads use few of the registers, and what the C library left in the others is the
+ * same in all of them: what comes a second time is made and encoded once.
+ */
+class KnownWords<T extends number | bigint> {
+  readonly #lists = new Map<string, readonly T[] | undefined>();
+
+  get(
+    bytes: Buffer,
+    { offset, size }: { readonly offset: number; readonly size: number },
+    make: (view: DataView) => readonly T[],
+  ): readonly T[] {
+    if (size === 0) return [];
+    const key = bytes.toString("latin1", offset, offset + size);
+    const known = this.#lists.get(key);
+    if (known !== undefined) return known;
+    const isSecond = this.#lists.has(key);
+    const list = make(viewOf(bytes));
+    if (!isSecond && this.#lists.size >= MOST_KNOWN) return list;
+    const kept = isSecond ? constantList(list) : undefined;
+    this.#lists.set(key, kept);
+    return kept ?? list;
+  }
+}
+
+/** Blocks of registers that are remembered. */
+const MOST_KNOWN = 256;
+
+const known32 = new KnownWords<number>();
+const known64 = new KnownWords<bigint>();
 
 function viewOf(bytes: Buffer): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-}
-
-/** Most threads use few of the registers: the others are the same list for all of them. */
-const zeros32 = new Map<number, readonly number[]>();
-const zeros64 = new Map<number, readonly bigint[]>();
-
-function zeros<T extends number | bigint>(
-  known: Map<number, readonly T[]>,
-  { count, zero }: { readonly count: number; readonly zero: T },
-): readonly T[] {
-  let list = known.get(count);
-  if (list === undefined)
-    known.set(count, (list = constantList(Array.from({ length: count }, () => zero))));
-  return list;
-}
-
-/** Of all components together; a larger one would be looked at word by word. */
-const ZERO_BYTES = Buffer.alloc(4096);
-
-function isZero(bytes: Buffer, offset: number, size: number): boolean {
-  return (
-    size <= ZERO_BYTES.length && bytes.compare(ZERO_BYTES, 0, size, offset, offset + size) === 0
-  );
 }
 
 function putWords32(

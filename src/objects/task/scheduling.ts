@@ -181,7 +181,9 @@ function refused(tid: number, policy: number): RepriseError {
 
 function collectAffinity(tid: number): { cpu_affinity?: Uint8Array } {
   const mask = readAffinity(tid);
-  return onlineProcessors().every((cpu) => holds(mask, cpu)) ? {} : { cpu_affinity: mask };
+  return onlineProcessors().every((cpu) => holds(mask, cpu))
+    ? {}
+    : { cpu_affinity: Uint8Array.from(mask) };
 }
 
 /** An I/O priority of class 0 means that none was set: the nice value counts. */
@@ -213,10 +215,13 @@ function presentProcessors(saved: Uint8Array, notes: string[]): Uint8Array | und
   return same || missing.length === wanted.length ? undefined : present;
 }
 
+/** Good until the next is read. */
 function readAffinity(tid: number): Uint8Array {
-  const mask = Buffer.alloc(CPU_SET_SIZE);
-  return mask.subarray(0, syscall("sched_getaffinity", tid, mask.length, mask));
+  const length = syscall("sched_getaffinity", tid, affinity.length, affinity);
+  return affinity.subarray(0, length);
 }
+
+const affinity = Buffer.alloc(CPU_SET_SIZE);
 
 function holds(mask: Uint8Array, cpu: number): boolean {
   return ((mask[cpu >> 3] ?? 0) & (1 << (cpu & 7))) !== 0;
