@@ -7,6 +7,7 @@ import { encode } from "../images/codec.ts";
 import { encodePagemap, PE_PRESENT } from "../images/pagemap.ts";
 import { CoreEntryMarch, FdTypes } from "../images/schema/messages.generated.ts";
 import { NO_OWNER } from "../objects/files/owner.ts";
+import { EMPTY_MM } from "../objects/memory/mm.ts";
 import { scanPages } from "../objects/memory/pages.ts";
 import { collectVmas } from "../objects/memory/vma.ts";
 import { hostLsm } from "../objects/task/lsm.ts";
@@ -82,22 +83,7 @@ function encodeFiles(): void {
 
 function encodeMemory(): void {
   const vma = { start: 0, end: 0, pgoff: 0, shmid: 0, prot: 0, flags: 0, status: 0, fd: 0 };
-  encode("mm_entry", {
-    mm_start_code: 0,
-    mm_end_code: 0,
-    mm_start_data: 0,
-    mm_end_data: 0,
-    mm_start_stack: 0,
-    mm_start_brk: 0,
-    mm_brk: 0,
-    mm_arg_start: 0,
-    mm_arg_end: 0,
-    mm_env_start: 0,
-    mm_env_end: 0,
-    exe_file_id: 0,
-    mm_saved_auxv: [0n],
-    vmas: [vma],
-  });
+  encode("mm_entry", { ...EMPTY_MM, mm_saved_auxv: [0n], vmas: [vma] });
 }
 
 function encodeThread(): void {

@@ -5,7 +5,7 @@ import { writePages, scanPages, type PageScan, isSharedByFork } from "../objects
 import { movePages } from "../objects/memory/page-sink.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { guardEntry, hasPrivatePages, VMA_VDSO } from "../objects/memory/vma.ts";
-import { mmEntry } from "../objects/memory/mm.ts";
+import { EMPTY_MM, mmEntry } from "../objects/memory/mm.ts";
 import { followerCore, leaderCore, zombieCore, type ProcessState } from "../objects/task/core.ts";
 import type { VmaEntry } from "../images/schema/messages.generated.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
@@ -313,24 +313,7 @@ function withPolicy(entry: VmaEntry, policies: ProcessState["areaPolicies"]): Vm
  * no file 0, so it stops at these.
  */
 const SHARED_FS = { cwd_id: 0, root_id: 0, shared: true };
-const SHARED_MM = {
-  mm_start_code: 0,
-  mm_end_code: 0,
-  mm_start_data: 0,
-  mm_end_data: 0,
-  mm_start_stack: 0,
-  mm_start_brk: 0,
-  mm_brk: 0,
-  mm_arg_start: 0,
-  mm_arg_end: 0,
-  mm_env_start: 0,
-  mm_env_end: 0,
-  exe_file_id: 0,
-  mm_saved_auxv: [],
-  vmas: [],
-  aios: [],
-  reprise: { shared: true, saved_auxv: [] },
-};
+const SHARED_MM = { ...EMPTY_MM, reprise: { shared: true, saved_auxv: [] } };
 
 function writePstree(tree: FrozenTree, images: ImageSetWriter): void {
   const depth = (tree.tasks[0] as FrozenTask).status.nsPid.length - 1;

@@ -1,14 +1,13 @@
 // containerd of the tests' own, on a host of the tests' own, with an image of busybox.
 
 import { createHash } from "node:crypto";
-import { execFileSync, spawn, type ChildProcess } from "node:child_process";
-import { mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
+import { startDaemon } from "./daemon.ts";
 import {
   canHost,
   hasProgram,
-  lastLines,
   logsBelow,
   startHost,
   type CgroupVersion,
@@ -29,19 +28,12 @@ export function canRunContainerd(version: CgroupVersion): boolean {
   return canHost(version) && hasProgram("containerd") && hasProgram("ctr");
 }
 
-const START_TIMEOUT_MS = 30_000;
-
 /** Starts a containerd with the image IMAGE and waits until it answers. */
 export async function startContainerd(version: CgroupVersion, criu?: string): Promise<Containerd> {
   const host = await startHost(version, criu);
-  const { dir, enter, env } = host;
+  const { dir } = host;
   const socket = join(dir, "containerd.sock");
-  const log = openSync(join(dir, "containerd.log"), "a");
-  const daemon = spawn("nsenter", [...enter, "containerd", "--config", writeConfig(dir, socket)], {
-    stdio: ["ignore", log, log],
-    detached: true,
-    env,
-  });
+  const daemon = startDaemon(host, "containerd", ["--config", writeConfig(dir, socket)]);
   const words = (args: readonly string[]): [string, ...string[]] => ["ctr", "-a", socket, ...args];
   const containerd: Containerd = {
     host,
@@ -49,23 +41,20 @@ export async function startContainerd(version: CgroupVersion, criu?: string): Pr
     ctr(...args) {
       const { status, output } = containerd.try(...args);
       if (status !== 0) {
-        const said = lastLines(join(dir, "containerd.log"));
-        throw new Error(`ctr ${args.join(" ")}: ${output}\n${logsBelow(dir)}\n${said}`);
+        throw new Error(
+          `ctr ${args.join(" ")}: ${output}\n${logsBelow(dir)}\n${daemon.lastLines()}`,
+        );
       }
       return output;
     },
     async stop() {
       removeAll(containerd);
-      await ended(daemon);
+      await daemon.stop();
       await host.stop();
     },
   };
   try {
-    for (const end = Date.now() + START_TIMEOUT_MS; containerd.try("version").status !== 0;) {
-      if (daemon.exitCode !== null || Date.now() > end)
-        throw new Error(`containerd does not come up:\n${lastLines(join(dir, "containerd.log"))}`);
-      await sleep(100);
-    }
+    await daemon.waitUntil(() => containerd.try("version").status === 0);
     containerd.ctr("image", "import", makeImage(host));
     return containerd;
   } catch (error) {
@@ -120,11 +109,4 @@ function removeAll(containerd: Containerd): void {
   };
   for (const task of list("task")) containerd.try("task", "rm", "-f", task);
   for (const container of list("container")) containerd.try("container", "rm", container);
-}
-
-async function ended(daemon: ChildProcess): Promise<void> {
-  if (daemon.exitCode !== null) return;
-  const exit = new Promise<void>((resolve) => daemon.once("exit", () => resolve()));
-  daemon.kill("SIGTERM");
-  await Promise.race([exit, sleep(15_000).then(() => daemon.kill("SIGKILL"))]);
 }

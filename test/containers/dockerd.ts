@@ -1,13 +1,12 @@
 // A Docker daemon of the tests' own, on a host of the tests' own, with an image of busybox.
 
-import { execFileSync, spawn, spawnSync, type ChildProcess } from "node:child_process";
-import { openSync } from "node:fs";
+import { execFileSync, spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { startDaemon, type Daemon } from "./daemon.ts";
 import {
   canHost,
   hasProgram,
-  lastLines,
   logsBelow,
   startHost,
   type CgroupVersion,
@@ -58,7 +57,7 @@ export async function startDocker(version: CgroupVersion, criu?: string): Promis
     stop: () => stopDocker(docker, daemon),
   };
   try {
-    await waitUntilUp(docker, daemon);
+    await daemon.waitUntil(() => docker.try("version").status === 0);
     const archive = join(dir, "rootfs.tar");
     execFileSync("tar", ["-C", host.rootfs, "-cf", archive, "."]);
     docker.run("import", archive, "busybox");
@@ -98,10 +97,9 @@ export async function startFromCheckpoint(
   docker.run("start", "--checkpoint", name, container);
 }
 
-function spawnDaemon({ dir, enter, env, cgroup }: Host, socket: string): ChildProcess {
-  const log = openSync(join(dir, "dockerd.log"), "a");
-  const args = [
-    "dockerd",
+function spawnDaemon(host: Host, socket: string): Daemon {
+  const { dir, cgroup } = host;
+  return startDaemon(host, "dockerd", [
     "--experimental",
     `--data-root=${dir}/data`,
     `--exec-root=${dir}/exec`,
@@ -109,33 +107,13 @@ function spawnDaemon({ dir, enter, env, cgroup }: Host, socket: string): ChildPr
     `--host=${socket}`,
     `--cgroup-parent=/${cgroup}`,
     "--userland-proxy=false",
-  ];
-  return spawn("nsenter", [...enter, ...args], {
-    stdio: ["ignore", log, log],
-    detached: true,
-    env,
-  });
+  ]);
 }
 
-const START_TIMEOUT_MS = 30_000;
-
-async function waitUntilUp(docker: Docker, daemon: ChildProcess): Promise<void> {
-  const deadline = Date.now() + START_TIMEOUT_MS;
-  while (docker.try("version").status !== 0) {
-    if (daemon.exitCode !== null || Date.now() > deadline)
-      throw new Error(`dockerd does not come up:\n${lastLines(join(docker.dir, "dockerd.log"))}`);
-    await sleep(100);
-  }
-}
-
-async function stopDocker(docker: Docker, daemon: ChildProcess): Promise<void> {
+async function stopDocker(docker: Docker, daemon: Daemon): Promise<void> {
   const { output } = docker.try("ps", "-aq");
   const containers = output.split("\n").filter((line) => /^[0-9a-f]+$/.test(line));
   if (containers.length > 0) docker.try("rm", "-f", ...containers);
-  if (daemon.exitCode === null) {
-    const ended = new Promise<void>((resolve) => daemon.once("exit", () => resolve()));
-    daemon.kill("SIGTERM");
-    await Promise.race([ended, sleep(15_000).then(() => daemon.kill("SIGKILL"))]);
-  }
+  await daemon.stop();
   await docker.host.stop();
 }

@@ -10,6 +10,25 @@ import type { ProcessAttributes } from "../task/attributes.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { aioEntries } from "./aio.ts";
 
+/** An entry of a task that has no memory of its own. */
+export const EMPTY_MM = {
+  mm_start_code: 0,
+  mm_end_code: 0,
+  mm_start_data: 0,
+  mm_end_data: 0,
+  mm_start_stack: 0,
+  mm_start_brk: 0,
+  mm_brk: 0,
+  mm_arg_start: 0,
+  mm_arg_end: 0,
+  mm_env_start: 0,
+  mm_env_end: 0,
+  exe_file_id: 0,
+  mm_saved_auxv: [],
+  vmas: [],
+  aios: [],
+} as const;
+
 /** Words of the auxiliary vector that CRIU 4.2 takes on x86-64. */
 const CRIU_AUXV_WORDS = 44;
 
