@@ -188,6 +188,10 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     ["domain_of_thread", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["domain_of_user", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["keyring", /^cannot dump without a loss: pid \d+: the keys in its process keyring \(\d+\)/],
+    [
+      "socket_error",
+      /^cannot dump without a loss: fd 3 of pid \d+ .* an error that it has not read/,
+    ],
     ["undo", /^cannot dump without a loss: pid \d+ .* would undo of System V semaphores/],
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {

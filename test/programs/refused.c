@@ -182,6 +182,14 @@ int main(int argc, char **argv) {
     MUST(signal(SIGIO, SIG_IGN) == SIG_ERR ? -1 : 0);
     MUST(fcntl(fd, F_NOTIFY, DN_CREATE | DN_MULTISHOT));
   }
+  if (strcmp(object, "socket_error") == 0) {
+    struct sockaddr_in nobody = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_port = htons(9)};
+    fd = (int)MUST(socket(AF_INET, SOCK_DGRAM, 0));
+    MUST(connect(fd, (void *)&nobody, sizeof nobody));
+    MUST(send(fd, "x", 1, 0));
+    struct pollfd error = {.fd = fd};
+    MUST(poll(&error, 1, 5000) == 1 ? 0 : -1);
+  }
   if (strcmp(object, "domain") == 0) enter_domain();
   if (strcmp(object, "domain_of_thread") == 0) {
     pthread_t thread;

@@ -1243,6 +1243,7 @@ export interface RepriseTaskEntry {
   readonly personality_set?: boolean | undefined;
   readonly autogroup_nice?: number | undefined;
   readonly child_exit_signal?: number | undefined;
+  readonly cpu_permissions?: bigint | undefined;
 }
 
 export interface RepriseThreadEntry {
@@ -2389,7 +2390,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",
   reprise_task_entry:
-    "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u?",
+    "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u? 6,cpu_permissions,U?",
   reprise_thread_entry:
     "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u?",
   reprise_unix_entry:

@@ -3,6 +3,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import type { SkOptsEntry } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { EACCES, EINVAL, ENOPROTOOPT, EOPNOTSUPP, ERANGE, errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
@@ -31,6 +32,7 @@ export function collectOptions(
   const device = boundDevice(fd);
   const linger = lingerTime(fd);
   const bufLock = optional(fd, so.SO_BUF_LOCK);
+  tellError(file, fd);
   return {
     so_sndbuf: number(so.SO_SNDBUF),
     so_rcvbuf: number(so.SO_RCVBUF),
@@ -55,6 +57,20 @@ export function collectOptions(
     ...(bufLock === undefined ? {} : { so_buf_lock: bufLock }),
   };
 }
+
+/** An error that waits to be told to the process (SO_ERROR), or a message about one (MSG_ERRQUEUE). Reading it would take it. */
+function tellError({ task, fd, target }: OpenFile, copy: number): void {
+  POLLED.writeInt32LE(copy, 0);
+  POLLED.writeInt16LE(0, 4);
+  if (trySyscall("ppoll", POLLED, 1, NO_WAIT, 0, 0) <= 0) return;
+  if ((POLLED.readUInt16LE(6) & POLLERR) === 0) return;
+  log.loss(`fd ${fd} of pid ${task.pid} (${target}): an error that it has not read yet is lost`);
+}
+
+/** struct pollfd, struct timespec. */
+const POLLED = Buffer.alloc(8);
+const NO_WAIT = Buffer.alloc(16);
+const POLLERR = 0x8;
 
 /** Options of a socket that nobody has looked at: of the outer end of a connection that leads out of the tree. */
 export const NO_OPTIONS: SkOptsEntry = {

@@ -44,6 +44,7 @@ import type { LandlockWatch } from "./landlock.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
 import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts";
+import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
 import { probeLdt, restoreLdt } from "./ldt.ts";
 import { tellLosses } from "./losses.ts";
 import { probeSettings, restoreSettings } from "./prctl-settings.ts";
@@ -61,6 +62,8 @@ export interface ProcessState {
   readonly areaPolicies: ReadonlyMap<number, RepriseMemoryPolicy>;
   /** MCL_ flags for memory that is mapped later. */
   readonly futureLocks: number;
+  /** Components of registers that it has asked for. */
+  readonly cpuPermissions: bigint;
   /** Whether it has a local descriptor table; then that table, once it has been read. */
   readonly hasLdt: boolean;
   readonly ldt?: Uint8Array;
@@ -93,12 +96,14 @@ export function probeProcess(
   const keyrings = tellKeyrings(program, { pid: task.innerPid });
   const futureLocks = probeFutureLocks(program);
   const ldt = probeLdt(program);
+  const cpuPermissions = probeCpuPermissions(program);
   return (result) => {
     keyrings(result);
     return {
       areaPolicies: areaPolicies(result),
       futureLocks: futureLocks(result),
       hasLdt: ldt(result),
+      cpuPermissions: cpuPermissions(result),
       sigactions: sigactions(result),
       timers: timers(result),
       attributes: attributesOf(result),
@@ -176,6 +181,7 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
       ...collected,
       reprise: {
         ...collected.reprise,
+        ...(process.cpuPermissions === 0n ? {} : { cpu_permissions: process.cpuPermissions }),
         ...(task.stat.exitSignal === SIGCHLD ? {} : { child_exit_signal: task.stat.exitSignal }),
       },
       loginuid: uidInside(collected.loginuid ?? LOGINUID_UNSET),
@@ -295,6 +301,7 @@ export function restoreProcess(
   // After the queues: RLIMIT_SIGPENDING holds for root, too. Before the credentials, which take the right to raise limits.
   let limited: Probe<string[]> = () => [];
   let locked: Probe<string[]> = () => [];
+  const permitted = restoreCpuPermissions(program, tc.reprise?.cpu_permissions ?? 0n);
   const segments = restoreLdt(program, mm.reprise?.ldt ?? new Uint8Array(0));
   const thread = restoreThread(
     program,
@@ -319,7 +326,9 @@ export function restoreProcess(
   armTimers(program, timers, fired);
   return (result) => {
     created(result);
-    return [limited, locked, segments, thread, dumpable].flatMap((probe) => probe(result));
+    return [limited, locked, permitted, segments, thread, dumpable].flatMap((probe) =>
+      probe(result),
+    );
   };
 }
 

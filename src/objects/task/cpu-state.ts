@@ -58,7 +58,7 @@ export function cpuStateEntry(
   return {
     clear_tid_addr: clearTidAddress,
     gpregs: registersEntry(repeatedRegisters(registers)),
-    fpregs: extendedStateEntry(thread.xstate),
+    fpregs: extendedStateEntry(thread),
     tls: TLS_ENTRIES.map((entry_number) => ({
       entry_number,
       base_addr: 0,
@@ -83,7 +83,8 @@ function registersEntry(regs: Registers): UserX86RegsEntry {
   return values as unknown as UserX86RegsEntry;
 }
 
-function extendedStateEntry(xstate: Buffer): UserX86FpregsEntry {
+function extendedStateEntry({ xstate, tracee }: StoppedThread): UserX86FpregsEntry {
+  if (xstate.length > XSTATE_BV) refuseUnknown(xstate.readBigUInt64LE(XSTATE_BV), tracee.tid);
   const xsave = xstate.length > XSTATE_BV ? xsaveEntry(xstate) : undefined;
   return {
     cwd: xstate.readUInt16LE(FX.cwd),
@@ -99,6 +100,20 @@ function extendedStateEntry(xstate: Buffer): UserX86FpregsEntry {
     padding: [],
     ...(xsave === undefined ? {} : { xsave }),
   };
+}
+
+/** Components that the image has a place for. */
+const SAVED = Object.values(XFEATURE).reduce((bits, feature) => bits | (1n << BigInt(feature)), 0n);
+
+/** AMX tiles could only be put into a thread that has used them already. */
+function refuseUnknown(present: bigint, tid: number): void {
+  const unknown = present & ~SAVED;
+  if (unknown === 0n) return;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump thread ${tid}: it uses registers that no image holds: state components 0x${unknown.toString(16)}`,
+    { pid: tid, hint: "Try again when it has released its AMX tiles (TILERELEASE)." },
+  );
 }
 
 function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {
