@@ -52,8 +52,11 @@ interface ArgumentPlace {
 }
 
 export interface CallOptions {
-  /** What the call is for: "open /var/log/app.log for fd 7 of pid 42". Told when it fails. */
-  readonly label?: string;
+  /**
+   * What the call is for: "open /var/log/app.log for fd 7 of pid 42". Told when it fails; a function where there are so many calls that
+   * the texts would take their time.
+   */
+  readonly label?: string | (() => string);
   /** Go on when the call fails; the caller looks at the result. */
   readonly mayFail?: boolean;
   /** The one result that is right: a read of fewer bytes, say, is a failure. */
@@ -68,7 +71,7 @@ interface Entry {
   readonly expect?: number;
   readonly args: readonly (Argument | ArgumentPlace)[];
   readonly name?: SyscallName;
-  readonly label?: string;
+  readonly label?: string | (() => string);
   readonly hint?: string;
 }
 
@@ -206,7 +209,7 @@ export class Program {
       result < 0
         ? errnoName(-result)
         : `result ${result} instead of ${failed?.expect ?? "another"}`;
-    const what = failed?.label === undefined ? "run a system call" : failed.label;
+    const what = textOf(failed?.label) ?? "run a system call";
     const details = {
       pid,
       errno,
@@ -236,7 +239,7 @@ export class Program {
     return this.#entries.slice(0, run?.entries).flatMap((entry, index) => {
       if (entry.name === undefined) return [];
       const outcome = run === undefined ? "" : ` = ${outcomeText(run.result, index)}`;
-      const label = entry.label === undefined ? "" : `  # ${entry.label}`;
+      const label = entry.label === undefined ? "" : `  # ${textOf(entry.label)}`;
       return [`${this.describe(index)}${outcome}${label}`];
     });
   }
@@ -337,6 +340,10 @@ function literal(place: Place, arg: Argument | ArgumentPlace): number | bigint {
     case "load":
       return 0;
   }
+}
+
+function textOf(label: string | (() => string) | undefined): string | undefined {
+  return typeof label === "function" ? label() : label;
 }
 
 function outcomeText(result: ProgramResult, entry: number): string {

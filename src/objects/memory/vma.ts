@@ -181,7 +181,8 @@ export function isSocketRing({ path }: SmapsVma): boolean {
 
 /** System V shared memory: the inode number is the segment's id (objects/ipc/shm.ts). */
 function isSysvSegment(area: SmapsVma): boolean {
-  return area.devMajor === 0 && /^\/SYSV[0-9a-f]{8} \(deleted\)$/.test(area.path);
+  const { devMajor, path } = area;
+  return devMajor === 0 && path.startsWith("/SYSV") && /^\/SYSV[0-9a-f]{8} \(deleted\)$/.test(path);
 }
 
 function segmentPart(
@@ -235,11 +236,8 @@ const MAP_BITS: readonly (readonly [VmFlag, number])[] = [
 ];
 
 function flagBits(area: SmapsVma): number {
-  const size = area.vmFlags.includes("ht") ? (hugeSizeBits(area) ?? 0) : 0;
-  return MAP_BITS.reduce(
-    (bits, [flag, bit]) => (area.vmFlags.includes(flag) ? bits | bit : bits),
-    size,
-  );
+  const { mapBits, isHuge } = factsOf(area.vmFlags);
+  return isHuge ? mapBits | (hugeSizeBits(area) ?? 0) : mapBits;
 }
 
 const MADVICE: readonly (readonly [VmFlag, number])[] = [
@@ -254,16 +252,42 @@ const MADVICE: readonly (readonly [VmFlag, number])[] = [
 ];
 
 function extras(area: SmapsVma): Pick<VmaEntry, "madv" | "anon_name" | "sealed" | "lock_on_fault"> {
+  const { more } = factsOf(area.vmFlags);
+  if (!area.path.startsWith("[anon")) return more;
+  const name = /^\[anon(?:_shmem)?:(.*)\]$/.exec(area.path)?.[1];
+  return name === undefined ? more : { ...more, anon_name: name };
+}
+
+/** What the flags of an area say. */
+interface FlagFacts {
+  readonly mapBits: number;
+  readonly isHuge: boolean;
+  readonly more: Pick<VmaEntry, "madv" | "sealed" | "lock_on_fault">;
+}
+
+/** Areas with equal flags share one array (proc/smaps.ts), and there may be tens of thousands of them. */
+const facts = new WeakMap<readonly VmFlag[], FlagFacts>();
+
+function factsOf(flags: readonly VmFlag[]): FlagFacts {
+  let known = facts.get(flags);
+  if (known === undefined) facts.set(flags, (known = readFlags(flags)));
+  return known;
+}
+
+function readFlags(flags: readonly VmFlag[]): FlagFacts {
+  const has = (flag: VmFlag): boolean => flags.includes(flag);
   const madv = MADVICE.reduce(
-    (bits, [flag, advice]) => (area.vmFlags.includes(flag) ? bits | (1n << BigInt(advice)) : bits),
+    (bits, [flag, advice]) => (has(flag) ? bits | (1n << BigInt(advice)) : bits),
     0n,
   );
-  const name = /^\[anon(?:_shmem)?:(.*)\]$/.exec(area.path)?.[1];
   return {
-    ...(madv === 0n ? {} : { madv }),
-    ...(name === undefined ? {} : { anon_name: name }),
-    ...(area.vmFlags.includes("sl") ? { sealed: true } : {}),
-    ...(area.vmFlags.includes("lf") ? { lock_on_fault: true } : {}),
+    mapBits: MAP_BITS.reduce((bits, [flag, bit]) => (has(flag) ? bits | bit : bits), 0),
+    isHuge: has("ht"),
+    more: {
+      ...(madv === 0n ? {} : { madv }),
+      ...(has("sl") ? { sealed: true } : {}),
+      ...(has("lf") ? { lock_on_fault: true } : {}),
+    },
   };
 }
 
@@ -296,7 +320,7 @@ export function mapVma(program: Program, entry: VmaEntry, file: Argument | undef
       file ?? -1,
       file === undefined ? 0 : entry.pgoff,
     ],
-    { label: `map ${describeVma(entry)}` },
+    { label: () => `map ${describeVma(entry)}` },
   );
 }
 
@@ -304,7 +328,7 @@ export function mapVma(program: Program, entry: VmaEntry, file: Argument | undef
 export function finishVma(program: Program, entry: VmaEntry): void {
   const length = entry.end - entry.start;
   const fillable = mm.PROT_READ | mm.PROT_WRITE;
-  const label = `restore the properties of ${describeVma(entry)}`;
+  const label = (): string => `restore the properties of ${describeVma(entry)}`;
   if (hasPrivatePages(entry) && (entry.prot & fillable) !== fillable) {
     program.call("mprotect", [entry.start, length, entry.prot], { label });
   }
