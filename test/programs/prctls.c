@@ -9,6 +9,7 @@
 #endif
 
 static pid_t child;
+static char *apart; // memory of the child that is not merged
 static int speculation, merges, huge; // the child's: what this machine can do
 
 // PR_GET_… that write to an int: the value, or -1.
@@ -41,6 +42,8 @@ static void child_setup(void) {
   speculation = prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0);
   prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0);
   merges = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
+  apart = map_anon(4 * PAGE, PROT_READ | PROT_WRITE);
+  MUST(madvise(apart, 4 * PAGE, MADV_UNMERGEABLE));
   prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0);
   huge = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
 }
@@ -57,6 +60,9 @@ static void child_check(void) {
   EXPECT_EQ(prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0), speculation);
   EXPECT_EQ(prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0), merges);
   EXPECT_EQ(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), huge);
+  char flags[256];
+  smaps_field(apart, "VmFlags", flags, sizeof flags);
+  EXPECT(strstr(flags, "mg") == NULL, "memory that stands apart is %s", flags);
 }
 
 static void other_slack(void) { prctl(PR_SET_TIMERSLACK, 50000); }

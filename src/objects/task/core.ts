@@ -47,7 +47,7 @@ import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts"
 import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
 import { probeLdt, restoreLdt } from "./ldt.ts";
 import { tellLosses } from "./losses.ts";
-import { probeSettings, restoreSettings } from "./prctl-settings.ts";
+import { probeSettings, restoreSettings, restoreUnmerged } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
 import { collectRobustList, restoreRegistrations } from "./thread-registrations.ts";
@@ -320,6 +320,7 @@ export function restoreProcess(
       locked = restoreFutureLocks(program, mm.reprise?.def_flags_mlock ?? 0);
     },
   );
+  restoreUnmerged(program, core.thread_core?.reprise?.settings?.calls ?? [], mm.vmas);
   const dumpable = attributes.restoreDumpable(program, mm.dumpable ?? 1, core.thread_core?.creds);
   attributes.restoreMdwe(program, mm.reprise?.mdwe ?? 0);
   if (core.thread_core?.creds !== undefined) restoreNoNewPrivs(program, core.thread_core.creds);

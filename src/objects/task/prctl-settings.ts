@@ -3,7 +3,7 @@
 // (PR_SET_IO_FLUSHER), and whether its equal pages are merged (PR_SET_MEMORY_MERGE). An image holds the calls that give
 // back those that are not as the kernel has them by default. See kernel/sys.c and Documentation/userspace-api/spec_ctrl.rst.
 
-import type { ReprisePrctl } from "../../images/schema/messages.generated.ts";
+import type { ReprisePrctl, VmaEntry } from "../../images/schema/messages.generated.ts";
 import {
   PR_GET_IO_FLUSHER,
   PR_GET_MEMORY_MERGE,
@@ -24,6 +24,7 @@ import {
   PR_THP_DISABLE_EXCEPT_ADVISED,
   PR_TSC_SIGSEGV,
 } from "../../sys/abi/sched.ts";
+import { MADV_MERGEABLE, MADV_UNMERGEABLE, TASK_SIZE } from "../../sys/abi/mman.ts";
 import { errnoName } from "../../sys/errno.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
@@ -106,4 +107,19 @@ export function restoreSettings(
       const value = result.value(call);
       return value < 0 ? [`cannot ${label}: prctl: ${errnoName(-value)}`] : [];
     });
+}
+
+/** Adds the calls that take out areas again which a process that merges its equal pages has taken out (MADV_UNMERGEABLE). */
+export function restoreUnmerged(
+  program: Program,
+  settings: readonly ReprisePrctl[],
+  areas: readonly Pick<VmaEntry, "start" | "end" | "madv">[],
+): void {
+  if (!settings.some(({ option, arg2 }) => option === PR_SET_MEMORY_MERGE && arg2 === 1n)) return;
+  for (const { start, end, madv = 0n } of areas) {
+    if ((madv & (1n << BigInt(MADV_MERGEABLE))) !== 0n || start > TASK_SIZE) continue;
+    // Most of those without the mark cannot be merged anyway.
+    const label = `take memory ${start.toString(16)}-${end.toString(16)} out of merging`;
+    program.call("madvise", [start, end - start, MADV_UNMERGEABLE], { label, mayFail: true });
+  }
 }
