@@ -2,7 +2,15 @@
 
 import { syscall, trySyscall } from "./ffi.ts";
 import { ECHILD, EINTR, ESRCH } from "./errno.ts";
-import { WALL, WNOHANG } from "./abi/sched.ts";
+import {
+  PR_GET_DUMPABLE,
+  PR_GET_SECUREBITS,
+  PR_SET_DUMPABLE,
+  PR_SET_SECUREBITS,
+  SECBIT_NO_SETUID_FIXUP,
+  WALL,
+  WNOHANG,
+} from "./abi/sched.ts";
 
 const statusBuffer = Buffer.alloc(4);
 
@@ -178,3 +186,32 @@ const KCMP_LESS = 1;
 export function mayBecomeOthers(): boolean {
   return process.geteuid?.() === 0;
 }
+
+/**
+ * Runs `action`, which must not be asynchronous, with other effective ids in this thread, and with all its capabilities; as itself where
+ * it may not change them.
+ */
+export function withEffectiveIds<T>(
+  { uid, gid }: { readonly uid: number; readonly gid: number },
+  action: () => T,
+): T {
+  if (!mayBecomeOthers()) return action();
+  const own = { uid: process.geteuid?.() ?? 0, gid: process.getegid?.() ?? 0 };
+  const bits = syscall("prctl", PR_GET_SECUREBITS, 0, 0, 0, 0);
+  const dumpable = syscall("prctl", PR_GET_DUMPABLE, 0, 0, 0, 0);
+  syscall("prctl", PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP, 0, 0, 0);
+  syscall("setresgid", KEEP_ID, gid, KEEP_ID);
+  syscall("setresuid", KEEP_ID, uid, KEEP_ID);
+  try {
+    return action();
+  } finally {
+    syscall("setresuid", KEEP_ID, own.uid, KEEP_ID);
+    syscall("setresgid", KEEP_ID, own.gid, KEEP_ID);
+    syscall("prctl", PR_SET_SECUREBITS, bits, 0, 0, 0);
+    // A change of ids takes it away.
+    syscall("prctl", PR_SET_DUMPABLE, dumpable === 1 ? 1 : 0, 0, 0, 0);
+  }
+}
+
+/** Leaves an id as it is. */
+const KEEP_ID = -1;

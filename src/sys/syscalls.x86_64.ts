@@ -115,6 +115,7 @@ export const SYSCALLS = {
   getresuid: { nr: 118, args: "ptr ptr ptr" },
   setresgid: { nr: 119, args: "int int int" },
   getresgid: { nr: 120, args: "ptr ptr ptr" },
+  semop: { nr: 65, args: "int ptr size" },
   setfsuid: { nr: 122, args: "int" },
   setfsgid: { nr: 123, args: "int" },
   setgroups: { nr: 116, args: "int ptr" },

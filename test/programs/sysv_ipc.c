@@ -1,5 +1,6 @@
 // An IPC namespace of the program's own: semaphores with their values, a message queue with messages of two types, and a segment
-// that nobody has attached. Each keeps its id, key, owner and mode.
+// that nobody has attached, locked and made by another user. Each keeps its id, key, owner and mode; with "used" the semaphores also
+// that they have been used.
 #include "test.h"
 #include <sys/ipc.h>
 #include <sys/msg.h>
@@ -7,6 +8,7 @@
 #include <sys/shm.h>
 
 static int sem, queue, empty_queue, segment;
+static bool used;
 struct message {
   long type;
   char text[64];
@@ -27,12 +29,13 @@ static void expect_message(long type, const char *text) {
 
 static void check(void) {
   EXPECT_EQ(semget(0x11, 3, 0), sem);
+  struct semid_ds status;
+  EXPECT(semctl(sem, 0, IPC_STAT, &status) == 0, "semctl: %m");
+  EXPECT(!used || status.sem_otime != 0, "the semaphores are unused");
   EXPECT_EQ(semctl(sem, 0, GETVAL), 3);
   EXPECT_EQ(semctl(sem, 2, GETVAL), 30000);
   struct sembuf take = {0, -1, IPC_NOWAIT}, give = {0, 1, 0};
   EXPECT(semop(sem, &take, 1) == 0 && semop(sem, &give, 1) == 0, "semop: %m");
-  struct semid_ds status;
-  EXPECT(semctl(sem, 0, IPC_STAT, &status) == 0, "semctl: %m");
   EXPECT_EQ(status.sem_perm.uid, 1000);
   EXPECT_EQ(status.sem_perm.mode & 0777, 0640);
 
@@ -50,6 +53,11 @@ static void check(void) {
   send(1, "");
 
   EXPECT_EQ(shmget(0x33, 0, 0), segment);
+  struct shmid_ds of_segment;
+  EXPECT(shmctl(segment, IPC_STAT, &of_segment) == 0, "shmctl: %m");
+  EXPECT_EQ(of_segment.shm_perm.cuid, 1234);
+  EXPECT_EQ(of_segment.shm_perm.uid, 0);
+  EXPECT(of_segment.shm_perm.mode & SHM_LOCKED, "the segment is not locked");
   char *memory = shmat(segment, NULL, 0);
   EXPECT(memory != (void *)-1 && filled(memory, 2 * PAGE, 9), "the segment changed");
   shmdt(memory);
@@ -57,8 +65,9 @@ static void check(void) {
 
 static void spoil(void) { semctl(sem, 0, SETVAL, 4); }
 
-int main(void) {
+int main(int argc, char **argv) {
   begin();
+  used = argc > 1 && strcmp(argv[1], "used") == 0;
   tamper = spoil;
   MUST(unshare(CLONE_NEWIPC));
   // So that ids are not the first ones.
@@ -74,6 +83,8 @@ int main(void) {
   MUST(semctl(sem, 0, IPC_STAT, &status));
   status.sem_perm.uid = 1000;
   MUST(semctl(sem, 0, IPC_SET, &status));
+  struct sembuf give = {1, 1, 0};
+  if (used) MUST(semop(sem, &give, 1));
   queue = (int)MUST(msgget(0x22, IPC_CREAT | 0600));
   empty_queue = (int)MUST(msgget(0x23, IPC_CREAT | 0600));
   struct msqid_ds of_queue;
@@ -83,7 +94,14 @@ int main(void) {
   send(1, "first");
   send(2, "second");
   send(1, "");
+  MUST(seteuid(1234));
   segment = (int)MUST(shmget(0x33, 2 * PAGE, IPC_CREAT | 0600));
+  MUST(seteuid(0));
+  struct shmid_ds of_segment;
+  MUST(shmctl(segment, IPC_STAT, &of_segment));
+  of_segment.shm_perm.uid = 0;
+  MUST(shmctl(segment, IPC_SET, &of_segment));
+  MUST(shmctl(segment, SHM_LOCK, NULL));
   char *memory = (char *)MUST(shmat(segment, NULL, 0));
   fill(memory, 2 * PAGE, 9);
   MUST(shmdt(memory));

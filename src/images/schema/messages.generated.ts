@@ -791,6 +791,7 @@ export interface IpcMsgEntry {
 export interface IpcSemEntry {
   readonly desc: IpcDescEntry;
   readonly nsems: number;
+  readonly used?: boolean | undefined;
 }
 
 export interface IpcShmEntry {
@@ -2323,7 +2324,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   ipc_desc_entry: "1,key,u! 2,uid,u! 3,gid,u! 4,cuid,u! 5,cgid,u! 6,mode,u! 7,id,u!",
   ipc_msg: "1,mtype,U! 2,msize,u!",
   ipc_msg_entry: "1,desc,m!,ipc_desc_entry 2,qbytes,u! 3,qnum,u!",
-  ipc_sem_entry: "1,desc,m!,ipc_desc_entry 2,nsems,u!",
+  ipc_sem_entry: "1,desc,m!,ipc_desc_entry 2,nsems,u! 30001,used,b?",
   ipc_shm_entry: "1,desc,m!,ipc_desc_entry 2,size,N! 3,in_pagemaps,b? 4,hugetlb_flag,u?",
   ipc_var_entry:
     "1,sem_ctls,u* 2,msg_ctlmax,u! 3,msg_ctlmnb,u! 4,msg_ctlmni,u! 5,auto_msgmni,u! 6,shm_ctlmax,U! 7,shm_ctlall,U! 8,shm_ctlmni,u! 9,shm_rmid_forced,u! 10,mq_queues_max,u! 11,mq_msg_max,u! 12,mq_msgsize_max,u! 13,mq_msg_default,u? 14,mq_msgsize_default,u? 15,msg_next_id,u? 16,sem_next_id,u? 17,shm_next_id,u?",

@@ -4,7 +4,7 @@
 import { readAt } from "../../images/read-at.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { ImageSetReader } from "../../images/image-set-reader.ts";
-import { GETALL, SEM_NSEMS, SETALL } from "../../sys/abi/ipc.ts";
+import { GETALL, SEM_NSEMS, SEM_OTIME, SETALL } from "../../sys/abi/ipc.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { control, describe, failed, makeWithId, objectIds, status, type IdMap } from "./sysv.ts";
 
@@ -25,7 +25,13 @@ export function writeSemaphores(
     const values = Buffer.alloc(nsems * COUNTER_SIZE);
     const result = control("sem", { id, command: GETALL, argument: values });
     if (result < 0) throw failed(`read semaphore set ${id}`, "semctl", -result);
-    image.add({ desc: describe(id, bytes, namespace.ids), nsems });
+    // Programs take it for the sign that the one who made the set has given it its first values.
+    const used = bytes.readBigUInt64LE(SEM_OTIME) !== 0n;
+    image.add({
+      desc: describe(id, bytes, namespace.ids),
+      nsems,
+      ...(used ? { used } : {}),
+    });
     image.payload(values);
     image.pad(PADDING);
   }
@@ -49,5 +55,17 @@ export function restoreSemaphores(
     const values = readAt(path, part?.offset ?? 0, nsems * COUNTER_SIZE);
     const result = control("sem", { id: desc.id, command: SETALL, argument: values });
     if (result < 0) throw failed(`set the values of ${what}`, "semctl", -result);
+    if (value.used === true) use(desc.id, values, what);
   }
+}
+
+/** An operation that changes nothing: the kernel notes its time. */
+function use(id: number, values: Buffer, what: string): void {
+  const first = values.readUInt16LE(0) > 0 ? -1 : 1;
+  // Two struct sembuf: number, change, flags.
+  const changes = Buffer.alloc(12);
+  changes.writeInt16LE(first, 2);
+  changes.writeInt16LE(-first, 8);
+  const result = trySyscall("semop", id, changes, 2);
+  if (result < 0) throw failed(`use ${what}`, "semop", -result);
 }

@@ -6,6 +6,7 @@
 
 import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
 import { loadSharedPagemap, type LoadedSet } from "../../images/check-set.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { placePages } from "../../images/page-places.ts";
@@ -14,6 +15,7 @@ import { readMaps } from "../../proc/maps.ts";
 import * as ipc from "../../sys/abi/ipc.ts";
 import { O_ACCMODE, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import { PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
+import { errnoName } from "../../sys/errno.ts";
 import { readU64 } from "../../sys/memory.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Program } from "../../tracee/program.ts";
@@ -21,6 +23,7 @@ import { writeSharedMemory } from "../files/shared-content.ts";
 import { HUGE_SHIFT, hugeSizeBits } from "../memory/hugetlb.ts";
 import { VMA_SYSVIPC } from "../memory/vma.ts";
 import {
+  asCreator,
   control,
   describe,
   failed,
@@ -170,12 +173,8 @@ function make(
   const what = `shared memory segment ${desc.id} (${size} bytes)`;
   let { id } = desc;
   if (isPrivate) {
-    id = trySyscall(
-      "shmget",
-      ipc.IPC_PRIVATE,
-      size,
-      ipc.IPC_CREAT | hugetlb_flag | (desc.mode & 0o777),
-    );
+    const flags = ipc.IPC_CREAT | hugetlb_flag | (desc.mode & 0o777);
+    id = asCreator(desc, ids, () => trySyscall("shmget", ipc.IPC_PRIVATE, size, flags));
     if (id < 0) throw failed(`make ${what}`, "shmget", -id);
     setOwner("shm", { id, desc, what, ids });
   } else {
@@ -185,7 +184,13 @@ function make(
     );
   }
   fill(set, { saved: contentId(namespace, desc.id), id, size });
+  if ((desc.mode & ipc.SHM_LOCKED) !== 0) lock(id, what);
   return id;
+}
+
+function lock(id: number, what: string): void {
+  const result = control("shm", { id, command: ipc.SHM_LOCK, argument: 0 });
+  if (result < 0) log.warn(`cannot lock ${what}: shmctl: ${errnoName(-result)}`);
 }
 
 function fill(

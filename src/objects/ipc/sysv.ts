@@ -7,6 +7,7 @@ import type { IpcDescEntry } from "../../images/schema/messages.generated.ts";
 import * as ipc from "../../sys/abi/ipc.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
+import { withEffectiveIds } from "../../sys/process.ts";
 
 export type SysvKind = "shm" | "sem" | "msg";
 
@@ -70,7 +71,8 @@ export function makeWithId(
 ): void {
   // The kernel forgets the wish after the next object.
   writeFileSync(`/proc/sys/kernel/${kind}_next_id`, String(desc.id));
-  const id = make(ipc.IPC_CREAT | ipc.IPC_EXCL | (desc.mode & 0o777));
+  const flags = ipc.IPC_CREAT | ipc.IPC_EXCL | (desc.mode & 0o777);
+  const id = asCreator(desc, ids, () => make(flags));
   if (id < 0) throw failed(`make ${what}`, `${kind}get`, -id);
   if (id !== desc.id) {
     control(kind, { id, command: ipc.IPC_RMID, argument: 0 });
@@ -81,6 +83,13 @@ export function makeWithId(
     );
   }
   setOwner(kind, { id, desc, what, ids });
+}
+
+/** Runs `make` with the ids of who made the object once, who may do with it what its owner may. */
+export function asCreator<T>({ cuid, cgid }: IpcDescEntry, ids: IdMap, make: () => T): T {
+  const [uid, gid] = [ids.uid(cuid), ids.gid(cgid)];
+  if (uid === process.geteuid?.() && gid === process.getegid?.()) return make();
+  return withEffectiveIds({ uid, gid }, make);
 }
 
 export function setOwner(

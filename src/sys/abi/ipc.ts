@@ -24,8 +24,14 @@ export const SHM_EXEC = 0o100000;
 export const SHM_HUGETLB = 0o4000;
 /** Of a mode: removed, and gone when nobody has it attached any more. */
 export const SHM_DEST = 0o1000;
+/** Of a mode: its pages are locked. */
+export const SHM_LOCKED = 0o2000;
+/** Of shmctl. */
+export const SHM_LOCK = 11;
 
 export const SEMID_DS_SIZE = 104;
+/** When the last operation was, 0 for never. */
+export const SEM_OTIME = 48;
 export const SEM_NSEMS = 80;
 export const GETALL = 13;
 export const SETALL = 17;
