@@ -59,7 +59,9 @@ export async function waitForFreePids(
     }
     if (!told) log.debug(`waiting for zombie ${first.pid} to be reaped: it holds ${first.number}`);
     told = true;
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    // A zombie keeps its number until it is reaped: before that there is no need to look at all processes again.
+    do await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    while (livingSince === undefined && isUnreaped(first.pid) && performance.now() <= deadline);
   }
 }
 
@@ -81,6 +83,11 @@ function isLiving(pid: number): boolean {
 function isZombie(pid: number): boolean {
   const stat = readStatIfAlive(pid);
   return stat === undefined || hasEnded(stat);
+}
+
+function isUnreaped(pid: number): boolean {
+  const stat = readStatIfAlive(pid);
+  return stat !== undefined && hasEnded(stat);
 }
 
 function hasEnded({ state }: TaskStat): boolean {

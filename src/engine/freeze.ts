@@ -8,7 +8,7 @@ import { unsupportedWorker } from "../objects/files/refusals.ts";
 import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
-import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
+import { readStatIfAlive, readThreadStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import {
   readStatus,
   readStatusIfAlive,
@@ -192,7 +192,8 @@ class Freezer {
     let found = !this.#isCgroupFrozen && task.running.length > 0;
     for (const tid of readTasksIfAlive(task.pid) ?? []) {
       if (task.threads.has(tid)) continue;
-      const stat = readStatIfAlive(tid);
+      // Under its own number the kernel would add up the times of all threads.
+      const stat = readThreadStatIfAlive(task.pid, tid);
       if (stat?.state === "Z" || stat?.state === "X") {
         if (tid === task.pid) this.#markZombie(task);
         continue;

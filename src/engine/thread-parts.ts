@@ -5,7 +5,7 @@
 import { RepriseError } from "../errors.ts";
 import type { FsEntry } from "../images/schema/messages.generated.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
-import { readProcLink } from "../proc/procfs.ts";
+import { ThreadLinks } from "../proc/thread-links.ts";
 import { KCMP_FILES, KCMP_FS } from "../sys/abi/sched.ts";
 import { kcmp, KernelOrder } from "../sys/process.ts";
 
@@ -24,16 +24,19 @@ export function collectThreadPlaces(
   const found = new Map<number, FsEntry>();
   const [leader, ...others] = task.threads;
   if (leader === undefined || others.length === 0) return found;
-  const own = OF_THREADS.map((kind) => namespaceOf(task, leader, kind));
+  using links = new ThreadLinks(task.pid);
+  const namespaceOf = ({ tid }: FrozenThread, kind: string): string =>
+    links.target(tid, `ns/${kind}`);
+  const own = OF_THREADS.map((kind) => namespaceOf(leader, kind));
   const seen = new KernelOrder<{ pid: number }>(KCMP_FS);
   for (const thread of others) {
     const { tid, status } = thread;
     const differs = (type: number): boolean => kcmp({ pid: leader.tid }, { pid: tid }, type) !== 0;
     if (differs(KCMP_FILES)) throw refused(task, tid, "a table of descriptors of its own");
-    const strange = OF_THREADS.find((kind, at) => namespaceOf(task, thread, kind) !== own[at]);
+    const strange = OF_THREADS.find((kind, at) => namespaceOf(thread, kind) !== own[at]);
     if (strange !== undefined) throw refused(task, tid, `a ${strange} namespace of its own`);
     if (!differs(KCMP_FS)) continue;
-    if (namespaceOf(task, thread, "mnt") !== namespaceOf(task, leader, "mnt"))
+    if (namespaceOf(thread, "mnt") !== namespaceOf(leader, "mnt"))
       throw refused(task, tid, "a mount namespace of its own");
     if (seen.findOrAdd({ pid: tid }) !== undefined)
       throw refused(task, tid, "a current directory that it shares with some threads only");
@@ -45,10 +48,6 @@ export function collectThreadPlaces(
     });
   }
   return found;
-}
-
-function namespaceOf({ pid }: FrozenTask, { tid }: FrozenThread, kind: string): string {
-  return readProcLink(pid, `task/${tid}/ns/${kind}`);
 }
 
 function refused({ pid }: FrozenTask, tid: number, what: string): RepriseError {

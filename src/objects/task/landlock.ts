@@ -40,6 +40,8 @@ export class LandlockWatch implements Disposable {
   /** By namespaces and ids. */
   readonly #helpers = new Map<string, Tracee | undefined>();
   readonly #told = new Set<number>();
+  /** Of processes: what their threads have in common. */
+  readonly #places = new Map<number, Place>();
 
   /** Adds the question to a thread's program; tells of a domain, once a process. */
   probe(program: Program, thread: FrozenThread): Probe<void> {
@@ -69,7 +71,8 @@ export class LandlockWatch implements Disposable {
   #targetOf(status: TaskStatus): number | undefined {
     if (!status.noNewPrivs && !has(status.capEff, CAP_SYS_ADMIN)) return undefined;
     if (!this.#isLabelledAsWeAre(status)) return undefined;
-    const place = placeOf(status.tgid);
+    const place = this.#places.get(status.tgid) ?? placeOf(status.tgid);
+    this.#places.set(status.tgid, place);
     if (place.key === this.#ownPlace.key && this.#mayLookAtUs(status))
       return this.#own.nsPid.at(-1);
     const key = `${place.key}:${status.uid.real}:${status.gid.real}`;

@@ -181,9 +181,9 @@ function refused(tid: number, policy: number): RepriseError {
 
 function collectAffinity(tid: number): { cpu_affinity?: Uint8Array } {
   const mask = readAffinity(tid);
-  return onlineProcessors().every((cpu) => holds(mask, cpu))
-    ? {}
-    : { cpu_affinity: Uint8Array.from(mask) };
+  for (const cpu of onlineProcessors())
+    if (!holds(mask, cpu)) return { cpu_affinity: Uint8Array.from(mask) };
+  return {};
 }
 
 /** An I/O priority of class 0 means that none was set: the nice value counts. */
