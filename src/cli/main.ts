@@ -2,6 +2,7 @@
 // asked for; this one only knows their words.
 
 import { Command, CommanderError, InvalidArgumentError } from "commander";
+import type { StandbyOptions } from "./commands/standby.ts";
 import { PACKAGE_VERSION } from "../version.ts";
 
 const USAGE_ERROR = 2;
@@ -39,6 +40,7 @@ function program(): Command {
       logToStderr();
     });
   addLifeCommands(root);
+  addStandby(root);
   addLookCommands(root);
   return root;
 }
@@ -104,6 +106,20 @@ function addLifeCommands(root: Command): void {
     .action(async (names: string[], options: { force?: boolean }) => {
       const { remove } = await import("./commands/rm.ts");
       await remove(names, options);
+    });
+}
+
+function addStandby(root: Command): void {
+  root
+    .command("standby")
+    .description("keep engines loaded, so that criu need not start one for each checkpoint")
+    .option("-d, --detach", "in the background, as soon as one is ready")
+    .option("-e, --engines <number>", "how many commands they take at a time (2)", wholeNumber)
+    .option("--stop", "end those that run")
+    .option("--status", "tell whether they run; the exit code does, too")
+    .action(async (options: StandbyOptions) => {
+      const { standby } = await import("./commands/standby.ts");
+      process.exitCode = await standby(options);
     });
 }
 

@@ -2,12 +2,13 @@
 // `(SS.UUUUUU) text`, with `Error (file:line): ` or `Warn  (file:line): ` before the text. To a terminal
 // at the usual levels the time is left out.
 
-import { constants, openSync, writeSync } from "node:fs";
+import { closeSync, constants, openSync, writeSync } from "node:fs";
 import { hostname, machine, release, version } from "node:os";
 import { basename } from "node:path";
 import { type RepriseError } from "../errors.ts";
 import { LogLevel, log, setLogSink, type LogLevelValue } from "../log.ts";
 import { bundleLinesOf, findBundleLine } from "./bundle-lines.ts";
+import { frontPid, isStandIn } from "../sys/front.ts";
 import { CRIU_VERSION, PACKAGE_VERSION } from "../version.ts";
 
 /** Lines carry the time from this level up. */
@@ -36,6 +37,15 @@ export function openLog(options: {
   setLogSink(target.verbosity < 1 ? undefined : write, target.verbosity as LogLevelValue);
 }
 
+/** Times in the log count from now on, not from the start of the process; a log file that was open is closed. */
+export function restartLog(): void {
+  if (target.fd !== STDERR) closeSync(target.fd);
+  openLog({ verbosity: LogLevel.WARN });
+  begun = performance.now();
+}
+
+let begun = 0;
+
 /** Descriptor of the log. */
 export function logFd(): number {
   return target.fd;
@@ -46,6 +56,8 @@ export function logHeader(): void {
   log.info(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor} (gitid 0)`);
   log.info(`Running on ${hostname()} Linux ${release()} ${version()} ${machine()}`);
   log.info(`Reprise ${PACKAGE_VERSION}, Node.js ${process.versions.node}`);
+  if (isStandIn())
+    log.info(`an engine that stood by (pid ${process.pid}) works for pid ${frontPid()}`);
 }
 
 /** Logs an error with the place where it was made, and its hint on a line of its own. */
@@ -72,7 +84,7 @@ export function formatLine(line: {
 
 function write(level: LogLevelValue, text: string, place?: string): void {
   if (level > target.verbosity) return;
-  const micros = target.verbosity < TIMES_FROM ? undefined : performance.now() * 1000;
+  const micros = target.verbosity < TIMES_FROM ? undefined : (performance.now() - begun) * 1000;
   const known = place ?? (level <= LogLevel.WARN ? origin(new Error("origin").stack) : "");
   try {
     writeSync(target.fd, formatLine({ level, text, micros, place: known }));

@@ -8,6 +8,8 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { findPlacement } from "../objects/cgroups/placement.ts";
 import { errnoOf } from "../proc/procfs.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
+import { frontPid, isStandIn } from "../sys/front.ts";
 import { cgroupRestoreOptions } from "./cgroups.ts";
 import { externalUnixSockets, type CriuOptions } from "./options.ts";
 import { namespaceRestoreOptions } from "./namespace-options.ts";
@@ -61,7 +63,7 @@ export async function restoreTree(
   using streamed = streamRestore?.(options, directories, hooks);
   const imagesDir = streamed?.imagesDir ?? directories.imagesDir;
   checkCpuIfAsked(options, { ...directories, imagesDir });
-  const placement = findPlacement(process.ppid);
+  const placement = findPlacement(callerPid());
   const dryRun = options.flags.has("explain");
   if (!dryRun) placement?.leave();
   const result = await restore({
@@ -80,6 +82,11 @@ export async function restoreTree(
   if (options.flags.has("display-stats")) printOut(restoreStatsText(result.stats));
   log.info("Restore finished successfully. Tasks resumed.");
   return result;
+}
+
+/** Who started this command. */
+function callerPid(): number {
+  return isStandIn() ? (readStatIfAlive(frontPid())?.ppid ?? process.ppid) : process.ppid;
 }
 
 /** The engine's options that options of CRIU stand for. */

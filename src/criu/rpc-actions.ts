@@ -119,7 +119,6 @@ async function preDump(
     const session = begin(() => beginSession(socket, opts, { worker, needsPid: true }));
     const { preDumpAction } = await import("./pre-dump.ts");
     await preDumpAction(session.options, session.directories);
-    endSession(session);
   });
   sendResponse(socket, { type, success: failure === undefined, ...failure });
   return failure === undefined;
@@ -154,7 +153,6 @@ async function cpuinfoRequest(socket: number, request: CriuReq, worker: Worker):
     const { cpuinfoAction } = await import("./cpuinfo.ts");
     const action = type === CriuReqType.CPUINFO_DUMP ? "dump" : "check";
     cpuinfoAction({ ...session.options, words: ["cpuinfo", action] }, session.directories);
-    endSession(session);
   });
   sendResponse(socket, { type, success: failure === undefined, ...failure });
   return 0;
@@ -195,7 +193,6 @@ async function pageServerRequest(
     ps = await startPageServer(session, {
       isChild: request.type === CriuReqType.PAGE_SERVER_CHLD,
     });
-    endSession(session);
   });
   sendResponse(socket, {
     type: CriuReqType.PAGE_SERVER,
@@ -240,11 +237,11 @@ async function attempt(
   what: string,
   action: (begin: (open: () => Session) => Session) => Promise<void>,
 ): Promise<Failure | undefined> {
-  let begun = false;
+  const sessions: Session[] = [];
   const begin = (open: () => Session): Session => {
     const session = open();
+    sessions.push(session);
     noteOptions(session.options);
-    begun = true;
     return session;
   };
   try {
@@ -255,7 +252,9 @@ async function attempt(
     logError(error);
     log.error(`${what} FAILED.`);
     const failure = failureOf(error);
-    return begun ? failure : { ...failure, cr_errno: EBADRQC };
+    return sessions.length > 0 ? failure : { ...failure, cr_errno: EBADRQC };
+  } finally {
+    sessions.forEach(endSession);
   }
 }
 

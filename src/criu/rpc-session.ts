@@ -24,6 +24,8 @@ import { requestArguments } from "./rpc-options.ts";
 export interface Session {
   readonly options: CriuOptions;
   readonly directories: Directories;
+  /** What was opened for it. */
+  readonly fds: readonly number[];
 }
 
 /** What the worker is for. */
@@ -42,9 +44,15 @@ const DEFAULT_LOG = "criu.log";
 export function beginSession(socket: number, opts: CriuOpts, kind: SessionKind): Session {
   const peer = peerPid(socket);
   checkWorker(opts, kind);
+  const fds: number[] = [];
+  const open = (fd: number, what: string): number => {
+    const opened = openOf(peer, fd, what);
+    fds.push(opened);
+    return opened;
+  };
   // The status descriptor is the client's: a copy for ourselves.
   const status =
-    opts.status_fd === undefined ? [] : [`--status-fd=${openOf(peer, opts.status_fd, "status")}`];
+    opts.status_fd === undefined ? [] : [`--status-fd=${open(opts.status_fd, "status")}`];
   const own = [...requestArguments(opts), ...logArguments(opts), ...status];
   const file = fileArguments(opts.config_file);
   const words = opts.exec_cmd.length === 0 ? [] : ["--", "restore", ...opts.exec_cmd];
@@ -54,13 +62,19 @@ export function beginSession(socket: number, opts: CriuOpts, kind: SessionKind):
   const options = parseOptions([...configArguments([], process.env), own, client, file, words]);
   const directories = enterDirectories({
     ...options,
-    values: { ...options.values, ...directoriesOf(opts, told, options, { peer, kind }) },
+    values: { ...options.values, ...directoriesOf(opts, told, options, { open, kind }) },
   });
   const log = logFile(opts, options, told["log-file"]);
   openLog({ verbosity: options.verbosity, file: log });
   logHeader();
   checkRights(options);
-  return { options, directories };
+  return { options, directories, fds };
+}
+
+/** What a request's options come to, but for its descriptors. @throws RepriseError */
+export function requestOptions(opts: CriuOpts): CriuOptions {
+  const file = fileArguments(opts.config_file);
+  return parseOptions([...configArguments([], process.env), requestArguments(opts), file]);
 }
 
 /** The pid of who made the connection (SO_PEERCRED). @throws RepriseError SYSCALL */
@@ -111,18 +125,21 @@ function directoriesOf(
   opts: CriuOpts,
   told: Values,
   { values }: CriuOptions,
-  { peer, kind }: { readonly peer: number; readonly kind: SessionKind },
+  {
+    open,
+    kind,
+  }: { readonly open: (fd: number, what: string) => number; readonly kind: SessionKind },
 ): Values {
   const images =
     told["images-dir"] ??
     (opts.images_dir_fd === NO_DIRECTORY
       ? opts.images_dir
-      : ownPath(openOf(peer, opts.images_dir_fd, "images directory")));
+      : ownPath(open(opts.images_dir_fd, "images directory")));
   const work =
     told["work-dir"] ??
     (opts.work_dir_fd === undefined
       ? values["work-dir"]
-      : ownPath(openOf(peer, opts.work_dir_fd, "work directory")));
+      : ownPath(open(opts.work_dir_fd, "work directory")));
   if (images === undefined && kind.needsImages === false && work !== undefined)
     return { "images-dir": work, "work-dir": work };
   if (images === undefined) {
@@ -178,7 +195,7 @@ function checkRights({ flags }: CriuOptions): void {
   });
 }
 
-/** Gives the directories back. */
-export function endSession({ directories }: Session): void {
-  closeSync(directories.imagesDirFd);
+/** Closes what was opened for it. */
+export function endSession({ directories, fds }: Session): void {
+  for (const fd of [directories.imagesDirFd, ...fds]) closeSync(fd);
 }

@@ -3,6 +3,8 @@
 
 import { readSync, writeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
+import { MSG_PEEK } from "../sys/abi/socket.ts";
+import { syscall } from "../sys/ffi.ts";
 import { decode, encode } from "../images/codec.ts";
 import { CriuReqType, type CriuReq, type CriuResp } from "../images/schema/messages.generated.ts";
 
@@ -25,6 +27,13 @@ export function receiveRequest(socket: number): CriuReq | undefined {
     throw new RepriseError("BAD_ARGUMENT", `cannot read a request: it has ${length} bytes or more`);
   }
   return decode("criu_req", buffer.subarray(0, length));
+}
+
+/** The next request, which stays to be received. */
+export function peekRequest(socket: number): CriuReq | undefined {
+  const buffer = Buffer.allocUnsafeSlow(LARGEST_REQUEST);
+  const length = syscall("recvfrom", socket, buffer, buffer.length, MSG_PEEK, 0, 0);
+  return length === 0 ? undefined : decode("criu_req", buffer.subarray(0, length));
 }
 
 /** Sends a response in one datagram. */

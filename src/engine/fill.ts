@@ -32,7 +32,7 @@ import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { runPrograms, type Job } from "../tracee/run.ts";
 import { Tracee, taskDied } from "../tracee/tracee.ts";
 import { readStatus, type TaskStatus } from "../proc/status.ts";
-import { addClone } from "./clone.ts";
+import { addClone } from "../tracee/clone.ts";
 import { makeThread, outerThreads, restoreChildrenNamespace } from "./grow-nested.ts";
 import { firstPoolFd, job, roomOfEach, taskJob, type Growth } from "./growth.ts";
 import type { FillingHelp } from "./help-filling.ts";
@@ -44,6 +44,7 @@ import type { OpenedFiles } from "./open-files.ts";
 import { attachedSegments, type SegmentsOf } from "./segments.ts";
 import { hasUsers, type RestorePlan, type TaskPlan } from "./plan.ts";
 import { isFirst } from "./sharing.ts";
+import { frontPid } from "../sys/front.ts";
 
 /** Gives every task its memory, files and threads. For memory that comes later they make userfaultfds. */
 export function fillTasks(
@@ -223,7 +224,7 @@ function runNoted(jobs: readonly NotedJob[], meanwhile?: () => void): readonly P
 /** The limits that tasks have from the seed: the engine's, but for that on open files (see grow-root.ts). */
 function seedLimits(root: number): RlimitEntry[] {
   const raised = collectLimits(root)[sched.RLIMIT_NOFILE] as RlimitEntry;
-  return collectLimits(process.pid).map((limit, resource) =>
+  return collectLimits(frontPid()).map((limit, resource) =>
     resource === sched.RLIMIT_NOFILE ? raised : limit,
   );
 }

@@ -19,6 +19,7 @@ import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGSTOP } from "../sys/abi/signal.ts";
+import { ownPids } from "../sys/front.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
@@ -365,7 +366,11 @@ function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
 }
 
 function refuseOwnTree(root: number): void {
-  for (let pid = process.pid; pid > 1;) {
+  ownPids().forEach((own) => refuseTreeOf(own, root));
+}
+
+function refuseTreeOf(own: number, root: number): void {
+  for (let pid = own; pid > 1;) {
     if (pid === root) {
       throw new RepriseError(
         "BAD_ARGUMENT",

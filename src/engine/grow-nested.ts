@@ -19,7 +19,7 @@ import { Program, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { label } from "../tracee/run.ts";
 import { endProcess } from "../tracee/seed.ts";
 import { Tracee, taskDied } from "../tracee/tracee.ts";
-import { addClone } from "./clone.ts";
+import { addClone } from "../tracee/clone.ts";
 import { firstPoolFd, type Growth } from "./growth.ts";
 import { findChild, runIn, startHelper, type Helper } from "./helpers.ts";
 import type { Birth } from "./plan-pids.ts";

@@ -10,8 +10,10 @@ import { TASK_SIZE } from "../sys/abi/mman.ts";
 import { USERFAULTFD_DEVICE } from "../sys/abi/userfault.ts";
 import { Program } from "../tracee/program.ts";
 import { endProcess, startSeed } from "../tracee/seed.ts";
+import { fileLimit } from "../tracee/spawn-elsewhere.ts";
 import type { Tracee, TraceCounters } from "../tracee/tracee.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
+import { frontPid, isStandIn } from "../sys/front.ts";
 import { payloadNames, type ImageFiles } from "./image-files.ts";
 import type { PreparedMounts } from "../objects/mounts/mnt.ts";
 import { copyOutsideMounts } from "../objects/mounts/outside.ts";
@@ -26,7 +28,7 @@ import {
 import { forgetLoginuid } from "../objects/task/attributes.ts";
 import { adopt, adoptChild, outerChild } from "./adopt.ts";
 import { ZOMBIE_PATIENCE_MS } from "./free-pids.ts";
-import { addClone } from "./clone.ts";
+import { addClone } from "../tracee/clone.ts";
 import { firstPoolFd, type Growth } from "./growth.ts";
 import { runIn } from "./helpers.ts";
 import { copyAbove, copyInherited, placeInherited, type InheritedCopies } from "./inherited.ts";
@@ -50,7 +52,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
   const isSibling = plan.options.sibling === true;
   const seed = isSibling
     ? startSibling(plan, counters, { pid: firstPid, existing })
-    : startSeed(plan.area, counters);
+    : startSeed(plan.area, counters, isStandIn() ? { flags: 0 } : undefined);
   const made: number[] = [seed.tid];
   const tracees = new Map<number, Tracee>();
   const helpers = new Set<number>();
@@ -153,7 +155,7 @@ function prepareSeed(
   const program = new Program();
   const { address, size } = plan.area;
   // Soft up to hard: the restore needs a descriptor for every file of the tree at once.
-  const limit = ownFileLimit();
+  const limit = fileLimit(frontPid());
   const label = "raise the limit on open files";
   program.call("prlimit64", [0, sched.RLIMIT_NOFILE, program.data(limit), 0], { label });
   if (
@@ -236,14 +238,6 @@ const NR_OPEN = "/proc/sys/fs/nr_open";
 /** A file is open under a number of the restore's own, and may have helpers: the other end of a pipe, a carrier of messages. */
 const DESCRIPTORS_A_FILE = 4;
 
-/** struct rlimit with the hard limit in both words. */
-function ownFileLimit(): Buffer {
-  const limit = Buffer.alloc(16);
-  syscall("prlimit64", 0, sched.RLIMIT_NOFILE, 0, limit);
-  limit.copy(limit, 0, 8);
-  return limit;
-}
-
 const INIT_PID = 1;
 
 /**
@@ -258,10 +252,10 @@ function makeFirst(plan: RestorePlan, seed: Tracee, pid: number): Tracee {
     what: pid === plan.tree.root.pid ? `process ${pid}` : "the init of a new pid namespace",
   });
   runIn(plan, seed, program);
-  // A child of the engine itself, by CLONE_PARENT.
+  // A child of the engine itself (or of the process in whose place it works), by CLONE_PARENT.
   return adopt(seed.counters, {
     pid,
-    outer: plan.hasInnerPids ? outerChild(process.pid, pid) : pid,
+    outer: plan.hasInnerPids ? outerChild(frontPid(), pid) : pid,
   });
 }
 

@@ -11,7 +11,7 @@ import {
   makeControllingTerminal,
 } from "../objects/files/controlling-terminal.ts";
 import { adopt, outerChildren } from "./adopt.ts";
-import { addClone } from "./clone.ts";
+import { addClone } from "../tracee/clone.ts";
 import { isMadeAlone, joinOuterGroup, makeAlone, mountLate, rootDepth } from "./grow-nested.ts";
 import { taskJob, type Growth } from "./growth.ts";
 import { runIn } from "./helpers.ts";

@@ -19,7 +19,7 @@ import { Program, type ProgramResult } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import { endProcess } from "../tracee/seed.ts";
 import { Tracee } from "../tracee/tracee.ts";
-import { addClone } from "./clone.ts";
+import { addClone } from "../tracee/clone.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
 import type { RestorePlan } from "./plan.ts";
 

@@ -5,6 +5,7 @@
 
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { asRepriseError } from "./system-error.ts";
 import { FdTypes } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
@@ -73,9 +74,10 @@ export class LookAhead {
       if (ahead.#tables.size > 0) return ahead;
       ahead.discard();
       return undefined;
-    } catch (error) {
+    } catch (thrown) {
       ahead?.discard();
       // A running task may end, or close what is looked at.
+      const error = asRepriseError(thrown, "look at a running task");
       if (!(error instanceof RepriseError)) throw error;
       log.debug(`files are looked at later: ${error.message}`);
       return undefined;

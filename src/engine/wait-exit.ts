@@ -39,11 +39,24 @@ function isChild(pid: number): boolean {
 export function reapLater(tids: readonly number[]): void {
   const begins = new Map(tids.map((tid) => [tid, readStatIfAlive(tid)?.starttime]));
   let left = tids;
-  const timer = setInterval(() => {
-    // Node may have reaped a child of ours, and a restore given the number to a task whose reports are its own.
-    left = left.filter((tid) => readStatIfAlive(tid)?.starttime === begins.get(tid));
-    left = left.filter((tid) => !isReaped(tid));
-    if (left.length === 0) clearInterval(timer);
-  }, POLL_MS);
-  timer.unref();
+  const reaping = new Promise<void>((resolve) => {
+    const timer = setInterval(() => {
+      // Node may have reaped a child of ours, and a restore given the number to a task whose reports are its own.
+      left = left.filter((tid) => readStatIfAlive(tid)?.starttime === begins.get(tid));
+      left = left.filter((tid) => !isReaped(tid));
+      if (left.length > 0) return;
+      clearInterval(timer);
+      resolve();
+    }, POLL_MS);
+    timer.unref();
+  });
+  reapings.add(reaping);
+  void reaping.then(() => reapings.delete(reaping));
+}
+
+const reapings = new Set<Promise<void>>();
+
+/** Resolves when all that `reapLater` was told of has ended, for an engine that stays. */
+export async function reapingDone(): Promise<void> {
+  await Promise.all(reapings);
 }

@@ -11,9 +11,11 @@ import { CLONE_NEWPID, CLONE_PARENT } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { spawnProgram, syscall, trySyscall } from "../sys/ffi.ts";
 import { writeMemory, writeU64 } from "../sys/memory.ts";
+import { frontPid, isStandIn } from "../sys/front.ts";
 import { waitFor } from "../sys/process.ts";
 import { assemble, seedEntry, siblingEntry, type Instruction } from "./arch/x86_64/code.ts";
 import { interpreter } from "./run.ts";
+import { spawnElsewhere } from "./spawn-elsewhere.ts";
 import { spawnWithPid } from "./spawn.ts";
 import { Tracee, taskDied, type TraceCounters } from "./tracee.ts";
 
@@ -38,9 +40,10 @@ export function workAreaAt(address: number, size: number): WorkArea {
   return { address, size, code: address, programs: address + PAGE_SIZE };
 }
 
-/** A seed that is to become a task itself, as a child of our own parent. */
+/** A seed that is to become a task itself, as a child of our own parent; or, made in our place, any. */
 export interface SeedAs {
-  readonly pid: number;
+  /** @default the kernel's choice */
+  readonly pid?: number;
   /** CLONE_NEW… */
   readonly flags: number;
   /** Runs when it is there, for a new user namespace: see SpawnOptions. */
@@ -87,21 +90,20 @@ function start(
     const pidfd = as === undefined ? -1 : inheritedPidfd();
     const elf = seedProgram(area, as === undefined ? seedEntry(parent) : siblingEntry(pidfd));
     syscall("write", fd, elf, elf.length);
-    const path = `/proc/self/fd/${fd}`;
-    const argv = ["reprise-seed"];
-    let pid: number;
+    const path = `/proc/${process.pid}/fd/${fd}`;
+    const options = { ...as, path, argv: ["reprise-seed"] };
+    let seed: Tracee;
     try {
-      pid =
-        as === undefined
-          ? spawnProgram(path, argv)
-          : spawnWithPid({ ...as, path, argv, flags: as.flags + CLONE_PARENT });
+      seed =
+        isStandIn() && as !== undefined ? elsewhere(options, counters) : here(options, counters);
     } finally {
       if (pidfd >= 0) trySyscall("close", pidfd);
     }
     try {
-      return takeHold(new Tracee(pid, pid, counters), area);
+      writeInterpreter(seed, area);
+      return seed;
     } catch (error) {
-      endProcess(pid);
+      endProcess(seed.tid);
       throw error;
     }
   } finally {
@@ -116,7 +118,31 @@ function inheritedPidfd(): number {
   return pidfd;
 }
 
-function takeHold(seed: Tracee, area: WorkArea): Tracee {
+type Start = Partial<SeedAs> & { readonly path: string; readonly argv: readonly string[] };
+
+/** By the engine itself: its child, or as a task a child of its parent. */
+function here({ flags, pid, ...options }: Start, counters: TraceCounters): Tracee {
+  const { path, argv } = options;
+  const made =
+    flags === undefined || pid === undefined
+      ? spawnProgram(path, argv)
+      : spawnWithPid({ ...options, pid, flags: flags + CLONE_PARENT });
+  try {
+    return takeHold(new Tracee(made, made, counters));
+  } catch (error) {
+    endProcess(made);
+    throw error;
+  }
+}
+
+/** By the process in whose place the engine works. */
+function elsewhere({ flags = 0, pid, ...options }: Start, counters: TraceCounters): Tracee {
+  const maker = { pid: frontPid(), counters, traceOptions: RESTORE_OPTIONS };
+  const parent = pid === undefined ? 0 : CLONE_PARENT;
+  return spawnElsewhere(maker, { ...options, pid, flags: flags + parent });
+}
+
+function takeHold(seed: Tracee): Tracee {
   if (!seed.seize(RESTORE_OPTIONS)) throw taskDied(seed, "is gone");
   seed.interrupt();
   if (seed.waitInterrupted() === undefined) {
@@ -125,9 +151,12 @@ function takeHold(seed: Tracee, area: WorkArea): Tracee {
       hint: "A security module or a limit of the cgroup may forbid new programs from memory (memfd).",
     });
   }
+  return seed;
+}
+
+function writeInterpreter(seed: Tracee, area: WorkArea): void {
   const range = { address: area.code, length: interpreter.bytes.length };
   writeMemory(seed.tid, [range], interpreter.bytes);
-  return seed;
 }
 
 /** Ends a process of ours and reaps it. */

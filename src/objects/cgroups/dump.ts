@@ -19,6 +19,7 @@ import type { FrozenTask } from "../task/task.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
 import { insideCgroupNamespace } from "./namespace.ts";
 import { isMemberList, propertyNames, type PropertyLists } from "./properties.ts";
+import { frontPid } from "../../sys/front.ts";
 
 /** What is done about cgroups; see criu(8), --manage-cgroups. */
 export type CgroupMode = "ignore" | "none" | "props" | "soft" | "full" | "strict";
@@ -74,7 +75,7 @@ export class CgroupTable {
   constructor(options: CgroupDumpOptions) {
     this.#options = options;
     if (options.mode === "ignore") return;
-    const own = readCgroups(process.pid);
+    const own = readCgroups(frontPid());
     this.#setOf(own);
     for (const member of own) this.#own.set(hierarchyName(member), member.path);
   }

@@ -14,6 +14,7 @@ import {
 } from "../../proc/cgroup.ts";
 import { errnoOf, undefinedIfGone } from "../../proc/procfs.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
+import { ownPids } from "../../sys/front.ts";
 
 interface FreezerFile {
   readonly path: string;
@@ -113,7 +114,7 @@ export class CgroupFreezer {
   /** v2: a frozen task looks as one that sleeps, so cgroups below the root's are looked at. Not where those of others are. */
   #lookBelow(path: string | undefined): void {
     if (path === undefined || path === "/") return;
-    if (isWithin(unifiedPath(readCgroups(process.pid)) ?? "/", path)) return;
+    if (ownPids().some((pid) => isWithin(unifiedPath(readCgroups(pid)) ?? "/", path))) return;
     const look = (at: string): void => {
       const directory = this.#hierarchies.find("", at);
       if (directory === undefined) return;
@@ -184,7 +185,7 @@ function read(path: string): string | undefined {
 /** Freezing the engine's own cgroup, or one above it, would be the end of both. */
 function refuseOwn(directory: string): void {
   const hierarchies = new Hierarchies();
-  for (const entry of readCgroups(process.pid)) {
+  for (const entry of ownPids().flatMap(readCgroups)) {
     const name = hierarchyName(entry);
     if (name !== "" && !entry.controllers.includes("freezer")) continue;
     const own = hierarchies.find(name, entry.path);

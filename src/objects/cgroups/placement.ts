@@ -8,6 +8,7 @@ import { log } from "../../log.ts";
 import { readCgroups, readCgroupsIfAlive, type CgroupEntry } from "../../proc/cgroup.ts";
 import { errnoOf } from "../../proc/procfs.ts";
 import { Hierarchies, hierarchyName } from "./hierarchies.ts";
+import { frontPid } from "../../sys/front.ts";
 
 /** Cgroups that a caller chose for what is restored. */
 export interface Placement {
@@ -24,7 +25,7 @@ export function findPlacement(caller: number): Placement | undefined {
   const theirs = new Map(
     (readCgroupsIfAlive(caller) ?? []).map((entry) => [hierarchyName(entry), entry.path]),
   );
-  const chosen = readCgroups(process.pid).filter((entry) => {
+  const chosen = readCgroups(frontPid()).filter((entry) => {
     const path = theirs.get(hierarchyName(entry));
     return path !== undefined && path !== entry.path;
   });
@@ -43,7 +44,7 @@ function leave(chosen: readonly CgroupEntry[], theirs: ReadonlyMap<string, strin
     const name = hierarchyName(entry);
     try {
       const directory = hierarchies.directory(name, theirs.get(name) ?? "/");
-      writeFileSync(join(directory, "cgroup.procs"), String(process.pid), { flag: "r+" });
+      writeFileSync(join(directory, "cgroup.procs"), String(frontPid()), { flag: "r+" });
     } catch (error) {
       // A cgroup with controllers for its children takes no process (v2): then the restore runs within the limits.
       log.warn(

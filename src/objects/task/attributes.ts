@@ -36,6 +36,7 @@ import { errnoName } from "../../sys/errno.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 import { probeClearTidAddress } from "./thread-registrations.ts";
+import { frontPid } from "../../sys/front.ts";
 
 /** Longest name of a task in bytes, without the zero at its end (TASK_COMM_LEN - 1). */
 const COMM_LENGTH = 15;
@@ -276,13 +277,13 @@ export function restoreUmask(program: Program, umask: number): void {
 
 /** Sets oom_score_adj; lowering it needs CAP_SYS_RESOURCE. Returns a probe of what could not be set. */
 export function restoreOomScoreAdj(program: Program, value: number): Probe<string[]> {
-  if (value === readOomScoreAdj(process.pid)) return () => [];
+  if (value === readOomScoreAdj(frontPid())) return () => [];
   return writeProcFile(program, "oom_score_adj", value.toString());
 }
 
 /** Sets which memory a core dump holds. Returns a probe of what could not be set. */
 export function restoreCoredumpFilter(program: Program, mask: number): Probe<string[]> {
-  if (mask === readCoredumpFilter(process.pid)) return () => [];
+  if (mask === readCoredumpFilter(frontPid())) return () => [];
   return writeProcFile(program, "coredump_filter", `0x${mask.toString(16)}`);
 }
 
@@ -295,7 +296,7 @@ export function restoreLoginuid(
   uid: number,
   inherited?: number,
 ): Probe<string[]> {
-  const own = readLoginuid(process.pid);
+  const own = readLoginuid(frontPid());
   if (own === undefined || (inherited ?? own) === uid) return () => [];
   return writeProcFile(program, "loginuid", uid.toString());
 }
@@ -307,7 +308,7 @@ export function forgetLoginuid(program: Program): void {
 
 /** Sets the nice value of the session's autogroup: by its leader. Returns a probe of what could not be set. */
 export function restoreAutogroupNice(program: Program, nice: number): Probe<string[]> {
-  if (nice === (readAutogroup(process.pid)?.nice ?? 0)) return () => [];
+  if (nice === (readAutogroup(frontPid())?.nice ?? 0)) return () => [];
   return writeProcFile(program, "autogroup", nice.toString());
 }
 

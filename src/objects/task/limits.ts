@@ -10,6 +10,7 @@ import { RLIM_NLIMITS, RLIMIT_NAMES } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import type { Program, Ref } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
+import { frontPid } from "../../sys/front.ts";
 
 /**
  * The 16 limits of a process in the order of their RLIMIT_ numbers.
@@ -43,7 +44,7 @@ export function restoreLimits(
   limits: readonly RlimitEntry[],
   options: RestoreLimitsOptions = {},
 ): Probe<string[]> {
-  const current = options.current ?? collectLimits(process.pid);
+  const current = options.current ?? collectLimits(frontPid());
   const raised: { call: Ref; wanted: RlimitEntry; had: RlimitEntry; resource: number }[] = [];
   limits.forEach((wanted, resource) => {
     const had = current[resource];

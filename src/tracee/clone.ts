@@ -3,7 +3,7 @@
 import * as sched from "../sys/abi/sched.ts";
 import { SIGCHLD } from "../sys/abi/signal.ts";
 import { writeU64 } from "../sys/memory.ts";
-import type { Program, Ref } from "../tracee/program.ts";
+import type { Program, Ref } from "./program.ts";
 
 /** Adds a clone3, with the wanted pid if any; the child is traced from the start. */
 export function addClone(
@@ -14,6 +14,7 @@ export function addClone(
     readonly flags: number;
     readonly what: string;
     readonly exitSignal?: number;
+    readonly mayFail?: boolean;
   },
 ): Ref {
   const pids = typeof child.pid === "number" ? [child.pid] : (child.pid ?? []);
@@ -39,6 +40,7 @@ export function addClone(
     ],
     {
       label: `make ${child.what}`,
+      mayFail: child.mayFail ?? false,
       hint: "The pid may have been taken a moment ago, or a limit on processes (RLIMIT_NPROC, pids.max) is reached.",
     },
   );

@@ -1,0 +1,115 @@
+// What a resident engine does before it takes commands: it saves and restores a small tree, and what a container is to the kernel,
+// until V8 has compiled what that takes. Both are its own, and end with this.
+
+import { spawn, type ChildProcess } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { readChildrenIfAlive } from "../../proc/children.ts";
+import { SIGKILL } from "../../sys/abi/signal.ts";
+import { standInFor } from "../../sys/front.ts";
+import { sendSignal, waitFor } from "../../sys/process.ts";
+import { restartLog } from "../log-file.ts";
+import { runCommand } from "../run.ts";
+
+const ROUNDS = 24;
+
+/** The words of a container's options: everything mounted belongs to it. */
+// oxfmt-ignore
+const CONTAINER = "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /mnt; exec sleep 1000";
+
+/** Runs the rounds. A machine that does not allow them only makes the first commands slower. */
+export async function warmUp(): Promise<void> {
+  const scratch = mkdtempSync(join(tmpdir(), "reprise-standby-"));
+  const front = spawn("sleep", ["1000"], { stdio: "ignore" });
+  try {
+    await started(front);
+    const tree = spawn("sh", ["-c", "sleep 1000 & wait"], { stdio: "ignore" });
+    const outer = spawn(
+      "unshare",
+      ["-m", "-p", "-f", "-n", "-i", "-u", "--kill-child", "setsid", "sh", "-c", CONTAINER],
+      { stdio: "ignore" },
+    );
+    await Promise.all([started(tree), started(outer)]);
+    await settled();
+    const [inner] = readChildrenIfAlive(outer.pid ?? 0) ?? [];
+    await rounds(scratch, front.pid ?? 0, { name: "tree", pid: tree.pid, options: [[], []] });
+    await rounds(scratch, front.pid ?? 0, {
+      name: "container",
+      pid: inner,
+      options: [EXTERNAL, ["--root", "/", ...EXTERNAL]],
+    });
+    end(outer.pid);
+  } finally {
+    end(front.pid);
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
+const EXTERNAL = ["--external", "mnt[]"];
+
+interface Pupil {
+  readonly name: string;
+  readonly pid: number | undefined;
+  /** Of dump and restore. */
+  readonly options: readonly [readonly string[], readonly string[]];
+}
+
+/** Saves and restores a process again and again, and ends it. */
+async function rounds(scratch: string, front: number, pupil: Pupil): Promise<void> {
+  let { pid } = pupil;
+  for (let round = 0; round < ROUNDS && pid !== undefined; round++)
+    pid = await saveAndRestore(join(scratch, `${pupil.name}-${round}`), { ...pupil, pid, front });
+  for (const child of readChildrenIfAlive(pid ?? 0) ?? []) sendSignal(child, SIGKILL);
+  end(pid);
+}
+
+async function saveAndRestore(
+  directory: string,
+  { pid, options, front }: Pupil & { readonly front: number },
+): Promise<number | undefined> {
+  mkdirSync(directory, { mode: 0o700 });
+  const common = ["-v4", "-D", directory, "-o", "log"];
+  standInFor(front);
+  try {
+    const dumped = await run(["dump", ...common, "-t", String(pid), ...options[0]]);
+    if (dumped !== 0) return pid;
+    // The tree was a child of ours: nobody else reaps it.
+    waitFor(pid ?? 0, { noHang: true });
+    const pidfile = join(directory, "pid");
+    const words = ["restore", ...common, "-d", "--restore-sibling", "--pidfile", pidfile];
+    const status = await run([...words, ...options[1]]);
+    return status === 0 ? Number(readFileSync(pidfile, "utf8")) : undefined;
+  } finally {
+    standInFor(undefined);
+  }
+}
+
+async function run(words: readonly string[]): Promise<number> {
+  const status = await runCommand(words, () => undefined);
+  restartLog();
+  process.chdir("/");
+  return status;
+}
+
+function started(child: ChildProcess): Promise<void> {
+  child.unref();
+  return new Promise((resolve) => {
+    child.once("spawn", resolve);
+    child.once("error", () => resolve());
+  });
+}
+
+const SETTLE_MS = 300;
+
+/** Until shells have started what they start. */
+function settled(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+}
+
+/** Ends a child, or what unshare will end itself. */
+function end(pid: number | undefined): void {
+  if (pid === undefined) return;
+  sendSignal(pid, SIGKILL);
+  waitFor(pid);
+}
