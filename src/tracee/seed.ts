@@ -90,12 +90,14 @@ function start(
     const pidfd = as === undefined ? -1 : inheritedPidfd();
     const elf = seedProgram(area, as === undefined ? seedEntry(parent) : siblingEntry(pidfd));
     syscall("write", fd, elf, elf.length);
-    const path = `/proc/${process.pid}/fd/${fd}`;
+    const path = `/proc/self/fd/${fd}`;
     const options = { ...as, path, argv: ["reprise-seed"] };
     let seed: Tracee;
     try {
       seed =
-        isStandIn() && as !== undefined ? elsewhere(options, counters) : here(options, counters);
+        isStandIn() && as !== undefined
+          ? elsewhere({ ...options, programFd: fd }, counters)
+          : here(options, counters);
     } finally {
       if (pidfd >= 0) trySyscall("close", pidfd);
     }
@@ -136,7 +138,10 @@ function here({ flags, pid, ...options }: Start, counters: TraceCounters): Trace
 }
 
 /** By the process in whose place the engine works. */
-function elsewhere({ flags = 0, pid, ...options }: Start, counters: TraceCounters): Tracee {
+function elsewhere(
+  { flags = 0, pid, ...options }: Start & { readonly programFd: number },
+  counters: TraceCounters,
+): Tracee {
   const maker = { pid: frontPid(), counters, traceOptions: RESTORE_OPTIONS };
   const parent = pid === undefined ? 0 : CLONE_PARENT;
   return spawnElsewhere(maker, { ...options, pid, flags: flags + parent });

@@ -4,7 +4,7 @@
 import { RepriseError } from "../errors.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { readMaps } from "../proc/maps.ts";
-import { CLOSE_RANGE_MAX, F_DUPFD, F_GETFD, FD_CLOEXEC } from "../sys/abi/fcntl.ts";
+import { CLOSE_RANGE_MAX, F_DUPFD, F_GETFD, FD_CLOEXEC, O_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import { RLIMIT_NOFILE } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
@@ -36,7 +36,11 @@ export interface Maker {
 }
 
 /** What is made: without a pid the kernel chooses one. */
-export type ElsewhereOptions = Omit<SpawnOptions, "pid"> & { readonly pid?: number | undefined };
+export interface ElsewhereOptions extends Omit<SpawnOptions, "pid"> {
+  readonly pid?: number | undefined;
+  /** Descriptor of ours that `path` leads to, by /proc/self/fd. */
+  readonly programFd: number;
+}
 
 /**
  * Has `maker` start a program with an empty environment; it inherits every descriptor of ours, from 3 on, that is not
@@ -46,7 +50,7 @@ export type ElsewhereOptions = Omit<SpawnOptions, "pid"> & { readonly pid?: numb
  * @throws RepriseError SYSCALL, REMOTE_CALL, TASK_DIED
  */
 export function spawnElsewhere(maker: Maker, options: ElsewhereOptions): Tracee {
-  const passed = inheritable();
+  const passed = [...inheritable(), options.programFd];
   const tracee = new Tracee(maker.pid, maker.pid, maker.counters);
   if (!tracee.seize(maker.traceOptions)) throw taskDied(tracee, "is gone");
   try {
@@ -166,7 +170,7 @@ function become(
       program.call("setresgid", [0, 0, 0], { label: "become root of the user namespace" });
       program.call("setresuid", [0, 0, 0], { label: "become root of the user namespace" });
     }
-    addDescriptors(program, injection.target.threads[0]?.tracee.leader ?? 0, options.handed);
+    addDescriptors(program, injection.target.threads[0]?.tracee.leader ?? 0, options);
     const { code, programs: base } = injection;
     runPrograms([{ tracee: child, program, code, base, frame: 0 }]);
     execute(child, injection, options);
@@ -179,7 +183,11 @@ function become(
 }
 
 /** What was handed over to its own numbers, nothing else but the standard ones, and as many more as may be. */
-function addDescriptors(program: Program, maker: number, handed: readonly Handed[]): void {
+function addDescriptors(
+  program: Program,
+  maker: number,
+  { handed, programFd }: { readonly handed: readonly Handed[]; readonly programFd: number },
+): void {
   program.call("prlimit64", [0, RLIMIT_NOFILE, program.data(fileLimit(maker)), 0], {
     label: "raise the limit on open files",
   });
@@ -189,7 +197,8 @@ function addDescriptors(program: Program, maker: number, handed: readonly Handed
   );
   program.call("close_range", [FIRST_OWN, above - 1, 0], { label: "close what the maker has" });
   handed.forEach(({ number }, index) => {
-    program.call("dup3", [kept[index] as (typeof kept)[number], number, 0], {
+    const flags = number === programFd ? O_CLOEXEC : 0;
+    program.call("dup3", [kept[index] as (typeof kept)[number], number, flags], {
       label: `place fd ${number}`,
     });
   });
