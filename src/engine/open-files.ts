@@ -6,7 +6,7 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
 import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
-import { removeTemporaryNames } from "../objects/files/ghost-restore.ts";
+import { ownNames, removeTemporaryNames } from "../objects/files/temporary-names.ts";
 import { inNamespace } from "../objects/namespaces/enter.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
 import { pipeWriter } from "../objects/files/pipe.ts";
@@ -23,6 +23,7 @@ import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/
 import { entriesRun, runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { guardNames } from "./guard.ts";
 import { openImage, type ImageFiles } from "./image-files.ts";
 import { namespaceFd } from "./namespaces.ts";
 import { inheritedKey } from "./inherited.ts";
@@ -140,11 +141,14 @@ class Opener implements FilesRestore {
 
   #runIn(root: Tracee): ProgramResult | undefined {
     const opening = job(this.#plan, root, this.#program);
+    const unguard = guardNames(this.#plan, this.#growth, ownNames(this));
     try {
       return runPrograms([opening])[0];
     } catch (error) {
       removeTemporaryNames(this, entriesRun(opening));
       throw error;
+    } finally {
+      unguard();
     }
   }
 

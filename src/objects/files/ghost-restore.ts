@@ -1,11 +1,9 @@
-// Deleted files, at restore: a ghost is made again under its old name (or beside it, when that is taken), filled from the
-// image, opened, and its name removed when all files are open. A file that a dump gave a hard link is linked back to its
-// old name for as long as it takes to open it. The opening program runs as root, before there are other tasks.
+// Deleted files, at restore: a ghost is made again in its directory, filled from the image, opened, and its name removed when all
+// files are open (temporary-names.ts). A file that a dump gave a hard link is linked back for as long as it takes to open it. The
+// opening program runs as root, before there are other tasks.
 
-import { lstatSync, rmdirSync, unlinkSync } from "node:fs";
-import { dirname } from "node:path";
+import { basename, dirname } from "node:path";
 import { assert, RepriseError } from "../../errors.ts";
-import { log } from "../../log.ts";
 import { remapOf } from "../../images/check-files.ts";
 import { loadGhost, type LoadedSet } from "../../images/check-set.ts";
 import type { ImageEntry, PayloadPart } from "../../images/image-file.ts";
@@ -15,10 +13,8 @@ import {
   type GhostFileEntry,
   type RegFileEntry,
 } from "../../images/schema/messages.generated.ts";
-import { errnoOf } from "../../proc/procfs.ts";
 import {
   AT_FDCWD,
-  AT_REMOVEDIR,
   AT_SYMLINK_NOFOLLOW,
   O_CREAT,
   O_EXCL,
@@ -37,23 +33,15 @@ import { restoreXattrs } from "./extended-attributes.ts";
 import type { FilesRestore } from "./file-kind.ts";
 import { joinPath } from "../mounts/external.ts";
 import type { Place } from "../mounts/places.ts";
-import { pathArgument, pathBytes } from "./path.ts";
-
-/** A name that exists only while files are opened. */
-export interface TemporaryName extends Place {
-  readonly isDirectory: boolean;
-  /** Index in the program of the call that makes it. */
-  readonly madeBy: number;
-}
+import { pathArgument } from "./path.ts";
+import { addName, engineSide, isTemporary, makeParents, type MadeName } from "./temporary-names.ts";
 
 /** What this room keeps while one opening program is built. */
 interface Made {
   /** Where it is made, and by which name it is opened, by ghost id. */
-  readonly ghosts: Map<number, { readonly place: Place; readonly path: string }>;
+  readonly ghosts: Map<number, MadeName>;
   /** Path by id of the hard link's entry, then of the name it is wanted for. */
   readonly links: Map<string, string>;
-  /** By their paths seen from the engine. */
-  readonly names: Map<string, TemporaryName>;
 }
 
 const states = new WeakMap<FilesRestore, Made>();
@@ -108,33 +96,6 @@ export function ghostWithInode(
   return undefined;
 }
 
-/** Names that the program makes and removes at its end. */
-export function temporaryNames(restore: FilesRestore): readonly TemporaryName[] {
-  const names = [...(states.get(restore)?.names.values() ?? [])];
-  // What stands in a directory goes before it.
-  return names.toSorted((a, b) => b.path.length - a.path.length);
-}
-
-/**
- * Removes the names that a program had made when it failed at entry `failedAt`. Never one that it came too late to make:
- * that may be somebody else's.
- */
-export function removeTemporaryNames(restore: FilesRestore, failedAt: number): void {
-  for (const name of temporaryNames(restore)) {
-    if (name.madeBy >= failedAt) continue;
-    const path = engineSide(name);
-    try {
-      if (name.isDirectory) rmdirSync(pathBytes(path));
-      else unlinkSync(pathBytes(path));
-    } catch (error) {
-      if (errnoOf(error) !== "ENOENT")
-        log.warn(
-          `cannot remove ${path}, made for a moment to restore a deleted file: ${String(error)}`,
-        );
-    }
-  }
-}
-
 /** Hard links that the dump left (link_remap.N): no longer needed once the set is not to be restored again. */
 export function linkRemapPaths(
   set: LoadedSet,
@@ -162,18 +123,10 @@ function remapsOf(set: LoadedSet): ReadonlyMap<number, Remap> {
 function stateOf(restore: FilesRestore): Made {
   let state = states.get(restore);
   if (state === undefined) {
-    state = { ghosts: new Map(), links: new Map(), names: new Map() };
+    state = { ghosts: new Map(), links: new Map() };
     states.set(restore, state);
-    restore.later((program) => removeNames(program, restore));
   }
   return state;
-}
-
-function removeNames(program: Program, restore: FilesRestore): void {
-  for (const { directory, path, isDirectory } of temporaryNames(restore)) {
-    const args = [directory, pathArgument(program, path), isDirectory ? AT_REMOVEDIR : 0];
-    program.call("unlinkat", args, { label: `remove the temporary name ${path}` });
-  }
 }
 
 interface Wanted {
@@ -184,43 +137,46 @@ interface Wanted {
 
 function makeGhost(program: Program, wanted: Wanted, restore: FilesRestore): string {
   const { entry, id } = wanted;
-  const { ghosts, names } = stateOf(restore);
+  const { ghosts } = stateOf(restore);
   const known = ghosts.get(id);
   if (known !== undefined) return openGhostAgain(program, wanted, known, restore);
   const ghost = loadGhost(restore.set.reader, id);
   const isDirectory = (ghost.value.mode & S_IFMT) === S_IFDIR;
-  makeParents(program, wanted, restore);
+  makeParents(program, entry, restore);
   // Made already, as the directory of another deleted file.
   const own = restore.temporaryPlace(entry.mnt_id, entry.name);
-  const isMade = isDirectory && names.has(engineSide(own));
-  const free = isMade ? entry.name : freeName(entry, `.cr.${id.toString(16)}.ghost`, restore);
-  const place = restore.temporaryPlace(entry.mnt_id, free);
-  ghosts.set(id, { place, path: free });
-  if (!isMade) {
-    addName(names, { ...place, isDirectory, madeBy: program.length });
-    createGhost(program, ghost, { place, name: free, id, restore });
-  }
+  const isMade = isDirectory && isTemporary(restore, own);
+  const suffix = `.cr.${id.toString(16)}.ghost`;
+  const made = isMade
+    ? { place: own, path: entry.name, lastPath: entry.name, lastPlace: own }
+    : addName(restore, entry, { suffix, isDirectory, madeBy: program.length });
+  ghosts.set(id, made);
+  const { place, path, lastPath } = made;
+  if (!isMade) createGhost(program, ghost, { place, name: lastPath, id, restore });
   setAttributes(program, ghost.value, { place, restore });
-  return free;
+  return path;
 }
 
 /** The same file by another name, or by another mount: a hard link, which takes no harm from being removed. */
 function openGhostAgain(
   program: Program,
   { entry, id }: Wanted,
-  known: { readonly place: Place; readonly path: string },
+  known: MadeName,
   restore: FilesRestore,
 ): string {
-  const { names } = stateOf(restore);
   const own = restore.temporaryPlace(entry.mnt_id, entry.name);
-  const suffix = known.path.slice(entry.name.length);
-  const same = restore.temporaryPlace(entry.mnt_id, entry.name + suffix);
-  if (engineSide(same) === engineSide(known.place)) return entry.name + suffix;
+  const lastSuffix = known.lastPath.slice(entry.name.length);
+  const same = restore.temporaryPlace(entry.mnt_id, entry.name + lastSuffix);
+  if (engineSide(same) === engineSide(known.lastPlace))
+    return joinPath(dirname(entry.name), basename(known.path));
   if (own.directory === AT_FDCWD) return known.path;
-  makeParents(program, { entry, id }, restore);
-  const free = freeName(entry, `.cr.${id.toString(16)}.ghost`, restore);
-  const place = restore.temporaryPlace(entry.mnt_id, free);
-  addName(names, { ...place, isDirectory: false, madeBy: program.length });
+  makeParents(program, entry, restore);
+  const suffix = `.cr.${id.toString(16)}.ghost`;
+  const { place, path, lastPath } = addName(restore, entry, {
+    suffix,
+    isDirectory: false,
+    madeBy: program.length,
+  });
   program.call(
     "linkat",
     [
@@ -230,61 +186,9 @@ function openGhostAgain(
       pathArgument(program, place.path),
       0,
     ],
-    { label: `give the deleted file ${known.path} its other name ${free}` },
+    { label: `give the deleted file ${known.lastPath} its other name ${lastPath}` },
   );
-  return free;
-}
-
-/** Path of a place, seen from the engine. */
-function engineSide({ prefix, path }: Place): string {
-  return prefix === "" ? path : joinPath(prefix, path);
-}
-
-/** Directories that are gone, too: they live as long as the name. */
-function makeParents(program: Program, { entry }: Wanted, restore: FilesRestore): void {
-  const { names } = stateOf(restore);
-  const { name, mnt_id } = entry;
-  const placeOf = (path: string): Place => restore.temporaryPlace(mnt_id, path);
-  const missing: Place[] = [];
-  for (let at = dirname(name); at !== "/"; at = dirname(at)) {
-    const place = placeOf(at);
-    if (isThere(engineSide(place), names)) break;
-    missing.unshift(place);
-  }
-  for (const place of missing) {
-    addName(names, { ...place, isDirectory: true, madeBy: program.length });
-    program.call("mkdirat", [place.directory, pathArgument(program, place.path), 0o700], {
-      label: `make the directory of deleted file ${name} for a moment`,
-    });
-  }
-}
-
-/** The name of an entry, or one beside it when that is taken. */
-function freeName({ name, mnt_id }: RegFileEntry, suffix: string, restore: FilesRestore): string {
-  const { names } = stateOf(restore);
-  const taken = (path: string): boolean =>
-    isThere(engineSide(restore.temporaryPlace(mnt_id, path)), names);
-  let candidate = name;
-  for (let attempt = 0; taken(candidate); attempt++) {
-    candidate = `${name}${suffix}${attempt === 0 ? "" : `.${attempt}`}`;
-  }
-  return candidate;
-}
-
-function addName(names: Map<string, TemporaryName>, name: TemporaryName): void {
-  names.set(engineSide(name), name);
-}
-
-function isThere(path: string, names: ReadonlyMap<string, TemporaryName>): boolean {
-  return names.has(path) || exists(path);
-}
-
-function exists(path: string): boolean {
-  try {
-    return lstatSync(pathBytes(path), { throwIfNoEntry: false }) !== undefined;
-  } catch {
-    return false;
-  }
+  return path;
 }
 
 interface Creation {
@@ -403,21 +307,24 @@ function setAttributes(
 
 function linkBack(program: Program, wanted: Wanted, restore: FilesRestore): string {
   const { entry, id } = wanted;
-  const { links, names } = stateOf(restore);
+  const { links } = stateOf(restore);
   const key = `${id}:${entry.mnt_id ?? 0}:${entry.name}`;
   const known = links.get(key);
   if (known !== undefined) return known;
   const link = restore.set.regularFiles.get(id);
   assert(link !== undefined, `file ${entry.id} is remapped to file ${id}, which is not there`);
-  makeParents(program, wanted, restore);
-  const path = freeName(entry, ".cr_link", restore);
-  links.set(key, path);
+  makeParents(program, entry, restore);
   const from = restore.temporaryPlace(link.mnt_id, link.name);
-  const to = restore.temporaryPlace(entry.mnt_id, path);
-  addName(names, { ...to, isDirectory: false, madeBy: program.length });
+  const made = addName(restore, entry, {
+    suffix: ".cr_link",
+    isDirectory: false,
+    madeBy: program.length,
+  });
+  const { place: to, path, lastPath } = made;
+  links.set(key, path);
   const [source, target] = [pathArgument(program, from.path), pathArgument(program, to.path)];
   program.call("linkat", [from.directory, source, to.directory, target, 0], {
-    label: `link ${link.name} back to the lost name ${path}`,
+    label: `link ${link.name} back to the lost name ${lastPath}`,
     hint: "The dump made this hard link for the restore. Without it the file cannot be found.",
   });
   return path;
