@@ -1,9 +1,15 @@
 // Counting how often a thread executes an instruction, without stopping it: a hardware breakpoint of perf_event_open(2), which
-// is there in virtual machines, too. The thread does not notice; when the descriptor is closed, or we die, it is gone.
+// is there in most virtual machines, too. The thread does not notice; when the descriptor is closed, or we die, it is gone. A
+// machine that pretends to have breakpoints (some hypervisors keep the debug registers of confidential guests to themselves) would
+// count nothing, so one has to count an instruction of ours first.
 
 import { closeSync } from "node:fs";
-import { syscall, trySyscall } from "../sys/ffi.ts";
+import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
+import { callNative, syscall, trySyscall } from "../sys/ffi.ts";
 import { readU64, writeU64 } from "../sys/memory.ts";
+import { RETURN } from "./arch/x86_64/code.ts";
+import { loadCode } from "./local.ts";
 
 /** struct perf_event_attr up to bp_len (PERF_ATTR_SIZE_VER1), and its fields. */
 const ATTR_SIZE = 72;
@@ -24,6 +30,30 @@ export class ExecutionCounter {
 
   /** Undefined where the kernel or the processor does not give one: all debug registers are taken, say. */
   static of(tid: number, address: number): ExecutionCounter | undefined {
+    isCounting ??= ExecutionCounter.#counts();
+    return isCounting ? ExecutionCounter.#open(tid, address) : undefined;
+  }
+
+  /** Whether instructions that this thread executes are counted. */
+  static #counts(): boolean {
+    try {
+      const code = loadCode(RETURN);
+      const counter = ExecutionCounter.#open(THIS_THREAD, code);
+      if (counter === undefined) return false;
+      for (let call = 0; call < PROOFS; call++) callNative(code, 0, 0, 0);
+      const count = counter.count();
+      counter.close();
+      if (count !== PROOFS)
+        log.debug(`nothing is done ahead: of ${PROOFS} executions ${count} were counted`);
+      return count === PROOFS;
+    } catch (error) {
+      if (!(error instanceof RepriseError)) throw error;
+      log.debug(`nothing is done ahead: ${error.message}`);
+      return false;
+    }
+  }
+
+  static #open(tid: number, address: number): ExecutionCounter | undefined {
     const attr = Buffer.alloc(ATTR_SIZE);
     attr.writeUInt32LE(PERF_TYPE_BREAKPOINT, 0);
     attr.writeUInt32LE(ATTR_SIZE, 4);
@@ -50,3 +80,8 @@ export class ExecutionCounter {
     closeSync(this.#fd);
   }
 }
+
+let isCounting: boolean | undefined;
+
+const PROOFS = 2;
+const THIS_THREAD = 0;

@@ -189,7 +189,13 @@ describe("an engine that stands by", { timeout: 60_000 }, () => {
     );
     const { engine } = whoWorked("d.log");
     command.kill("SIGKILL");
-    await until(`the engine ${engine} is gone`, () => !existsSync(`/proc/${engine}/exe`)).catch(async (e: unknown) => { console.log(keeperWords, command.pid); await sleep(300_000); throw e; });
+    await until(`the engine ${engine} is gone`, () => !existsSync(`/proc/${engine}/exe`)).catch(
+      async (e: unknown) => {
+        console.log(keeperWords, command.pid);
+        await sleep(300_000);
+        throw e;
+      },
+    );
     expect(await one.ask()).toMatch(/^ok/);
     rmSync(images, { recursive: true });
     mkdirSync(images);

@@ -6,6 +6,7 @@ import { expect, test } from "vitest";
 import {
   assemble,
   CPUID,
+  RETURN,
   INTERPRETER,
   LOCAL_INTERPRETER,
   seedEntry,
@@ -48,6 +49,7 @@ const PIECES: readonly (readonly [string, readonly Instruction[]])[] = [
   ["the interpreter", INTERPRETER],
   ["the local interpreter", LOCAL_INTERPRETER],
   ["cpuid", CPUID],
+  ["return", RETURN],
   ["the spawn", SPAWN],
   ["the entry of a sibling", siblingEntry(23)],
   ["the stub", stub(BACK)],

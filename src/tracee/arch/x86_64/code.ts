@@ -139,6 +139,9 @@ export const LOCAL_INTERPRETER: readonly Instruction[] = [
   { bytes: [0xc3], text: "ret" },
 ];
 
+/** A C function that does nothing. */
+export const RETURN: readonly Instruction[] = [{ bytes: [0xc3], text: "ret" }];
+
 /** cpuid as a C function f(leaf, subleaf, out): eax, ebx, ecx and edx are stored at `out`. */
 export const CPUID: readonly Instruction[] = [
   { bytes: [0x53], text: "push rbx" },
