@@ -32,6 +32,7 @@ import {
   TIOCSPTLCK,
   TIOCSWINSZ,
 } from "../../sys/abi/tty.ts";
+import { POLLIN } from "../../sys/abi/poll.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program, Ref } from "../../tracee/program.ts";
 import {
@@ -43,7 +44,7 @@ import {
 import type { FilesRestore } from "./file-kind.ts";
 import { restoreOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
-import { quietTermios, readNumber, termiosBytes, winsizeBytes } from "./tty-state.ts";
+import { ONE_PIECE, quietTermios, readNumber, termiosBytes, winsizeBytes } from "./tty-state.ts";
 
 /** Adds the calls that make a terminal's open file. */
 export function openTerminal(program: Program, entry: FileEntry, restore: FilesRestore): Argument {
@@ -95,7 +96,7 @@ interface Terminal {
   readonly info: TtyInfoEntry;
 }
 
-/** Enough to let the kernel carry data from one end of a terminal to the other. */
+/** Enough to let the kernel carry several pieces of data from one end of a terminal to the other. */
 const MOVE_NANOSECONDS = 5_000_000n;
 const NO_VALUE = 0;
 
@@ -336,8 +337,9 @@ function restoreSlave(program: Program, info: TtyInfoEntry, restore: FilesRestor
 function restoreData(
   program: Program,
   { master, file, info, quiet }: Terminal & { readonly master: Argument; readonly quiet: Buffer },
-  { set }: FilesRestore,
+  restore: FilesRestore,
 ): void {
+  const { set } = restore;
   const atMaster = set.ttyData.find(({ tty_id }) => tty_id === info.id)?.data;
   const atSlave = set.ttyData.find(({ tty_id }) => tty_id === info.id - 1)?.data;
   if (atMaster === undefined && atSlave === undefined) return;
@@ -348,16 +350,24 @@ function restoreData(
     program.call("write", [master, program.data(atSlave), atSlave.length], label);
     program.call("fcntl", [master, F_SETFL, file.flags], label);
   }
-  if (atMaster !== undefined) {
-    const slave = program.call(
-      "ioctl",
-      [master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_NONBLOCK],
-      label,
-    );
-    program.call("write", [slave, program.data(atMaster), atMaster.length], label);
+  // Where no task has the other end, closing it would hang up.
+  const isHeld = [...set.files.values()].some(({ tty }) => tty?.tty_info_id === info.id - 1);
+  if (isHeld || atMaster !== undefined) {
+    const slave = restore.reserve();
+    const flags = O_RDWR | O_NOCTTY | O_NONBLOCK;
+    const opened = program.call("ioctl", [master, TIOCGPTPEER, flags], label);
+    program.call("dup3", [opened, slave, O_CLOEXEC], label);
+    program.call("close", [opened]);
+    if (atMaster !== undefined)
+      program.call("write", [slave, program.data(atMaster), atMaster.length], label);
+    const pollfd = Buffer.alloc(8);
+    pollfd.writeInt32LE(slave, 0);
+    pollfd.writeInt16LE(POLLIN, 4);
+    // It waits for what is still on its way: see tty-state.ts.
+    program.call("ppoll", [program.data(pollfd), 1, program.data(Buffer.alloc(16)), 0, 0], label);
     program.call("close", [slave]);
+    if ((atSlave?.length ?? 0) <= ONE_PIECE) return;
   }
-  // A worker of the kernel carries the data over and goes by the settings of that time: they must stay a moment.
   const moment = Buffer.alloc(16);
   moment.writeBigInt64LE(MOVE_NANOSECONDS, 8);
   program.call("nanosleep", [program.data(moment), 0], { mayFail: true });

@@ -19,6 +19,12 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 const C_LFLAG = 12;
 const C_LINE = 16;
 const C_CC = 17;
+/**
+ * A worker of the kernel carries data from one end to the other, and goes by the settings at that time: they must stay until then. Poll
+ * (n_tty_poll) waits for it, unless something to read is there already; then the worker has come to it, and new settings wait until it has
+ * done with what came in one piece (n_tty_receive_buf_common holds termios_rwsem). Pieces are half a page (TTY_BUFFER_PAGE).
+ */
+export const ONE_PIECE = 1024;
 /** With more than this waiting, poll does not wait for what is still on its way. */
 const LARGEST_MIN = 255;
 const MOVE_MILLISECONDS = 2;
@@ -118,6 +124,8 @@ export interface DataInFlight {
 export function copyDataInFlight(master: number, slave: number): DataInFlight {
   const termios = Buffer.alloc(TERMIOS_SIZE);
   syscall("ioctl", slave, TCGETS, termios);
+  // What is still on its way to the slave has its echo to come.
+  letArrive(slave);
   const atMaster = drain(master);
   const lines = drain(slave);
   const flags = termios.readUInt32LE(C_LFLAG);
@@ -133,7 +141,8 @@ export function copyDataInFlight(master: number, slave: number): DataInFlight {
     syscall("ioctl", slave, TCSETS, quietTermios(termios));
     if (atSlave.length > 0) syscall("write", master, atSlave, atSlave.length);
     if (atMaster.length > 0) syscall("write", slave, atMaster, atMaster.length);
-    letDataArrive();
+    letArrive(slave);
+    if (atSlave.length > ONE_PIECE) waitAMoment();
   }
   syscall("ioctl", slave, TCSETS, termios);
   return { atMaster, atSlave };
@@ -161,7 +170,14 @@ function pollNow(fd: number): void {
   trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0);
 }
 
-/** A worker of the kernel carries data from one end to the other, and goes by the settings at that time. */
-function letDataArrive(): void {
+/** Waits until what was written to the other end has arrived: see ONE_PIECE. */
+function letArrive(fd: number): void {
+  pollNow(fd);
+  // Asking for the number takes termios_rwsem, too (n_tty_ioctl).
+  readNumber(fd, FIONREAD);
+}
+
+/** For the rest of what comes in several pieces, of which poll sees the first. */
+function waitAMoment(): void {
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, MOVE_MILLISECONDS);
 }

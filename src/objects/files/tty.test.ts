@@ -34,7 +34,14 @@ import {
 } from "./controlling-terminal.ts";
 import { DumpFixture, openFileOf, restoreHere, type RestoreFixture } from "./live-file.fixture.ts";
 import { deviceKind, ttyKind } from "./tty.ts";
-import { quietTermios, readNumber, readSettings, termiosBytes, termiosEntry } from "./tty-state.ts";
+import {
+  copyDataInFlight,
+  quietTermios,
+  readNumber,
+  readSettings,
+  termiosBytes,
+  termiosEntry,
+} from "./tty-state.ts";
 
 const open: number[] = [];
 const children: ChildProcess[] = [];
@@ -245,6 +252,21 @@ describe("a pair in the tree", () => {
     closeAll();
     const [newSlave = -1, newMaster = -1] = restoreHere(ttyKind, entries, more).map(keep);
     check({ master: newMaster, slave: newSlave });
+  });
+
+  it("takes what is still on its way, and its echo, and puts it back without a second echo", () => {
+    for (let round = 0; round < 200; round++) {
+      const { master, slave } = makePair();
+      write(master, "line\nunfin");
+      const before = copyDataInFlight(master, slave);
+      const after = copyDataInFlight(master, slave);
+      expect([before.atMaster.toString(), before.atSlave.toString()]).toEqual([
+        "line\r\nunfin",
+        "line\nunfin",
+      ]);
+      expect(after).toEqual(before);
+      closeAll();
+    }
   });
 
   it("keeps raw data and flags", () => {
