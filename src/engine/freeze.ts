@@ -20,8 +20,10 @@ import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGSTOP } from "../sys/abi/signal.ts";
 import { ownPids } from "../sys/front.ts";
+import { readMemory } from "../sys/memory.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
+import { isRestarted, restartedCall, type ReadTask } from "../tracee/arch/x86_64/restarted-call.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 import { Bystanders } from "./bystanders.ts";
@@ -355,6 +357,10 @@ function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
       },
     );
   }
+  if (isRestarted(regs)) {
+    // The thread itself goes on with what the kernel knows, a restored one makes the call again.
+    regs.set("orig_rax", restartedCall(regs, readerOf(tracee)));
+  }
   const rseq = collectRseq(tracee, regs.getNumber("rip"));
   // Any call that we make in the thread ends its restartable sequence, so it goes on at the sequence's abort address, as
   // after any interruption.
@@ -362,6 +368,18 @@ function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
   return {
     stopped: { tracee, regs, xstate: tracee.extendedState(), mask: tracee.signalMask() },
     rseq: rseq.entry,
+  };
+}
+
+function readerOf({ leader }: Tracee): ReadTask {
+  return (address, length) => {
+    const bytes = Buffer.alloc(length);
+    try {
+      readMemory(leader, [{ address, length }], bytes);
+      return bytes;
+    } catch {
+      return undefined; // nothing is mapped there
+    }
   };
 }
 

@@ -8,6 +8,7 @@ import { readSleep, readSwitches, type Sleep } from "../proc/sleep.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { EINTR } from "../sys/errno.ts";
+import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { ExecutionCounter } from "../tracee/executions.ts";
 
 /** Most threads that are watched. */
@@ -105,7 +106,8 @@ function isEqual(a: Sleep | undefined, b: Sleep): boolean {
 function isSame({ stopped: { regs } }: FrozenThread, { sleep, counter }: SleepingThread): boolean {
   const words = [...ARGUMENTS, "rsp" as const, "rip" as const].map((name) => regs.get(name));
   return (
-    regs.get("orig_rax") === BigInt(sleep.call) &&
+    // What is called restart_syscall there was a call before (freeze.ts).
+    (regs.get("orig_rax") === BigInt(sleep.call) || sleep.call === SYSCALLS.restart_syscall.nr) &&
     INTERRUPTED.includes(BigInt.asIntN(64, regs.get("rax"))) &&
     words.every((word, index) => word === sleep.words[index]) &&
     counter.count() === 0

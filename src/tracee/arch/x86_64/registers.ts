@@ -162,9 +162,14 @@ function repeat(regs: Registers): Registers {
     .set("rip", regs.get("rip") - SYSCALL_LENGTH);
 }
 
-const POLL = 7;
-const FUTEX = 202;
-const CLOCK_NANOSLEEP = 230;
+export const POLL = 7;
+export const FUTEX = 202;
+export const CLOCK_NANOSLEEP = 230;
 
 /** Calls that have a restart block. */
-const TIMED_CALLS = new Set([SYSCALLS.nanosleep.nr, POLL, FUTEX, CLOCK_NANOSLEEP]);
+export const TIMED_CALLS: ReadonlySet<number> = new Set([
+  SYSCALLS.nanosleep.nr,
+  POLL,
+  FUTEX,
+  CLOCK_NANOSLEEP,
+]);
