@@ -6,6 +6,7 @@ import { readStatIfAlive } from "../proc/stat.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import { ownPids } from "../sys/front.ts";
 import { Tracee } from "../tracee/tracee.ts";
 import { detachLater, detachThreads, stopsAtLast } from "./let-go.ts";
 
@@ -21,8 +22,9 @@ export class Bystanders {
 
   /** Seizes processes that cannot run at the moment: they stop before they could do anything. */
   seize(pids: readonly number[]): void {
+    const own = ownPids();
     for (const pid of pids) {
-      if (pid === process.pid || isGone(pid)) continue;
+      if (own.includes(pid) || isGone(pid)) continue;
       const tracees = (readTasksIfAlive(pid) ?? []).map((tid) => new Tracee(tid, pid, UNCOUNTED));
       this.#tracees.set(pid, tracees.filter(seizes));
     }
