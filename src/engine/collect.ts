@@ -9,6 +9,7 @@ import { SeccompTable } from "../objects/task/seccomp.ts";
 import { refusePendingReturns } from "../objects/memory/breakpoints.ts";
 import { ANONYMOUS_HUGE } from "../objects/memory/hugetlb.ts";
 import { collectVmas, isSocketRing, type DumpedVma } from "../objects/memory/vma.ts";
+import { checkMappedIds } from "../objects/namespaces/user.ts";
 import {
   collectNamespaces,
   type CollectedNamespaces,
@@ -113,6 +114,7 @@ export function collectTree(
     const seccomp = new SeccompTable();
     const cgroups = new CgroupTable(options.cgroups);
     checkTree(tree, options);
+    checkMappedIds(alive, namespaces);
     tellStrangers(tree, mounts);
     for (const task of alive) cgroups.add(task);
     cgroups.addNamespaces(

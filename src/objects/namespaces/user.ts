@@ -2,7 +2,7 @@
 // root task's namespace. At restore the engine, which is outside, writes the maps of the first task, which then becomes the root of its
 // namespace; what it makes from then on belongs to the namespace.
 
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
 import type { UidGidExtent, UsernsEntry } from "../../images/schema/messages.generated.ts";
@@ -10,6 +10,8 @@ import { errnoOf } from "../../proc/procfs.ts";
 import { AT_FDCWD, O_WRONLY } from "../../sys/abi/fcntl.ts";
 import { CLONE_NEWUSER, PR_SET_DUMPABLE } from "../../sys/abi/sched.ts";
 import type { Program } from "../../tracee/program.ts";
+import type { IdSet } from "../../proc/status.ts";
+import type { FrozenTask } from "../task/task.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
 import type { NamespaceRoom } from "./room.ts";
 
@@ -33,6 +35,43 @@ export function collectMaps(pid: number): UsernsEntry {
     gid_map: parseMap(readFileSync(`/proc/${pid}/gid_map`, "utf8")),
     ...(denied ? { setgroups_denied: true } : {}),
   };
+}
+
+/**
+ * Holds that every id of the tasks has a number in their user namespace: nobody there can take the others again.
+ * @throws RepriseError UNSUPPORTED
+ */
+export function checkMappedIds(
+  tasks: readonly FrozenTask[],
+  namespaces: Pick<CollectedNamespaces, "all">,
+): void {
+  if (!namespaces.all.some(({ kind }) => kind === "user")) return;
+  const known = new Map<number, UsernsEntry>();
+  for (const { pid, innerPid, threads } of tasks) {
+    const { ino } = statSync(`/proc/${pid}/ns/user`);
+    const maps = known.get(ino) ?? collectMaps(pid);
+    known.set(ino, maps);
+    for (const { status } of threads) {
+      const lost =
+        unmapped(maps.uid_map, status.uid, "user") ?? unmapped(maps.gid_map, status.gid, "group");
+      if (lost === undefined) continue;
+      throw new RepriseError(
+        "UNSUPPORTED",
+        `cannot dump pid ${innerPid} (${status.name}): its ${lost} is not mapped in its user namespace`,
+        {
+          pid,
+          hint: "Let it have an id of its namespace before the dump (/proc/PID/uid_map, gid_map).",
+        },
+      );
+    }
+  }
+}
+
+function unmapped(map: readonly UidGidExtent[], ids: IdSet, what: string): string | undefined {
+  const id = [ids.real, ids.effective, ids.saved, ids.fs].find(
+    (one) => idInside(map, one) === undefined,
+  );
+  return id === undefined ? undefined : `${what} ${id}`;
 }
 
 /** The user namespace that another one is in; undefined when that is the engine's. */
