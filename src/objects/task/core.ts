@@ -44,6 +44,7 @@ import type { LandlockWatch } from "./landlock.ts";
 import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
 import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts";
+import { tellNamespaceSettings } from "../namespaces/settings.ts";
 import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
 import { probeLdt, restoreLdt } from "./ldt.ts";
 import { tellLosses } from "./losses.ts";
@@ -94,11 +95,13 @@ export function probeProcess(
   const attributesOf = attributes.probeProcessAttributes(program);
   const areaPolicies = probeAreaPolicies(program, options.areas);
   const keyrings = tellKeyrings(program, { pid: task.innerPid });
+  const settings = tellNamespaceSettings(program, task);
   const futureLocks = probeFutureLocks(program);
   const ldt = probeLdt(program);
   const cpuPermissions = probeCpuPermissions(program);
   return (result) => {
     keyrings(result);
+    settings(result);
     return {
       areaPolicies: areaPolicies(result),
       futureLocks: futureLocks(result),
