@@ -42,7 +42,13 @@ class DockerEngine implements ContainerEngine {
     options: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
   ): Promise<string> {
     const checkpointId = nextName(await this.checkpoints(container));
-    if (options.keepFiles !== true || !options.leaveRunning) {
+    if (!options.leaveRunning) {
+      await this.#withoutRestarts(container, () =>
+        this.#createCheckpoint(container, checkpointId, options),
+      );
+      return checkpointId;
+    }
+    if (options.keepFiles !== true) {
       await this.#createCheckpoint(container, checkpointId, options);
       return checkpointId;
     }
@@ -60,6 +66,28 @@ class DockerEngine implements ContainerEngine {
         await this.#ask(`let the container ${container} go on`, () => source.unpause());
     }
     return checkpointId;
+  }
+
+  /**
+   * To the daemon a checkpoint that ends a container is an end like any other: a restart policy would start it anew at once. It is put back
+   * when the container has ended; the daemon looks at it only then.
+   */
+  async #withoutRestarts(container: string, end: () => Promise<void>): Promise<void> {
+    const source = this.#docker.getContainer(container);
+    const { HostConfig } = await this.#ask(`look at the container ${container}`, () =>
+      source.inspect(),
+    );
+    const policy = HostConfig.RestartPolicy;
+    if (policy === undefined || policy.Name === "" || policy.Name === "no") return end();
+    const set = (RestartPolicy: Dockerode.HostRestartPolicy): Promise<unknown> =>
+      this.#ask(`set the restart policy of ${container}`, () => source.update({ RestartPolicy }));
+    await set({ Name: "no" });
+    try {
+      await end();
+      await this.#ask(`wait for the end of ${container}`, () => source.wait());
+    } finally {
+      await set(policy);
+    }
   }
 
   async #createCheckpoint(
@@ -92,6 +120,17 @@ class DockerEngine implements ContainerEngine {
   }
 
   async restore(container: string, checkpoint: string): Promise<void> {
+    const { State } = await this.#ask(`look at the container ${container}`, () =>
+      this.#docker.getContainer(container).inspect(),
+    );
+    // The daemon would say that it has started it, and do nothing.
+    if (State.Running) {
+      throw new RepriseError(
+        "CONTAINER_ENGINE",
+        `cannot restore the container ${container}: it is running`,
+        { hint: `Stop it first: docker stop ${container}` },
+      );
+    }
     await this.#start(container, checkpoint);
   }
 

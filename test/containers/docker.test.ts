@@ -1,7 +1,8 @@
 // The flow that Reprise exists for, with an unmodified Docker: a container is checkpointed, restored as a clone, the clone is
 // checkpointed again and restored again; on cgroup v1 and on pure v2, with Docker's default seccomp profile.
 
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { cpSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -95,6 +96,45 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
     await expect.poll(() => lines("second").length, { timeout: 10_000 }).toBeGreaterThan(before);
     for (const name of ["writer", "second"]) expectNoGap(lines(name));
     expect(stateOf(docker, "writer")).toBe("running");
+  });
+
+  test("a restart policy, and somebody inside", { timeout: 60_000 }, async (context) => {
+    if (!canRunDocker(version)) context.skip("no dockerd, or no such cgroups");
+    docker.run("run", "-d", "--name", "kept", "--restart=always", "busybox", "sh", "-c", COUNT);
+    onTestFinished(() => void docker.try("rm", "-f", "kept"));
+    const visitor = spawn("docker", ["exec", "-i", "kept", "sh", "-c", "echo in; exec cat"], {
+      env: docker.env,
+      stdio: ["pipe", "pipe", "ignore"],
+    });
+    onTestFinished(() => void visitor.kill());
+    await once(visitor.stdout, "data");
+    // What a visitor has left behind is the container's.
+    docker.run("exec", "kept", "sh", "-c", "sleep 1000 &");
+    docker.run("checkpoint", "create", "--leave-running", "kept", "c1");
+    visitor.stdin.write("still there\n");
+    expect(String((await once(visitor.stdout, "data"))[0])).toBe("still there\n");
+
+    const ended = once(visitor, "exit");
+    reprise(docker, "checkpoint", "docker:kept");
+    await ended;
+    expect(stateOf(docker, "kept")).toBe("exited");
+    const policy = "{{.HostConfig.RestartPolicy.Name}} {{.RestartCount}}";
+    expect(docker.run("inspect", "-f", policy, "kept")).toBe("always 0");
+    reprise(docker, "restore", "docker:kept");
+    await counted(docker, "kept", numbers(docker, "kept").length + 2);
+    expectNoGap(numbers(docker, "kept"));
+    expect(docker.run("top", "kept", "-o", "pid,args")).toContain("sleep 1000");
+    const again = spawnSync(REPRISE, ["restore", "docker:kept"], {
+      env: docker.env,
+      encoding: "utf8",
+    });
+    expect(again.stderr).toContain("cannot restore the container kept: it is running");
+
+    docker.run("exec", "kept", "sh", "-c", "echo data > /root/new");
+    expect(docker.run("commit", "kept", "committed")).toMatch(/^sha256:/);
+    expect(docker.run("run", "--rm", "committed", "cat", "/root/new")).toBe("data");
+    docker.run("checkpoint", "rm", "kept", "c1");
+    expect(docker.run("checkpoint", "ls", "kept")).not.toMatch(/^c1$/m);
   });
 
   test("left running, and in a directory of one's own", { timeout: 60_000 }, async (context) => {
