@@ -147,8 +147,10 @@ function setRawOptions(entry: InetSkEntry, set: Set): void {
     set(filter.level, filter.name, words);
   }
   if (raw.nodefrag === true) set(inet.SOL_IP, inet.IP_NODEFRAG, 1);
-  if (raw.hdrincl === true) {
-    set(six ? inet.SOL_IPV6 : inet.SOL_IP, six ? inet.IPV6_HDRINCL : inet.IP_HDRINCL, 1);
+  // A socket of IPPROTO_RAW begins with it.
+  if (raw.hdrincl === true || proto === inet.IPPROTO_RAW) {
+    const name = six ? inet.IPV6_HDRINCL : inet.IP_HDRINCL;
+    set(six ? inet.SOL_IPV6 : inet.SOL_IP, name, raw.hdrincl === true ? 1 : 0);
   }
 }
 
@@ -303,6 +305,7 @@ export function otherOptions(
     ...(isSix
       ? [
           ...ints(inet.SOL_IPV6, [...IPV6_OPTIONS, ...(sends ? IPV6_SENDING_OPTIONS : [])]),
+          ...ints(inet.SOL_RAW, type === SOCK_RAW ? [inet.IPV6_CHECKSUM] : []),
           ...sizes(inet.SOL_IPV6, IPV6_STICKY_OPTIONS, EXTENSION_HEADER_SIZE),
         ]
       : []),
