@@ -60,8 +60,9 @@ export async function waitForFreePids(
     if (!told) log.debug(`waiting for zombie ${first.pid} to be reaped: it holds ${first.number}`);
     told = true;
     // A zombie keeps its number until it is reaped: before that there is no need to look at all processes again.
+    const isWaited = livingSince === undefined;
     do await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    while (livingSince === undefined && isUnreaped(first.pid) && performance.now() <= deadline);
+    while (isWaited && isUnreaped(first.pid) && performance.now() <= deadline);
   }
 }
 

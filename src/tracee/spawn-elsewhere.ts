@@ -43,7 +43,7 @@ export interface ElsewhereOptions extends Omit<SpawnOptions, "pid"> {
 }
 
 /**
- * Has `maker` start a program with an empty environment; it inherits every descriptor of ours, from 3 on, that is not
+ * Has `maker` start a program with an empty environment; it inherits every descriptor of ours that is not
  * close-on-exec. The maker, which has one thread, goes on as if nothing had been.
  *
  * @returns the new process, stopped at its program's first instruction
@@ -69,15 +69,13 @@ export function spawnElsewhere(maker: Maker, options: ElsewhereOptions): Tracee 
   }
 }
 
-/** Our descriptors that a program of ours would inherit, but for the standard ones, which the maker has itself. */
+/** Our descriptors that a program of ours would inherit. */
 function inheritable(): number[] {
   return readFdNumbers(process.pid).filter((fd) => {
-    const flags = fd < FIRST_OWN ? FD_CLOEXEC : trySyscall("fcntl", fd, F_GETFD, 0);
+    const flags = trySyscall("fcntl", fd, F_GETFD, 0);
     return flags >= 0 && (flags & FD_CLOEXEC) === 0;
   });
 }
-
-const FIRST_OWN = 3;
 
 function target(tracee: Tracee): Parameters<typeof inject>[0][number] {
   const thread: StoppedThread = {
@@ -182,7 +180,7 @@ function become(
   }
 }
 
-/** What was handed over to its own numbers, nothing else but the standard ones, and as many more as may be. */
+/** What was handed over to its own numbers, nothing else, and as many more as may be. */
 function addDescriptors(
   program: Program,
   maker: number,
@@ -191,11 +189,11 @@ function addDescriptors(
   program.call("prlimit64", [0, RLIMIT_NOFILE, program.data(fileLimit(maker)), 0], {
     label: "raise the limit on open files",
   });
-  const above = 1 + Math.max(...handed.flatMap(({ at, number }) => [at, number]), FIRST_OWN);
+  const above = 1 + Math.max(...handed.flatMap(({ at, number }) => [at, number]));
   const kept = handed.map(({ at, number }) =>
     program.call("fcntl", [at, F_DUPFD, above], { label: `keep fd ${number}` }),
   );
-  program.call("close_range", [FIRST_OWN, above - 1, 0], { label: "close what the maker has" });
+  program.call("close_range", [0, above - 1, 0], { label: "close what the maker has" });
   handed.forEach(({ number }, index) => {
     const flags = number === programFd ? O_CLOEXEC : 0;
     program.call("dup3", [kept[index] as (typeof kept)[number], number, flags], {

@@ -11,7 +11,7 @@ import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { standInFor } from "../../sys/front.ts";
 import { restartLog } from "../log-file.ts";
-import { FIRST_OWN_FD, PROTOCOL_FDS, type Request } from "./protocol.ts";
+import { FIRST_OWN_FD, MOVED_FDS, PROTOCOL_FDS, type Request } from "./protocol.ts";
 
 /** A place that was taken. */
 export interface Place {
@@ -100,7 +100,7 @@ function replaceEnvironment(environment: NodeJS.ProcessEnv): void {
   Object.assign(process.env, environment);
 }
 
-/** What Node would have inherited, at the same numbers, and as Node has it: close-on-exec. */
+/** What Node would have inherited, at the same numbers, and as Node has it: close-on-exec. The others stay occupied. */
 function takeDescriptors(front: number): void {
   const inherited = readFdNumbers(front).filter(
     (fd) =>
@@ -110,19 +110,15 @@ function takeDescriptors(front: number): void {
   );
   const pidfd = syscall("pidfd_open", front, 0);
   try {
-    for (let fd = 0; fd < FIRST_OWN_FD; fd++) {
-      if (inherited.includes(fd)) {
-        const copy = syscall("pidfd_getfd", pidfd, fd, 0);
-        syscall("dup3", copy, fd, O_CLOEXEC);
-        closeSync(copy);
-      } else if (fd > STDERR) closeSync(fd);
+    for (const fd of inherited) {
+      const copy = syscall("pidfd_getfd", pidfd, MOVED_FDS.get(fd) ?? fd, 0);
+      syscall("dup3", copy, fd, O_CLOEXEC);
+      closeSync(copy);
     }
   } finally {
     closeSync(pidfd);
   }
 }
-
-const STDERR = 2;
 
 /** Holds the numbers that a command's descriptors will have. */
 function emptyDescriptors(): void {

@@ -32,8 +32,14 @@ export const COLD = "cold";
 /** The answer to a command whose engine ended. */
 export const DIED = "died";
 
-/** Descriptors of a command that are answer and request, not its caller's. */
-export const PROTOCOL_FDS: readonly number[] = [7, 8];
+/** Where a command that waits has its standard input and output, instead of which it has answer and request, at 7 and 8, too. */
+export const MOVED_FDS: ReadonlyMap<number, number> = new Map([
+  [0, 6],
+  [1, 9],
+]);
+
+/** What of a command's descriptors is not its caller's. */
+export const PROTOCOL_FDS: readonly number[] = [6, 7, 8, 9];
 
 /** From here on a worker has its own descriptors; those below are a command's. */
 export const FIRST_OWN_FD = 64;

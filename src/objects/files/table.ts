@@ -350,7 +350,7 @@ function closeAll(fds: readonly number[]): void {
   for (let first = 0; first < sorted.length;) {
     let last = first;
     while (sorted[last + 1] === (sorted[last] as number) + 1) last += 1;
-    syscall("close_range", sorted[first] as number, sorted[last] as number, 0);
+    syscall("close_range", sorted[first], sorted[last], 0);
     first = last + 1;
   }
 }
