@@ -60,9 +60,9 @@ export async function waitForFreePids(
     if (!told) log.debug(`waiting for zombie ${first.pid} to be reaped: it holds ${first.number}`);
     told = true;
     // A zombie keeps its number until it is reaped: before that there is no need to look at all processes again.
-    const isWaited = livingSince === undefined;
+    const again = livingSince === undefined ? deadline : 0;
     do await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    while (isWaited && isUnreaped(first.pid) && performance.now() <= deadline);
+    while (performance.now() <= again && isUnreaped(first.pid));
   }
 }
 
