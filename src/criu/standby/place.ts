@@ -11,7 +11,7 @@ import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { standInFor } from "../../sys/front.ts";
 import { restartLog } from "../log-file.ts";
-import { FIRST_OWN_FD, MOVED_FDS, PROTOCOL_FDS, type Request } from "./protocol.ts";
+import { FIRST_OWN_FD, MOVED_FDS, PROTOCOL_FDS, REQUEST_FD, type Request } from "./protocol.ts";
 
 /** A place that was taken. */
 export interface Place {
@@ -21,7 +21,18 @@ export interface Place {
 }
 
 /** What makes a command one that we cannot stand in for. */
-export function whyUnlike(front: number): string | undefined {
+export function whyUnlike({ front, fifo }: Request): string | undefined {
+  try {
+    const [asked, ours] = [statSync(`/proc/${front}/fd/${REQUEST_FD}`), statSync(fifo)];
+    // In another pid namespace the number that it told is somebody else's here.
+    const isIt = asked.ino === ours.ino && asked.dev === ours.dev;
+    return isIt ? whatDiffers(front) : "it is in another pid namespace";
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
+function whatDiffers(front: number): string | undefined {
   const [theirs, ours] = [readStatus(front), readStatus(process.pid)];
   const different = ALIKE.find((field) => !isSame(theirs[field], ours[field]));
   if (different !== undefined) return `it has another ${different}`;

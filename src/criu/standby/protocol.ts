@@ -10,6 +10,8 @@
 /** A command that waits for its exit code. */
 export interface Request {
   readonly front: number;
+  /** The FIFO by which it asked, which it has open. */
+  readonly fifo: string;
   /** Number of its arguments, behind the shell and the script. */
   readonly words: number;
 }
@@ -37,6 +39,9 @@ export const MOVED_FDS: ReadonlyMap<number, number> = new Map([
   [0, 6],
   [1, 9],
 ]);
+
+/** By which it asks. */
+export const REQUEST_FD = 8;
 
 /** What of a command's descriptors is not its caller's. */
 export const PROTOCOL_FDS: readonly number[] = [6, 7, 8, 9];

@@ -153,7 +153,7 @@ export class Slot {
     const [front = 0, words = 0] = text.trim().split(" ").map(Number);
     this.#engine = "working";
     writeSync(this.#answer, `${BEGUN}\n`);
-    this.#worker.send({ front, words } satisfies Request);
+    this.#worker.send({ front, words, fifo: this.#path("request") } satisfies Request);
   }
 
   /** The command has ended. If that was before its work was done, the engine ends as if it had been the command. */

@@ -58,7 +58,7 @@ function dieLoudly(error: Error): void {
 
 /** Does what a command asks. */
 async function standIn(request: Request): Promise<{ text: string; refused?: string }> {
-  const unlike = whyUnlike(request.front);
+  const unlike = whyUnlike(request);
   if (unlike !== undefined) return { text: COLD, refused: unlike };
   const place = takePlace(request);
   try {
