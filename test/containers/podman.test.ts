@@ -29,9 +29,11 @@ describe.each(["v1", "v2"] as const)("Podman on cgroup %s", (version: CgroupVers
     if (!can) context.skip("no podman, or no such cgroups");
     run(host, "looper");
     await counted(host, "looper", 3);
-    podman(host, "container", "checkpoint", "looper");
+    const saved = podman(host, "container", "checkpoint", "--print-stats", "looper");
+    expect(statisticsIn(saved)).toMatchObject({ pages_written: expect.any(Number) });
     expect(stateOf(host, "looper")).toBe("exited");
-    podman(host, "container", "restore", "looper");
+    const restored = podman(host, "container", "restore", "--print-stats", "looper");
+    expect(statisticsIn(restored)).toMatchObject({ pages_restored: expect.any(Number) });
     await counted(host, "looper", numbers(host, "looper").length + 3);
     podman(host, "container", "checkpoint", "--leave-running", "looper");
     expect(stateOf(host, "looper")).toBe("running");
@@ -88,6 +90,14 @@ describe.each(["v1", "v2"] as const)("Podman on cgroup %s", (version: CgroupVers
     expect(stateOf(host, "mine")).toBe("running");
   });
 });
+
+/** What --print-stats tells of the engine. */
+function statisticsIn(text: string): unknown {
+  const { container_statistics: [first] = [] } = JSON.parse(text) as {
+    readonly container_statistics?: readonly { readonly criu_statistics: unknown }[];
+  };
+  return first?.criu_statistics;
+}
 
 function words(...args: readonly string[]): [string, ...string[]] {
   return ["podman", ...args];
