@@ -188,7 +188,9 @@ class Opener implements FilesRestore {
     const fd = this.#inherit(entry) ?? kindOfType(entry.type).open(this.#program, entry, this);
     if (this.#isReserved(fd)) return fd;
     const number = this.reserve();
-    this.#program.call("dup3", [fd, number, 0], { label: `keep file ${entry.id} open` });
+    this.#program.call("dup3", [fd, number, 0], {
+      label: () => `keep file ${entry.id} open`,
+    });
     this.#program.call("close", [fd]);
     return number;
   }

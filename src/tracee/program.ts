@@ -65,17 +65,20 @@ export interface CallOptions {
   readonly hint?: string;
 }
 
+/** Every entry has every field: there are ten thousands of them, and V8 is quick with objects of one form. */
 interface Entry {
   readonly nr: number;
   readonly flags: number;
-  readonly expect?: number;
+  readonly expect: number | undefined;
   readonly args: readonly (Argument | ArgumentPlace)[];
-  readonly name?: SyscallName;
-  readonly label?: string | (() => string);
-  readonly hint?: string;
+  /** Undefined where a word is copied. */
+  readonly name: SyscallName | undefined;
+  readonly label: CallOptions["label"];
+  readonly hint: string | undefined;
 }
 
 const DATA_ALIGNMENT = 16;
+const NO_OPTIONS: CallOptions = {};
 
 export class Program {
   readonly #entries: Entry[] = [];
@@ -84,6 +87,7 @@ export class Program {
   readonly #strings = new Map<string, Pointer>();
   #dataSize = 0;
   #outputSize = 0;
+  #calls = 0;
 
   /** Number of table entries so far. */
   get length(): number {
@@ -92,28 +96,31 @@ export class Program {
 
   /** Number of system calls among them. */
   get calls(): number {
-    return this.#entries.reduce((sum, entry) => sum + (entry.name === undefined ? 0 : 1), 0);
+    return this.#calls;
   }
 
   /** Adds a system call; the reference stands for its result. */
-  call(name: SyscallName, args: readonly Argument[], options: CallOptions = {}): Ref {
-    const entry = this.#entries.length;
+  call(name: SyscallName, args: readonly Argument[], options: CallOptions = NO_OPTIONS): Ref {
     // Copies that fill in late arguments come first: they write into the call's own entry.
-    const late = args.flatMap((arg, index) => (isLate(arg) ? [{ arg, index }] : []));
-    const target = entry + late.length;
-    for (const { arg, index } of late) this.#addCopy(arg, target, index);
+    let late = 0;
+    for (let index = 0; index < args.length; index += 1) if (isLate(args[index])) late += 1;
+    const entry = this.#entries.length + late;
+    for (let index = 0; late > 0 && index < args.length; index += 1) {
+      const arg = args[index];
+      if (isLate(arg)) this.#addCopy(arg, entry, index);
+    }
+    const { mayFail, expect, label, hint } = options;
     this.#entries.push({
       nr: SYSCALLS[name].nr,
-      flags:
-        (options.mayFail === true ? ENTRY_MAY_FAIL : 0) |
-        (options.expect === undefined ? 0 : ENTRY_EXPECT),
-      ...(options.expect === undefined ? {} : { expect: options.expect }),
+      flags: (mayFail === true ? ENTRY_MAY_FAIL : 0) | (expect === undefined ? 0 : ENTRY_EXPECT),
+      expect,
       args,
       name,
-      ...(options.label === undefined ? {} : { label: options.label }),
-      ...(options.hint === undefined ? {} : { hint: options.hint }),
+      label,
+      hint,
     });
-    return { kind: "ref", entry: target };
+    this.#calls += 1;
+    return { kind: "ref", entry };
   }
 
   /** Puts bytes into the data segment. */
@@ -176,7 +183,9 @@ export class Program {
       for (let position = 0; position < args.length; position++) {
         const arg = args[position] ?? 0;
         // The rest of the table is zero already.
-        if (arg !== 0) setWord(view, at + ENTRY_ARGUMENTS + position * 8, literal(place, arg));
+        if (arg === 0) continue;
+        const word = typeof arg === "number" ? arg : literal(place, arg);
+        setWord(view, at + ENTRY_ARGUMENTS + position * 8, word);
       }
       at += ENTRY_SIZE;
     }
@@ -253,6 +262,10 @@ export class Program {
         { kind: "argument", entry, index },
         arg.kind === "load" ? (arg.plus ?? 0) : 0,
       ],
+      expect: undefined,
+      name: undefined,
+      label: undefined,
+      hint: undefined,
     });
   }
 
@@ -319,7 +332,7 @@ interface Place {
   readonly output: number;
 }
 
-function isLate(arg: Argument): arg is Ref | Load {
+function isLate(arg: Argument | undefined): arg is Ref | Load {
   return typeof arg === "object" && arg.kind !== "pointer";
 }
 
@@ -357,7 +370,8 @@ function setWord(view: DataView, at: number, value: number | bigint): void {
     view.setBigUint64(at, BigInt.asUintN(64, value), true);
     return;
   }
-  const high = Math.floor(value / 0x1_0000_0000);
-  view.setUint32(at, value - high * 0x1_0000_0000, true);
-  view.setInt32(at + 4, high, true);
+  // DataView takes the number modulo 2^32.
+  view.setUint32(at, value, true);
+  const isShort = value >= 0 && value <= 0xffff_ffff;
+  view.setInt32(at + 4, isShort ? 0 : Math.floor(value / 0x1_0000_0000), true);
 }

@@ -164,7 +164,7 @@ function notInherited({ id, name }: RegFileEntry): RepriseError {
 /** Adds the call that opens an entry's file under some path, with the entry's flags. */
 export function openByPath(program: Program, entry: RegFileEntry, path: string): Argument {
   return program.call("openat", [AT_FDCWD, pathArgument(program, path), openFlags(entry), 0], {
-    label: `open ${entry.name} (file ${entry.id})`,
+    label: () => `open ${entry.name} (file ${entry.id})`,
     hint: HINT_MISSING,
   });
 }
@@ -211,7 +211,7 @@ function position({ stat, info }: OpenFile): bigint {
 function seek(program: Program, entry: RegFileEntry, fd: Argument): void {
   if ((entry.flags & O_PATH) !== 0 || entry.pos === NO_POSITION || entry.pos === 0n) return;
   program.call("lseek", [fd, entry.pos, SEEK_SET], {
-    label: `set the position of ${entry.name} to ${entry.pos}`,
+    label: () => `set the position of ${entry.name} to ${entry.pos}`,
   });
 }
 
