@@ -98,6 +98,21 @@ test("a connection of Multipath TCP is refused by name, and goes on", async () =
   expect(await program.finish()).toBe("pass");
 });
 
+test.each(["urgent", "urgent_read"])(
+  "a connection with more behind an %s byte is refused, and goes on",
+  async (object) => {
+    const program = await start("refused", [object]);
+    const options = { imagesDir: imagesDirOf(program), tcp: { established: true } };
+    await expect(checkpoint({ pid: program.pid, ...options })).rejects.toMatchObject({
+      code: "UNSUPPORTED",
+      pid: program.pid,
+      message: expect.stringMatching(/fd \d+ of pid \d+ .*urgent data/),
+    });
+    expect(await program.ask()).toBe("ok 1");
+    expect(await program.finish()).toBe("pass");
+  },
+);
+
 async function connectTo(server: RunningProgram): Promise<Socket> {
   const port = Number(readFileSync(join(server.dir, "port"), "utf8"));
   const peer = connect(port, "127.0.0.1");

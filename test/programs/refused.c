@@ -31,17 +31,19 @@ static void check(void) {
   EXPECT(selector == 0, "the selector changed");
 }
 
+static int accepted;
+
 // The connected end of a connection to ourselves.
-static int mptcp_connection(void) {
+static int connection(int protocol) {
   struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
   socklen_t size = sizeof here;
-  int listener = (int)MUST(socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
+  int listener = (int)MUST(socket(AF_INET, SOCK_STREAM, protocol));
   MUST(bind(listener, (void *)&here, size));
   MUST(listen(listener, 1));
   MUST(getsockname(listener, (void *)&here, &size));
-  int client = (int)MUST(socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
+  int client = (int)MUST(socket(AF_INET, SOCK_STREAM, protocol));
   MUST(connect(client, (void *)&here, size));
-  MUST(accept(listener, NULL, NULL));
+  accepted = (int)MUST(accept(listener, NULL, NULL));
   return client;
 }
 
@@ -225,7 +227,18 @@ int main(int argc, char **argv) {
     close((int)MUST(open("guarded", O_RDWR | O_CREAT, 0600)));
     MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN_PERM, AT_FDCWD, "guarded"));
   }
-  if (strcmp(object, "mptcp") == 0) fd = mptcp_connection();
+  if (strcmp(object, "mptcp") == 0) fd = connection(IPPROTO_MPTCP);
+  if (strncmp(object, "urgent", 6) == 0) {
+    char byte;
+    struct pollfd urgent;
+    fd = connection(IPPROTO_TCP);
+    urgent = (struct pollfd){.fd = accepted, .events = POLLPRI};
+    MUST(send(fd, "before", 6, 0));
+    MUST(send(fd, "!", 1, MSG_OOB));
+    MUST(send(fd, "behind", 6, 0));
+    MUST(poll(&urgent, 1, 5000) == 1 ? 0 : -1);
+    if (strcmp(object, "urgent_read") == 0) MUST(recv(accepted, &byte, 1, MSG_OOB));
+  }
   // PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON
   if (strcmp(object, "dispatch") == 0) MUST(prctl(59, 1, 0, 0, &selector));
   serve(check);

@@ -40,7 +40,7 @@ import { collectOptions } from "./socket-options.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { readSocketUser } from "./socket-users.ts";
 import { optionMemory, readKeys } from "./tcp-signatures.ts";
-import { readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
+import { hasUrgentData, readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
 import { peekDatagrams } from "./udp-queue.ts";
 
 export const inetKind: FileKind = {
@@ -410,6 +410,11 @@ class Sockets {
 }
 
 function writeConnection({ file, fd, isk }: Connection, dump: FilesDump): void {
+  if (hasUrgentData(fd)) {
+    throw refusal({ file }, "a TCP connection with urgent data (MSG_OOB) that has not been read", {
+      hint: "What lies behind it cannot be seen from outside. Let the process read it before the dump.",
+    });
+  }
   try {
     const { state, entry, received, written } = readTcpStream(fd);
     isk.state = state;
@@ -464,7 +469,11 @@ function where({ task, fd, target }: OpenFile): string {
   return `fd ${fd} of pid ${task.pid} (${target})`;
 }
 
-function refusal({ file }: Look, why: string, more: { readonly hint: string }): RepriseError {
+function refusal(
+  { file }: Pick<Look, "file">,
+  why: string,
+  more: { readonly hint: string },
+): RepriseError {
   return new RepriseError("UNSUPPORTED", `cannot dump ${where(file)}: ${why}`, {
     pid: file.task.pid,
     fd: file.fd,

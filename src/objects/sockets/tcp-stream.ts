@@ -7,12 +7,12 @@ import { RepriseError } from "../../errors.ts";
 import type { MessageInput } from "../../images/codec.ts";
 import type { TcpStreamEntry } from "../../images/schema/messages.generated.ts";
 import * as inet from "../../sys/abi/inet.ts";
-import { MSG_DONTWAIT, MSG_PEEK, SO_REUSEADDR, SOL_SOCKET } from "../../sys/abi/socket.ts";
+import { MSG_DONTWAIT, MSG_OOB, MSG_PEEK, SO_REUSEADDR, SOL_SOCKET } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
-import { syscall } from "../../sys/ffi.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { runHere } from "../../tracee/local.ts";
 import { Program, type Pointer, type ProgramResult, type Ref } from "../../tracee/program.ts";
-import { getNumber } from "../../sys/socket.ts";
+import { getNumber, getOption, receiveMessage, setNumber } from "../../sys/socket.ts";
 
 /** A connection, ready for tcp-stream-INO.img. */
 export interface TcpStream {
@@ -111,6 +111,37 @@ export function readTcpStream(fd: number): TcpStream {
     written: copyOf(result, query.written, lengths.written),
   };
 }
+
+/**
+ * Whether a connection has an urgent byte in what it has not read yet (MSG_OOB, tcp(7)). A look at the queue, and its length, end at that
+ * byte, with more behind it perhaps; with TCP_INQ the kernel tells the true length.
+ */
+export function hasUrgentData(fd: number): boolean {
+  const flags = MSG_PEEK | MSG_DONTWAIT;
+  if (trySyscall("recvfrom", fd, Buffer.alloc(1), 1, flags | MSG_OOB, 0, 0) > 0) return true;
+  const asked = { level: inet.SOL_TCP, name: inet.TCP_INQ };
+  const before = getOption(fd, { ...asked, size: 4 });
+  if (typeof before === "number") return false;
+  setNumber(fd, { ...asked, value: 1 });
+  const message = receiveMessage(fd, Buffer.alloc(1), flags);
+  setNumber(fd, { ...asked, value: before.readInt32LE(0) });
+  if (typeof message === "number") return false;
+  const told = message.control.find(
+    ({ level, type }) => level === inet.SOL_TCP && type === inet.TCP_INQ,
+  );
+  if (told === undefined) return false;
+  const { state } = readTcpInfo(fd);
+  // The peer's FIN counts as a byte here.
+  const fin = FIN_RECEIVED.includes(state) ? 1 : 0;
+  return told.data.readUInt32LE(0) > queueLengths(fd, state).received + fin;
+}
+
+const FIN_RECEIVED: readonly number[] = [
+  inet.TCP_CLOSE_WAIT,
+  inet.TCP_LAST_ACK,
+  inet.TCP_CLOSING,
+  inet.TCP_CLOSE,
+];
 
 interface QueueLengths {
   readonly received: number;
