@@ -24,6 +24,8 @@ export interface ContainerEngine {
     container: string,
     options: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
   ): Promise<string>;
+  /** How many processes `exec` has started that run in a container: no checkpoint has them. Undefined where nobody counts. */
+  visitors(container: string): Promise<number | undefined>;
   /** Names of a container's checkpoints, oldest first. */
   checkpoints(container: string): Promise<readonly string[]>;
   /** Directory of a checkpoint's images; undefined where they are in an archive. */

@@ -103,6 +103,23 @@ class DockerEngine implements ContainerEngine {
     );
   }
 
+  async visitors(container: string): Promise<number> {
+    const { ExecIDs } = await this.#ask(`look at the container ${container}`, () =>
+      this.#docker.getContainer(container).inspect(),
+    );
+    const running = await Promise.all((ExecIDs ?? []).map((id) => this.#runs(id)));
+    return running.filter(Boolean).length;
+  }
+
+  /** One that has ended is forgotten after a while. */
+  async #runs(exec: string): Promise<boolean> {
+    try {
+      return (await this.#docker.getExec(exec).inspect()).Running;
+    } catch {
+      return false;
+    }
+  }
+
   /** The daemon's own list comes in no order: that of the directories' times is taken. */
   async checkpoints(container: string): Promise<readonly string[]> {
     const listed = await this.#ask(`list the checkpoints of ${container}`, () =>

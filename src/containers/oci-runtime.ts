@@ -22,6 +22,8 @@ import { nextName, type ContainerEngine, type EngineName } from "./container-eng
 export function ociRuntime(runtime: EngineName): ContainerEngine {
   return {
     checkpoint: (id, options) => Promise.resolve(checkpoint(runtime, id, options)),
+    // It keeps no list of them; the log beside the images tells.
+    visitors: () => Promise.resolve(undefined),
     checkpoints: (id) => Promise.resolve(list(runtime, id)),
     images: (id, name) => Promise.resolve(imagesOf(runtime, id, name)),
     restore(id, name) {

@@ -19,6 +19,10 @@ export const podman: ContainerEngine = {
     runCommand(["podman", "container", "checkpoint", "--export", archive, ...running, container]);
     return Promise.resolve(name);
   },
+  visitors(container) {
+    const words = ["podman", "container", "inspect", "-f", "{{len .ExecIDs}}", container] as const;
+    return Promise.resolve(Number(runCommand(words)));
+  },
   checkpoints(container) {
     return Promise.resolve(list(container));
   },

@@ -115,7 +115,16 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
     expect(String((await once(visitor.stdout, "data"))[0])).toBe("still there\n");
 
     const ended = once(visitor, "exit");
-    reprise(docker, "checkpoint", "docker:kept");
+    const saved = spawnSync(REPRISE, ["checkpoint", "docker:kept"], {
+      env: docker.env,
+      encoding: "utf8",
+    });
+    expect(saved).toMatchObject({
+      status: 0,
+      stderr: expect.stringMatching(
+        /^reprise: warning: a process in kept came in from outside \(exec\), and will not be/,
+      ),
+    });
     await ended;
     expect(stateOf(docker, "kept")).toBe("exited");
     const policy = "{{.HostConfig.RestartPolicy.Name}} {{.RestartCount}}";

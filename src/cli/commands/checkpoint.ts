@@ -9,6 +9,7 @@ import {
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { checkpointTask, explainCheckpoint } from "../../store/lifecycle.ts";
 import { bytesText, microsText } from "../text.ts";
+import { warnOfVisitors } from "../visitors.ts";
 
 export async function checkpoint(
   name: string,
@@ -53,7 +54,9 @@ async function checkpointContainer(
   }
   const { engine: name, container } = reference;
   const leaveRunning = options.leaveRunning === true;
-  const made = await (await engineOf(reference)).checkpoint(container, { leaveRunning });
+  const engine = await engineOf(reference);
+  await warnOfVisitors(engine, container);
+  const made = await engine.checkpoint(container, { leaveRunning });
   process.stdout.write(`${container}: checkpoint ${made}\n`);
   process.stdout.write(
     leaveRunning

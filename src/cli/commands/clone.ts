@@ -10,6 +10,7 @@ import {
 } from "../../containers/container-engine.ts";
 import { warnOfMisfits } from "../misfits.ts";
 import { checkpointNumber } from "../text.ts";
+import { warnOfVisitors } from "../visitors.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { taskDirectory } from "../../store/home.ts";
 import { checkpointTask, cloneCheckpoint } from "../../store/lifecycle.ts";
@@ -43,6 +44,7 @@ async function cloneContainer(
 ): Promise<void> {
   const { container } = reference;
   const engine = await engineOf(reference);
+  if (options.checkpoint === undefined) await warnOfVisitors(engine, container);
   const checkpoint =
     options.checkpoint === undefined
       ? await engine.checkpoint(container, { leaveRunning: true, keepFiles: true })
