@@ -1,7 +1,8 @@
 // Taking the place of a command that waits: its arguments, environment, directory and descriptors become those of this process,
 // until they are given back.
 
-import { closeSync, openSync, readFileSync, readlinkSync, statSync } from "node:fs";
+import { closeSync, openSync, readFileSync, readlinkSync, realpathSync, statSync } from "node:fs";
+import { dirname, isAbsolute, join } from "node:path";
 import { readCmdline } from "../../proc/cmdline.ts";
 import { readFdNumbers } from "../../proc/fd.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
@@ -21,15 +22,24 @@ export interface Place {
 }
 
 /** What makes a command one that we cannot stand in for. */
-export function whyUnlike({ front, fifo }: Request): string | undefined {
+export function whyUnlike({ front, fifo, words }: Request): string | undefined {
   try {
     const [asked, ours] = [statSync(`/proc/${front}/fd/${REQUEST_FD}`), statSync(fifo)];
     // In another pid namespace the number that it told is somebody else's here.
     const isIt = asked.ino === ours.ino && asked.dev === ours.dev;
-    return isIt ? whatDiffers(front) : "it is in another pid namespace";
+    if (!isIt) return "it is in another pid namespace";
+    if (!isOurs(front, words)) return "it belongs to another installation";
+    return whatDiffers(front);
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   }
+}
+
+/** Whether the script would start the very program that we are. */
+function isOurs(front: number, words: number): boolean {
+  const script = readCmdline(front).at(-1 - words) ?? "";
+  const path = realpathSync(isAbsolute(script) ? script : join(`/proc/${front}/cwd`, script));
+  return join(dirname(path), "../dist/criu.cjs") === realpathSync(process.argv[1] ?? "");
 }
 
 function whatDiffers(front: number): string | undefined {
