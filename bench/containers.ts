@@ -24,8 +24,9 @@ const { values } = parseArgs({
 });
 const real = process.env["REPRISE_REAL_CRIU"];
 const engines = [
-  { name: "reprise", criu: OURS },
-  ...(real === undefined ? [] : [{ name: "criu", criu: real }]),
+  { name: "reprise", criu: OURS, hasStandby: false },
+  { name: "standby", criu: OURS, hasStandby: true },
+  ...(real === undefined ? [] : [{ name: "criu", criu: real, hasStandby: false }]),
 ];
 
 interface Times {
@@ -36,8 +37,10 @@ interface Times {
 
 const hosts: { readonly name: string; readonly docker: Docker }[] = [];
 try {
-  for (const { name, criu } of engines)
-    hosts.push({ name, docker: await startDocker(values.cgroup as CgroupVersion, criu) });
+  for (const { name, criu, hasStandby } of engines) {
+    const docker = await startDocker(values.cgroup as CgroupVersion, criu, hasStandby);
+    hosts.push({ name, docker });
+  }
   await benchRow("docker", dockerCycle);
   await benchRow("runc", runcCycle);
 } finally {

@@ -51,6 +51,18 @@ export function makeBundle(
   return bundle;
 }
 
+/** A bundle that counts into a file in its root. */
+export function bundleWithFile(
+  host: Host,
+  name: string,
+  change?: (config: BundleConfig, bundle: string) => void,
+): string {
+  return makeBundle(host, name, (config, bundle) => {
+    config.process.args = ["sh", "-c", `${COUNT} > /root/count`];
+    change?.(config, bundle);
+  });
+}
+
 /** Gives a bundle a user namespace whose root is `firstId` outside, and the files with it. */
 export function mapUsers(
   host: Host,

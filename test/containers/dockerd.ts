@@ -31,8 +31,12 @@ export function canRunDocker(version: CgroupVersion): boolean {
 }
 
 /** Starts a daemon with the image `busybox` and waits until it answers. */
-export async function startDocker(version: CgroupVersion, criu?: string): Promise<Docker> {
-  const host = await startHost(version, criu);
+export async function startDocker(
+  version: CgroupVersion,
+  criu?: string,
+  hasStandby?: boolean,
+): Promise<Docker> {
+  const host = await startHost(version, criu, hasStandby);
   const { dir } = host;
   const socket = `unix://${dir}/socket`;
   const env = { ...process.env, DOCKER_HOST: socket, DOCKER_CONFIG: dir };

@@ -22,6 +22,7 @@ import { fileURLToPath } from "node:url";
 export type CgroupVersion = "v1" | "v2";
 
 const REPRISE_BIN = fileURLToPath(new URL("../../bin", import.meta.url));
+const REPRISE = join(REPRISE_BIN, "reprise");
 
 export interface Host {
   readonly version: CgroupVersion;
@@ -61,13 +62,22 @@ export function hasProgram(name: string): boolean {
   return spawnSync("sh", ["-c", `command -v ${name}`]).status === 0;
 }
 
-/** Starts a host. `criu` is what its container tools find under that name. @default bin/criu, or $REPRISE_TEST_CRIU */
-export async function startHost(version: CgroupVersion, criu: string = criuPath()): Promise<Host> {
+/**
+ * Starts a host.
+ *
+ * @param criu what its container tools find under that name. @default bin/criu, or $REPRISE_TEST_CRIU
+ * @param hasStandby whether engines stand by for it. @default when $REPRISE_TEST_STANDBY is set
+ */
+export async function startHost(
+  version: CgroupVersion,
+  criu: string = criuPath(),
+  hasStandby: boolean = process.env["REPRISE_TEST_STANDBY"] !== undefined,
+): Promise<Host> {
   const dir = mkdtempSync(join(tmpdir(), `reprise-host-${version}-`));
   const bin = join(dir, "bin");
   mkdirSync(bin);
   symlinkSync(criu, join(bin, "criu"));
-  symlinkSync(join(REPRISE_BIN, "reprise"), join(bin, "reprise"));
+  symlinkSync(REPRISE, join(bin, "reprise"));
   const rootfs = makeRootfs(join(dir, "rootfs"));
   writePodmanFiles(dir);
   const cgroups =
@@ -87,6 +97,8 @@ export async function startHost(version: CgroupVersion, criu: string = criuPath(
     CONTAINERS_CONF: join(dir, "containers.conf"),
     CONTAINERS_STORAGE_CONF: join(dir, "storage.conf"),
     REPRISE_HOME: join(dir, "reprise"),
+    // None else: another host's could not work here.
+    REPRISE_STANDBY: join(dir, "standby"),
     XDG_RUNTIME_DIR: dir,
   };
   const enter = ["-t", String(holder.pid), "-m", "-n", "--wd=/", "--"];
@@ -113,6 +125,7 @@ export async function startHost(version: CgroupVersion, criu: string = criuPath(
       return output;
     },
     async stop() {
+      host.try(REPRISE, "standby", "--stop");
       holder.stdin?.end();
       await new Promise((resolve) => holder.once("exit", resolve));
       await removeCgroups(basename(dir));
@@ -123,6 +136,7 @@ export async function startHost(version: CgroupVersion, criu: string = criuPath(
     if (holder.exitCode !== null || Date.now() > deadline)
       throw new Error(`a host with cgroup ${version} does not come up`);
   }
+  if (hasStandby) host.run(REPRISE, "standby", "--detach");
   return host;
 }
 

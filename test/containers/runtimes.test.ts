@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import { makeBundle, mapUsers, type BundleConfig } from "./bundle.ts";
+import { bundleWithFile, makeBundle, mapUsers } from "./bundle.ts";
 import { COUNT, counted, expectNoGap, numbers } from "./counting.ts";
 import { canHost, lastLines, logsBelow, startHost, type CgroupVersion, type Host } from "./host.ts";
 
@@ -280,16 +280,4 @@ function runDetached(host: Host, words: readonly [string, ...string[]]): void {
 
 function logOf(host: Host): string {
   return join(host.dir, "runtime.log");
-}
-
-/** A bundle that counts into a file in its root. */
-function bundleWithFile(
-  host: Host,
-  name: string,
-  change?: (config: BundleConfig, bundle: string) => void,
-): string {
-  return makeBundle(host, name, (config, bundle) => {
-    config.process.args = ["sh", "-c", `${COUNT} > /root/count`];
-    change?.(config, bundle);
-  });
 }
