@@ -434,7 +434,11 @@ function runWithin(
 
 /** Adds the calls by which a task makes its next children in a pid namespace that others of its children are in already. */
 export function restoreChildrenNamespace(program: Program, plan: RestorePlan, pid: number): void {
-  const id = plan.tasks.get(pid)?.ids.children_pid_ns_id;
+  const { children_pid_ns_id: id, children_pid_ns_fresh: isFresh } = plan.tasks.get(pid)?.ids ?? {};
+  if (isFresh === 1) {
+    const label = `let pid ${pid} make its next children in a new pid namespace`;
+    program.call("unshare", [CLONE_NEWPID], { label });
+  }
   const namespace = plan.namespaces.byId("pid", id);
   if (namespace === undefined) return;
   const what = { label: `let pid ${pid} make children in pid namespace ${namespace.id}` };

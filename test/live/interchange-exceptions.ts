@@ -101,6 +101,16 @@ export const interchangeExceptions: Exceptions = {
       says: /Can't lookup mount/,
     },
   },
+  next_pids: {
+    "restored by CRIU": {
+      why: "CRIU does not know of a pid namespace that is to have its first process",
+      says: /children have another namespace already/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not know of a pid namespace that is to have its first process",
+      says: /children have another namespace already/,
+    },
+  },
   notify_marks: {
     "restored by CRIU": {
       why: "CRIU has no fanotify marks on whole file systems",

@@ -129,6 +129,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   namespaces: [
     { name: "namespaces" },
     { name: "namespaces", args: ["time"] },
+    { name: "next_pids" },
     { name: "nested_namespaces" },
     { name: "nested_namespaces", args: ["own"] },
     { name: "nested_times" },

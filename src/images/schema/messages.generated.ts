@@ -1435,6 +1435,7 @@ export interface TaskKobjIdsEntry {
   readonly time_ns_id?: number | undefined;
   readonly children_pid_ns_id?: number | undefined;
   readonly children_time_ns_id?: number | undefined;
+  readonly children_pid_ns_fresh?: number | undefined;
 }
 
 export interface TaskRlimitsEntry {
@@ -2419,7 +2420,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   task_core_entry:
     "1,task_state,u! 2,exit_code,u! 3,personality,u! 4,flags,u! 5,blk_sigset,U! 6,comm,t! 7,timers,m?,task_timers_entry 8,rlimits,m?,task_rlimits_entry 9,cg_set,u? 10,signals_s,m?,signal_queue_entry 11,old_seccomp_mode,e?,seccomp_mode 12,old_seccomp_filter,u? 13,loginuid,u? 14,oom_score_adj,i? 15,sigactions,m*,sa_entry 18,child_subreaper,b? 20,blk_sigset_extended,U? 21,stop_signo,u? 22,membarrier_registration_mask,u? 30001,reprise,m?,reprise_task_entry",
   task_kobj_ids_entry:
-    "1,vm_id,u! 2,files_id,u! 3,fs_id,u! 4,sighand_id,u! 5,pid_ns_id,u? 6,net_ns_id,u? 7,ipc_ns_id,u? 8,uts_ns_id,u? 9,mnt_ns_id,u? 10,user_ns_id,u? 11,cgroup_ns_id,u? 12,time_ns_id,u? 30001,children_pid_ns_id,u? 30002,children_time_ns_id,u?",
+    "1,vm_id,u! 2,files_id,u! 3,fs_id,u! 4,sighand_id,u! 5,pid_ns_id,u? 6,net_ns_id,u? 7,ipc_ns_id,u? 8,uts_ns_id,u? 9,mnt_ns_id,u? 10,user_ns_id,u? 11,cgroup_ns_id,u? 12,time_ns_id,u? 30001,children_pid_ns_id,u? 30002,children_time_ns_id,u? 30003,children_pid_ns_fresh,u?",
   task_rlimits_entry: "1,rlimits,m*,rlimit_entry",
   task_timers_entry:
     "1,real,m!,itimer_entry 2,virt,m!,itimer_entry 3,prof,m!,itimer_entry 4,posix,m*,posix_timer_entry",

@@ -260,9 +260,12 @@ class NamespaceTable implements CollectedNamespaces {
       return next === undefined || next === inodes[kind] ? undefined : this.idOf(kind, next);
     };
     const [pids, time] = [forChildren("pid"), forChildren("time")];
+    // The kernel shows none before its first process.
+    const isFresh = inodes.pid !== undefined && inodes.pid_for_children === undefined;
     return {
       ...this.#idsOf(inodes),
       ...(pids === undefined ? {} : { children_pid_ns_id: pids }),
+      ...(isFresh ? { children_pid_ns_fresh: 1 } : {}),
       ...(time === undefined ? {} : { children_time_ns_id: time }),
     };
   }
