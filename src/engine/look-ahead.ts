@@ -19,13 +19,15 @@ import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { FdDirectory } from "../proc/fd-directory.ts";
+import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath } from "../proc/links.ts";
 import { readProcText } from "../proc/procfs.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
-import { KCMP_FILES, KCMP_FS, KCMP_VM } from "../sys/abi/sched.ts";
+import { KCMP_FILE, KCMP_FILES, KCMP_FS, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
+import { KernelOrder, type KernelObject } from "../sys/process.ts";
 import { sharersAmong } from "./common-memory.ts";
 import { areaKey, collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
@@ -41,6 +43,11 @@ export interface EarlyFd {
   readonly cloexec: boolean;
 }
 
+/** A descriptor that was described, and as what. */
+interface KnownFd extends KernelObject {
+  readonly as: Omit<EarlyFd, "cloexec">;
+}
+
 interface EarlyTable {
   readonly sleeper: Sleeper;
   /** Every descriptor, and what is known of it already. */
@@ -54,6 +61,7 @@ export class LookAhead {
   readonly files: FileTable;
   readonly #spaces: Spaces;
   readonly #tables = new Map<number, EarlyTable>();
+  readonly #known = new Map<string, KernelOrder<KnownFd>>();
   /** Mapped files that have their names. */
   readonly #named = new Set<string>();
 
@@ -161,11 +169,28 @@ export class LookAhead {
   }
 
   #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {
-    const file = lookAtFd(task, fd, { directory });
+    const info = directory.info(fd);
+    const cloexec = (info.flags & O_CLOEXEC) !== 0;
+    const known = this.#knownLike(info)?.find({ pid: task.pid, fd });
+    if (known !== undefined) return { ...known.as, cloexec };
+    const file = lookAtFd(task, fd, { directory, info });
     if (!isPlain(file, this.files) || hasOwner(file, this.files)) return undefined;
     const { id, type } = this.files.describe(file);
     if (type !== FdTypes.REG) return undefined;
-    return { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 };
+    this.#knownLike(info)?.findOrAdd({ pid: task.pid, fd, as: { id, type } });
+    return { id, type, cloexec };
+  }
+
+  /**
+   * Descriptions of plain files of which fdinfo says the same: a descriptor that leads to one of them (a copy, or the inherited one of a
+   * child) need not be looked at. Undefined where fdinfo has more to tell, or does not tell the file (before Linux 5.14).
+   */
+  #knownLike({ ino, pos, flags, mntId, locks, extra }: FdInfo): KernelOrder<KnownFd> | undefined {
+    if (ino === undefined || locks.length > 0 || extra.length > 0) return undefined;
+    const key = `${ino}:${mntId}:${pos}:${flags & ~O_CLOEXEC}`;
+    const known = this.#known.get(key) ?? new KernelOrder<KnownFd>(KCMP_FILE);
+    this.#known.set(key, known);
+    return known;
   }
 
   /** Whether all that a task maps, its program and its directories have their names. */

@@ -293,7 +293,9 @@ export class FileTable implements FilesDump {
 export function lookAtFd(
   task: FrozenTask,
   fd: number,
-  from: { readonly stat: FileStat } | { readonly directory: FdDirectory },
+  from:
+    | { readonly stat: FileStat }
+    | { readonly directory: FdDirectory; /** Where it is known. */ readonly info?: FdInfo },
 ): OpenFile {
   const { pid } = task;
   const procPath = fdPath(pid, fd);
@@ -301,9 +303,8 @@ export function lookAtFd(
     const target = readProcLink(pid, `fd/${fd}`);
     return { task, fd, procPath, target, stat: from.stat, info: readFdInfo({ pid, fd }) };
   }
-  const { directory } = from;
-  const stat = directory.stat(fd);
-  return { task, fd, procPath, target: directory.target(fd), stat, info: directory.info(fd) };
+  const { directory, info = directory.info(fd) } = from;
+  return { task, fd, procPath, target: directory.target(fd), stat: directory.stat(fd), info };
 }
 
 /** What fdinfo says of each now. */
