@@ -188,6 +188,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     ["domain_of_thread", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["domain_of_user", /^cannot dump without a loss: thread \d+ .* is in a Landlock domain/],
     ["keyring", /^cannot dump without a loss: pid \d+: the keys in its process keyring \(\d+\)/],
+    ["packets", /^cannot dump without a loss: fd 3 of pid \d+ .* packets that it has not read/],
     [
       "socket_error",
       /^cannot dump without a loss: fd 3 of pid \d+ .* an error that it has not read/,

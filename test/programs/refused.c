@@ -192,6 +192,15 @@ int main(int argc, char **argv) {
     struct pollfd error = {.fd = fd};
     MUST(poll(&error, 1, 5000) == 1 ? 0 : -1);
   }
+  if (strcmp(object, "packets") == 0) {
+    struct sockaddr_in nobody = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_port = htons(9)};
+    fd = (int)MUST(socket(AF_PACKET, SOCK_DGRAM, htons(0x0800)));
+    int sender = (int)MUST(socket(AF_INET, SOCK_DGRAM, 0));
+    MUST(sendto(sender, "x", 1, 0, (void *)&nobody, sizeof nobody));
+    close(sender);
+    struct pollfd packet = {.fd = fd, .events = POLLIN};
+    MUST(poll(&packet, 1, 5000) == 1 ? 0 : -1);
+  }
   if (strcmp(object, "domain") == 0) enter_domain();
   if (strcmp(object, "domain_of_thread") == 0) {
     pthread_t thread;

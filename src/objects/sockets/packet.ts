@@ -10,10 +10,13 @@ import {
   type PacketSockEntry,
   type RepriseSocketOption,
 } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
 import { readPacketSockets, type PacketRing, type PacketSocket } from "../../proc/sock-diag.ts";
 import { F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import * as packet from "../../sys/abi/packet.ts";
 import * as so from "../../sys/abi/socket.ts";
+import { trySyscall } from "../../sys/ffi.ts";
+import { SIOCINQ } from "../../sys/abi/inet.ts";
 import { getOption, socketFamily } from "../../sys/socket.ts";
 import { u32 } from "../../sys/netlink.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
@@ -49,6 +52,7 @@ function writePacket(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   if (socket.memberships.some(({ count }) => count !== 1)) {
     throw refusal(file, "a packet socket that has joined one group several times");
   }
+  tellQueue(file, fd);
   const has = (flag: number): boolean => (socket.flags & flag) !== 0;
   const entry: PacketSockEntry = {
     id,
@@ -78,6 +82,12 @@ function writePacket(file: OpenFile, id: number, dump: FilesDump): FileEntry {
     options: [...furtherOptions(fd), ...generalOptions(fd, socket, { namespace, dump })],
   };
   return { type: FdTypes.PACKETSK, id, psk: entry };
+}
+
+function tellQueue({ task, fd, target }: OpenFile, copy: number): void {
+  const next = Buffer.alloc(4);
+  if (trySyscall("ioctl", copy, SIOCINQ, next) < 0 || next.readInt32LE(0) === 0) return;
+  log.loss(`fd ${fd} of pid ${task.pid} (${target}): packets that it has not read yet are lost`);
 }
 
 function socketsIn(namespace: SocketNamespace): ReadonlyMap<number, PacketSocket> {
