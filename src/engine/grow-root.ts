@@ -158,9 +158,9 @@ function prepareSeed(
   const limit = fileLimit(frontPid());
   const label = "raise the limit on open files";
   program.call("prlimit64", [0, sched.RLIMIT_NOFILE, program.data(limit), 0], { label });
-  if (
-    limit.readBigUInt64LE(0) < BigInt(firstPoolFd(plan) + DESCRIPTORS_A_FILE * plan.set.files.size)
-  ) {
+  const mounts = plan.mounts?.namespaces.reduce((sum, one) => sum + one.mounts.length, 0) ?? 0;
+  const needed = firstPoolFd(plan) + DESCRIPTORS_A_FILE * plan.set.files.size + 2 * mounts;
+  if (limit.readBigUInt64LE(0) < BigInt(needed)) {
     // Further only with CAP_SYS_RESOURCE, and never above fs.nr_open. Every task gets its own limit again (fill.ts).
     const most = Buffer.alloc(16);
     const all = BigInt(readFileSync(NR_OPEN, "latin1").trim());

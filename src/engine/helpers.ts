@@ -5,6 +5,7 @@ import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatus, readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { AT_FDCWD, F_DUPFD, O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY } from "../sys/abi/fcntl.ts";
+import { MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
 import {
   CLONE_FILES,
   CLONE_NEWNS,
@@ -16,7 +17,7 @@ import type { PlannedNamespace } from "../objects/namespaces/plan.ts";
 import { openOwn } from "../objects/namespaces/nested.ts";
 import { addMaps, becomeRoot, savedMaps, writeMaps } from "../objects/namespaces/user.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
-import { runPrograms } from "../tracee/run.ts";
+import { runPrograms, type Job } from "../tracee/run.ts";
 import { endProcess } from "../tracee/seed.ts";
 import { Tracee } from "../tracee/tracee.ts";
 import { addClone } from "../tracee/clone.ts";
@@ -80,6 +81,29 @@ export function runIn(
   const [result] = runPrograms([{ ...job(plan, tracee, program), ...options }]);
   if (result === undefined) throw new RepriseError("INTERNAL", "internal error: no result");
   return result;
+}
+
+/**
+ * A job for a task that has no memory yet but the work area: a program of any length, as what is in the pipes of the whole tree, or
+ * tens of thousands of mounts make it. `done` gives back the room, when the job has been run.
+ */
+export function roomyJob(
+  plan: RestorePlan,
+  tracee: Tracee,
+  program: Program,
+): { readonly job: Job; readonly done: () => void } {
+  const usual = job(plan, tracee, program);
+  const { address, size, programs } = plan.area;
+  if (program.size <= address + size - programs) return { job: usual, done: () => {} };
+  const label = "make room for a long program";
+  const making = new Program();
+  const length = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
+  const flags = MAP_PRIVATE | MAP_ANONYMOUS;
+  const made = making.call("mmap", [0, length, PROT_READ | PROT_WRITE, flags, -1, 0], { label });
+  const base = runIn(plan, tracee, making).value(made);
+  const clearing = new Program();
+  clearing.call("munmap", [base, length], { label });
+  return { job: { ...usual, base }, done: () => void runIn(plan, tracee, clearing) };
 }
 
 /** Waits for the first stop of a child that a task has made, by the number that the task has for it. */

@@ -28,7 +28,7 @@ import { enteredEarly, enterNamespaces, keepLastPid } from "./grow-nested.ts";
 import {
   copyMountNamespace,
   makeUserNamespaces,
-  runIn,
+  roomyJob,
   startHelper,
   type UserHelpers,
 } from "./helpers.ts";
@@ -256,7 +256,12 @@ function surroundings(
   { rootPid, users }: { readonly rootPid: number; readonly users: UserHelpers | undefined },
 ): NamespacesRestore {
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
-  const run = (program: Program): ProgramResult => runIn(plan, root, program);
+  const run = (program: Program): ProgramResult => {
+    const { job: long, done } = roomyJob(plan, root, program);
+    const [result] = runPrograms([long]);
+    done();
+    return result as ProgramResult;
+  };
   return {
     set: plan.set,
     options: plan.options,

@@ -22,7 +22,8 @@ import { syscall } from "../sys/ffi.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { entriesRun, runPrograms } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
-import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { firstPoolFd, type Growth } from "./growth.ts";
+import { roomyJob } from "./helpers.ts";
 import { guardNames } from "./guard.ts";
 import { openImage, type ImageFiles } from "./image-files.ts";
 import { namespaceFd } from "./namespaces.ts";
@@ -140,10 +141,12 @@ class Opener implements FilesRestore {
   }
 
   #runIn(root: Tracee): ProgramResult | undefined {
-    const opening = job(this.#plan, root, this.#program);
+    const { job: opening, done } = roomyJob(this.#plan, root, this.#program);
     const unguard = guardNames(this.#plan, this.#growth, ownNames(this));
     try {
-      return runPrograms([opening])[0];
+      const [result] = runPrograms([opening]);
+      done();
+      return result;
     } catch (error) {
       removeTemporaryNames(this, entriesRun(opening));
       throw error;

@@ -152,7 +152,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     tasks,
     files,
     hasThreadPidfds: files.some(isThreadPidfd),
-    area: chooseWorkArea([...tasks.values()]),
+    area: chooseWorkArea([...tasks.values()], set),
     firstFreeFd: 1 + highestDescriptor(tasks.values()),
     namespaces,
     mounts,
@@ -329,18 +329,25 @@ const LOWEST_HOLE = 0x1000_0000;
 const MARGIN = 64 * 1024 * 1024;
 
 /** A range that no task of the tree uses: the work area is at the same address in all of them. */
-function chooseWorkArea(tasks: readonly TaskPlan[]): WorkArea {
-  const objects = tasks.reduce(
-    (most, task) =>
-      Math.max(
-        most,
-        task.mm.vmas.length +
-          task.fdinfo.length +
-          4 * task.threads.length +
-          task.pages.reduce((sum, { places }) => sum + places.length, 0),
+function chooseWorkArea(tasks: readonly TaskPlan[], set: LoadedSet): WorkArea {
+  // The first task of those that share something does it for all.
+  const shared =
+    set.fileLocks.length + sumOf([...set.files.values()], ({ epfd }) => epfd?.tfd.length ?? 0);
+  const objects =
+    shared +
+    Math.max(
+      0,
+      ...tasks.map(
+        ({ mm, fdinfo, threads, pages, core }) =>
+          mm.vmas.length +
+          fdinfo.length +
+          4 * threads.length +
+          sumOf(pages, ({ places }) => places.length) +
+          sumOf(threads, (thread) => thread.core.thread_core?.signals_p?.signals.length ?? 0) +
+          (core.tc?.signals_s?.signals.length ?? 0) +
+          (core.tc?.timers?.posix.length ?? 0),
       ),
-    0,
-  );
+    );
   // Tasks in one address space have a part each.
   const parts = Math.max(...tasks.map(({ sharing }) => sharing.memoryOf.length));
   const size =
@@ -361,6 +368,10 @@ function chooseWorkArea(tasks: readonly TaskPlan[]): WorkArea {
     "UNSUPPORTED",
     "cannot restore the tree: no address range is free in all of its tasks",
   );
+}
+
+function sumOf<T>(list: readonly T[], value: (item: T) => number): number {
+  return list.reduce((total, item) => total + value(item), 0);
 }
 
 function describePlan(plan: Omit<RestorePlan, "describe">): string[] {

@@ -25,6 +25,12 @@ test("10,000 descriptors of ten kinds take as many stops as 100", { timeout: 60_
   expect(stops[1]).toEqual(stops[0]);
 });
 
+test("what is in the pipes of a tree may be more than the work area", async () => {
+  const program = endWithTest(await again(await start("many_pairs", ["600", "full"])));
+  expect(await program.ask()).toBe("ok 1");
+  expect(await program.finish()).toBe("pass");
+});
+
 test("a restore needs room for twice as many descriptors as there are, not for three times", async () => {
   // With CAP_SYS_RESOURCE the limit is raised for the restore; then it must be the old one again.
   const program = await start("many_pairs", ["200", "1000"]);
