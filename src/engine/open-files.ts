@@ -57,6 +57,9 @@ export function openFiles(plan: RestorePlan, growth: Growth): OpenedFiles {
   return opener.run(root);
 }
 
+/** Descriptors for which nobody has to look at the limit. */
+const ALWAYS_ALLOWED = 256;
+
 /** Numbers below ours for those that a step takes for a moment (F_DUPFD). */
 const ROOM_FOR_IMAGES = 64;
 
@@ -78,7 +81,7 @@ class Opener implements FilesRestore {
   /** The mount namespace that the program is in at its end; undefined: the root task's. */
   #namespace: number | undefined;
   /** Descriptors that the root task may have. */
-  readonly #limit: number;
+  #limit: number | undefined;
   /** Numbers from here on are ours to give. */
   readonly #firstReserved: number;
   #nextReserved: number;
@@ -94,7 +97,6 @@ class Opener implements FilesRestore {
     this.#images = images;
     // Every number from there on is given by us, without a gap: the limit on open files counts the highest.
     const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
-    this.#limit = Number(collectLimits(root.tid)[RLIMIT_NOFILE]?.cur);
     const highest = readFdNumbers(root.tid).at(-1) ?? 0;
     this.#firstReserved = Math.max(firstPoolFd(plan), highest + 1) + ROOM_FOR_IMAGES;
     this.#nextReserved = this.#firstReserved;
@@ -254,6 +256,9 @@ class Opener implements FilesRestore {
 
   reserve(): number {
     const number = this.#nextReserved++;
+    if (number < ALWAYS_ALLOWED) return number;
+    const root = this.#growth.outerPid(this.#plan.tree.root.pid);
+    this.#limit ??= Number(collectLimits(root)[RLIMIT_NOFILE]?.cur);
     if (number >= this.#limit) {
       throw new RepriseError("SYSCALL", `cannot open the files of the tree: dup3: EBADF`, {
         hint: `The limit on open files is too low: it takes about twice as many as a task has (ulimit -Hn; it is ${this.#limit}).`,
