@@ -436,8 +436,9 @@ function runWithin(
 export function restoreChildrenNamespace(program: Program, plan: RestorePlan, pid: number): void {
   const { children_pid_ns_id: id, children_pid_ns_fresh: isFresh } = plan.tasks.get(pid)?.ids ?? {};
   if (isFresh === 1) {
-    const label = `let pid ${pid} make its next children in a new pid namespace`;
-    program.call("unshare", [CLONE_NEWPID], { label });
+    program.call("unshare", [CLONE_NEWPID], {
+      label: `let pid ${pid} make its next children in a new pid namespace`,
+    });
   }
   const namespace = plan.namespaces.byId("pid", id);
   if (namespace === undefined) return;

@@ -105,9 +105,11 @@ export class Program {
     let late = 0;
     for (let index = 0; index < args.length; index += 1) if (isLate(args[index])) late += 1;
     const entry = this.#entries.length + late;
-    for (let index = 0; late > 0 && index < args.length; index += 1) {
-      const arg = args[index];
-      if (isLate(arg)) this.#addCopy(arg, entry, index);
+    if (late > 0) {
+      for (let index = 0; index < args.length; index += 1) {
+        const arg = args[index];
+        if (isLate(arg)) this.#addCopy(arg, entry, index);
+      }
     }
     const { mayFail, expect, label, hint } = options;
     this.#entries.push({
