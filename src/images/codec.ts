@@ -1,5 +1,5 @@
 // Protobuf (proto2) messages of CRIU's images: bytes to plain objects and back, driven by the table
-// that tools/generate-schema.ts makes. What is ours is the byte level, the
+// that tools/generate-schema.ts makes. Bytes are read with @bufbuild/protobuf; what is ours is the
 // table, exactness (fields in ascending number, set-but-default values written: the bytes are those
 // that CRIU writes), and limits, since an image may come from anywhere.
 //
@@ -9,14 +9,7 @@
 import { RepriseError } from "../errors.ts";
 import { MESSAGE_TABLE, type Messages } from "./schema/messages.generated.ts";
 import { bytesToText, textToBytes } from "./text.ts";
-import {
-  BIT_64,
-  END_GROUP,
-  LENGTH_DELIMITED,
-  START_GROUP,
-  VARINT,
-  WireReader,
-} from "./wire-reader.ts";
+import { WireReader, WireType } from "./wire-reader.ts";
 import { WireWriter } from "./wire-writer.ts";
 
 export type MessageName = keyof Messages;
@@ -179,7 +172,7 @@ function writeField(field: FieldSpec, content: unknown): void {
   if (field.label === "+") {
     const items = content as readonly unknown[];
     if (items.length === 0) return;
-    writer.uint32(field.number * 8 + LENGTH_DELIMITED);
+    writer.uint32(field.number * 8 + WireType.LengthDelimited);
     const start = writer.begin();
     for (let index = 0; index < items.length; index += 1) writeValue(field, items[index]);
     writer.end(start);
@@ -314,12 +307,12 @@ function readMessage(reader: WireReader, message: MessageFields, scope: ReadScop
   for (let index = 0; index < repeated.length; index += 1)
     value[(repeated[index] as FieldSpec).name] = [];
   const target = { message, value, scope };
-  while (reader.at < scope.end) {
-    const tag = reader.tag();
+  while (reader.pos < scope.end) {
+    const tag = reader.nextTag();
     const field = message.byTag.get(tag);
     if (field === undefined) readOther(reader, tag, target);
     else readField(reader, field, target);
-    if (reader.at > scope.end) throw badMessage(message.name, "a field runs beyond the end");
+    if (reader.pos > scope.end) throw badMessage(message.name, "a field runs beyond the end");
   }
   for (let index = 0; index < required.length; index += 1) {
     const field = required[index] as FieldSpec;
@@ -331,15 +324,15 @@ function readMessage(reader: WireReader, message: MessageFields, scope: ReadScop
 /** A field that is unknown, or in another form than its own. */
 function readOther(reader: WireReader, tag: number, target: ReadTarget): void {
   const { message } = target;
-  const wireType = tag & 7;
+  const wireType = (tag & 7) as WireType;
   const field = message.byNumber.get(tag >>> 3);
   if (field !== undefined) {
-    if (!isRepeated(field) || wireType !== LENGTH_DELIMITED)
+    if (!isRepeated(field) || wireType !== WireType.LengthDelimited)
       throw badField(message, field, `wire type ${wireType}, not ${wireTypeOf(field.type)}`);
     return readPacked(reader, field, target);
   }
   // Groups nest without a length; nobody who writes images uses them.
-  if (wireType === START_GROUP || wireType === END_GROUP) {
+  if (wireType === WireType.StartGroup || wireType === WireType.EndGroup) {
     throw badMessage(message.name, "a group field");
   }
   reader.skip(wireType);
@@ -360,10 +353,10 @@ function readField(reader: WireReader, field: FieldSpec, target: ReadTarget): vo
     do {
       spendElement(field, target);
       list.push(readItem(reader, field, target));
-      if (reader.at > scope.end) break;
-    } while (reader.at < scope.end && reader.passTag(field.tag));
+      if (reader.pos > scope.end) break;
+    } while (reader.pos < scope.end && reader.passTag(field.tag));
   }
-  if (reader.at > scope.end) throw badField(message, field, "runs beyond the end");
+  if (reader.pos > scope.end) throw badField(message, field, "runs beyond the end");
 }
 
 function readItem(reader: WireReader, field: FieldSpec, target: ReadTarget): unknown {
@@ -375,14 +368,14 @@ function readItem(reader: WireReader, field: FieldSpec, target: ReadTarget): unk
 function readPacked(reader: WireReader, field: FieldSpec, target: ReadTarget): void {
   const { message, value, scope } = target;
   const length = reader.uint32();
-  const end = reader.at + length;
+  const end = reader.pos + length;
   if (end > scope.end) throw badField(message, field, "runs beyond the end");
   const list = value[field.name] as unknown[];
-  while (reader.at < end) {
+  while (reader.pos < end) {
     spendElement(field, target);
     list.push(readValue(reader, field, message));
   }
-  if (reader.at !== end) throw badField(message, field, "runs beyond its length");
+  if (reader.pos !== end) throw badField(message, field, "runs beyond its length");
 }
 
 function readChild(
@@ -391,7 +384,7 @@ function readChild(
   { message, scope }: ReadTarget,
 ): PlainMessage {
   const length = reader.uint32();
-  const end = reader.at + length;
+  const end = reader.pos + length;
   if (end > scope.end) throw badField(message, field, "runs beyond the end");
   const depth = scope.depth + 1;
   field.fields ??= fieldsOf(field.typeName);
@@ -417,15 +410,15 @@ function readValue(reader: WireReader, field: FieldSpec, message: MessageFields)
     case "A":
       return exactNumber(reader, field, message);
     case "Z":
-      return safeZigZag(reader.sint64(), field, message);
+      return safeZigZag(BigInt(reader.sint64()), field, message);
     case "U":
-      return reader.uint64();
+      return BigInt(reader.uint64());
     case "I":
-      return reader.int64();
+      return BigInt(reader.int64());
     case "S":
-      return reader.sint64();
+      return BigInt(reader.sint64());
     case "F":
-      return reader.fixed64();
+      return BigInt(reader.fixed64());
     case "b":
       return reader.bool();
     case "t":
@@ -436,11 +429,11 @@ function readValue(reader: WireReader, field: FieldSpec, message: MessageFields)
 }
 
 function exactNumber(reader: WireReader, field: FieldSpec, message: MessageFields): number {
-  const start = reader.at;
+  const start = reader.pos;
   const value = reader.number();
   if (Number.isSafeInteger(value)) return value;
-  reader.at = start;
-  const wide = reader.uint64();
+  reader.pos = start;
+  const wide = BigInt(reader.uint64());
   if (field.type === "A" && BigInt(value) === wide) return value;
   throw badField(message, field, `${wide} is out of range`);
 }
@@ -457,8 +450,8 @@ function safeNumber(value: number): number {
 }
 
 function wireTypeOf(type: string): number {
-  if (type === "m" || type === "t" || type === "y") return LENGTH_DELIMITED;
-  return type === "F" ? BIT_64 : VARINT;
+  if (type === "m" || type === "t" || type === "y") return WireType.LengthDelimited;
+  return type === "F" ? WireType.Bit64 : WireType.Varint;
 }
 
 function badField(
