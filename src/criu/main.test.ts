@@ -68,7 +68,7 @@ describe("criu", () => {
     expect(lines[0]).toMatch(/^\(\d\d\.\d{6}\) Version: 4\.2 /);
     expect(lines.join("\n")).toContain("cannot connect to ");
     expect(lines.at(-1)).toMatch(
-      /^\(\d\d\.\d{6}\) Error \(criu\/main\.ts:\d+\): Dumping FAILED\.$/,
+      /^\(\d\d\.\d{6}\) Error \(criu\/run\.ts:\d+\): Dumping FAILED\.$/,
     );
   });
 
