@@ -67,9 +67,7 @@ describe("criu", () => {
     const lines = readFileSync(join(directory, "dump.log"), "utf8").trimEnd().split("\n");
     expect(lines[0]).toMatch(/^\(\d\d\.\d{6}\) Version: 4\.2 /);
     expect(lines.join("\n")).toContain("cannot connect to ");
-    expect(lines.at(-1)).toMatch(
-      /^\(\d\d\.\d{6}\) Error \(criu\/run\.ts:\d+\): Dumping FAILED\.$/,
-    );
+    expect(lines.at(-1)).toMatch(/^\(\d\d\.\d{6}\) Error \(criu\/run\.ts:\d+\): Dumping FAILED\.$/);
   });
 
   it("reads the user's configuration file", () => {

@@ -9,7 +9,7 @@
 import { RepriseError } from "../errors.ts";
 import { MESSAGE_TABLE, type Messages } from "./schema/messages.generated.ts";
 import { bytesToText, textToBytes } from "./text.ts";
-import { WireReader, WireType } from "./wire-reader.ts";
+import { wireTypeIn, WireReader, WireType } from "./wire-reader.ts";
 import { WireWriter } from "./wire-writer.ts";
 
 export type MessageName = keyof Messages;
@@ -324,7 +324,7 @@ function readMessage(reader: WireReader, message: MessageFields, scope: ReadScop
 /** A field that is unknown, or in another form than its own. */
 function readOther(reader: WireReader, tag: number, target: ReadTarget): void {
   const { message } = target;
-  const wireType = (tag & 7) as WireType;
+  const wireType = wireTypeIn(tag);
   const field = message.byNumber.get(tag >>> 3);
   if (field !== undefined) {
     if (!isRepeated(field) || wireType !== WireType.LengthDelimited)

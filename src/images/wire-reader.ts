@@ -5,7 +5,20 @@ import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 
 export { WireType };
 
-const LARGEST_WIRE_TYPE: number = WireType.Bit32;
+/** By their numbers: protobuf.dev/programming-guides/encoding. */
+const WIRE_TYPES = [
+  WireType.Varint,
+  WireType.Bit64,
+  WireType.LengthDelimited,
+  WireType.StartGroup,
+  WireType.EndGroup,
+  WireType.Bit32,
+];
+
+/** The wire type in a tag that `nextTag` has read. */
+export function wireTypeIn(tag: number): WireType {
+  return WIRE_TYPES[tag & 7] ?? WireType.EndGroup;
+}
 
 export class WireReader extends BinaryReader {
   readonly #bytes: Uint8Array;
@@ -18,7 +31,7 @@ export class WireReader extends BinaryReader {
   /** Number and wire type of the next field, in one number. @throws Error when there is no such tag */
   nextTag(): number {
     const first = this.#bytes[this.pos] ?? 0;
-    if (first >= 8 && first < 0x80 && (first & 7) <= LARGEST_WIRE_TYPE) {
+    if (first >= 8 && first < 0x80 && (first & 7) < WIRE_TYPES.length) {
       this.pos += 1;
       return first;
     }
