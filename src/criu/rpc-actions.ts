@@ -8,6 +8,7 @@ import { log } from "../log.ts";
 import { ERRNO_NAMES } from "../sys/errno.ts";
 import { asRepriseError } from "./failure.ts";
 import { logError, logFd } from "./log-file.ts";
+import { prepareKernel } from "./prepare-kernel.ts";
 import { rpcClient } from "./rpc-client.ts";
 import { beginSession, endSession, type Session, type SessionKind } from "./rpc-session.ts";
 import { sendResponse, receiveRequest, type Response } from "./rpc-socket.ts";
@@ -64,6 +65,7 @@ export async function act(socket: number, request: CriuReq, worker: Worker): Pro
 
 async function dumpRequest(socket: number, opts: CriuOpts, worker: Worker): Promise<number> {
   const type = CriuReqType.DUMP;
+  await prepareKernel();
   const failure = await attempt("Dumping", async (begin) => {
     const session = begin(() => beginSession(socket, opts, { worker, needsPid: true }));
     const { dump } = await import("./dump.ts");

@@ -9,6 +9,7 @@ import { configArguments } from "./config-file.ts";
 import { asRepriseError } from "./failure.ts";
 import { logError, logHeader, openLog } from "./log-file.ts";
 import { printOut } from "./output.ts";
+import { prepareKernel } from "./prepare-kernel.ts";
 import { parseOptions, type CriuOptions } from "./options.ts";
 
 const FAILURE = 1;
@@ -128,6 +129,7 @@ async function runWithImages(
   const { enterDirectories } = await import("./paths.ts");
   const directories = enterDirectories(options);
   if (action === "restore" || action === "dump") onAction();
+  if (action === "dump") await prepareKernel();
   openLog({ verbosity: options.verbosity, file: options.values["log-file"] });
   logHeader();
   try {

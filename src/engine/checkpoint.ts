@@ -14,6 +14,7 @@ import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
+import { isStandIn } from "../sys/front.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
@@ -135,7 +136,8 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   try {
     const running = runningTree(options.pid);
     prepareImages(running, images, { connections: options.tcp?.established === true });
-    rehearse();
+    // An engine that stands by has done all that before.
+    if (!isStandIn()) rehearse();
     using netLook =
       options.emptyNet === true
         ? undefined

@@ -6,7 +6,7 @@
 import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
-import { callNative, syscall, trySyscall } from "../sys/ffi.ts";
+import { callNative, syscall, syscallInBackground, trySyscall } from "../sys/ffi.ts";
 import { readU64, writeU64 } from "../sys/memory.ts";
 import { RETURN } from "./arch/x86_64/code.ts";
 import { loadCode } from "./local.ts";
@@ -24,6 +24,33 @@ const EXECUTION_LENGTH = 8;
 /** Bits exclude_kernel and exclude_hv. */
 const USER_ONLY = 0x60;
 const PERF_FLAG_FD_CLOEXEC = 8;
+
+/** PERF_TYPE_SOFTWARE and PERF_COUNT_SW_DUMMY: an event that counts nothing. */
+const PERF_TYPE_SOFTWARE = 1;
+const PERF_COUNT_SW_DUMMY = 9;
+
+/**
+ * Has the kernel prepare for counters of threads. Where there is none yet in the whole machine, the first one waits for a grace
+ * period of RCU, 10 to 30 ms (account_event in kernel/events/core.c); so an event that counts nothing is made on another thread. As
+ * long as it is open, and for a second after that, counters are made at once.
+ *
+ * @returns resolves with its descriptor, or a negative number
+ */
+export function prepareCounting(): Promise<number> {
+  const attr = Buffer.alloc(ATTR_SIZE);
+  attr.writeUInt32LE(PERF_TYPE_SOFTWARE, 0);
+  attr.writeUInt32LE(ATTR_SIZE, 4);
+  attr.writeUInt32LE(PERF_COUNT_SW_DUMMY, 8);
+  writeU64(attr, AT_FLAGS, USER_ONLY);
+  return syscallInBackground(
+    "perf_event_open",
+    attr,
+    THIS_THREAD,
+    -1,
+    -1,
+    PERF_FLAG_FD_CLOEXEC,
+  ).finally(() => attr.length);
+}
 
 export class ExecutionCounter {
   readonly #fd: number;

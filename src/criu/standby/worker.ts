@@ -11,6 +11,7 @@ import { PR_SET_PDEATHSIG } from "../../sys/abi/sched.ts";
 import { F_SETFD, FD_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { SIGKILL } from "../../sys/abi/signal.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { prepareCounting } from "../../tracee/executions.ts";
 import { runCommand } from "../run.ts";
 import { fits } from "./fits.ts";
 import { takePlace, whyUnlike } from "./place.ts";
@@ -27,6 +28,8 @@ export async function work(): Promise<number> {
   // What the keeper's starter left open is not for tasks.
   for (const fd of readFdNumbers(process.pid)) trySyscall("fcntl", fd, F_SETFD, FD_CLOEXEC);
   await warmUp();
+  // Kept open.
+  await prepareCounting();
   const collectGarbage = garbageCollector();
   const before = ownState();
   let commands = 0;
