@@ -1,7 +1,7 @@
 // Side by side with CRIU: frozen time, whole dump command and whole restore command, one row a workload. Medians of several
 // runs in turn (ours, CRIU's, ours, …), since machines are noisy and only ratios within one run mean something.
 //
-//   npm run bench                                   all rows, ours alone
+//   npm run bench                                   all rows, ours alone: with engines that stand by, and without
 //   REPRISE_REAL_CRIU=/path/to/criu npm run bench   with CRIU beside
 //   npm run bench -- --rows looper,heap --runs 7
 //   npm run bench -- --rows heap --cold             images are read from the disk, as after a reboot or on another machine
@@ -65,23 +65,40 @@ const { values } = parseArgs({
     cold: { type: "boolean", default: false },
   },
 });
+/** Where engines stand by, and where none do. */
+const STANDBY = mkdtempSync(join(tmpdir(), "reprise-bench-standby-"));
+const NOWHERE = join(STANDBY, "nowhere");
 const engines = [
-  { name: "reprise", criu: OURS },
+  { name: "reprise", criu: OURS, standby: NOWHERE },
+  { name: "standby", criu: OURS, standby: STANDBY },
   ...(process.env["REPRISE_REAL_CRIU"] === undefined
     ? []
-    : [{ name: "criu", criu: process.env["REPRISE_REAL_CRIU"] }]),
+    : [{ name: "criu", criu: process.env["REPRISE_REAL_CRIU"], standby: NOWHERE }]),
 ];
-for (const row of values.rows?.split(",") ?? Object.keys(WORKLOADS)) {
-  const workload = WORKLOADS[row];
-  if (workload === undefined)
-    throw new Error(`no row ${row}: ${Object.keys(WORKLOADS).join(", ")}`);
-  await benchRow(row, workload, Number(values.runs));
+reprise("standby", "--detach");
+try {
+  for (const row of values.rows?.split(",") ?? Object.keys(WORKLOADS)) {
+    const workload = WORKLOADS[row];
+    if (workload === undefined)
+      throw new Error(`no row ${row}: ${Object.keys(WORKLOADS).join(", ")}`);
+    await benchRow(row, workload, Number(values.runs));
+  }
+} finally {
+  reprise("standby", "--stop");
+  rmSync(STANDBY, { recursive: true });
+}
+
+function reprise(...words: readonly string[]): void {
+  const env = { ...process.env, REPRISE_STANDBY: STANDBY };
+  const { status } = spawnSync(join(OURS, "../reprise"), words, { env, stdio: "ignore" });
+  if (status !== 0) throw new Error(`reprise ${words.join(" ")}: exit code ${status}`);
 }
 
 async function benchRow(row: string, workload: Workload, runs: number): Promise<void> {
   const times = new Map<string, Times[]>(engines.map(({ name }) => [name, []]));
   for (let run = 0; run <= runs; run += 1) {
-    for (const { name, criu } of engines) {
+    for (const { name, criu, standby } of engines) {
+      process.env["REPRISE_STANDBY"] = standby;
       const cycle = await benchCycle(workload, criu);
       if (run > 0) times.get(name)?.push(cycle); // the first warms caches up
     }
@@ -101,12 +118,15 @@ async function benchRow(row: string, workload: Workload, runs: number): Promise<
       `${row.padEnd(12)} ${name.padEnd(8)} ${show("frozen")}  ${show("dump")}  ${show("restore")}  ms, median (best) of ${runs}`,
     );
   }
-  const [ours, theirs] = [medians.get("reprise"), medians.get("criu")];
-  if (ours === undefined || theirs === undefined) return;
-  const ratio = (key: keyof Times): string => `${key} ${(ours(key) / theirs(key)).toFixed(2)}`;
-  console.log(
-    `${" ".repeat(12)} ratio    ${ratio("frozen")}, ${ratio("dump")}, ${ratio("restore")}`,
-  );
+  const theirs = medians.get("criu");
+  if (theirs === undefined) return;
+  for (const [name, ours] of medians) {
+    const ratio = (key: keyof Times): string => `${key} ${(ours(key) / theirs(key)).toFixed(2)}`;
+    if (name !== "criu")
+      console.log(
+        `${" ".repeat(12)} ${name} / criu: ${ratio("frozen")}, ${ratio("dump")}, ${ratio("restore")}`,
+      );
+  }
 }
 
 async function benchCycle(workload: Workload, criu: string): Promise<Times> {
