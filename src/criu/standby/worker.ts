@@ -76,10 +76,11 @@ function report(text: Report): void {
   if (process.connected) process.send?.(text);
 }
 
-/** So that none is collected while a tree stands still. */
+/** So that nothing young is collected while a tree stands still. A collection of all would also throw away code that is not hot. */
 function garbageCollector(): () => void {
   setFlagsFromString("--expose-gc");
-  return runInNewContext("gc") as () => void;
+  const collect = runInNewContext("gc") as (options: { readonly type: "minor" }) => void;
+  return () => collect({ type: "minor" });
 }
 
 type State = ReadonlyMap<string, string>;
