@@ -12,7 +12,7 @@ import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { standInFor } from "../../sys/front.ts";
 import { restartLog } from "../log-file.ts";
-import { FIRST_OWN_FD, MOVED_FDS, PROTOCOL_FDS, REQUEST_FD, type Request } from "./protocol.ts";
+import { FIRST_OWN_FD, type Request } from "./protocol.ts";
 
 /** A place that was taken. */
 export interface Place {
@@ -22,9 +22,9 @@ export interface Place {
 }
 
 /** What makes a command one that we cannot stand in for. */
-export function whyUnlike({ front, fifo, words }: Request): string | undefined {
+export function whyUnlike({ front, fifo, words, request }: Request): string | undefined {
   try {
-    const [asked, ours] = [statSync(`/proc/${front}/fd/${REQUEST_FD}`), statSync(fifo)];
+    const [asked, ours] = [statSync(`/proc/${front}/fd/${request}`), statSync(fifo)];
     // In another pid namespace the number that it told is somebody else's here.
     const isIt = asked.ino === ours.ino && asked.dev === ours.dev;
     if (!isIt) return "it is in another pid namespace";
@@ -79,7 +79,8 @@ function label(pid: number): string | undefined {
 }
 
 /** Takes the place of a command. */
-export function takePlace({ front, words }: Request): Place {
+export function takePlace(request: Request): Place {
+  const { front, words } = request;
   const cmdline = readCmdline(front);
   const own = { env: { ...process.env }, argv: process.argv, umask: process.umask() };
   const args = cmdline.slice(cmdline.length - words);
@@ -87,7 +88,7 @@ export function takePlace({ front, words }: Request): Place {
   process.argv = [...own.argv.slice(0, 2), ...args];
   process.umask(readStatus(front).umask ?? own.umask);
   process.chdir(`/proc/${front}/cwd`);
-  takeDescriptors(front);
+  takeDescriptors(request);
   standInFor(front);
   restartLog();
   return {
@@ -122,17 +123,22 @@ function replaceEnvironment(environment: NodeJS.ProcessEnv): void {
 }
 
 /** What Node would have inherited, at the same numbers, and as Node has it: close-on-exec. The others stay occupied. */
-function takeDescriptors(front: number): void {
+function takeDescriptors({ front, input, output, answer, request }: Request): void {
+  const protocol = [input, output, answer, request];
+  const moved = new Map([
+    [0, input],
+    [1, output],
+  ]);
   const inherited = readFdNumbers(front).filter(
     (fd) =>
       fd < FIRST_OWN_FD &&
-      !PROTOCOL_FDS.includes(fd) &&
+      !protocol.includes(fd) &&
       (readFdInfo({ pid: front, fd }).flags & O_CLOEXEC) === 0,
   );
   const pidfd = syscall("pidfd_open", front, 0);
   try {
     for (const fd of inherited) {
-      const copy = syscall("pidfd_getfd", pidfd, MOVED_FDS.get(fd) ?? fd, 0);
+      const copy = syscall("pidfd_getfd", pidfd, moved.get(fd) ?? fd, 0);
       syscall("dup3", copy, fd, O_CLOEXEC);
       closeSync(copy);
     }

@@ -2,7 +2,7 @@
 //
 //   /run/reprise/standby/keeper     the keeper's pid, locked as long as it lives
 //   /run/reprise/standby/N/busy     made by the command that takes the slot (bin/criu), with its pid
-//   /run/reprise/standby/N/request  FIFO: "PID WORDS\n", the command's pid and how many arguments it has; open as long as it waits
+//   /run/reprise/standby/N/request  FIFO: a line of numbers, see Request; open as long as the command waits
 //   /run/reprise/standby/N/answer   FIFO: "begun", and its exit code; or "cold": it is to do the work itself; or "died"
 //
 // All else (arguments, environment, directory, descriptors) the engine takes from the command's /proc.
@@ -14,6 +14,12 @@ export interface Request {
   readonly fifo: string;
   /** Number of its arguments, behind the shell and the script. */
   readonly words: number;
+  /** Where it has its standard input and output, instead of which it has the answer and the request. */
+  readonly input: number;
+  readonly output: number;
+  /** Where it has those, too. */
+  readonly answer: number;
+  readonly request: number;
 }
 
 /** From a worker to its keeper. */
@@ -33,18 +39,6 @@ export const COLD = "cold";
 
 /** The answer to a command whose engine ended. */
 export const DIED = "died";
-
-/** Where a command that waits has its standard input and output, instead of which it has answer and request, at 7 and 8, too. */
-export const MOVED_FDS: ReadonlyMap<number, number> = new Map([
-  [0, 6],
-  [1, 9],
-]);
-
-/** By which it asks. */
-export const REQUEST_FD = 8;
-
-/** What of a command's descriptors is not its caller's. */
-export const PROTOCOL_FDS: readonly number[] = [6, 7, 8, 9];
 
 /** From here on a worker has its own descriptors; those below are a command's. */
 export const FIRST_OWN_FD = 64;

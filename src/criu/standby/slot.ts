@@ -150,10 +150,14 @@ export class Slot {
       writeSync(this.#answer, `${COLD}\n`);
       return this.#surroundings.onStale();
     }
-    const [front = 0, words = 0] = text.trim().split(" ").map(Number);
+    const [front = 0, words = 0, input = 0, output = 0, answer = 0, request = 0] = text
+      .trim()
+      .split(" ")
+      .map(Number);
     this.#engine = "working";
     writeSync(this.#answer, `${BEGUN}\n`);
-    this.#worker.send({ front, words, fifo: this.#path("request") } satisfies Request);
+    const fds = { input, output, answer, request };
+    this.#worker.send({ front, words, ...fds, fifo: this.#path("request") } satisfies Request);
   }
 
   /** The command has ended. If that was before its work was done, the engine ends as if it had been the command. */
