@@ -28,6 +28,11 @@ export function readNamespaces(pid: number): NamespaceInodes {
   return namespacesIn(pid, "ns");
 }
 
+/** One namespace of a process (of its leader). Throws NO_SUCH_PROCESS. */
+export function readNamespace(pid: number, name: NamespaceLink): number | undefined {
+  return inodeOf(pid, `ns/${name}`);
+}
+
 /** Namespaces of one thread. Throws NO_SUCH_PROCESS. */
 export function readThreadNamespaces(pid: number, tid: number): NamespaceInodes {
   return namespacesIn(pid, `task/${tid}/ns`);

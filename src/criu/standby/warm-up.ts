@@ -1,12 +1,12 @@
 // What a resident engine does before it takes commands: it saves and restores a small tree, and what a container is to the kernel,
 // until V8 has compiled what that takes. Both are its own, and end with this.
 
-import { spawn, type ChildProcess } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readChildrenIfAlive } from "../../proc/children.ts";
 import { SIGKILL } from "../../sys/abi/signal.ts";
+import { spawnProgram } from "../../sys/ffi.ts";
 import { standInFor } from "../../sys/front.ts";
 import { sendSignal, waitFor } from "../../sys/process.ts";
 import { restartLog } from "../log-file.ts";
@@ -14,36 +14,36 @@ import { runCommand } from "../run.ts";
 
 const ROUNDS = 24;
 
-/** The words of a container's options: everything mounted belongs to it. */
+/** What a container is to the kernel. */
+const NAMESPACES = "-m -p -f -n -i -u --kill-child";
 // oxfmt-ignore
 const CONTAINER = "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /mnt; exec sleep 1000";
 
 /** Runs the rounds. A machine that does not allow them only makes the first commands slower. */
 export async function warmUp(): Promise<void> {
   const scratch = mkdtempSync(join(tmpdir(), "reprise-standby-"));
-  const front = spawn("sleep", ["1000"], { stdio: "ignore" });
+  const front = start("exec sleep 1000");
+  const tree = start("sleep 1000 & wait");
+  const outer = start(`exec unshare ${NAMESPACES} setsid sh -c '${CONTAINER}'`);
   try {
-    await started(front);
-    const tree = spawn("sh", ["-c", "sleep 1000 & wait"], { stdio: "ignore" });
-    const outer = spawn(
-      "unshare",
-      ["-m", "-p", "-f", "-n", "-i", "-u", "--kill-child", "setsid", "sh", "-c", CONTAINER],
-      { stdio: "ignore" },
-    );
-    await Promise.all([started(tree), started(outer)]);
     await settled();
-    const [inner] = readChildrenIfAlive(outer.pid ?? 0) ?? [];
-    await rounds(scratch, front.pid ?? 0, { name: "tree", pid: tree.pid, options: [[], []] });
-    await rounds(scratch, front.pid ?? 0, {
+    const [inner] = readChildrenIfAlive(outer) ?? [];
+    await rounds(scratch, front, { name: "tree", pid: tree, options: [[], []] });
+    await rounds(scratch, front, {
       name: "container",
       pid: inner,
       options: [EXTERNAL, ["--root", "/", ...EXTERNAL]],
     });
-    end(outer.pid);
   } finally {
-    end(front.pid);
+    end(outer);
+    end(front);
     rmSync(scratch, { recursive: true, force: true });
   }
+}
+
+/** Not by Node, which would wake up at every stop of a task from then on, to see whether a child has ended (SIGCHLD). */
+function start(script: string): number {
+  return spawnProgram("/bin/sh", ["sh", "-c", `exec </dev/null >/dev/null 2>&1; ${script}`]);
 }
 
 const EXTERNAL = ["--external", "mnt[]"];
@@ -90,14 +90,6 @@ async function run(words: readonly string[]): Promise<number> {
   restartLog();
   process.chdir("/");
   return status;
-}
-
-function started(child: ChildProcess): Promise<void> {
-  child.unref();
-  return new Promise((resolve) => {
-    child.once("spawn", resolve);
-    child.once("error", () => resolve());
-  });
 }
 
 const SETTLE_MS = 300;

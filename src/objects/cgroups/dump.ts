@@ -13,7 +13,7 @@ import type {
 import { log } from "../../log.ts";
 import { parseCgroups, readCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
 import { errnoOf, readShortProcText } from "../../proc/procfs.ts";
-import { readNamespaces } from "../../proc/ns.ts";
+import { readNamespace } from "../../proc/ns.ts";
 import type { CollectedNamespace } from "../namespaces/collect.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
@@ -160,7 +160,7 @@ export class CgroupTable {
 
   /** In a cgroup namespace of its own the task sees the rest of the path only. */
   #findNamespaceRoot(root: FrozenTask): void {
-    if (readNamespaces(root.pid).cgroup === readNamespaces(process.pid).cgroup) return;
+    if (readNamespace(root.pid, "cgroup") === readNamespace(process.pid, "cgroup")) return;
     for (const [name, path] of namespaceRoots(root.pid))
       this.#prefixes.set(name, path === "/" ? 0 : path.length);
   }
