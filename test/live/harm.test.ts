@@ -34,8 +34,7 @@ test.each(SUBJECTS)(
   async ({ name, args, share }) => {
     const program = await start(name, args);
     const random = randomOf(SEED);
-    const whole = await dumpUntil(program);
-    expect(whole.exitCode).toBe(0);
+    const whole = await quickDump(program);
     const mappings = countMappings(program.pid);
     const kills = Math.ceil(KILLS * share);
     let died = 0;
@@ -48,7 +47,7 @@ test.each(SUBJECTS)(
       // Only the leader of a process with one thread can take the work area along when it goes on by itself.
       if (name === "selfcheck") expect(countMappings(program.pid), where).toBe(mappings);
     }
-    // Of the random instants some lie behind the end of a dump that was quicker than the first one.
+    // Of the random instants some lie behind the end of a dump that was quicker still.
     expect(died).toBeGreaterThan(kills * 0.6);
     // What the dead engines left is in nobody's way: the program can still be saved and brought back.
     const restored = await again(program);
@@ -71,6 +70,15 @@ function momentOf(kill: number, { kills, whole, random }: Plan): Moment {
     return { beforeCall, waitMs: random.below(2) === 0 ? 0 : random.unit() * 2 };
   }
   return { afterMs: random.unit() * whole.ms };
+}
+
+/** A whole dump: of some, the one with the fewest calls, and the shortest time. */
+async function quickDump(program: RunningProgram): Promise<EngineEnd> {
+  const dumps: EngineEnd[] = [];
+  for (let dump = 0; dump < 4; dump++) dumps.push(await dumpUntil(program));
+  for (const { exitCode } of dumps) expect(exitCode).toBe(0);
+  const [calls, ms] = [dumps.map((one) => one.calls), dumps.map((one) => one.ms)];
+  return { exitCode: 0, killed: false, calls: Math.min(...calls), ms: Math.min(...ms) };
 }
 
 async function dumpUntil(program: RunningProgram, moment?: Moment): Promise<EngineEnd> {

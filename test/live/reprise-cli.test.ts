@@ -361,15 +361,18 @@ describe("errors", () => {
   });
 
   it("checkpoint: what cannot be saved is named, and the task runs on", async () => {
-    const loop = "while true; do echo x; sleep 0.1; done";
-    reprise("run", "--name", "net", "--", "unshare", "--time", "--fork", "sh", "-c", loop);
-    await until(() => log("net").includes("x\nx\n"));
-    const refused = reprise("checkpoint", "net");
+    // A device whose state the kernel does not tell.
+    const loop = "exec 3</dev/loop-control; while true; do echo x; sleep 0.1; done";
+    reprise("run", "--name", "held", "--", "sh", "-c", loop);
+    await until(() => log("held").includes("x\nx\n"));
+    const refused = reprise("checkpoint", "held");
     expect(refused.status).toBe(4);
-    expect(refused.stderr).toMatch(/^error: cannot dump pid \d+ .* time namespace.*\n {2}\S/);
-    const length = log("net").length;
-    await until(() => log("net").length > length);
-    expect(reprise("ps").stdout).toMatch(/^net +\d+ +running +\d+ s +0 /m);
+    expect(refused.stderr).toMatch(
+      /^error: cannot dump fd 3 of pid \d+ \(\/dev\/loop-control\): .*\n {2}\S/,
+    );
+    const length = log("held").length;
+    await until(() => log("held").length > length);
+    expect(reprise("ps").stdout).toMatch(/^held +\d+ +running +\d+ s +0 /m);
   });
 
   it.each([

@@ -12,7 +12,7 @@ import { sendSignal, waitFor } from "../../sys/process.ts";
 import { restartLog } from "../log-file.ts";
 import { runCommand } from "../run.ts";
 
-const ROUNDS = 24;
+const ROUNDS = 40;
 
 /** What a container is to the kernel. */
 const NAMESPACES = "-m -p -f -n -i -u --kill-child";
