@@ -18,7 +18,9 @@ import { Socket } from "node:net";
 import { join } from "node:path";
 import { AT_FDCWD, S_IFIFO } from "../../sys/abi/fcntl.ts";
 import { readStatIfAlive } from "../../proc/stat.ts";
+import { SIGKILL } from "../../sys/abi/signal.ts";
 import { syscall } from "../../sys/ffi.ts";
+import { sendSignal } from "../../sys/process.ts";
 import { BEGUN, COLD, DIED, FIRST_OWN_FD, type Report, type Request } from "./protocol.ts";
 
 /** How often a slot is looked at that a command took and said nothing. */
@@ -67,7 +69,7 @@ export class Slot {
       const ended = once(worker, "exit");
       // Its answer goes to the command first: see #hear.
       if (isWorking) await Promise.race([once(worker, "message"), ended]);
-      worker.kill("SIGKILL");
+      endGroup(worker);
       await ended;
     }
     this.#requests?.destroy();
@@ -189,6 +191,11 @@ export class Slot {
     const pid = Number(readFileSync(this.#path("busy"), "latin1"));
     if (pid > 0 && readStatIfAlive(pid) === undefined) rmSync(this.#path("busy"), { force: true });
   }
+}
+
+/** It may be warming up still: what it has started for that is in its process group, or ends within a minute. */
+function endGroup({ pid }: ChildProcess): void {
+  if (pid !== undefined) sendSignal(-pid, SIGKILL);
 }
 
 function tell(text: string): void {

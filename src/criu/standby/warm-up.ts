@@ -17,13 +17,13 @@ const ROUNDS = 40;
 /** What a container is to the kernel. */
 const NAMESPACES = "-m -p -f -n -i -u --kill-child";
 // oxfmt-ignore
-const CONTAINER = "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /mnt; exec sleep 1000";
+const CONTAINER = "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /mnt; exec sleep 60";
 
 /** Runs the rounds. A machine that does not allow them only makes the first commands slower. */
 export async function warmUp(): Promise<void> {
   const scratch = mkdtempSync(join(tmpdir(), "reprise-standby-"));
-  const front = start("exec sleep 1000");
-  const tree = start("sleep 1000 & wait");
+  const front = start("exec sleep 60");
+  const tree = start("sleep 60 & wait");
   const outer = start(`exec unshare ${NAMESPACES} setsid sh -c '${CONTAINER}'`);
   try {
     await settled();
