@@ -26,7 +26,7 @@ import type {
   TaskKobjIdsEntry,
 } from "../images/schema/messages.generated.ts";
 import { readFdNumbers } from "../proc/fd.ts";
-import type { FdInfo } from "../proc/fdinfo.ts";
+import { NOTHING_MORE, type FdInfo } from "../proc/fdinfo.ts";
 import { FdDirectory } from "../proc/fd-directory.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
@@ -274,17 +274,7 @@ function plainInfo(flags: number, ino: bigint): FdInfo {
     flags,
     mntId: -1,
     ino,
-    eventfd: undefined,
-    epoll: [],
-    sigmask: undefined,
-    inotify: [],
-    fanotify: [],
-    timerfd: undefined,
-    pidfd: undefined,
-    locks: [],
-    ttyIndex: undefined,
-    iff: undefined,
-    extra: [],
+    ...NOTHING_MORE,
   };
 }
 

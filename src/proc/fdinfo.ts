@@ -107,7 +107,7 @@ function parsePlain(text: string): FdInfo | undefined {
   const [line, pos, flags, mntId, ino] = PLAIN.exec(text) ?? [];
   if (line === undefined) return undefined;
   return {
-    ...NOTHING,
+    ...NOTHING_MORE,
     pos: pos === "0" ? 0n : BigInt(pos ?? "0"),
     flags: Number.parseInt(flags ?? "0", 8),
     mntId: Number(mntId),
@@ -117,7 +117,8 @@ function parsePlain(text: string): FdInfo | undefined {
 
 const PLAIN = /^pos:\t(\d+)\nflags:\t(\d+)\nmnt_id:\t(-?\d+)\nino:\t(\d+)\n$/;
 
-const NOTHING = {
+/** What the kernel tells of no plain file. */
+export const NOTHING_MORE = {
   eventfd: undefined,
   epoll: [],
   sigmask: undefined,

@@ -6,28 +6,25 @@
 import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
+import {
+  AT_BP_ADDR,
+  AT_BP_LEN,
+  AT_BP_TYPE,
+  AT_CONFIG,
+  AT_FLAGS,
+  ATTR_SIZE,
+  EXECUTION_LENGTH,
+  HW_BREAKPOINT_X,
+  PERF_COUNT_SW_DUMMY,
+  PERF_FLAG_FD_CLOEXEC,
+  PERF_TYPE_BREAKPOINT,
+  PERF_TYPE_SOFTWARE,
+  USER_ONLY,
+} from "../sys/abi/perf-event.ts";
 import { callNative, syscall, syscallInBackground, trySyscall } from "../sys/ffi.ts";
 import { readU64, writeU64 } from "../sys/memory.ts";
 import { RETURN } from "./arch/x86_64/code.ts";
 import { loadCode } from "./local.ts";
-
-/** struct perf_event_attr up to bp_len (PERF_ATTR_SIZE_VER1), and its fields. */
-const ATTR_SIZE = 72;
-const AT_FLAGS = 40;
-const AT_BP_TYPE = 52;
-const AT_BP_ADDR = 56;
-const AT_BP_LEN = 64;
-const PERF_TYPE_BREAKPOINT = 5;
-const HW_BREAKPOINT_X = 4;
-/** sizeof(long): the only length of a breakpoint on execution. */
-const EXECUTION_LENGTH = 8;
-/** Bits exclude_kernel and exclude_hv. */
-const USER_ONLY = 0x60;
-const PERF_FLAG_FD_CLOEXEC = 8;
-
-/** PERF_TYPE_SOFTWARE and PERF_COUNT_SW_DUMMY: an event that counts nothing. */
-const PERF_TYPE_SOFTWARE = 1;
-const PERF_COUNT_SW_DUMMY = 9;
 
 /**
  * Has the kernel prepare for counters of threads. Where there is none yet in the whole machine, the first one waits for a grace
@@ -40,8 +37,9 @@ export function prepareCounting(): Promise<number> {
   const attr = Buffer.alloc(ATTR_SIZE);
   attr.writeUInt32LE(PERF_TYPE_SOFTWARE, 0);
   attr.writeUInt32LE(ATTR_SIZE, 4);
-  attr.writeUInt32LE(PERF_COUNT_SW_DUMMY, 8);
+  attr.writeUInt32LE(PERF_COUNT_SW_DUMMY, AT_CONFIG);
   writeU64(attr, AT_FLAGS, USER_ONLY);
+  // The kernel knows it by its address only: it must be there until then.
   return syscallInBackground(
     "perf_event_open",
     attr,
