@@ -3,7 +3,7 @@ import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, onTestFinished } from "vitest";
 
 const BIN = join(import.meta.dirname, "..", "bin");
 const NODE_DIRECTORY = dirname(process.execPath);
@@ -56,6 +56,16 @@ describe.each(["criu", "reprise"])("bin/%s", (name) => {
     expect(start("sh", { args: [name], cwd: join(directory, "bin") }).status).toBe(0);
     const path = `${join(directory, "links")}:${NODE_DIRECTORY}:/usr/bin:/bin`;
     expect(start("/bin/sh", { args: ["-c", "absolute"], env: { PATH: path } }).status).toBe(0);
+  });
+
+  it("finds its files through links to directories", () => {
+    const elsewhere = mkdtempSync(join(tmpdir(), "launchers-"));
+    onTestFinished(() => rmSync(elsewhere, { recursive: true }));
+    symlinkSync(join(directory, "bin"), join(elsewhere, "bin"));
+    mkdirSync(join(directory, "inner"));
+    symlinkSync(join(directory, "inner"), join(elsewhere, "inner"));
+    for (const path of [`bin/${name}`, `inner/../bin/${name}`])
+      expect(start(`${elsewhere}/${path}`).status).toBe(0);
   });
 
   it("takes no code from its caller's environment", () => {

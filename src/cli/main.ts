@@ -6,13 +6,16 @@ import type { StandbyOptions } from "./commands/standby.ts";
 import { PACKAGE_VERSION } from "../version.ts";
 
 const USAGE_ERROR = 2;
+const OUTPUT_ERROR = 1;
 
 void main();
 
 async function main(): Promise<void> {
   // Who reads our output may have seen enough: `reprise ps | head -1`.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
+    if (error.code === "EPIPE") return;
+    process.stderr.write(`error: cannot write to standard output: ${error.code}\n`);
+    process.exitCode = OUTPUT_ERROR;
   });
   try {
     await program().parseAsync();

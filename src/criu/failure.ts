@@ -1,9 +1,11 @@
 // Whatever is thrown, as an error with a code.
 
+import { asRepriseError } from "../engine/system-error.ts";
 import { RepriseError } from "../errors.ts";
 
-/** The error itself, or what stands for one that nobody foresaw. */
-export function asRepriseError(error: unknown): RepriseError {
+/** The error itself, one of the system's, or what stands for one that nobody foresaw. */
+export function asFailure(thrown: unknown): RepriseError {
+  const error = asRepriseError(thrown, "go on");
   if (error instanceof RepriseError) return error;
   const message = error instanceof Error ? error.message : String(error);
   const wrapped = new RepriseError("INTERNAL", `internal error: ${message}`, {

@@ -5,6 +5,7 @@
 import { closeSync, constants, openSync, writeSync } from "node:fs";
 import { hostname, machine, release, version } from "node:os";
 import { basename } from "node:path";
+import { asRepriseError } from "../engine/system-error.ts";
 import { type RepriseError } from "../errors.ts";
 import { LogLevel, log, setLogSink, type LogLevelValue } from "../log.ts";
 import { bundleLinesOf, findBundleLine } from "./bundle-lines.ts";
@@ -32,9 +33,17 @@ export function openLog(options: {
   readonly file?: string | undefined;
   readonly verbosity: number;
 }): void {
-  const fd = options.file === undefined ? STDERR : openSync(options.file, LOG_FLAGS, 0o600);
+  const fd = options.file === undefined ? STDERR : openFile(options.file);
   target = { fd, verbosity: Math.min(options.verbosity, LogLevel.DEBUG) };
   setLogSink(target.verbosity < 1 ? undefined : write, target.verbosity as LogLevelValue);
+}
+
+function openFile(path: string): number {
+  try {
+    return openSync(path, LOG_FLAGS, 0o600);
+  } catch (error) {
+    throw asRepriseError(error, "open the log");
+  }
 }
 
 /** Times in the log count from now on, not from the start of the process; a log file that was open is closed. */

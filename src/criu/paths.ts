@@ -22,8 +22,11 @@ export interface Directories {
  * @throws RepriseError BAD_ARGUMENT when one of them cannot be used.
  */
 export function enterDirectories(options: CriuOptions): Directories {
-  const imagesDir = resolve(options.values["images-dir"] ?? ".");
-  const workDir = resolve(options.values["work-dir"] ?? imagesDir);
+  const { "images-dir": images = ".", "work-dir": work = images } = options.values;
+  // An empty name is no directory, as for the kernel: a script's variable may not have been set.
+  for (const [which, path] of Object.entries({ images, work }))
+    if (path === "") throw noDirectory(`${which} directory ''`, "ENOENT");
+  const [imagesDir, workDir] = [resolve(images), resolve(work)];
   const imagesDirFd = openDirectory(imagesDir, "images");
   closeSync(openDirectory(workDir, "work"));
   const startDir = process.cwd();
@@ -35,14 +38,13 @@ function openDirectory(path: string, which: string): number {
   try {
     return openSync(path, constants.O_RDONLY | constants.O_DIRECTORY);
   } catch (error) {
-    const errno = errnoOf(error) ?? "unknown error";
-    throw new RepriseError(
-      "BAD_ARGUMENT",
-      `cannot open ${which} directory ${path}: openat: ${errno}`,
-      {
-        hint: "Make the directory first; the option is -D for images and -W for logs.",
-        cause: error,
-      },
-    );
+    throw noDirectory(`${which} directory ${path}`, errnoOf(error) ?? "unknown error", error);
   }
+}
+
+function noDirectory(which: string, errno: string, cause?: unknown): RepriseError {
+  return new RepriseError("BAD_ARGUMENT", `cannot open ${which}: openat: ${errno}`, {
+    hint: "Make the directory first; the option is -D for images and -W for logs.",
+    cause,
+  });
 }

@@ -6,7 +6,7 @@ import { RepriseError } from "../errors.ts";
 import { CriuReqType, type CriuOpts, type CriuReq } from "../images/schema/messages.generated.ts";
 import { log } from "../log.ts";
 import { ERRNO_NAMES } from "../sys/errno.ts";
-import { asRepriseError } from "./failure.ts";
+import { asFailure } from "./failure.ts";
 import { logError, logFd } from "./log-file.ts";
 import { prepareKernel } from "./prepare-kernel.ts";
 import { rpcClient } from "./rpc-client.ts";
@@ -250,7 +250,7 @@ async function attempt(
     await action(begin);
     return undefined;
   } catch (thrown) {
-    const error = asRepriseError(thrown);
+    const error = asFailure(thrown);
     logError(error);
     log.error(`${what} FAILED.`);
     const failure = failureOf(error);

@@ -6,7 +6,7 @@ import { closeSync, writeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { CRIU_VERSION } from "../version.ts";
 import { configArguments } from "./config-file.ts";
-import { asRepriseError } from "./failure.ts";
+import { asFailure } from "./failure.ts";
 import { logError, logHeader, openLog } from "./log-file.ts";
 import { printOut } from "./output.ts";
 import { prepareKernel } from "./prepare-kernel.ts";
@@ -24,7 +24,7 @@ export async function runCommand(args: readonly string[], onAction: OnAction): P
   try {
     return await run(args, onAction);
   } catch (error) {
-    logError(asRepriseError(error));
+    logError(asFailure(error));
     return FAILURE;
   }
 }
@@ -103,7 +103,7 @@ async function serveFd(
   try {
     return await serve(Number(fd), how);
   } catch (error) {
-    logError(asRepriseError(error));
+    logError(asFailure(error));
     return MINUS_ONE;
   }
 }
@@ -170,7 +170,7 @@ async function runWithImages(
     const { restoreAction } = await import("./restore.ts");
     return await restoreAction(options, directories);
   } catch (error) {
-    logError(asRepriseError(error));
+    logError(asFailure(error));
     const { log } = await import("../log.ts");
     log.error(FAILED[action]);
     return FAILURE;

@@ -69,7 +69,9 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
     try {
       freezer.freeze(root);
       const { counters, bystanders } = freezer;
-      return { tasks: freezer.look(root), counters, freezer: cgroup, bystanders };
+      const tasks = freezer.look(root);
+      if (tasks[0]?.state === "zombie") throw hasEnded(root);
+      return { tasks, counters, freezer: cgroup, bystanders };
     } catch (error) {
       freezer.letGo();
       throw error;
@@ -93,6 +95,13 @@ export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: 
     );
   }
   tree.bystanders.letGo();
+}
+
+function hasEnded(pid: number): RepriseError {
+  return new RepriseError("NO_SUCH_PROCESS", `cannot dump pid ${pid}: it has ended`, {
+    pid,
+    hint: "It is a zombie, which waits for its parent to ask how it ended.",
+  });
 }
 
 interface SeizedTask {

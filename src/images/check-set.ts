@@ -115,6 +115,7 @@ export function loadImageSet(reader: ImageSetReader): LoadedSet {
   const tasks = new Map(
     pstree.map((entry) => [entry.pid, loadTask(reader, entry, { files, shared })]),
   );
+  checkRoot(tasks.get(pstree[0]?.pid ?? 0));
   const set: LoadedSet = {
     ...files,
     reader,
@@ -189,6 +190,11 @@ function checkTree(pstree: readonly PstreeEntry[]): void {
       throw badSet(`pstree.img: pid ${pid}: no parent ${ppid} before it`);
     pids.add(pid);
   }
+}
+
+/** Nobody can dump a tree whose root has ended, and nobody would be there to make it. */
+function checkRoot(root: LoadedTask | undefined): void {
+  if (root?.isZombie === true) throw badSet(`core-${root.pid}.img: the root of the tree is dead`);
 }
 
 /** What tasks may have in common, by the numbers of the ids images. */
