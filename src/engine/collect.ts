@@ -8,7 +8,13 @@ import type { FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
 import { SeccompTable } from "../objects/task/seccomp.ts";
 import { refusePendingReturns } from "../objects/memory/breakpoints.ts";
 import { ANONYMOUS_HUGE } from "../objects/memory/hugetlb.ts";
-import { collectVmas, isSocketRing, type DumpedVma } from "../objects/memory/vma.ts";
+import {
+  collectVmas,
+  isSocketRing,
+  type DumpedVma,
+  type MappedFile,
+} from "../objects/memory/vma.ts";
+import { isRingArea, RING_LINK, ringOfArea, ringOffset } from "../objects/io-uring/ring-memory.ts";
 import { checkMappedIds } from "../objects/namespaces/user.ts";
 import {
   collectNamespaces,
@@ -25,7 +31,7 @@ import type {
   FsEntry,
   TaskKobjIdsEntry,
 } from "../images/schema/messages.generated.ts";
-import { readFdNumbers } from "../proc/fd.ts";
+import { readFdNumbers, readFds } from "../proc/fd.ts";
 import { NOTHING_MORE, type FdInfo } from "../proc/fdinfo.ts";
 import { FdDirectory } from "../proc/fd-directory.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
@@ -281,22 +287,41 @@ function plainInfo(flags: number, ino: bigint): FdInfo {
 function mappedFileIds(
   task: FrozenTask,
   files: FileTable,
-): (area: SmapsVma, openFlags: number) => { id: number; memfd: boolean } {
+): (area: SmapsVma, openFlags: number) => MappedFile {
   const seen = files.mappedAreas;
   return (area, openFlags) => {
     // Areas of one file lie side by side, and tasks map the same libraries: one look at a file is enough for all of them. What a
-    // socket has mapped leads to no file.
-    const owner = isSocketRing(area) ? task.pid : "";
+    // socket or a ring has mapped leads to no file.
+    const owner = isSocketRing(area) || isRingArea(area) ? task.pid : "";
     const key = `${owner}:${areaKey(area)}:${openFlags}`;
     let known = seen.get(key);
     if (known === undefined) {
-      known = isSocketRing(area)
-        ? { id: files.describe(socketOfRing(task, area)).id, memfd: false }
-        : { id: mappedFileId(task, area, { files, openFlags }), memfd: isMemfd(area) };
+      known = lookAtMapped(task, area, { files, openFlags });
       seen.set(key, known);
     }
-    return known;
+    return isRingArea(area) ? { ...known, offset: ringOffset(area) } : known;
   };
+}
+
+function lookAtMapped(
+  task: FrozenTask,
+  area: SmapsVma,
+  { files, openFlags }: { readonly files: FileTable; readonly openFlags: number },
+): MappedFile {
+  if (isSocketRing(area)) return { id: files.describe(socketOfRing(task, area)).id, memfd: false };
+  if (isRingArea(area)) {
+    const rings = openRings(task);
+    const ring = ringOfArea(task.pid, area, { rings, dump: files });
+    return { id: files.describe(ring).id, memfd: false };
+  }
+  return { id: mappedFileId(task, area, { files, openFlags }), memfd: isMemfd(area) };
+}
+
+/** The io_uring rings that a task has open. */
+function openRings(task: FrozenTask): OpenFile[] {
+  return readFds(task.pid)
+    .filter(({ target }) => target === RING_LINK)
+    .map(({ fd }) => lookAtFd(task, fd, { stat: readFdStat(task.pid, fd) }));
 }
 
 /** The same for areas of one file, in all tasks: an inode that is mapped is not given to another file. */

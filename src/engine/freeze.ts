@@ -4,7 +4,7 @@
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
-import { unsupportedWorker } from "../objects/files/refusals.ts";
+import { checkWorker } from "../objects/io-uring/ring-memory.ts";
 import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
@@ -210,7 +210,10 @@ class Freezer {
         if (tid === task.pid) this.#markZombie(task);
         continue;
       }
-      if (((stat?.flags ?? 0) & PF_IO_WORKER) !== 0) throw unsupportedWorker(task.pid, tid);
+      if (((stat?.flags ?? 0) & PF_IO_WORKER) !== 0) {
+        checkWorker(task.pid, tid);
+        continue;
+      }
       if (stat?.state === UNINTERRUPTIBLE) {
         this.#meetFrozen(task.pid, tid);
         if (!this.#isCgroupFrozen) waitForVfork(task.pid, tid);

@@ -173,6 +173,11 @@ class Opener implements FilesRestore {
     const key = mappingKey(vma);
     if (this.#mapped.has(key)) return;
     const entry = this.set.files.get(vma.shmid);
+    const elsewhere = entry && kindOfType(entry.type).mapped?.(this.#program, entry, this);
+    if (elsewhere !== undefined) {
+      this.#mapped.set(key, elsewhere);
+      return;
+    }
     const own = entry?.reg ?? entry?.memfd;
     const access = accessOf(vma);
     const same = own === undefined || (own.flags & O_ACCMODE) === access;

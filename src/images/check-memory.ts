@@ -85,6 +85,7 @@ function checkBacking(vma: VmaEntry, { name, files }: { name: string; files: Fil
   } else if ((status & VmaStatus.MEMFD) !== 0) {
     if (files.files.get(shmid)?.type !== FdTypes.MEMFD) throw badSet(`${what}: no memfd ${shmid}`);
   } else if ((status & (VmaStatus.FILE_PRIVATE | VmaStatus.FILE_SHARED)) !== 0) {
+    if (files.files.get(shmid)?.reprise_io_uring !== undefined) return;
     regularFile(files, shmid, what);
   }
 }

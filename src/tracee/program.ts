@@ -152,6 +152,11 @@ export class Program {
     return place;
   }
 
+  /** Adds the copying of a word (the address that mmap gave, say) into the program's data, for a structure that a later call takes. */
+  copy(from: Ref | Load, to: Pointer): void {
+    this.#addWordCopy(from, to);
+  }
+
   /** Reserves `size` bytes of output. They may hold anything before: what must be zero goes into data. */
   output(size: number, alignment: number = DATA_ALIGNMENT): Pointer {
     const offset = Math.ceil(this.#outputSize / alignment) * alignment;
@@ -256,13 +261,17 @@ export class Program {
   }
 
   #addCopy(arg: Ref | Load, entry: number, index: number): void {
+    this.#addWordCopy(arg, { kind: "argument", entry, index });
+  }
+
+  #addWordCopy(from: Ref | Load, to: Pointer | ArgumentPlace): void {
     this.#entries.push({
-      nr: arg.kind === "load" && arg.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
+      nr: from.kind === "load" && from.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
       flags: ENTRY_MAY_FAIL,
       args: [
-        arg.kind === "load" ? arg.from : arg,
-        { kind: "argument", entry, index },
-        arg.kind === "load" ? (arg.plus ?? 0) : 0,
+        from.kind === "load" ? from.from : from,
+        to,
+        from.kind === "load" ? (from.plus ?? 0) : 0,
       ],
       expect: undefined,
       name: undefined,

@@ -99,6 +99,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
       alone: "it counts the names of a file, and the set keeps one for the next restore",
     },
     { name: "shared_offsets" },
+    { name: "io_urings", alone: "both write to the same file" },
     { name: "many_fds" },
     { name: "many_kinds" },
     { name: "many_pairs" },

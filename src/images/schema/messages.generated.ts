@@ -628,6 +628,7 @@ export interface FileEntry {
   readonly bpf?: BpfmapFileEntry | undefined;
   readonly pidfd?: PidfdEntry | undefined;
   readonly reprise_mqueue?: RepriseMqueueEntry | undefined;
+  readonly reprise_io_uring?: RepriseIoUringEntry | undefined;
 }
 
 export interface FileLockEntry {
@@ -1147,6 +1148,23 @@ export interface RepriseInetEntry {
 
 export interface RepriseInventoryEntry {
   readonly namespaces: readonly RepriseNamespace[];
+}
+
+export interface RepriseIoUringEntry {
+  readonly id: number;
+  readonly flags: number;
+  readonly setup_flags: number;
+  readonly sq_entries: number;
+  readonly cq_entries: number;
+  readonly sq_head: number;
+  readonly cq_tail: number;
+  readonly sq_off: Uint8Array;
+  readonly cq_off: Uint8Array;
+  readonly drain_disabled?: boolean | undefined;
+  readonly rings_size: number;
+  readonly entries_size: number;
+  readonly rings: Uint8Array;
+  readonly entries: Uint8Array;
 }
 
 export interface RepriseMachine {
@@ -2141,6 +2159,7 @@ export interface Messages {
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
+  readonly reprise_io_uring_entry: RepriseIoUringEntry;
   readonly reprise_machine: RepriseMachine;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_memory_policy: RepriseMemoryPolicy;
@@ -2302,7 +2321,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   fh_entry: "1,bytes,u! 2,type,u! 3,handle,U* 4,path,t? 5,mnt_id,u?",
   fifo_entry: "1,id,u! 2,pipe_id,u! 3,regf_id,u?",
   file_entry:
-    "1,type,e!,fd_types 2,id,u! 3,reg,m?,reg_file_entry 4,isk,m?,inet_sk_entry 5,nsf,m?,ns_file_entry 6,psk,m?,packet_sock_entry 7,nlsk,m?,netlink_sk_entry 8,efd,m?,eventfd_file_entry 9,epfd,m?,eventpoll_file_entry 10,sgfd,m?,signalfd_entry 11,tunf,m?,tunfile_entry 12,tfd,m?,timerfd_entry 13,ify,m?,inotify_file_entry 14,ffy,m?,fanotify_file_entry 15,ext,m?,ext_file_entry 16,usk,m?,unix_sk_entry 17,fifo,m?,fifo_entry 18,pipe,m?,pipe_entry 19,tty,m?,tty_file_entry 20,memfd,m?,memfd_file_entry 21,bpf,m?,bpfmap_file_entry 22,pidfd,m?,pidfd_entry 30001,reprise_mqueue,m?,reprise_mqueue_entry",
+    "1,type,e!,fd_types 2,id,u! 3,reg,m?,reg_file_entry 4,isk,m?,inet_sk_entry 5,nsf,m?,ns_file_entry 6,psk,m?,packet_sock_entry 7,nlsk,m?,netlink_sk_entry 8,efd,m?,eventfd_file_entry 9,epfd,m?,eventpoll_file_entry 10,sgfd,m?,signalfd_entry 11,tunf,m?,tunfile_entry 12,tfd,m?,timerfd_entry 13,ify,m?,inotify_file_entry 14,ffy,m?,fanotify_file_entry 15,ext,m?,ext_file_entry 16,usk,m?,unix_sk_entry 17,fifo,m?,fifo_entry 18,pipe,m?,pipe_entry 19,tty,m?,tty_file_entry 20,memfd,m?,memfd_file_entry 21,bpf,m?,bpfmap_file_entry 22,pidfd,m?,pidfd_entry 30001,reprise_mqueue,m?,reprise_mqueue_entry 30002,reprise_io_uring,m?,reprise_io_uring_entry",
   file_lock_entry: "1,flag,u! 2,type,u! 3,pid,i! 4,fd,i! 5,start,I! 6,len,I!",
   file_perms_entry: "1,mode,u! 2,uid,u! 3,gid,u!",
   fown_entry: "1,uid,u! 2,euid,u! 3,signum,u! 4,pid_type,u! 5,pid,u!",
@@ -2377,6 +2396,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
+  reprise_io_uring_entry:
+    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y!",
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",

@@ -194,6 +194,11 @@ export interface FileKind {
    * @returns the descriptor: a number, or a reference to a call's result.
    */
   open(program: Program, entry: FileEntry, restore: FilesRestore): Argument;
+  /**
+   * The descriptor from which areas of this file are mapped.
+   * @default the file's own
+   */
+  mapped?(program: Program, entry: FileEntry, restore: FilesRestore): Argument;
   /** What --inherit-fd may call this description: `pipe:[7]`, a path, … */
   inheritKeys?(entry: FileEntry, set: LoadedSet): readonly string[];
   /**

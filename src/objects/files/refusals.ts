@@ -41,22 +41,6 @@ export function unsupportedMemory(
   );
 }
 
-/**
- * The error for a thread of the kernel that works for a process's io_uring. It must not be stopped: that would end the request that it
- * waits for with EINTR.
- */
-export function unsupportedWorker(pid: number, tid: number): RepriseError {
-  const [fd] = descriptorsOf(pid, RING);
-  const where = fd === undefined ? `pid ${pid}` : `fd ${fd} of pid ${pid} (${RING})`;
-  const { hint } = anonymousReason("io_uring");
-  return new RepriseError(
-    "UNSUPPORTED",
-    `cannot dump ${where}: thread ${tid} of the kernel works on requests of an io_uring ring`,
-    { pid, ...(fd === undefined ? {} : { fd }), hint },
-  );
-}
-
-const RING = "anon_inode:[io_uring]";
 const CLOSE_IT = "Let the process close it before the dump.";
 
 function descriptorsOf(pid: number, target: string): number[] {
@@ -68,8 +52,8 @@ function descriptorsOf(pid: number, target: string): number[] {
 /** Kinds of anonymous inodes about which there is more to say. */
 const ANONYMOUS: Readonly<Record<string, Reason>> = {
   io_uring: {
-    what: "an io_uring ring, of which the kernel does not tell how it was set up, what is registered and which requests are under way",
-    hint: "Let the process close its rings before the dump, or start it so that it has none: with kernel.io_uring_disabled=2 most programs use epoll instead (Node: UV_USE_IO_URING=0).",
+    what: "an io_uring ring, which can be looked into only while the process has it open",
+    hint: "Let the process unmap it, too, before the dump.",
   },
   userfaultfd: {
     what: "a userfaultfd, whose ranges and waiting faults the kernel does not tell",

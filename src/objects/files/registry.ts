@@ -7,6 +7,7 @@ import { bpfMapKind } from "./bpf-map.ts";
 import { epollKind } from "./epoll.ts";
 import { eventfdKind } from "./eventfd.ts";
 import { fanotifyKind } from "./fanotify.ts";
+import { ioUringKind } from "../io-uring/ring.ts";
 import { fifoKind } from "./fifo.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { inotifyKind } from "./inotify.ts";
@@ -49,6 +50,7 @@ const KINDS: readonly FileKind[] = [
   inetKind,
   nsFileKind,
   bpfMapKind,
+  ioUringKind,
 ].map(withOwner);
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));

@@ -21,6 +21,7 @@ import type { LockedConnection, NetworkLock } from "../network/lock.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
 import type { CollectedNamespaces } from "../namespaces/collect.ts";
 import type { MountNamespaces } from "../mounts/collect.ts";
+import type { MappedFile } from "../memory/vma.ts";
 import { kindOf } from "./registry.ts";
 
 interface Known {
@@ -47,7 +48,7 @@ export class FileTable implements FilesDump {
   namespaces?: CollectedNamespaces;
   mounts: MountNamespaces | undefined;
   /** Ids of files that are mapped, by what an area shows of them. */
-  readonly mappedAreas = new Map<string, { readonly id: number; readonly memfd: boolean }>();
+  readonly mappedAreas = new Map<string, MappedFile>();
   readonly #entries: FileEntry[] = [];
   readonly #descriptions = new Map<string, KernelOrder<Known>>();
   readonly #paths = new Map<string, number>();

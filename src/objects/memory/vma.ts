@@ -10,6 +10,7 @@ import { O_RDONLY, O_RDWR } from "../../sys/abi/fcntl.ts";
 import { PR_SET_VMA, PR_SET_VMA_ANON_NAME } from "../../sys/abi/sched.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { unsupportedMemory } from "../files/refusals.ts";
+import { isRingArea } from "../io-uring/ring-memory.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { HUGE_MASK, hugeSizeBits, isPrivateHuge } from "./hugetlb.ts";
 import { findMark, type MarkedVdso } from "./vdso-proxy.ts";
@@ -38,11 +39,17 @@ export interface DumpedVma {
   readonly uprobes?: boolean;
 }
 
-/** Gives the file id of a file that is mapped, and whether it is a memfd (or shared anonymous memory). */
-export type MappedFileIds = (
-  area: SmapsVma,
-  openFlags: number,
-) => { readonly id: number; readonly memfd: boolean };
+/** Gives the file that is mapped. */
+export type MappedFileIds = (area: SmapsVma, openFlags: number) => MappedFile;
+
+/** The file behind an area. */
+export interface MappedFile {
+  readonly id: number;
+  /** It is a memfd, or shared anonymous memory. */
+  readonly memfd: boolean;
+  /** Where the area begins in what stands for the file at restore. @default its offset */
+  readonly offset?: number;
+}
 
 /**
  * Turns the areas of a task into entries, in address order.
@@ -154,14 +161,14 @@ function mappedFile(
 ): Pick<VmaEntry, "pgoff" | "shmid" | "flags" | "status" | "fdflags"> {
   // A shared mapping that may become writable (VM_MAYWRITE) came from a descriptor open for writing.
   const fdflags = area.shared && area.vmFlags.includes("mw") ? O_RDWR : O_RDONLY;
-  const { id, memfd } = fileIds(area, fdflags);
+  const { id, memfd, offset = area.offset } = fileIds(area, fdflags);
   if (isSocketRing(area)) {
     const flags = area.shared ? mm.MAP_SHARED : mm.MAP_PRIVATE;
     return { pgoff: area.offset, shmid: id, flags, status: VMA_REGULAR | VMA_SOCKET };
   }
   const kind = (area.shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE) | (memfd ? VMA_MEMFD : 0);
   return {
-    pgoff: area.offset,
+    pgoff: offset,
     shmid: id,
     flags: (area.shared ? mm.MAP_SHARED : mm.MAP_PRIVATE) | flagBits(area),
     status: VMA_REGULAR | kind,
@@ -215,14 +222,15 @@ function refuseSpecial(task: Pick<FrozenTask, "pid">, area: SmapsVma): void {
       },
     );
   };
-  if (area.path.startsWith("anon_inode:")) throw unsupportedMemory(task.pid, area);
+  if (area.path.startsWith("anon_inode:") && !isRingArea(area))
+    throw unsupportedMemory(task.pid, area);
   // Pages that are not there yet would be saved as zeros.
   if (area.vmFlags.includes("um") || area.vmFlags.includes("ui"))
     refuse(
       "filled on demand",
       "A lazy-pages daemon still fills it, or the program itself by a userfaultfd: try again when that has ended.",
     );
-  const ownPages = area.path.startsWith("[v") || isSocketRing(area);
+  const ownPages = area.path.startsWith("[v") || isSocketRing(area) || isRingArea(area);
   if (!ownPages && (area.vmFlags.includes("io") || area.vmFlags.includes("pf"))) {
     refuse("memory of a device", "Memory-mapped devices cannot be saved.");
   }

@@ -1,0 +1,212 @@
+// What the kernel keeps of an io_uring ring (struct io_ring_ctx, include/linux/io_uring_types.h). fdinfo shows a part of it, and no count
+// of the requests under way, so it is read from the kernel's memory (sys/kernel-memory.ts). A ring at rest is one all of whose requests
+// lie in the cache of free ones: nr_req_allocated of them, on submit_state.free_list. What is read here must not change meanwhile, which
+// is looked at again at the end.
+
+import type { KernelMemory } from "../../sys/kernel-memory.ts";
+import { KernelTypes } from "../../sys/kernel-types.ts";
+import { PAGE_SIZE } from "../../sys/abi/mman.ts";
+import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
+
+/** A ring as the kernel has it. */
+export interface RingContext {
+  /** IORING_SETUP_… */
+  readonly flags: number;
+  readonly sqEntries: number;
+  readonly cqEntries: number;
+  /** How many entries the kernel has taken, and how many completions it has made, modulo 2^32. */
+  readonly sqHead: number;
+  readonly cqTail: number;
+  /** Requests that are under way. */
+  readonly inFlight: number;
+  /** Some request had IOSQE_CQE_SKIP_SUCCESS: IOSQE_IO_DRAIN is refused from then on. */
+  readonly drainDisabled: boolean;
+  /** What the ring has besides its two queues, for people. */
+  readonly extras: readonly string[];
+  /** Undefined where the kernel made it. */
+  readonly memory: RingMemory | undefined;
+  /** The memory of both queues, and of the submission's entries. */
+  readonly rings: Buffer;
+  readonly entries: Buffer;
+}
+
+/** Memory that the process gave to the ring (IORING_SETUP_NO_MMAP). */
+export interface RingMemory {
+  /** Of the memory file; undefined where the memory is of another kind. */
+  readonly inode: bigint | undefined;
+  /** "memfd:…" */
+  readonly name: string;
+}
+
+/** More free requests than any ring has. */
+const MANY = 0x1_0000;
+
+/**
+ * Looks at the ring behind a descriptor of the engine's.
+ *
+ * @throws RepriseError KERNEL_FEATURE, SYSCALL
+ * @returns undefined where it was at work meanwhile
+ */
+export function lookAtRing(fd: number, memory: KernelMemory): RingContext | undefined {
+  const types = KernelTypes.ofKernel();
+  const ring = new Context(memory, types, memory.fileData(fd, types));
+  const free = ring.countFree();
+  const context = ring.describe(free);
+  return free === new Context(memory, types, ring.address).countFree() && ring.isUnchanged()
+    ? context
+    : undefined;
+}
+
+/** Where the memory is that a process gave to a ring. */
+export function ringMemoryOf(fd: number, memory: KernelMemory): RingMemory | undefined {
+  const types = KernelTypes.ofKernel();
+  return new Context(memory, types, memory.fileData(fd, types)).memory();
+}
+
+class Context {
+  readonly address: bigint;
+  readonly #memory: KernelMemory;
+  readonly #types: KernelTypes;
+  readonly #bytes: Buffer;
+
+  constructor(memory: KernelMemory, types: KernelTypes, address: bigint) {
+    this.#memory = memory;
+    this.#types = types;
+    this.address = address;
+    this.#bytes = memory.read(address, types.size("io_ring_ctx"));
+  }
+
+  describe(free: number): RingContext {
+    return {
+      flags: this.#number("flags"),
+      sqEntries: this.#number("sq_entries"),
+      cqEntries: this.#number("cq_entries"),
+      sqHead: this.#number("cached_sq_head"),
+      cqTail: this.#number("cached_cq_tail"),
+      inFlight: this.#number("nr_req_allocated") - free + this.#listed(),
+      drainDisabled: this.#isSet("drain_disabled"),
+      extras: this.#extras(),
+      memory: this.memory(),
+      rings: this.#region("ring_region"),
+      entries: this.#region("sq_region"),
+    };
+  }
+
+  /** Whether nothing was submitted or completed since. */
+  isUnchanged(): boolean {
+    const now = new Context(this.#memory, this.#types, this.address);
+    const names = ["cached_sq_head", "cached_cq_tail", "nr_req_allocated", "flags"];
+    return names.every((name) => now.#number(name) === this.#number(name));
+  }
+
+  /** The length of the list of free requests. */
+  countFree(): number {
+    let count = 0;
+    const linkAt = BigInt(this.#types.field("io_wq_work_node.next").offset);
+    let node = this.#word("submit_state.free_list.next");
+    for (; node !== 0n && count < MANY; count++) node = this.#memory.word(node + linkAt);
+    return count;
+  }
+
+  /** Requests of other rings that are about to post a completion here, and work that waits for a task. */
+  #listed(): number {
+    const lists = ["work_llist.first", "retry_llist.first", "fallback_llist.first"];
+    return lists.filter((name) => this.#word(name) !== 0n).length;
+  }
+
+  #extras(): string[] {
+    const has: readonly (readonly [boolean, string])[] = [
+      [this.#number("file_table.data.nr") > 0, "registered files"],
+      [this.#number("buf_table.nr") > 0, "registered buffers"],
+      [this.#word("io_bl_xa.xa_head") !== 0n, "provided buffers"],
+      [this.#word("personalities.xa_head") !== 0n, "registered personalities"],
+      [this.#word("io_ev_fd") !== 0n, "a registered eventfd"],
+      [this.#byte("restrictions.registered") !== 0, "restrictions"],
+      [this.#word("zcrx_ctxs.xa_head") !== 0n, "zero-copy reception"],
+      [this.#word("param_region.pages") !== 0n, "a region for arguments"],
+      [this.#number("clockid") !== CLOCK_MONOTONIC, "a clock of its own choice"],
+      [this.#isSet("iowq_limits_set"), "limits on its workers"],
+      [this.#isSet("compat"), "a 32-bit owner"],
+      [this.#hasRegisteredRings(), "a registered ring descriptor"],
+      [this.#isListFull("cq_overflow_list"), "completions for which the queue had no room"],
+      [this.#word("check_cq") !== 0n, "completions that were lost"],
+    ];
+    return has.filter(([isThere]) => isThere).map(([, what]) => what);
+  }
+
+  #isListFull(name: string): boolean {
+    const { offset } = this.#types.field(`io_ring_ctx.${name}`);
+    return this.#word(`${name}.next`) !== this.address + BigInt(offset);
+  }
+
+  /** Of any task that has used the ring (io_uring_register(2), IORING_REGISTER_RING_FDS). */
+  #hasRegisteredRings(): boolean {
+    const types = this.#types;
+    const head = this.address + BigInt(types.field("io_ring_ctx.tctx_list").offset);
+    const offset = (path: string): bigint => BigInt(types.field(path).offset);
+    const listAt = offset("io_tctx_node.ctx_node");
+    const count = RINGS_OF_TASK;
+    for (let at = this.#word("tctx_list.next"), nodes = 0; at !== head; nodes++) {
+      const task = this.#memory.word(at - listAt + offset("io_tctx_node.task"));
+      const own = this.#memory.word(task + offset("task_struct.io_uring"));
+      const rings = own + offset("io_uring_task.registered_rings");
+      if (own !== 0n && this.#memory.read(rings, count * 8).some((byte) => byte !== 0)) return true;
+      at = this.#memory.word(at + offset("list_head.next"));
+      if (nodes > MANY) return true;
+    }
+    return false;
+  }
+
+  #region(name: string): Buffer {
+    return this.#memory.read(
+      this.#word(`${name}.ptr`),
+      this.#number(`${name}.nr_pages`) * PAGE_SIZE,
+    );
+  }
+
+  memory(): RingMemory | undefined {
+    if ((this.#number("flags") & IORING_SETUP_NO_MMAP) === 0) return undefined;
+    const types = this.#types;
+    const word = (base: bigint, path: string): bigint =>
+      this.#memory.word(base + BigInt(types.field(path).offset));
+    let page = this.#memory.word(this.#word("ring_region.pages"));
+    const head = word(page, "page.compound_head");
+    if ((head & 1n) !== 0n) page = head - 1n;
+    const mapping = word(page, "page.mapping");
+    // The lowest bits tell what is not the memory of a file (PAGE_MAPPING_FLAGS).
+    if (mapping === 0n || (mapping & 3n) !== 0n) return { inode: undefined, name: "" };
+    const inode = word(mapping, "address_space.host");
+    const alias = word(inode, "inode.i_dentry.first");
+    if (alias === 0n) return { inode: undefined, name: "" };
+    const dentry = alias - BigInt(types.field("dentry.d_u.d_alias").offset);
+    const name = this.#memory.read(word(dentry, "dentry.d_name.name"), NAME_SIZE);
+    return {
+      inode: word(inode, "inode.i_ino"),
+      name: name.toString("latin1").replace(/\0.*$/s, ""),
+    };
+  }
+
+  #number(name: string): number {
+    return this.#bytes.readUInt32LE(this.#types.field(`io_ring_ctx.${name}`).offset);
+  }
+
+  #byte(name: string): number {
+    return this.#bytes.readUInt8(this.#types.field(`io_ring_ctx.${name}`).offset);
+  }
+
+  #word(name: string): bigint {
+    return this.#bytes.readBigUInt64LE(this.#types.field(`io_ring_ctx.${name}`).offset);
+  }
+
+  #isSet(name: string): boolean {
+    const { offset, bit } = this.#types.field(`io_ring_ctx.${name}`);
+    const byte = this.#bytes.readUInt8(offset);
+    return bit === undefined ? byte !== 0 : (byte & (1 << bit)) !== 0;
+  }
+}
+
+const CLOCK_MONOTONIC = 1;
+/** IO_RINGFD_REG_MAX */
+const RINGS_OF_TASK = 16;
+/** As much of a name as is looked at; names are in larger blocks. */
+const NAME_SIZE = 32;

@@ -1,0 +1,89 @@
+// Areas of memory that are a ring's. A program maps its ring from the descriptor, at offsets that name the ring's parts; a restored ring
+// lives in a memory file with a name of ours, at the same offsets (ring.ts).
+
+import { RepriseError } from "../../errors.ts";
+import { readFds } from "../../proc/fd.ts";
+import type { SmapsVma } from "../../proc/smaps.ts";
+import { KernelMemory } from "../../sys/kernel-memory.ts";
+import * as uring from "../../sys/abi/io-uring.ts";
+import type { FilesDump, OpenFile } from "../files/file-kind.ts";
+import { unsupportedMemory } from "../files/refusals.ts";
+import { ringMemoryOf } from "./context.ts";
+
+/** What /proc says of a descriptor of a ring. */
+export const RING_LINK = "anon_inode:[io_uring]";
+/** Name of the memory files of restored rings. */
+export const MEMORY_NAME = "[io_uring]";
+
+const MEMORY_PATH = `/memfd:${MEMORY_NAME} (deleted)`;
+
+/** Whether an area is a ring's. */
+export function isRingArea({ path }: Pick<SmapsVma, "path">): boolean {
+  return path === RING_LINK || path === MEMORY_PATH;
+}
+
+/** Where an area's part of the ring lies in the memory of a restored one: both queues are one part, by whatever offset. */
+export function ringOffset({ offset }: Pick<SmapsVma, "offset">): number {
+  const isQueue = Math.floor(offset / uring.IORING_OFF_CQ_RING) === 1;
+  return isQueue ? offset - uring.IORING_OFF_CQ_RING : offset;
+}
+
+/**
+ * The ring that an area belongs to, among the open rings of its task.
+ *
+ * @throws RepriseError UNSUPPORTED
+ */
+export function ringOfArea(
+  pid: number,
+  area: SmapsVma,
+  { rings, dump }: { readonly rings: readonly OpenFile[]; readonly dump: FilesDump },
+): OpenFile {
+  const found = rings.find((ring) =>
+    area.path === RING_LINK
+      ? ring.stat.inode === area.inode
+      : ringMemoryOf(dump.borrow(ring), kernelMemory(dump))?.inode === area.inode,
+  );
+  if (found === undefined) throw unsupportedMemory(pid, area);
+  if (!area.shared || ringOffset(area) >= END_OF_PARTS) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump memory ${area.start.toString(16)}-${area.end.toString(16)} of pid ${pid}: it is a part of an io_uring ring that cannot be saved (${area.path}, fd ${found.fd})`,
+      { pid, fd: found.fd, hint: "Let the process unmap it before the dump." },
+    );
+  }
+  return found;
+}
+
+const memories = new WeakMap<FilesDump, KernelMemory>();
+
+/** The way into the kernel's memory, for one dump. */
+export function kernelMemory(dump: FilesDump): KernelMemory {
+  let known = memories.get(dump);
+  if (known === undefined) {
+    const memory = new KernelMemory();
+    memories.set(dump, (known = memory));
+    dump.atEnd(() => {
+      memories.delete(dump);
+      memory[Symbol.dispose]();
+    });
+  }
+  return known;
+}
+
+/**
+ * A thread of the kernel that works for a process's rings (PF_IO_WORKER) is not stopped, which would end its wait with EINTR: what it
+ * works on is a request under way, by which the ring is refused, and it may also have nothing to do.
+ *
+ * @throws RepriseError UNSUPPORTED where the process has no ring open, in which one could look
+ */
+export function checkWorker(pid: number, tid: number): void {
+  if (readFds(pid).some(({ target }) => target === RING_LINK)) return;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${pid}: thread ${tid} of the kernel works on requests of an io_uring ring that is not open any more`,
+    { pid, hint: "Dump when its requests have come to their end." },
+  );
+}
+
+/** Behind the entries come buffers. */
+const END_OF_PARTS = uring.IORING_OFF_SQES + uring.IORING_OFF_CQ_RING;

@@ -1,0 +1,47 @@
+// io_uring(7): include/uapi/linux/io_uring.h.
+
+/** Flags of io_uring_setup(2). */
+export const IORING_SETUP_IOPOLL = 1 << 0;
+export const IORING_SETUP_SQPOLL = 1 << 1;
+export const IORING_SETUP_CQSIZE = 1 << 3;
+export const IORING_SETUP_CLAMP = 1 << 4;
+export const IORING_SETUP_ATTACH_WQ = 1 << 5;
+export const IORING_SETUP_R_DISABLED = 1 << 6;
+export const IORING_SETUP_SUBMIT_ALL = 1 << 7;
+export const IORING_SETUP_COOP_TASKRUN = 1 << 8;
+export const IORING_SETUP_TASKRUN_FLAG = 1 << 9;
+export const IORING_SETUP_SQE128 = 1 << 10;
+export const IORING_SETUP_CQE32 = 1 << 11;
+export const IORING_SETUP_SINGLE_ISSUER = 1 << 12;
+export const IORING_SETUP_DEFER_TASKRUN = 1 << 13;
+export const IORING_SETUP_NO_MMAP = 1 << 14;
+export const IORING_SETUP_REGISTERED_FD_ONLY = 1 << 15;
+export const IORING_SETUP_NO_SQARRAY = 1 << 16;
+
+/** struct io_uring_params. */
+export const PARAMS_SIZE = 120;
+export const PARAMS_SQ_ENTRIES = 0;
+export const PARAMS_CQ_ENTRIES = 4;
+export const PARAMS_FLAGS = 8;
+/** struct io_sqring_offsets: offsets of head, tail, … in the rings, and the address of the entries in the process (NO_MMAP). */
+export const PARAMS_SQ_OFF = 40;
+export const PARAMS_CQ_OFF = 80;
+/** Both end with an address. */
+export const OFFSETS_USER_ADDR = 32;
+export const SQ_OFF_HEAD = 0;
+export const SQ_OFF_TAIL = 4;
+export const SQ_OFF_DROPPED = 20;
+export const SQ_OFF_ARRAY = 24;
+export const CQ_OFF_HEAD = 0;
+export const CQ_OFF_TAIL = 4;
+
+/** Offsets by which memory of a ring is mapped. */
+export const IORING_OFF_CQ_RING = 0x0800_0000;
+export const IORING_OFF_SQES = 0x1000_0000;
+export const IORING_OFF_MMAP_MASK = 0xf800_0000;
+
+export const IORING_OP_NOP = 0;
+export const IORING_OP_MSG_RING = 40;
+export const IOSQE_CQE_SKIP_SUCCESS = 1 << 6;
+/** struct io_uring_sqe: opcode, flags, ioprio, fd, offset, … */
+export const SQE_SIZE = 64;
