@@ -138,10 +138,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     prepareImages(running, images, { connections: options.tcp?.established === true });
     // An engine that stands by has done all that before.
     if (!isStandIn()) rehearse();
-    using netLook =
-      options.emptyNet === true
-        ? undefined
-        : lookAtNetNamespace(options.pid, options.external ?? []);
+    using netLook = lookAtNetNamespace(options.pid, options);
     const isWhole =
       options.parentDir === undefined &&
       options.lazyPages === undefined &&

@@ -181,6 +181,18 @@ export function attributes(body: Buffer, fixedSize: number): Map<number, Buffer>
   return found;
 }
 
+/** What is in the attributes of a list, in which all may be of one type. */
+export function attributeList(list: Buffer): Buffer[] {
+  const found: Buffer[] = [];
+  for (let at = 0; at + 4 <= list.length;) {
+    const length = list.readUInt16LE(at);
+    if (length < 4 || at + length > list.length) break;
+    found.push(list.subarray(at + 4, at + length));
+    at += align(length);
+  }
+  return found;
+}
+
 /** What an attribute holds: bytes, text with its zero, or further attributes. */
 export type AttributeValue = Uint8Array | string | readonly Buffer[];
 

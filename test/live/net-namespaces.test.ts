@@ -135,14 +135,24 @@ it("gives the caller's devices back when it fails", async () => {
   expect(run("ip -o link show in0", again)).toMatch(/in0@in1: .* mtu 1400/);
 });
 
-it("saves and loads nothing of a namespace that is to stay empty", async () => {
-  using net = new NetNamespace("ip link add in0 type veth peer name in1");
+it("saves and loads of a namespace that is to stay empty what holds for the whole of it", async () => {
+  const settings = {
+    "core/somaxconn": "77",
+    "ipv4/ip_forward": "1",
+    "ipv4/ping_group_range": "5\t7",
+  };
+  using net = new NetNamespace(
+    "ip link add in0 type veth peer name in1",
+    ...Object.entries(settings).map(([name, value]) => `echo '${value}' > /proc/sys/net/${name}`),
+  );
   const program = await start(net);
   await dump(program, { emptyNet: true });
   expect(readdirSync(imagesDir).filter((name) => /^(netdev|ifaddr|route)/.test(name))).toEqual([]);
   const { hooks, seen } = listener();
   const again = await bringBack({ emptyNet: true, hooks });
   expect(run("ip -o link", again).trim().split("\n")).toHaveLength(1);
+  for (const [name, value] of Object.entries(settings))
+    expect(run(`cat /proc/sys/net/${name}`, again)).toBe(`${value}\n`);
   expect(run("ip -o link show lo up", again)).toContain("lo");
   expect(readlinkSync(`/proc/${again.pid}/ns/net`)).not.toBe(readlinkSync("/proc/self/ns/net"));
   const order: readonly ScriptAction[] = [

@@ -3,6 +3,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import type { NetDeviceEntry, SitEntry } from "../../images/schema/messages.generated.ts";
+import { NLA_F_NESTED } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { attribute, attributes, u32 } from "../../sys/netlink.ts";
 
@@ -15,9 +16,28 @@ export function basics(device: NetDeviceEntry): Buffer[] {
   ];
 }
 
-/** What the device has besides that every kind of device can have. */
+/** What the device has besides that every kind of device can have; without its other names, which are set on their own. */
 export function further({ link_attributes: saved }: NetDeviceEntry): Buffer[] {
-  return saved === undefined ? [] : [Buffer.from(saved)];
+  const found = attributes(Buffer.from(saved ?? []), 0);
+  return chosen(
+    found,
+    [...found.keys()].filter((type) => type !== rt.IFLA_PROP_LIST),
+  );
+}
+
+/** Other names (ip-link(8), altname), as the kernel told them. */
+export function otherNames({ link_attributes: saved }: NetDeviceEntry): Buffer | undefined {
+  return attributes(Buffer.from(saved ?? []), 0).get(rt.IFLA_PROP_LIST);
+}
+
+/** The addresses whose packets a macvlan or macvtap in source mode takes, and the queue that all of them share. */
+export function macvlanFurther(data: ReadonlyMap<number, Buffer>): Buffer[] {
+  const sources = data.get(rt.IFLA_MACVLAN_MACADDR_DATA) ?? Buffer.alloc(0);
+  if (sources.length === 0) return [];
+  return [
+    attribute(rt.IFLA_MACVLAN_MACADDR_MODE, u32(rt.MACVLAN_MACADDR_SET)),
+    attribute(rt.IFLA_MACVLAN_MACADDR_DATA | NLA_F_NESTED, sources),
+  ];
 }
 
 /** The kind of the device and its data, as the kernel told them (IFLA_LINKINFO). */

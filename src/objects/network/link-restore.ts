@@ -5,7 +5,9 @@
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import type { NetDeviceEntry, NetnsEntry } from "../../images/schema/messages.generated.ts";
+import { NLA_F_NESTED } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
+import { AF_BRIDGE } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import {
@@ -13,6 +15,7 @@ import {
   attributes,
   decodeMessages,
   u32,
+  type NetlinkMessage,
   type NetlinkSocket,
 } from "../../sys/netlink.ts";
 import type { GivenDevices } from "./given-devices.ts";
@@ -24,12 +27,14 @@ import {
   chosen,
   further,
   infoOf,
+  macvlanFurther,
+  otherNames,
   sitData,
   TOLD_ONLY,
 } from "./link-attributes.ts";
 import { linkHeader } from "./link-header.ts";
 import { externalDevice } from "./external.ts";
-import { ND, readLinks, type Link } from "./links.ts";
+import { isGroup, ND, readLinks, type Link } from "./links.ts";
 import { holdAddresses, restoreDeviceSettings } from "./sysctls.ts";
 import { makeTunDevice } from "./tun-device.ts";
 
@@ -79,9 +84,10 @@ export function restoreLinks(namespaces: readonly FilledNamespace[], restore: Li
     waiting = left;
   }
   for (const namespace of namespaces)
-    for (const device of namespace.devices) {
-      maker.settle({ namespace, device });
-    }
+    for (const device of namespace.devices) maker.settle({ namespace, device });
+  // A bridge takes groups for ports that are up.
+  for (const namespace of namespaces)
+    for (const device of namespace.devices) maker.tellNeighbours({ namespace, device });
 }
 
 class LinkMaker {
@@ -119,7 +125,7 @@ class LinkMaker {
     return true;
   }
 
-  /** Brings a device up, and tells what has been written down about its neighbours. */
+  /** Brings a device up. */
   settle(one: Made): void {
     const { device, namespace } = one;
     this.#send(namespace, rt.RTM_SETLINK, {
@@ -135,8 +141,18 @@ class LinkMaker {
         ...chosen(attributes(Buffer.from(device.link_attributes ?? []), 0), [rt.IFLA_IFALIAS]),
       ],
     });
+    const names = otherNames(device);
+    if (names !== undefined) {
+      const parts = [attribute(rt.IFLA_PROP_LIST | NLA_F_NESTED, names)];
+      const given = { device, doing: "give other names", index: device.ifindex, flags: 0, parts };
+      this.#send(namespace, rt.RTM_NEWLINKPROP, given, NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND);
+    }
+  }
+
+  /** Tells what has been written down about a device's neighbours. */
+  tellNeighbours({ device, namespace }: Made): void {
     for (const message of decodeMessages(Buffer.from(device.neighbours ?? []))) {
-      const flags = NLM_F_CREATE | NLM_F_REPLACE;
+      const flags = NLM_F_CREATE | howToAdd(message);
       const answer = namespace.socket.tryRequest({ ...message, flags });
       if (typeof answer === "number") {
         log.warn(`cannot tell ${device.name} of a neighbour: ${errnoName(-answer)}`);
@@ -230,11 +246,14 @@ class LinkMaker {
     const { device } = one;
     const { macvlan } = device;
     if (macvlan === undefined) throw bad(device, "its mode is missing");
+    const info = dataOf(device);
     const mode = Buffer.alloc(2);
     mode.writeUInt16LE(macvlan.flags ?? 0);
     const data = [
       attribute(rt.IFLA_MACVLAN_MODE, u32(macvlan.mode)),
       ...(macvlan.flags === undefined ? [] : [attribute(rt.IFLA_MACVLAN_FLAGS, mode)]),
+      ...chosen(info, [rt.IFLA_MACVLAN_BC_QUEUE_LEN, rt.IFLA_MACVLAN_BC_CUTOFF]),
+      ...macvlanFurther(info),
     ];
     return this.#makeOnParent(one, "macvlan", data);
   }
@@ -249,17 +268,36 @@ class LinkMaker {
       this.#setByName(one, [...basics(device), ...further(device)]);
       return true;
     }
-    const data = attributes(info.get(rt.IFLA_INFO_DATA) ?? Buffer.alloc(0), 0);
+    const data = dataOf(device);
     const told = TOLD_ONLY[kind] ?? [];
     const settings = [...data.keys()].filter((type) => !told.includes(type));
+    const sources = kind === "macvtap" ? macvlanFurther(data) : [];
     try {
-      return this.#makeOnParent(one, kind, chosen(data, settings));
+      return this.#makeOnParent(one, kind, [...chosen(data, settings), ...sources]);
     } catch (error) {
       if (!(error instanceof RepriseError) || error.code !== "SYSCALL") throw error;
-      // Kinds tell what is off as 0, and some refuse to be told so: by itself a device has it off.
+      // Kinds tell what is off as 0, and some refuse to be told so: by itself a device has it off, or else is told after all.
       const on = settings.filter((type) => data.get(type)?.some((byte) => byte !== 0));
-      return this.#makeOnParent(one, kind, chosen(data, on));
+      const make = (types: readonly number[]): boolean =>
+        this.#makeOnParent(one, kind, [...chosen(data, types), ...sources]);
+      if (!make(on)) return false;
+      const fresh = this.#fresh(one);
+      const off = settings.filter(
+        (type) => !on.includes(type) && fresh.get(type)?.equals(data.get(type) ?? NONE) === false,
+      );
+      if (off.length === 0) return true;
+      const flags = device.flags & ~rt.IFF_UP;
+      const doing = "make it anew";
+      const change = { device, doing, index: device.ifindex, flags, parts: [] };
+      this.#send(one.namespace, rt.RTM_DELLINK, change);
+      return make([...on, ...off]);
     }
+  }
+
+  /** What the kernel tells now of what is special to a device's kind. */
+  #fresh({ device, namespace }: Made): Map<number, Buffer> {
+    const link = readLinks(namespace.socket).find(({ name }) => name === device.name);
+    return attributes(link?.info.get(rt.IFLA_INFO_DATA) ?? NONE, 0);
   }
 
   /** A device on top of another one: of the tree, or the caller's. */
@@ -385,9 +423,11 @@ class LinkMaker {
     { socket }: FilledNamespace,
     type: number,
     { device, doing, index, flags, parts }: LinkChange,
+    request = 0,
   ): void {
     const answer = socket.tryRequest({
       type,
+      flags: request,
       body: Buffer.concat([linkHeader(index, flags), ...parts]),
     });
     if (typeof answer === "number") throw refused(device, doing, answer);
@@ -435,6 +475,25 @@ interface LinkChange {
 const NLM_F_REPLACE = 0x100;
 const NLM_F_EXCL = 0x200;
 const NLM_F_CREATE = 0x400;
+const NLM_F_APPEND = 0x800;
+const NONE = Buffer.alloc(0);
+
+/** A bridge's groups are not replaced; a forwarding entry may be one of several for its address: where a vxlan sends what is for all. */
+function howToAdd({ type, body }: NetlinkMessage): number {
+  if (type === rt.RTM_NEWMDB) return 0;
+  return body[0] === AF_BRIDGE && isOneOfMany(body) ? NLM_F_APPEND : NLM_F_REPLACE;
+}
+
+function isOneOfMany(body: Buffer): boolean {
+  const found = attributes(body, rt.NDMSG_SIZE);
+  const address = found.get(rt.NDA_LLADDR);
+  const isForAll = isGroup(address) || address?.every((byte) => byte === 0) === true;
+  return found.has(rt.NDA_DST) && !found.has(rt.NDA_MASTER) && isForAll;
+}
+
+function dataOf(device: NetDeviceEntry): Map<number, Buffer> {
+  return attributes(infoOf(device).get(rt.IFLA_INFO_DATA) ?? NONE, 0);
+}
 
 function text(bytes: Buffer | undefined): string {
   return bytes?.toString("latin1").replace(/\0.*$/s, "") ?? "";

@@ -7,7 +7,13 @@ import type { MessageInput } from "../../images/codec.ts";
 import type { NetDeviceEntry, SitEntry } from "../../images/schema/messages.generated.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { AF_BRIDGE, AF_PACKET, AF_UNSPEC } from "../../sys/abi/socket.ts";
-import { attribute, attributes, encodeMessage, type NetlinkSocket } from "../../sys/netlink.ts";
+import {
+  attribute,
+  attributeList,
+  attributes,
+  encodeMessage,
+  type NetlinkSocket,
+} from "../../sys/netlink.ts";
 import type { NetSettings } from "./sysctls.ts";
 import { tunLinkEntry, type TunStates } from "./tun-device.ts";
 
@@ -52,6 +58,7 @@ const FURTHER = [
   rt.IFLA_GROUP,
   rt.IFLA_NUM_TX_QUEUES,
   rt.IFLA_NUM_RX_QUEUES,
+  rt.IFLA_PROP_LIST,
 ];
 
 /** A device as the kernel tells of it. */
@@ -204,8 +211,12 @@ function sitEntry(link: Link): MessageInput<SitEntry> {
  * What somebody has written down about neighbours, by device: addresses, proxies, and where a bridge or a vxlan finds them. What
  * the kernel has found out it finds out again.
  */
-export function readNeighbours(socket: NetlinkSocket): Map<number, Buffer[]> {
-  const found = new Map<number, Buffer[]>();
+export function readNeighbours(
+  socket: NetlinkSocket,
+  links: readonly Link[],
+): Map<number, Buffer[]> {
+  const isBridged = links.some(({ kind }) => kind === "bridge");
+  const found = isBridged ? readGroups(socket) : new Map<number, Buffer[]>();
   for (const [family, flags] of [
     [AF_UNSPEC, 0],
     [AF_UNSPEC, rt.NTF_PROXY],
@@ -237,15 +248,53 @@ function isWritten(body: Buffer): boolean {
   );
 }
 
-/** Where a bridge or a vxlan finds an address. A bridge's permanent entries are its ports' own addresses. */
+/**
+ * Where a bridge or a vxlan finds an address, and further addresses of a device. A bridge's permanent entries are its ports' own
+ * addresses; multicast ones come with the groups that are joined.
+ */
 function isForwarding(body: Buffer): boolean {
   const found = attributes(body, rt.NDMSG_SIZE);
-  if (!found.has(rt.NDA_MASTER)) return found.has(rt.NDA_DST);
+  if (!found.has(rt.NDA_MASTER)) return found.has(rt.NDA_DST) || !isGroup(found.get(rt.NDA_LLADDR));
   if ((body.readUInt16LE(NDM_STATE) & rt.NUD_NOARP) === 0) return false;
   // So it is told to the bridge, and not to the port.
   body.writeUInt8(body.readUInt8(NDM_FLAGS) | rt.NTF_MASTER, NDM_FLAGS);
   return true;
 }
+
+/** Whether a hardware address is one of many devices (IEEE 802: the first byte's lowest bit), or missing. */
+export function isGroup(address: Buffer | undefined): boolean {
+  return ((address?.[0] ?? 1) & 1) !== 0;
+}
+
+/** Groups that somebody has put into a bridge's table for good (bridge-mdb(8)), as the messages that do so, by bridge. */
+function readGroups(socket: NetlinkSocket): Map<number, Buffer[]> {
+  const body = Buffer.alloc(rt.BR_PORT_MSG_SIZE);
+  body.writeUInt8(AF_BRIDGE, 0);
+  const found = new Map<number, Buffer[]>();
+  for (const { type, body: told } of socket.dumpMessages({ type: rt.RTM_GETMDB, body })) {
+    if (type !== rt.RTM_NEWMDB && type !== rt.RTM_GETMDB) continue;
+    const header = Buffer.from(told.subarray(0, rt.BR_PORT_MSG_SIZE));
+    header.writeUInt8(AF_BRIDGE, 0);
+    const table = attributes(told, rt.BR_PORT_MSG_SIZE).get(rt.MDBA_MDB) ?? Buffer.alloc(0);
+    const infos = attributeList(table).flatMap((entry) => attributeList(entry));
+    for (const info of infos) {
+      const entry = info.subarray(0, rt.BR_MDB_ENTRY_SIZE);
+      if (entry[MDB_STATE] !== rt.MDB_PERMANENT) continue;
+      const cleared = Buffer.from(entry);
+      // Told only: whether hardware has it.
+      cleared.writeUInt8(0, MDB_FLAGS);
+      const message = Buffer.concat([header, attribute(rt.MDBA_SET_ENTRY, cleared)]);
+      const bridge = header.readInt32LE(4);
+      const of = found.get(bridge) ?? [];
+      found.set(bridge, [...of, encodeMessage({ type: rt.RTM_NEWMDB, flags: 0, body: message })]);
+    }
+  }
+  return found;
+}
+
+/** Offsets in struct br_mdb_entry. */
+const MDB_STATE = 4;
+const MDB_FLAGS = 5;
 
 function parseLink(body: Buffer): Link {
   const found = attributes(body, rt.IFINFOMSG_SIZE);

@@ -121,7 +121,7 @@ it("carries over devices, addresses, routes, rules, neighbours and firewall", as
     "ip route add default nexthop via 10.1.2.9 weight 2 nexthop dev mv0",
     "ip route add blackhole 10.7.0.0/16",
     "ip nexthop add id 5 via 10.1.2.9 dev va; ip nexthop add id 6 dev mv0",
-    "ip nexthop add id 4 group 5/6,2",
+    "ip nexthop add id 4 group 5/6,2; ip nexthop add id 7 group 5/6 type resilient buckets 8",
     "ip route add 10.6.0.0/16 nhid 4; ip route add 10.5.0.0/16 nhid 5",
     "ip -6 route add fd01::/64 via fd00::9",
     "ip rule add from 10.8.1.1 table 77 prio 500; ip rule del prio 32767",
@@ -129,7 +129,15 @@ it("carries over devices, addresses, routes, rules, neighbours and firewall", as
     "ip neigh add 10.1.2.9 lladdr 02:00:00:00:00:09 dev va nud permanent",
     "ip neigh add proxy 10.1.2.77 dev va",
     "bridge fdb add 02:00:00:00:00:11 dev vx0 dst 10.1.2.44",
+    "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 10.1.2.45",
+    "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 10.1.2.46",
     "bridge fdb add 02:00:00:00:00:22 dev vb master static",
+    "bridge fdb add 02:00:00:00:00:33 dev va self",
+    "bridge mdb add dev br0 port vb grp 239.1.1.1 permanent",
+    "ip link add vx1 type vxlan external dstport 4800",
+    "ip link add mv1 link va type macvlan mode source",
+    "ip link set link dev mv1 type macvlan macaddr add 02:00:00:00:00:44",
+    "ip link property add dev va altname a-name-that-is-longer-than-others",
     "nft add table inet foo; nft add chain inet foo c '{ type filter hook input priority 5; }'",
     "nft add rule inet foo c tcp dport 99 drop",
     "iptables-legacy -A INPUT -p tcp --dport 98 -j DROP",
@@ -141,6 +149,10 @@ it("carries over devices, addresses, routes, rules, neighbours and firewall", as
   expect(fresh.run("bridge fdb show dev vx0")).toContain("02:00:00:00:00:11 dst 10.1.2.44");
   expect(fresh.run("bridge fdb show dev vb")).toContain("02:00:00:00:00:22 master br0 static");
   expect(fresh.run("bridge -d link show dev vb")).toContain("isolated on");
+  for (const command of ["bridge fdb show dev vx0", "bridge mdb", "bridge fdb show dev va"])
+    expect(fresh.run(command).split("\n").toSorted()).toEqual(
+      net.run(command).split("\n").toSorted(),
+    );
 });
 
 it("carries over settings of the namespace and of its devices", () => {

@@ -40,8 +40,10 @@ import {
   holdAddresses,
   OpenSettings,
   readNetSettings,
+  readOwnSettings,
   releaseAddresses,
   restoreNetSettings,
+  restoreOwnSettings,
 } from "./sysctls.ts";
 import { tellNetworkLosses } from "./losses.ts";
 import { EMPTY_NETNS } from "./netns-entry.ts";
@@ -56,21 +58,28 @@ export const netRoom: NamespaceRoom = {
 
   write({ id, inode, pid }, dump) {
     const { images, options, namespaces } = dump;
-    if (options.emptyNet === true) return;
     const user = namespaces.ofRoot("user");
     const maps = user === undefined ? undefined : collectMaps(user.pid);
+    const innerGid = (gid: number): number =>
+      maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid);
+    const settings = dump.netLook?.inode === inode ? dump.netLook.settings : undefined;
     const fd = openSync(`/proc/${pid}/ns/net`, "r");
     try {
       inNetNamespace(fd, () => {
+        if (options.emptyNet === true) {
+          const own = readOwnSettings(innerGid, settings);
+          images.write("netns", id, [{ ...EMPTY_NETNS, ...own }]);
+          return;
+        }
         writeNetNamespace(
           { id, inode },
           {
             images,
             external: options.external ?? [],
-            settings: dump.netLook?.inode === inode ? dump.netLook.settings : undefined,
+            settings,
             others: namespaces.all.filter(({ kind }) => kind === "net"),
             innerUid: (uid) => (maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid)),
-            innerGid: (gid) => (maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid)),
+            innerGid,
           },
         );
       });
@@ -90,8 +99,10 @@ export const netRoom: NamespaceRoom = {
     };
     const given = new GivenDevices();
     restore.atEnd({ release: () => given.release(), failed: () => given.giveBack() });
+    const outerGid = (gid: number): number =>
+      maps === undefined ? gid : (idOutside(maps.gid_map, gid) ?? gid);
     try {
-      if (options.emptyNet === true) filling.forEach(bringLoopbackUp);
+      if (options.emptyNet === true) filling.forEach((one) => fillNothing(one, outerGid));
       else {
         fillNetNamespaces(filling, {
           reader: set.reader,
@@ -100,7 +111,7 @@ export const netRoom: NamespaceRoom = {
           weakSysctls: options.weakSysctls ?? false,
           given,
           outerUid: (uid) => (maps === undefined ? uid : (idOutside(maps.uid_map, uid) ?? uid)),
-          outerGid: (gid) => (maps === undefined ? gid : (idOutside(maps.gid_map, gid) ?? gid)),
+          outerGid,
         });
       }
     } finally {
@@ -117,14 +128,22 @@ export const netRoom: NamespaceRoom = {
 /** A network namespace that was looked at while its tasks ran. */
 export interface NetLook extends Disposable {
   readonly inode: number;
-  readonly settings: OpenSettings;
+  /** Undefined when they are too many to be held open. */
+  readonly settings: OpenSettings | undefined;
 }
 
 /**
  * Reads what will be read of a task's network namespace, if it is not the engine's, and keeps its settings open: while the tree
  * stands still the code is warm then, and the kernel has its files of settings at hand.
  */
-export function lookAtNetNamespace(pid: number, external: readonly string[]): NetLook | undefined {
+export function lookAtNetNamespace(
+  pid: number,
+  {
+    external = [],
+    emptyNet,
+  }: { readonly external?: readonly string[]; readonly emptyNet?: boolean },
+): NetLook | undefined {
+  let settings: OpenSettings | undefined;
   try {
     const path = `/proc/${pid}/ns/net`;
     const link = readlinkSync(path);
@@ -134,19 +153,23 @@ export function lookAtNetNamespace(pid: number, external: readonly string[]): Ne
     const fd = openSync(path, "r");
     try {
       return inNetNamespace(fd, () => {
-        const settings = new OpenSettings();
-        readNetSettings((gid) => gid, settings);
-        readFirewall();
-        const socket = new NetlinkSocket(NETLINK_ROUTE);
-        readLinks(socket);
-        readRouting(socket);
-        socket.close();
-        return { inode, settings, [Symbol.dispose]: () => settings[Symbol.dispose]() };
+        settings = OpenSettings.ofThread();
+        if (emptyNet === true) readOwnSettings((gid) => gid, settings);
+        else {
+          readNetSettings((gid) => gid, settings);
+          readFirewall();
+          const socket = new NetlinkSocket(NETLINK_ROUTE);
+          readLinks(socket);
+          readRouting(socket);
+          socket.close();
+        }
+        return { inode, settings, [Symbol.dispose]: () => settings?.[Symbol.dispose]() };
       });
     } finally {
       closeSync(fd);
     }
   } catch (error) {
+    settings?.[Symbol.dispose]();
     // The dump will meet the same and tell it.
     log.debug(`look at the network namespace: ${String(error)}`);
     return undefined;
@@ -190,7 +213,7 @@ export function writeNetNamespace(
       ),
       settings,
       isExternal: (device) => isExternalDevice(external, device),
-      neighbours: readNeighbours(socket),
+      neighbours: readNeighbours(socket, links),
       tuns: {
         of: (device) => tuns.get(`${inode}/${device}`),
         innerUid: (uid) => dump.innerUid(uid),
@@ -338,8 +361,12 @@ function tellNumbers(
   }
 }
 
-/** Nothing else is done to a namespace that is to stay empty. */
-function bringLoopbackUp({ socket }: FilledNamespace): void {
+/** Of a namespace that is to stay empty only what holds for the whole of it is set: nobody else knows that. */
+function fillNothing(
+  { fd, socket, netns }: FilledNamespace,
+  outerGid: (gid: number) => number,
+): void {
+  inNetNamespace(fd, () => restoreOwnSettings(netns, { outerGid }));
   const body = Buffer.alloc(rt.IFINFOMSG_SIZE);
   body.writeUInt32LE(rt.IFF_UP, 8);
   body.writeUInt32LE(rt.IFF_UP, 12);

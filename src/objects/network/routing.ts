@@ -15,6 +15,7 @@ import {
   type NetlinkMessage,
   type NetlinkSocket,
 } from "../../sys/netlink.ts";
+import { chosen } from "./link-attributes.ts";
 import { readLinks } from "./links.ts";
 
 /** The raw images that ip(8) writes, with their magic numbers. */
@@ -80,7 +81,9 @@ export function restoreNexthops(socket: NetlinkSocket, content: Uint8Array): voi
     const copy = Buffer.concat([
       body.subarray(0, rt.NHMSG_SIZE),
       ...parts.map(([one, value]) =>
-        attribute(NESTED.includes(one) ? one | NLA_F_NESTED : one, value),
+        one === rt.NHA_RES_GROUP
+          ? attribute(one, chosen(attributes(value, 0), BUCKETS))
+          : attribute(NESTED.includes(one) ? one | NLA_F_NESTED : one, value),
       ),
     ]);
     copy.writeUInt8(0, NH_SCOPE);
@@ -94,8 +97,14 @@ export function restoreNexthops(socket: NetlinkSocket, content: Uint8Array): voi
 
 /** NHA_ID to NHA_ENCAP, NHA_FDB, NHA_RES_GROUP: the others tell what happens. */
 const NH_SETTINGS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12];
-/** NHA_ENCAP, NHA_RES_GROUP. */
-const NESTED = [8, 12];
+/** NHA_ENCAP. */
+const NESTED = [8];
+/** Of a resilient group; it also tells for how long it has been unbalanced. */
+const BUCKETS = [
+  rt.NHA_RES_GROUP_BUCKETS,
+  rt.NHA_RES_GROUP_IDLE_TIMER,
+  rt.NHA_RES_GROUP_UNBALANCED_TIMER,
+];
 
 /** Offsets in struct nhmsg: what is told there, and refused when it is set. */
 const NH_SCOPE = 1;

@@ -30,6 +30,9 @@ const valueBytes = Buffer.alloc(VALUE_SIZE);
 type ConfOfAll = Pick<NetnsEntry, "all_conf4" | "def_conf4" | "all_conf6" | "def_conf6">;
 type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
 
+/** Each device has more than a hundred settings, and a process mostly no more than 1024 open files. */
+const MAX_OPEN = 700;
+
 /** Everything that is set in the namespace that the calling thread is in. */
 export interface NetSettings {
   readonly netns: ConfOfAll &
@@ -46,12 +49,21 @@ export interface NetSettings {
 export class OpenSettings {
   readonly #open: readonly { readonly name: string; readonly fd: number }[];
 
-  /** Those of the namespace that the calling thread is in. */
-  constructor() {
-    this.#open = settingNames("").flatMap((name) => {
+  private constructor(open: readonly { readonly name: string; readonly fd: number }[]) {
+    this.#open = open;
+  }
+
+  /** Those of the namespace that the calling thread is in; undefined when they are too many to be held. */
+  static ofThread(): OpenSettings | undefined {
+    const open: { name: string; fd: number }[] = [];
+    for (const name of settingNames("")) {
       const fd = openSetting(name);
-      return fd < 0 ? [] : [{ name, fd }];
-    });
+      if (fd >= 0) open.push({ name, fd });
+      if (open.length <= MAX_OPEN) continue;
+      new OpenSettings(open)[Symbol.dispose]();
+      return undefined;
+    }
+    return new OpenSettings(open);
   }
 
   /** Whether the settings of a device are among them: it may be newer. */
@@ -118,6 +130,32 @@ export function readNetSettings(
   };
 }
 
+/** What holds for the whole of a namespace that is to stay empty otherwise: its devices are those that the caller brings. */
+export function readOwnSettings(
+  innerGid: (gid: number) => number,
+  opened?: OpenSettings,
+): Pick<NetnsEntry, "ipv4_sysctl" | "sysctls"> {
+  const values = opened?.read() ?? readAll(settingNames(""));
+  const range = values.get(PING_GROUPS);
+  values.delete(PING_GROUPS);
+  return {
+    ipv4_sysctl: range === undefined ? [] : [pingGroups(range, innerGid)],
+    sysctls: [...values]
+      .filter(([name]) => deviceOf(name) === undefined)
+      .map(([name, value]) => ({ name, value })),
+  };
+}
+
+/** Sets them again; what cannot be set is told. */
+export function restoreOwnSettings(
+  netns: NetnsEntry,
+  restore: Pick<SettingsRestore, "outerGid">,
+): void {
+  restorePingGroups(netns, { outerGid: (gid) => restore.outerGid(gid), weak: true });
+  // Some set others, as forwarding does: these are set again.
+  for (let times = 1; times <= 2; times++) restoreOthers(netns, undefined);
+}
+
 export interface SettingsRestore {
   /** Of a group of the tree's user namespace, the number in the engine's. */
   outerGid(gid: number): number;
@@ -136,15 +174,18 @@ export function restoreNetSettings(netns: NetnsEntry, restore: SettingsRestore):
     const value = textOf(netns.unix_conf[index]);
     if (value !== undefined) writeOne(name, value, weak);
   });
-  const range = netns.ipv4_sysctl[0]?.sarg;
-  if (range !== undefined) {
-    const gids = range
-      .trim()
-      .split(/\s+/)
-      .map((gid) => restore.outerGid(Number(gid)));
-    writeOne(PING_GROUPS, gids.join("\t"), weak);
-  }
+  restorePingGroups(netns, restore);
   restoreOthers(netns, undefined);
+}
+
+function restorePingGroups({ ipv4_sysctl }: NetnsEntry, restore: SettingsRestore): void {
+  const range = ipv4_sysctl[0]?.sarg;
+  if (range === undefined) return;
+  const gids = range
+    .trim()
+    .split(/\s+/)
+    .map((gid) => restore.outerGid(Number(gid)));
+  writeOne(PING_GROUPS, gids.join("\t"), restore.weak);
 }
 
 /** Sets what belongs to a device. @throws RepriseError SYSCALL */

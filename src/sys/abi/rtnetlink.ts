@@ -113,3 +113,21 @@ export const RTM_GETQDISC = 38;
 /** struct tcmsg. */
 export const TCMSG_SIZE = 20;
 export const TCA_KIND = 1;
+export const RTM_NEWLINKPROP = 108;
+export const RTM_NEWMDB = 84;
+export const RTM_GETMDB = 86;
+/** struct br_port_msg, br_mdb_entry. */
+export const BR_PORT_MSG_SIZE = 8;
+export const BR_MDB_ENTRY_SIZE = 28;
+export const MDBA_MDB = 1;
+export const MDBA_SET_ENTRY = 1;
+export const MDB_PERMANENT = 1;
+export const IFLA_MACVLAN_MACADDR_MODE = 3;
+export const IFLA_MACVLAN_MACADDR_DATA = 5;
+export const IFLA_MACVLAN_BC_QUEUE_LEN = 7;
+export const IFLA_MACVLAN_BC_CUTOFF = 9;
+export const MACVLAN_MACADDR_SET = 3;
+export const NHA_RES_GROUP = 12;
+export const NHA_RES_GROUP_BUCKETS = 1;
+export const NHA_RES_GROUP_IDLE_TIMER = 2;
+export const NHA_RES_GROUP_UNBALANCED_TIMER = 3;
