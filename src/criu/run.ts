@@ -49,7 +49,7 @@ async function run(args: readonly string[], onAction: OnAction): Promise<number>
   }
   if (options.words[0] === "standby-worker") {
     const { work } = await import("./standby/worker.ts");
-    return work();
+    return work(options.words.slice(1));
   }
   // What stands between a server and the network: see tls.ts.
   if (options.words[0] === "tls-bridge") {

@@ -5,6 +5,7 @@
 
 import { writeFileSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
+import { badSet } from "../images/bad-set.ts";
 import { log } from "../log.ts";
 import { readNsLastPid } from "../proc/self.ts";
 import { readStatus, readThreadStatusIfAlive } from "../proc/status.ts";
@@ -83,7 +84,7 @@ export function enterNamespaces(
         ? growth.namespaceFds.get(namespace)
         : openMadeForChildren(program, growth, { pid, maker });
     if (fd === undefined)
-      throw new RepriseError("INTERNAL", `internal error: ${kind} namespace ${id} was not made`);
+      throw badSet(`pid ${pid} is in ${kind} namespace ${id}, of which nothing is known`);
     program.call("setns", [fd, kindOfNamespace(kind).flag], {
       label: `put pid ${pid} into its ${kind} namespace`,
     });

@@ -27,6 +27,7 @@ export interface FileIndex {
 const MAX_PATH_BYTES = 4096;
 /** The largest value of fs.nr_open. */
 const MAX_FD = 2 ** 31 - 1;
+const MAX_PORT = 65_535;
 const FD_CLOEXEC = 1;
 
 /** Which member of a file_entry belongs to a type. */
@@ -121,8 +122,10 @@ export function checkFiles(set: LoadedSet): void {
   }
 }
 
-function checkReferences({ id, fifo, tty, memfd }: FileEntry, set: LoadedSet): void {
+function checkReferences({ id, fifo, tty, memfd, isk }: FileEntry, set: LoadedSet): void {
   const what = `files.img: file ${id}`;
+  for (const port of [isk?.src_port ?? 0, isk?.dst_port ?? 0])
+    if (port > MAX_PORT) throw badSet(`${what} has the impossible port ${port}`);
   if (fifo?.regf_id !== undefined) regularFile(set, fifo.regf_id, what);
   if (tty !== undefined) {
     if (tty.regf_id !== undefined) regularFile(set, tty.regf_id, what);

@@ -33,6 +33,9 @@ const MAX_FILTER_INSTRUCTIONS = 4096;
 const FILTER_INSTRUCTION_BYTES = 8;
 const SECCOMP_MODE_FILTER = 2;
 
+/** The control and status words of the x87. */
+const LARGEST_U16 = 0xffff;
+
 export type CoreRole = "leader" | "thread" | "zombie";
 
 /** Least lengths of the register arrays of an x86-64 extended state that are present. */
@@ -115,6 +118,8 @@ function checkRegisters({ fpregs, tls }: ThreadInfoX86, name: string): void {
   if (fpregs.st_space.length < 32 || fpregs.xmm_space.length < 64) {
     throw badSet(`${name} has too few floating point registers`);
   }
+  for (const field of ["cwd", "swd", "twd", "fop"] as const)
+    if (fpregs[field] > LARGEST_U16) throw badSet(`${name} has ${fpregs[field]} in ${field}`);
   for (const [field, least] of Object.entries(XSAVE_LENGTHS)) {
     const words = fpregs.xsave?.[field as keyof typeof XSAVE_LENGTHS] ?? [];
     if (words.length > 0 && words.length < least) {

@@ -75,9 +75,10 @@ export class ImageFile implements Disposable {
 
   /**
    * `length` bytes at `offset`; a view that stays valid.
-   * @throws RepriseError BAD_IMAGE beyond the end of the file.
+   * @throws RepriseError BAD_IMAGE beyond the end of the file, and for more than can be meant to be held in memory.
    */
   bytes(offset: number, length: number): Uint8Array {
+    if (length > MOST_BYTES) throw badImage(this.name, `${length} bytes in one piece`);
     if (offset + length > this.size) {
       throw badImage(
         this.name,
@@ -118,6 +119,8 @@ export class ImageFile implements Disposable {
 }
 
 const WINDOW_BYTES = 64 * 1024;
+/** Pages and files are never read as one piece; what is (rules of a firewall, the data of a pipe) is far smaller. */
+const MOST_BYTES = 2 ** 30;
 
 /**
  * All entries of an image, with the places of their payload.

@@ -18,9 +18,7 @@ import { Socket } from "node:net";
 import { join } from "node:path";
 import { AT_FDCWD, S_IFIFO } from "../../sys/abi/fcntl.ts";
 import { readStatIfAlive } from "../../proc/stat.ts";
-import { SIGKILL } from "../../sys/abi/signal.ts";
 import { syscall } from "../../sys/ffi.ts";
-import { sendSignal } from "../../sys/process.ts";
 import { BEGUN, COLD, DIED, FIRST_OWN_FD, type Report, type Request } from "./protocol.ts";
 
 /** How often a slot is looked at that a command took and said nothing. */
@@ -63,17 +61,19 @@ export class Slot {
     clearInterval(this.#look);
     const isWorking = this.#engine === "working";
     this.#engine = "ended";
-    rmSync(this.#directory, { recursive: true, force: true });
+    // No command comes any more.
+    rmSync(this.#path("request"), { force: true });
     const worker = this.#worker;
     if (worker.exitCode === null && worker.signalCode === null) {
       const ended = once(worker, "exit");
       // Its answer goes to the command first: see #hear.
       if (isWorking) await Promise.race([once(worker, "message"), ended]);
-      endGroup(worker);
+      worker.kill("SIGKILL");
       await ended;
     }
     this.#requests?.destroy();
     closeSync(this.#answer);
+    rmSync(this.#directory, { recursive: true, force: true });
   }
 
   #path(name: string): string {
@@ -84,7 +84,7 @@ export class Slot {
     const nothing = openSync("/dev/null", "r+");
     const worker = spawn(
       process.execPath,
-      [...process.execArgv, process.argv[1] ?? "", "standby-worker"],
+      [...process.execArgv, process.argv[1] ?? "", "standby-worker", this.#directory],
       {
         // A session of its own: a terminal's signals are not for it.
         detached: true,
@@ -191,11 +191,6 @@ export class Slot {
     const pid = Number(readFileSync(this.#path("busy"), "latin1"));
     if (pid > 0 && readStatIfAlive(pid) === undefined) rmSync(this.#path("busy"), { force: true });
   }
-}
-
-/** It may be warming up still: what it has started for that is in its process group, or ends within a minute. */
-function endGroup({ pid }: ChildProcess): void {
-  if (pid !== undefined) sendSignal(-pid, SIGKILL);
 }
 
 function tell(text: string): void {

@@ -1,8 +1,7 @@
 // What a resident engine does before it takes commands: it saves and restores a small tree, and what a container is to the kernel,
 // until V8 has compiled what that takes. Both are its own, and end with this.
 
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { readChildrenIfAlive } from "../../proc/children.ts";
 import { SIGKILL } from "../../sys/abi/signal.ts";
@@ -19,12 +18,20 @@ const NAMESPACES = "-m -p -f -n -i -u --kill-child";
 // oxfmt-ignore
 const CONTAINER = "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /mnt; exec sleep 60";
 
-/** Runs the rounds. A machine that does not allow them only makes the first commands slower. */
-export async function warmUp(): Promise<void> {
-  const scratch = mkdtempSync(join(tmpdir(), "reprise-standby-"));
-  const front = start("exec sleep 60");
-  const tree = start("sleep 60 & wait");
-  const outer = start(`exec unshare ${NAMESPACES} setsid sh -c '${CONTAINER}'`);
+/** What is killed in the middle of this takes all of these along, as they are and as they were restored: their parent is gone then. */
+const MORTAL = "setpriv --pdeathsig KILL";
+
+/**
+ * Runs the rounds. A machine that does not allow them only makes the first commands slower.
+ *
+ * @param scratch a directory for their images, which is made and removed
+ */
+export async function warmUp(scratch: string): Promise<void> {
+  rmSync(scratch, { recursive: true, force: true }); // of one that was killed
+  mkdirSync(scratch, { mode: 0o700 });
+  const front = start(`exec ${MORTAL} sleep 60`);
+  const tree = start(`exec ${MORTAL} sh -c '${MORTAL} sleep 60 & wait'`);
+  const outer = start(`exec ${MORTAL} unshare ${NAMESPACES} setsid sh -c '${CONTAINER}'`);
   try {
     await settled();
     const [inner] = readChildrenIfAlive(outer) ?? [];

@@ -2,6 +2,7 @@
 // commands ask, one after the other. It ends as soon as it is not as it was before a command.
 
 import { readlinkSync, writeSync } from "node:fs";
+import { join } from "node:path";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { reapingDone } from "../../engine/wait-exit.ts";
@@ -21,13 +22,13 @@ import { warmUp } from "./warm-up.ts";
 /** After so many commands another one takes its place: what grows slowly unseen does not grow for ever. */
 const MOST_COMMANDS = 500;
 
-/** Serves until the keeper ends it. */
-export async function work(): Promise<number> {
+/** Serves until the keeper ends it: `standby-worker DIRECTORY`, which is its slot's. */
+export async function work([slot = ""]: readonly string[]): Promise<number> {
   // Half-done work ends with the keeper, as with any engine that is killed.
   syscall("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
   // What the keeper's starter left open is not for tasks.
   for (const fd of readFdNumbers(process.pid)) trySyscall("fcntl", fd, F_SETFD, FD_CLOEXEC);
-  await warmUp();
+  await warmUp(join(slot, "warm-up"));
   // Kept open.
   await prepareCounting();
   const collectGarbage = garbageCollector();
