@@ -221,22 +221,20 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     phase("wrote its memory and images");
 
     if (options.dryRun === true) {
+      const stats = memory.stats(tree, { frozenAt, begun: freezing });
       images.abort();
       collected.files.abort();
       collected.files.close();
       unlock(lock, options);
       releaseTree(tree, { leaveStopped: false });
-      return {
-        stats: memory.stats(tree, { frozenAt, begun: freezing }),
-        plan: collected.describe(),
-      };
+      return { stats, plan: collected.describe() };
     }
     const leave = options.leave ?? "killed";
     const tracked = options.trackMemory ?? options.parentDir !== undefined;
+    let stats: DumpStats;
     const inventory = inventoryEntry(collected, { lock, uptime: tracked, machine });
-    const stats = memory.stats(tree, { frozenAt, begun: freezing });
+    images.commit(inventory);
     if (leave !== "killed") {
-      images.commit(inventory);
       if (options.hooks?.script !== undefined) {
         // A script may save more (a file system) that belongs to this state.
         syncDirectory(options.imagesDir);
@@ -249,15 +247,14 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       if (leave === "stopped") lock.leave();
       else unlock(lock, options);
       releaseTree(tree, { leaveStopped: leave === "stopped" });
-      stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
+      stats = memory.stats(tree, { frozenAt, begun: freezing });
       writeDumpStats(options.workDir ?? options.imagesDir, stats);
       options.onEvent?.({ kind: "resumed", ms: since() });
       phase("let it go");
       images.tidy();
       syncDirectory(options.imagesDir);
     } else {
-      images.commit(inventory);
-      stats.frozen_time = Math.round((performance.now() - frozenAt) * 1000);
+      stats = memory.stats(tree, { frozenAt, begun: freezing });
       phase("committed");
       writeDumpStats(options.workDir ?? options.imagesDir, stats);
       syncDirectory(options.imagesDir);

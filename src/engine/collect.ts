@@ -101,10 +101,10 @@ export function collectTree(
 ): CollectedTree {
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const alive = tree.tasks.filter(({ state }) => state !== "zombie");
-  const spaces = options.ahead?.spaces;
   const namespaces =
-    spaces?.namespaces ?? collectNamespaces(alive, { external: options.external ?? [] });
-  const mounts = spaces?.mounts ?? collectMounts(namespaces, options);
+    options.ahead?.namespaces(alive) ??
+    collectNamespaces(alive, { external: options.external ?? [] });
+  const mounts = options.ahead?.mounts ?? collectMounts(namespaces, options);
   const filesOptions = {
     ...options,
     namespaces,

@@ -100,9 +100,15 @@ export class LookAhead {
     this.files = new FileTable(images, { ...options, ...spaces, innerPid: () => undefined });
   }
 
-  /** Namespaces and mounts of the tree; undefined where all of it lives in the engine's mount namespace. */
-  get spaces(): Spaces | undefined {
-    return this.#spaces.mounts.all.length === 0 ? undefined : this.#spaces;
+  /** Namespaces of the tree; undefined when not all of its tasks were looked at. */
+  namespaces(tasks: readonly FrozenTask[]): CollectedNamespaces | undefined {
+    const isKnown = tasks.every(({ pid }) => this.#tables.has(pid));
+    return isKnown ? this.#spaces.namespaces : undefined;
+  }
+
+  /** Mounts of the tree; undefined where all of it lives in the engine's mount namespace. */
+  get mounts(): MountNamespaces | undefined {
+    return this.#spaces.mounts.all.length === 0 ? undefined : this.#spaces.mounts;
   }
 
   /** Whether everything still holds. To be asked when the tasks have been stopped, and before they do anything for us. */
@@ -114,10 +120,10 @@ export class LookAhead {
 
   /** Mounts come and go from outside, too; and a task that was not looked at may be in other namespaces by now. */
   #keptMounts({ tasks }: FrozenTree): boolean {
-    if (this.spaces === undefined) return true;
+    if (this.mounts === undefined) return true;
     const alive = tasks.filter(({ state }) => state !== "zombie");
     return (
-      alive.every(({ pid }) => this.#tables.has(pid)) &&
+      this.namespaces(alive) !== undefined &&
       this.#spaces.mountTables.every(({ pid, text }) => readMountTable(pid) === text)
     );
   }

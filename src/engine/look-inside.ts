@@ -76,7 +76,10 @@ export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideVi
       });
     }
     using undo = new UndoWatch();
-    for (const { task, ids } of collected.live) undo.tell(task, ids.ipc_ns_id ?? 0);
+    for (const { task, ids } of collected.live) {
+      const { ipc_ns_id: id = 0 } = ids;
+      undo.tell(task, { id, isOwn: id === collected.namespaces.own.ipc_ns_id });
+    }
   } catch (error) {
     // A loss that is refused, for one.
     cure(injections);

@@ -8,8 +8,9 @@ import { encodePagemap, PE_PRESENT } from "../images/pagemap.ts";
 import { CoreEntryMarch, FdTypes } from "../images/schema/messages.generated.ts";
 import { NO_OWNER } from "../objects/files/owner.ts";
 import { EMPTY_MM } from "../objects/memory/mm.ts";
-import { scanPages } from "../objects/memory/pages.ts";
+import { prepareWindows, scanPages } from "../objects/memory/pages.ts";
 import { collectVmas } from "../objects/memory/vma.ts";
+import { engineTraits } from "../objects/task/landlock.ts";
 import { hostLsm } from "../objects/task/lsm.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { cpuStateEntry } from "../objects/task/cpu-state.ts";
@@ -38,6 +39,8 @@ const X87_TO_AVX512 = 0xe7n;
 /** Does with the engine itself what will be done with stopped tasks: describing, encoding, laying out programs. */
 export function rehearse(): void {
   identifyClocks();
+  engineTraits();
+  prepareWindows();
   hostLsm();
   encodeFiles();
   encodeMemory();

@@ -42,6 +42,7 @@ export interface WrittenTree {
   readonly pagesWritten: number;
   /** Tasks with the runs of their pagemaps. */
   readonly pagemaps: readonly { readonly task: FrozenTask; readonly runs: readonly PageRun[] }[];
+  /** The tree counts as frozen until this is called. */
   stats(tree: FrozenTree, times: { readonly begun: number; readonly frozenAt: number }): DumpStats;
 }
 
@@ -105,28 +106,31 @@ export async function writeTree(
       ),
     0,
   );
-  const shared = sharedPages(images, pagesWritten);
   return {
     pagesWritten,
     pagemaps: scans.map(({ task: { task }, runs }) => ({ task, runs })),
-    stats: (of, { begun: start, frozenAt }) => ({
-      freezing_time: micro(frozenAt - start),
-      frozen_time: micro(performance.now() - frozenAt),
-      memdump_time: micro(written - begun),
-      memwrite_time: micro(written - begun),
-      pages_scanned: scans.reduce((sum, { scan }) => sum + scan.scanned, 0),
-      pages_skipped_parent: countRuns(PE_PARENT),
-      pages_written: pagesWritten,
-      pages_lazy: memory.leaveLazyPages ? countRuns(PE_LAZY) - lazyWritten : 0,
-      shpages_scanned: shared,
-      shpages_skipped_parent: 0,
-      shpages_written: shared,
-      stops: of.counters.stops,
-      remote_calls: of.counters.remoteCalls,
-      tasks: of.tasks.length,
-      threads: of.tasks.reduce((sum, task) => sum + task.threads.length, 0),
-      pages_shared_by_fork: sharedByFork(collected),
-    }),
+    stats: (of, { begun: start, frozenAt }) => {
+      const frozen_time = micro(performance.now() - frozenAt);
+      const shared = sharedPages(images, pagesWritten);
+      return {
+        freezing_time: micro(frozenAt - start),
+        frozen_time,
+        memdump_time: micro(written - begun),
+        memwrite_time: micro(written - begun),
+        pages_scanned: scans.reduce((sum, { scan }) => sum + scan.scanned, 0),
+        pages_skipped_parent: countRuns(PE_PARENT),
+        pages_written: pagesWritten,
+        pages_lazy: memory.leaveLazyPages ? countRuns(PE_LAZY) - lazyWritten : 0,
+        shpages_scanned: shared,
+        shpages_skipped_parent: 0,
+        shpages_written: shared,
+        stops: of.counters.stops,
+        remote_calls: of.counters.remoteCalls,
+        tasks: of.tasks.length,
+        threads: of.tasks.reduce((sum, task) => sum + task.threads.length, 0),
+        pages_shared_by_fork: sharedByFork(collected),
+      };
+    },
   };
 }
 

@@ -78,7 +78,7 @@ export class ImageSetWriter {
    * could miss). What is not written in the end is removed by `tidy` and `abort`.
    */
   prepare(names: Iterable<string>): void {
-    for (const name of names) {
+    for (const name of [...names, TEMPORARY_INVENTORY, MANIFEST_NAME]) {
       // A page server may write into the same directory.
       if (this.#prepared.has(name) || (this.remotePages !== undefined && isPages(name))) continue;
       const fd = createFile(this.path(name));

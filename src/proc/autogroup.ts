@@ -1,6 +1,6 @@
 // /proc/PID/autogroup: the scheduler's group of the task's session and its nice value; see sched(7). The file
 // comes with CONFIG_SCHED_AUTOGROUP and is empty for a task that has no such group.
-import { readProcTextIfSupported } from "./procfs.ts";
+import { readShortProcTextIfSupported } from "./procfs.ts";
 
 export interface Autogroup {
   readonly id: number;
@@ -10,7 +10,7 @@ export interface Autogroup {
 
 /** Autogroup of a process; undefined when there is none. Throws NO_SUCH_PROCESS or SYSCALL. */
 export function readAutogroup(pid: number): Autogroup | undefined {
-  const text = readProcTextIfSupported(pid, "autogroup");
+  const text = readShortProcTextIfSupported(pid, "autogroup");
   return text === undefined ? undefined : parseAutogroup(text);
 }
 

@@ -1,6 +1,6 @@
 // /proc/PID/limits: the resource limits, soft and hard, one a line in columns; see proc_pid_limits(5) and
 // lnames in fs/proc/base.c. The names hold blanks, so lines are told by the name that they begin with.
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone } from "./procfs.ts";
 
 /** 2^64 - 1: no limit. */
 export const UNLIMITED = 0xffff_ffff_ffff_ffffn;
@@ -42,7 +42,7 @@ export interface NamedLimit extends ResourceLimit {
 
 /** Limits of a process, by number. Throws NO_SUCH_PROCESS, NOT_PERMITTED or SYSCALL. */
 export function readLimits(pid: number): NamedLimit[] {
-  return parseLimits(readProcText(pid, "limits"));
+  return parseLimits(readShortProcText(pid, "limits"));
 }
 
 /** Like readLimits; undefined when the process is gone. */

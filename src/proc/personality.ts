@@ -1,10 +1,10 @@
 // /proc/PID/personality and /proc/PID/task/TID/personality: the execution domain as eight hexadecimal digits;
 // see personality(2). Reading needs ptrace access.
-import { readProcText, undefinedIfGone } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone } from "./procfs.ts";
 
 /** Personality of a process (of its leader). Throws NO_SUCH_PROCESS, NOT_PERMITTED or SYSCALL. */
 export function readPersonality(pid: number): number {
-  return Number.parseInt(readProcText(pid, "personality"), 16);
+  return Number.parseInt(readShortProcText(pid, "personality"), 16);
 }
 
 /** Like readPersonality; undefined when the process is gone. */
@@ -14,5 +14,5 @@ export function readPersonalityIfAlive(pid: number): number | undefined {
 
 /** Personality of one thread. Throws as readPersonality does. */
 export function readThreadPersonality(pid: number, tid: number): number {
-  return Number.parseInt(readProcText(pid, `task/${tid}/personality`), 16);
+  return Number.parseInt(readShortProcText(pid, `task/${tid}/personality`), 16);
 }

@@ -49,6 +49,11 @@ export function readProcTextIfSupported(pid: number, name: ProcName): string | u
   return undefinedIfUnsupported(() => readProcText(pid, name));
 }
 
+/** Like readShortProcText, but undefined when this kernel has no such file; a dead process still throws. */
+export function readShortProcTextIfSupported(pid: number, name: ProcName): string | undefined {
+  return undefinedIfUnsupported(() => readShortProcText(pid, name));
+}
+
 /** Reads /proc/PID/NAME as bytes. Throws as readProcText does. */
 export function readProcBytes(pid: number, name: ProcName): Uint8Array {
   const bytes = readBytes(procPath(pid, name));

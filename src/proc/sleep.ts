@@ -2,7 +2,7 @@
 // which arguments, stack pointer and instruction pointer, and status counts how often it gave up the processor. See
 // proc_pid_syscall(5), proc_pid_status(5).
 
-import { readProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
+import { readShortProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 
 /** A thread that is blocked in a system call. */
 export interface Sleep {
@@ -17,7 +17,7 @@ export interface Sleep {
 export function readSleep(pid: number, tid: number): Sleep | undefined {
   const switches = readSwitches(pid, tid);
   const text = undefinedIfGone(() =>
-    undefinedIfUnsupported(() => readProcText(pid, `task/${tid}/syscall`)),
+    undefinedIfUnsupported(() => readShortProcText(pid, `task/${tid}/syscall`)),
   );
   if (text === undefined || switches === undefined) return undefined;
   const parsed = parseSyscall(text);
@@ -26,7 +26,7 @@ export function readSleep(pid: number, tid: number): Sleep | undefined {
 
 /** How often a thread has given up the processor by itself; undefined when it is gone. */
 export function readSwitches(pid: number, tid: number): number | undefined {
-  const text = undefinedIfGone(() => readProcText(pid, `task/${tid}/status`));
+  const text = undefinedIfGone(() => readShortProcText(pid, `task/${tid}/status`));
   const match = /^voluntary_ctxt_switches:\s*(\d+)/m.exec(text ?? "");
   return match === null ? undefined : Number(match[1]);
 }

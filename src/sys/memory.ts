@@ -1,6 +1,8 @@
 // Reading and writing another process's memory, and buffers at fixed addresses for structures.
 
 import { RepriseError } from "../errors.ts";
+import { AT_FDCWD, O_CLOEXEC, O_RDWR } from "./abi/fcntl.ts";
+import { EIO } from "./errno.ts";
 import { addressOf, syscall, syscallError, trySyscall } from "./ffi.ts";
 
 /** struct iovec: base and length. */
@@ -74,17 +76,27 @@ function transfer(
   }
 }
 
-/**
- * Writes memory past its protection (FOLL_FORCE of /proc/PID/mem), as debuggers do for read-only pages.
- */
-export function pokeMemory(pid: number, address: number, bytes: Uint8Array): void {
-  const path = Buffer.from(`/proc/${pid}/mem\0`);
-  const fd = syscall("openat", -100, path, 2, 0);
-  try {
-    const written = trySyscall("pwrite64", fd, bytes, bytes.length, address);
-    if (written !== bytes.length)
-      throw syscallError("pwrite64", written < 0 ? -written : 5, `write memory of pid ${pid}`);
-  } finally {
-    trySyscall("close", fd);
+/** Writes the memory of a process past its protection (FOLL_FORCE of /proc/PID/mem), as debuggers do for read-only pages. */
+export class MemoryPoker {
+  readonly #pid: number;
+  #fd: number | undefined;
+
+  constructor(pid: number) {
+    this.#pid = pid;
+  }
+
+  poke(address: number, bytes: Uint8Array): void {
+    const path = `/proc/${this.#pid}/mem\0`;
+    this.#fd ??= syscall("openat", AT_FDCWD, Buffer.from(path), O_RDWR | O_CLOEXEC, 0);
+    const written = trySyscall("pwrite64", this.#fd, bytes, bytes.length, address);
+    if (written === bytes.length) return;
+    const errno = written < 0 ? -written : EIO;
+    throw syscallError("pwrite64", errno, `write memory of pid ${this.#pid}`);
+  }
+
+  /** Lets the file go; it is opened again when it is needed. */
+  close(): void {
+    if (this.#fd !== undefined) trySyscall("close", this.#fd);
+    this.#fd = undefined;
   }
 }

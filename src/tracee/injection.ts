@@ -24,7 +24,7 @@ import {
   PROT_WRITE,
 } from "../sys/abi/mman.ts";
 import { SIGSET_FULL } from "../sys/abi/signal.ts";
-import { pokeMemory, readMemory, writeMemory } from "../sys/memory.ts";
+import { MemoryPoker, readMemory, writeMemory } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { assemble, isStub, stub, STUB_SIZE, STUB_UNDO } from "./arch/x86_64/code.ts";
 import { repeatedRegisters, resumedRegisters, type Registers } from "./arch/x86_64/registers.ts";
@@ -60,14 +60,21 @@ export interface Injection {
   readonly code: number;
   readonly frames: readonly number[];
   readonly programs: number;
+  /** The process's memory, for the stub. */
+  readonly memory: MemoryPoker;
 }
 
 /** Makes the work areas of all targets, working on all at the same time. */
 export function inject(targets: readonly InjectionTarget[]): Injection[] {
   const injections = targets.map(layOut);
-  injections.forEach(startMapping);
-  injections.forEach(finishMapping);
-  return injections;
+  try {
+    injections.forEach(startMapping);
+    injections.forEach(finishMapping);
+    return injections;
+  } catch (error) {
+    closeMemories(injections);
+    throw error;
+  }
 }
 
 /**
@@ -75,8 +82,16 @@ export function inject(targets: readonly InjectionTarget[]): Injection[] {
  * detached.
  */
 export function cure(injections: readonly Injection[]): void {
-  injections.forEach(startUnmapping);
-  injections.forEach(finishUnmapping);
+  try {
+    injections.forEach(startUnmapping);
+    injections.forEach(finishUnmapping);
+  } finally {
+    closeMemories(injections);
+  }
+}
+
+function closeMemories(injections: readonly Injection[]): void {
+  for (const { memory } of injections) memory.close();
 }
 
 /** Size of the room that a work area needs. */
@@ -136,7 +151,8 @@ function layOut(target: InjectionTarget): Injection {
     return at;
   });
   const size = workAreaSize(target.threads, target.programSize);
-  return { target, address: target.hole, size, code: target.hole, frames, programs: next };
+  const memory = new MemoryPoker((target.threads[0] as StoppedThread).tracee.leader);
+  return { target, address: target.hole, size, code: target.hole, frames, programs: next, memory };
 }
 
 function startMapping(injection: Injection): void {
@@ -247,7 +263,7 @@ function pointAtStub(
 type StubEnd = typeof resumedRegisters | typeof repeatedRegisters;
 
 function pokeStub(injection: Injection, end: StubEnd): void {
-  const { tracee, regs, mask } = leaderOf(injection);
+  const { regs, mask } = leaderOf(injection);
   const back = end(regs);
   const { bytes } = assemble(
     stub({
@@ -265,11 +281,11 @@ function pokeStub(injection: Injection, end: StubEnd): void {
       mask,
     }),
   );
-  pokeMemory(tracee.leader, injection.target.spare, bytes);
+  injection.memory.poke(injection.target.spare, bytes);
 }
 
 function cleanSpareBytes(injection: Injection): void {
-  pokeMemory(leaderOf(injection).tracee.leader, injection.target.spare, Buffer.alloc(STUB_ROOM));
+  injection.memory.poke(injection.target.spare, Buffer.alloc(STUB_ROOM));
 }
 
 function leaderOf(injection: Injection): StoppedThread {

@@ -3,10 +3,10 @@
 // a fresh process (threads share a list from their making on, so that of others tells nothing). It is looked for only where
 // there are semaphores.
 
-import { readFileSync } from "node:fs";
 import { log } from "../../log.ts";
 import { KCMP_SYSVSEM } from "../../sys/abi/sched.ts";
 import { trySyscall } from "../../sys/ffi.ts";
+import { readText } from "../../sys/files.ts";
 import { endProcess, startSeed, workAreaAt } from "../../tracee/seed.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import { inNamespace } from "../namespaces/enter.ts";
@@ -23,7 +23,10 @@ export class UndoWatch implements Disposable {
   readonly #semaphores = new Map<number, boolean>();
 
   /** Tells of a task that has a list. */
-  tell(task: FrozenTask, ipcNamespace: number): void {
+  tell(
+    task: FrozenTask,
+    ipcNamespace: { readonly id: number; /** The engine's, too. */ readonly isOwn: boolean },
+  ): void {
     if (task.threads.length !== 1 || !this.#hasSemaphores(task, ipcNamespace)) return;
     const area = workAreaAt(HELPER_AREA.address, HELPER_AREA.size);
     this.#fresh ??= startSeed(area, { stops: 0, remoteCalls: 0 });
@@ -38,11 +41,14 @@ export class UndoWatch implements Disposable {
     this.#fresh = undefined;
   }
 
-  #hasSemaphores({ pid }: FrozenTask, namespace: number): boolean {
-    let has = this.#semaphores.get(namespace);
+  #hasSemaphores(
+    { pid }: FrozenTask,
+    { id, isOwn }: { readonly id: number; readonly isOwn: boolean },
+  ): boolean {
+    let has = this.#semaphores.get(id);
     if (has === undefined) {
-      has = inNamespace("ipc", { pid }, listsSemaphores);
-      this.#semaphores.set(namespace, has);
+      has = isOwn ? listsSemaphores() : inNamespace("ipc", { pid }, listsSemaphores);
+      this.#semaphores.set(id, has);
     }
     return has;
   }
@@ -50,9 +56,6 @@ export class UndoWatch implements Disposable {
 
 /** A line for each set, below the heading. A kernel without them has no such file. */
 function listsSemaphores(): boolean {
-  try {
-    return readFileSync("/proc/sysvipc/sem", "latin1").trim().split("\n").length > 1;
-  } catch {
-    return false;
-  }
+  const text = readText("/proc/sysvipc/sem");
+  return typeof text === "string" && text.trim().includes("\n");
 }

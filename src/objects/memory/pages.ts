@@ -355,6 +355,14 @@ class WindowWriter {
   }
 }
 
+/** Gets memory for what a small task has, so that this is not done while it stands still. */
+export function prepareWindows(): void {
+  // Unknown before Linux 5.14: then the pages come when they are written to.
+  trySyscall("madvise", firstWindow(), SMALL_TASK, mm.MADV_POPULATE_WRITE);
+}
+
+const SMALL_TASK = 512 * 1024;
+
 /** Address of the windows, which stay. */
 function firstWindow(): number {
   windowsAt ??= syscall(

@@ -2,8 +2,9 @@
 // vm.memfd_noexec, and the limits in user (proc_sys_user(5)). No image holds them: memfd_noexec and the limits would be in the way of the
 // restore itself. The tree's root task is asked, and what is not as in a new namespace is told.
 
-import { readFileSync, statSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { log } from "../../log.ts";
+import { readNamespace } from "../../proc/ns.ts";
 import { AT_FDCWD, O_CLOEXEC, O_RDONLY } from "../../sys/abi/fcntl.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
@@ -34,7 +35,7 @@ export function tellNamespaceSettings(program: Program, task: FrozenTask): Probe
   if (task.parent !== undefined) return () => undefined;
   const names = [
     ...(task.status.nsPid.length > 1 ? OF_PIDS : []),
-    ...(userNamespace(task.pid) === userNamespace(process.pid) ? [] : OF_USERS),
+    ...(readNamespace(task.pid, "user") === readNamespace(process.pid, "user") ? [] : OF_USERS),
   ];
   const asked = names.map((name) => ({ name, ...ask(program, name) }));
   return (result) => {
@@ -67,8 +68,4 @@ function ownValue(name: string): string | undefined {
   } catch {
     return undefined; // not on this kernel
   }
-}
-
-function userNamespace(pid: number): number {
-  return statSync(`/proc/${pid}/ns/user`).ino;
 }

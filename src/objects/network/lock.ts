@@ -3,11 +3,13 @@
 // with others, the engine's above all, only the tree's connections are. After a dump that ends the tasks the lock stays, and the restore takes it away; so it
 // is named as CRIU's is, which finds ours and leaves its own to us. While the engine works, the lock dies with it.
 
-import { closeSync, readFileSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { log } from "../../log.ts";
 import type { FileEntry, InventoryEntry } from "../../images/schema/messages.generated.ts";
 import { IPPROTO_TCP } from "../../sys/abi/inet.ts";
 import { AF_INET, SOCK_STREAM, TCP_LISTEN } from "../../sys/abi/socket.ts";
+import { syscallError } from "../../sys/ffi.ts";
+import { readShortText } from "../../sys/files.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { addressBytes, unmapped, type SocketAddress } from "../sockets/inet-address.ts";
 import { IptablesLock } from "./lock-iptables.ts";
@@ -68,8 +70,7 @@ export class NetworkLock {
   static forDump(
     scope: NetworkLockScope & { readonly method?: NetworkLockMethod | undefined },
   ): NetworkLock {
-    const runId = readFileSync("/proc/sys/kernel/random/uuid", "utf8").trim();
-    return new NetworkLock(scope.method, runId, scope);
+    return new NetworkLock(scope.method, newRunId(), scope);
   }
 
   /** The lock that the dump of an image set left behind, or would have. */
@@ -226,6 +227,14 @@ export function savedConnections(files: Iterable<FileEntry>): LockedConnection[]
     });
   }
   return found;
+}
+
+/** node:crypto would have to be loaded. */
+function newRunId(): string {
+  const text = readShortText("/proc/sys/kernel/random/uuid");
+  if (typeof text === "number")
+    throw syscallError("read", -text, "get a random name from /proc/sys/kernel/random/uuid");
+  return text.trim();
 }
 
 function quietly(step: () => void): void {

@@ -8,8 +8,9 @@
 // given it up since is not found. Nor are threads asked that another security module labels otherwise than us: their
 // label may be the reason of a refusal.
 
-import { closeSync, openSync, statSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { log } from "../../log.ts";
+import { readNamespace } from "../../proc/ns.ts";
 import { readStatus, type TaskStatus } from "../../proc/status.ts";
 import { LANDLOCK_CREATE_RULESET_VERSION } from "../../sys/abi/landlock.ts";
 import {
@@ -34,9 +35,7 @@ import type { FrozenThread } from "./task.ts";
 
 /** Whom the threads of a dump ask about. */
 export class LandlockWatch implements Disposable {
-  readonly #isActive = isActive();
-  readonly #own = readStatus(process.pid);
-  readonly #ownPlace = placeOf(process.pid);
+  readonly #engine = engineTraits();
   /** By namespaces and ids. */
   readonly #helpers = new Map<string, Tracee | undefined>();
   readonly #told = new Set<number>();
@@ -45,7 +44,7 @@ export class LandlockWatch implements Disposable {
 
   /** Adds the question to a thread's program; tells of a domain, once a process. */
   probe(program: Program, thread: FrozenThread): Probe<void> {
-    const target = this.#isActive ? this.#targetOf(thread.status) : undefined;
+    const target = this.#engine.isWatching ? this.#targetOf(thread.status) : undefined;
     const self = thread.status.nsPid.at(-1);
     if (target === undefined || self === undefined) return () => undefined;
     const asked = program.call("kcmp", [self, target, KCMP_FILES, 0, 0], {
@@ -73,8 +72,8 @@ export class LandlockWatch implements Disposable {
     if (!this.#isLabelledAsWeAre(status)) return undefined;
     const place = this.#places.get(status.tgid) ?? placeOf(status.tgid);
     this.#places.set(status.tgid, place);
-    if (place.key === this.#ownPlace.key && this.#mayLookAtUs(status))
-      return this.#own.nsPid.at(-1);
+    if (place.key === this.#engine.place.key && this.#mayLookAtUs(status))
+      return this.#engine.status.nsPid.at(-1);
     const key = `${place.key}:${status.uid.real}:${status.gid.real}`;
     if (!this.#helpers.has(key)) this.#helpers.set(key, this.#startHelper(status, place));
     const helper = this.#helpers.get(key);
@@ -90,16 +89,16 @@ export class LandlockWatch implements Disposable {
   #mayLookAtUs(status: TaskStatus): boolean {
     if (has(status.capEff, CAP_SYS_PTRACE)) return true;
     const isSame = (kind: "uid" | "gid"): boolean => {
-      const { real, effective, saved } = this.#own[kind];
+      const { real, effective, saved } = this.#engine.status[kind];
       return [real, effective, saved].every((id) => id === status[kind].real);
     };
-    return isSame("uid") && isSame("gid") && (this.#own.capPrm & ~status.capPrm) === 0n;
+    return isSame("uid") && isSame("gid") && (this.#engine.status.capPrm & ~status.capPrm) === 0n;
   }
 
   /** Undefined when there can be none: then it is not known. */
   #startHelper(status: TaskStatus, place: Place): Tracee | undefined {
     try {
-      return startHelper(status, { place, own: this.#ownPlace });
+      return startHelper(status, { place, own: this.#engine.place });
     } catch (error) {
       log.debug(
         `whether pid ${status.tgid} is in a Landlock domain is not known: ${String(error)}`,
@@ -108,6 +107,26 @@ export class LandlockWatch implements Disposable {
     }
   }
 }
+
+/** What threads are compared with. */
+interface EngineTraits {
+  /** Whether there is anything to look for. */
+  readonly isWatching: boolean;
+  readonly status: TaskStatus;
+  readonly place: Place;
+}
+
+/** They stay the same as long as the engine runs. */
+export function engineTraits(): EngineTraits {
+  traits ??= {
+    isWatching: isActive(),
+    status: readStatus(process.pid),
+    place: placeOf(process.pid),
+  };
+  return traits;
+}
+
+let traits: EngineTraits | undefined;
 
 /** Whether the kernel has Landlock, and has it switched on. */
 function isActive(): boolean {
@@ -121,13 +140,13 @@ function has(set: bigint, capability: number): boolean {
 /** The namespaces that matter to who may look at whom. */
 interface Place {
   readonly key: string;
-  readonly user: number;
-  readonly pid: number;
+  readonly user: number | undefined;
+  readonly pid: number | undefined;
 }
 
 function placeOf(pid: number): Place {
-  const [user, pids] = ["user", "pid"].map((kind) => statSync(`/proc/${pid}/ns/${kind}`).ino);
-  return { key: `${user}:${pids}`, user: user as number, pid: pids as number };
+  const [user, pids] = [readNamespace(pid, "user"), readNamespace(pid, "pid")];
+  return { key: `${user}:${pids}`, user, pid: pids };
 }
 
 /** Where nothing of a fresh process is. */
