@@ -29,15 +29,15 @@ export type ErrorCode = (typeof ERROR_CODES)[number];
 
 export interface ErrorDetails {
   /** Process the error is about, in the engine's pid namespace. */
-  readonly pid?: number;
+  readonly pid?: number | undefined;
   /** Descriptor number in that process. */
-  readonly fd?: number;
+  readonly fd?: number | undefined;
   /** System call that failed, by name. */
-  readonly syscall?: string;
+  readonly syscall?: string | undefined;
   /** Error number as a name, e.g. "ENOENT". */
-  readonly errno?: string;
+  readonly errno?: string | undefined;
   /** What the user can do about it: one or two sentences. */
-  readonly hint?: string;
+  readonly hint?: string | undefined;
   /** The error behind this one. */
   readonly cause?: unknown;
 }

@@ -4,11 +4,27 @@
 import { RepriseError } from "../errors.ts";
 import { isFeatureName, probeAll, probeFeature, type ProbeResult } from "../kernel/features.ts";
 import { log } from "../log.ts";
+import { readStatus } from "../proc/status.ts";
+import { CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN } from "../sys/abi/sched.ts";
 import type { CriuOptions } from "./options.ts";
 import { printOut } from "./output.ts";
 
-/** Runs the action. Returns the exit code: 1 also when only optional features that were asked for are missing. */
+/** With one of them a part of all that can be saved and restored is. */
+const ENOUGH = (1n << BigInt(CAP_SYS_ADMIN)) | (1n << BigInt(CAP_CHECKPOINT_RESTORE));
+
+/**
+ * Runs the action. Returns the exit code: 1 also when only optional features that were asked for are missing.
+ *
+ * @throws RepriseError NOT_PERMITTED for a user whom the kernel would let do nothing of all this
+ */
 export function check(options: CriuOptions): number {
+  if ((readStatus(process.pid).capEff & ENOUGH) === 0n) {
+    throw new RepriseError(
+      "NOT_PERMITTED",
+      "this process has neither CAP_SYS_ADMIN nor CAP_CHECKPOINT_RESTORE",
+      { hint: "Run it as root." },
+    );
+  }
   const feature = options.values.feature;
   if (feature !== undefined) return checkFeature(feature);
   const { flags } = options;

@@ -95,10 +95,17 @@ function write(level: LogLevelValue, text: string, place?: string): void {
   if (level > target.verbosity) return;
   const micros = target.verbosity < TIMES_FROM ? undefined : (performance.now() - begun) * 1000;
   const known = place ?? (level <= LogLevel.WARN ? origin(new Error("origin").stack) : "");
+  const line = formatLine({ level, text, micros, place: known });
+  // A full disk or a closed pipe must not fail the operation that is being logged; why that failed is told where there is room.
+  if (!wrote(target.fd, line) && level === LogLevel.ERROR) wrote(STDERR, line);
+}
+
+function wrote(fd: number, line: string): boolean {
   try {
-    writeSync(target.fd, formatLine({ level, text, micros, place: known }));
+    writeSync(fd, line);
+    return true;
   } catch {
-    // A full disk or a closed pipe must not fail the operation that is being logged.
+    return false;
   }
 }
 

@@ -29,6 +29,16 @@ test("asRepriseError() tells call, path and errno of a node error, and keeps it 
   expect(missing).toMatchObject({ message: "cannot read it: open /no/such: ENOENT" });
 });
 
+test("asRepriseError() says what a system call of ours was for, where nobody else has", () => {
+  const bare = new RepriseError("SYSCALL", "openat: EROFS", { syscall: "openat", errno: "EROFS" });
+  expect(asRepriseError(bare, "dump pid 42")).toMatchObject({
+    code: "SYSCALL",
+    message: "cannot dump pid 42: openat: EROFS",
+    errno: "EROFS",
+    cause: bare,
+  });
+});
+
 test("asRepriseError() leaves our own errors, bugs and other values alone", () => {
   const own = new RepriseError("BAD_IMAGE", "cannot");
   const bug = new TypeError("x is undefined");

@@ -8,7 +8,8 @@ import { RepriseError } from "../errors.ts";
  * @param doing what failed: "dump pid 42"
  */
 export function asRepriseError(error: unknown, doing: string): unknown {
-  if (error instanceof RepriseError || !(error instanceof Error)) return error;
+  if (error instanceof RepriseError) return isBare(error) ? told(error, doing) : error;
+  if (!(error instanceof Error)) return error;
   const { code, syscall, path } = error as NodeJS.ErrnoException;
   if (code === undefined || syscall === undefined) return error;
   const where = path === undefined ? "" : ` ${path}`;
@@ -18,6 +19,20 @@ export function asRepriseError(error: unknown, doing: string): unknown {
     cause: error,
     ...(HINTS[code] === undefined ? {} : { hint: HINTS[code] }),
   });
+}
+
+/** A system call of ours whose failure nobody expected, and so nobody said what it was for. */
+function isBare({ message, syscall, errno }: RepriseError): boolean {
+  return syscall !== undefined && message === `${syscall}: ${errno}`;
+}
+
+function told(error: RepriseError, doing: string): RepriseError {
+  const { code, message, hint, pid, fd, syscall, errno } = error;
+  const details = { hint, pid, fd, syscall, errno, cause: error };
+  const whole = new RepriseError(code, `cannot ${doing}: ${message}`, details);
+  // The log shows where it was.
+  if (error.stack !== undefined) whole.stack = error.stack;
+  return whole;
 }
 
 const HINTS: Readonly<Record<string, string>> = {

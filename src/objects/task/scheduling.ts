@@ -4,7 +4,7 @@
 // The kernel does not say whether someone chose a thread's processors. A set that holds all that are online is taken for
 // "none chosen" and not saved, so that a task that moves to a bigger machine may use it.
 
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import type {
   RepriseThreadEntry,
@@ -227,7 +227,7 @@ function holds(mask: Uint8Array, cpu: number): boolean {
   return ((mask[cpu >> 3] ?? 0) & (1 << (cpu & 7))) !== 0;
 }
 
-/** Numbers of the processors that are online, from a list like `0-3,6`. */
+/** Numbers of the processors that are online. */
 function onlineProcessors(): readonly number[] {
   online ??= readOnlineProcessors();
   return online;
@@ -235,9 +235,15 @@ function onlineProcessors(): readonly number[] {
 
 let online: readonly number[] | undefined;
 
+const ONLINE_LIST = "/sys/devices/system/cpu/online";
+
+/** From a list like `0-3,6`; a small container may have no /sys, but has a line for each in /proc/stat. */
 function readOnlineProcessors(): number[] {
-  const text = readFileSync("/sys/devices/system/cpu/online", "utf8");
-  return text
+  if (!existsSync(ONLINE_LIST)) {
+    const lines = readFileSync("/proc/stat", "latin1").matchAll(/^cpu(\d+) /gm);
+    return Array.from(lines, ([, cpu]) => Number(cpu));
+  }
+  return readFileSync(ONLINE_LIST, "latin1")
     .trim()
     .split(",")
     .flatMap((range) => {

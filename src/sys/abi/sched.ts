@@ -105,6 +105,7 @@ export const CAP_SETUID = 7;
 export const CAP_SETPCAP = 8;
 export const CAP_SYS_PTRACE = 19;
 export const CAP_SYS_ADMIN = 21;
+export const CAP_CHECKPOINT_RESTORE = 40;
 export const CAP_LAST_CAP = 40;
 export const CAP_NAMES: Readonly<Record<string, number>> = {
   SYS_PTRACE: 19,
