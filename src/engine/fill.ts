@@ -388,6 +388,8 @@ function addDescriptors(
     });
   }
   settleFiles(program, plan, task, { files, settled, when: "tree" });
+  if (task.pid !== plan.tree.root.pid) return;
+  for (const entry of plan.inFlight) files.settle(program, entry, files.fd(entry.id));
 }
 
 interface Settling {

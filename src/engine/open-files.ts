@@ -5,7 +5,7 @@ import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import type { FileEntry, VmaEntry } from "../images/schema/messages.generated.ts";
-import type { EngineCopies, FilesRestore } from "../objects/files/file-kind.ts";
+import type { EngineCopies, FilesRestore, StandingTree } from "../objects/files/file-kind.ts";
 import { ownNames, removeTemporaryNames } from "../objects/files/temporary-names.ts";
 import { inNamespace } from "../objects/namespaces/enter.ts";
 import type { NamespaceKind } from "../objects/namespaces/kinds.ts";
@@ -40,6 +40,8 @@ export interface OpenedFiles {
   pipeWriter(pipeId: number): number | undefined;
   /** Adds the calls that need a task's descriptors in their final places. */
   settle(program: Program, entry: FileEntry, fd: number): void;
+  /** Runs what rooms do when all tasks are there, or their threads. */
+  standing(what: "tasks" | "threads"): void;
   /** Adds what rooms do in the root task when all tasks are filled. */
   addLast(program: Program): void;
   /** Runs what rooms do just before the tasks are let go. */
@@ -76,6 +78,10 @@ class Opener implements FilesRestore {
   readonly #later: ((program: Program) => void)[] = [];
   readonly #last: ((program: Program) => void)[] = [];
   readonly #inEngine: ((copies: EngineCopies) => void)[] = [];
+  readonly #standing = {
+    tasks: [] as ((standing: StandingTree) => void)[],
+    threads: [] as ((standing: StandingTree) => void)[],
+  };
   readonly #ends: { readonly release: () => void; readonly failed?: () => void }[] = [];
   readonly #places: MountPlaces | undefined;
   /** The mount namespace that the program is in at its end; undefined: the root task's. */
@@ -128,6 +134,10 @@ class Opener implements FilesRestore {
       throw error;
     }
     return {
+      standing: (what) => {
+        const outerTid = (tid: number): number | undefined => this.#growth.tracees.get(tid)?.tid;
+        for (const step of this.#standing[what]) step({ copies, outerTid });
+      },
       addLast: (program) => this.#last.forEach((step) => step(program)),
       release: () => this.#ends.forEach((end) => end.release()),
       giveUp,
@@ -274,6 +284,10 @@ class Opener implements FilesRestore {
 
   inEngine(step: (copies: EngineCopies) => void): void {
     this.#inEngine.push(step);
+  }
+
+  whenThere(what: "tasks" | "threads", step: (standing: StandingTree) => void): void {
+    this.#standing[what].push(step);
   }
 
   atEnd(steps: { readonly release: () => void; readonly failed?: () => void }): void {

@@ -81,6 +81,8 @@ export interface RestorePlan {
   readonly tasks: ReadonlyMap<number, TaskPlan>;
   /** Files that somebody uses, in order of their ids. */
   readonly files: readonly FileEntry[];
+  /** Files that are in flight in sockets and that no task has, but for epolls and pidfds. */
+  readonly inFlight: readonly FileEntry[];
   /** Some of the files are handles of threads, which are made when the threads are there. */
   readonly hasThreadPidfds: boolean;
   readonly area: WorkArea;
@@ -151,6 +153,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     tree,
     tasks,
     files,
+    inFlight: filesInFlight(set, files),
     hasThreadPidfds: files.some(isThreadPidfd),
     area: chooseWorkArea([...tasks.values()], set),
     firstFreeFd: 1 + highestDescriptor(tasks.values()),
@@ -304,6 +307,18 @@ function usedFiles(set: LoadedSet, tasks: readonly TaskPlan[]): FileEntry[] {
         throw new RepriseError("BAD_IMAGE", `cannot restore: files.img has no file ${id}`);
       return entry;
     });
+}
+
+/** What an epoll watches is a task's, and a pidfd is made when its process is there: their rooms see to those. */
+function filesInFlight(set: LoadedSet, held: readonly FileEntry[]): FileEntry[] {
+  if (set.skQueues.length === 0) return [];
+  const known = new Set(held.map(({ id }) => id));
+  const ids = set.skQueues.flatMap(({ value }) => value.scm.flatMap(({ rights }) => rights));
+  return [...new Set(ids)].flatMap((id) => {
+    const entry = known.has(id) ? undefined : set.files.get(id);
+    const isOther = entry?.epfd !== undefined || entry?.pidfd !== undefined;
+    return entry === undefined || isOther ? [] : [entry];
+  });
 }
 
 /** Whether an area is made from a file of files.img. */

@@ -178,7 +178,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     makeTimesForChildren(plan, growth);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
+    files.standing("tasks");
     const faults = fillTasks(plan, growth, { files, help });
+    files.standing("threads");
     help?.close();
     help = undefined;
     if (options.lazyPages === true)

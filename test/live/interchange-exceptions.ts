@@ -47,6 +47,16 @@ export const interchangeExceptions: Exceptions = {
       says: /the flags of the directory are 10000000/,
     },
   },
+  epolls_elsewhere: {
+    "restored by CRIU": {
+      why: "CRIU's format has a number in the process for what an epoll watches, and these have none",
+      says: /told is 12, wanted 15/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU refuses an epoll that watches what its process has closed",
+      says: /Dump eventpoll .* failed/,
+    },
+  },
   eventfds: {
     "restored by CRIU": {
       why: "CRIU makes an eventfd with a counter of 32 bits",
@@ -84,7 +94,7 @@ export const interchangeExceptions: Exceptions = {
     },
     "dumped by CRIU": {
       why: "CRIU refuses Multipath TCP and corked UDP sockets",
-      says: /Unsupported proto 262|corked dgram/,
+      says: /Unsupported proto 262|corked dgram|recv failed/,
     },
   },
   io_urings: {
@@ -127,8 +137,14 @@ export const interchangeExceptions: Exceptions = {
       says: /Bad fsnotify mark type 0x3/,
     },
     "dumped by CRIU": {
-      why: "CRIU does not save fanotify marks on whole file systems",
-      says: /marks are , were fanotify sdev/,
+      why: "CRIU saves neither fanotify marks on whole file systems nor what leads to a watched symbolic link",
+      says: /marks are , were fanotify sdev|names its file only by a handle/,
+    },
+  },
+  overlays: {
+    "dumped by CRIU": {
+      why: "CRIU does not know the mounts of a program that was started in another mount namespace",
+      says: /Can't lookup mount/,
     },
   },
   nested_namespaces: {
@@ -286,7 +302,7 @@ export const interchangeExceptions: Exceptions = {
   timerfds: {
     "dumped by CRIU": {
       why: "CRIU saves a timer that went off and was not read as disarmed",
-      says: /timer 0: 0 ms are left/,
+      says: /timer 0: (0 ms are left|interval 0)/,
     },
   },
   tun_files: {

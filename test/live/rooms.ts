@@ -67,7 +67,12 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "sigpending" },
     { name: "signalfds" },
   ],
-  timers: [{ name: "itimers" }, { name: "posix_timers" }, { name: "timerfds" }],
+  timers: [
+    { name: "itimers" },
+    { name: "posix_timers" },
+    { name: "timerfds" },
+    { name: "timerfds", args: ["alarm"] },
+  ],
   creds: [{ name: "creds" }, { name: "limits" }, { name: "prctls" }],
   tree: [
     { name: "many_tasks" },
@@ -90,6 +95,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "directories" },
     { name: "epolls" },
     { name: "epolls", args: ["busy"] },
+    { name: "epolls_elsewhere" },
     { name: "eventfds" },
     { name: "fifos", alone: "the data would be in the same FIFO twice" },
     {
@@ -105,9 +111,12 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "many_pairs" },
     { name: "mqueues", alone: "queues that both would use" },
     { name: "notify_marks", alone: "both write to the same file" },
+    { name: "odd_names", alone: "its names" },
     { name: "pipes" },
     { name: "pipes", args: ["owned"] },
     { name: "regular_files", alone: "both append to the same files" },
+    { name: "shared_pidfds" },
+    { name: "shared_pidfds", args: ["others"] },
     { name: "thread_pidfds" },
     { name: "umask_cwd_root" },
     { name: "umask_cwd_root", args: ["chroot"] },
@@ -157,6 +166,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   ],
   mounts: [
     { name: "mount_namespaces", alone: "its notes to its child are in files" },
+    { name: "overlays", alone: "both write to the same layers" },
     { name: "autofs" },
     { name: "autofs", args: ["untouched"] },
   ],

@@ -1,12 +1,13 @@
 // Internet sockets with what CRIU's images have no place for: options of TCP, UDP, IPv4 and IPv6, multicast groups, a corked UDP
-// socket, an address of elsewhere (IP_FREEBIND), a listener of Multipath TCP.
+// socket, an address of elsewhere (IP_FREEBIND), a listener of Multipath TCP; a priority that was set after IP_TOS, which sets one too;
+// a connection that is being peeked into (SO_PEEK_OFF).
 #include "inet.h"
 #include <netinet/udp.h>
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
 
-static int pair[2], fresh, freebound, multipath, udp, udp6, lite;
+static int pair[2], peeked[2], fresh, freebound, multipath, udp, udp6, lite;
 
 static bool in_group(const char *group) {
   struct ip_mreqn request = {.imr_ifindex = 1};
@@ -28,6 +29,14 @@ static void check(void) {
   socklen_t size = sizeof name;
   getsockopt(pair[0], IPPROTO_TCP, TCP_CONGESTION, name, &size);
   EXPECT(strcmp(name, "reno") == 0, "congestion control is %s", name);
+  EXPECT_EQ(get_option(udp, IPPROTO_IP, IP_TOS), 0x10);
+  EXPECT_EQ(get_option(udp, SOL_SOCKET, SO_PRIORITY), 3);
+  if (peeked[0] > 0) {
+    char text[8] = "";
+    EXPECT_EQ(recv(peeked[1], text, sizeof text, MSG_PEEK | MSG_DONTWAIT), 3);
+    EXPECT(strcmp(text, "345") == 0, "the connection shows %s", text);
+    set_option(peeked[1], SOL_SOCKET, SO_PEEK_OFF, 2);
+  }
   EXPECT_EQ(get_option(fresh, IPPROTO_TCP, TCP_MAXSEG), 1000);
   EXPECT_EQ(get_option(fresh, IPPROTO_TCP, TCP_FASTOPEN_CONNECT), 1);
   EXPECT_EQ(get_option(freebound, IPPROTO_IP, IP_FREEBIND), 1);
@@ -60,7 +69,14 @@ int main(void) {
   begin();
   int listener = listen_at(AF_INET6, false, 5);
   connect_pair(listener, AF_INET6, false, pair);
+  connect_pair(listener, AF_INET6, false, peeked);
   close(listener);
+  put_text(peeked[0], "12345");
+  struct pollfd ready = {peeked[1], POLLIN, 0};
+  MUST(poll(&ready, 1, 5000) == 1 ? 0 : -1);
+  int offset = 2;
+  // Of TCP since Linux 6.9.
+  if (setsockopt(peeked[1], SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset) < 0) peeked[0] = -1;
   set_option(pair[0], IPPROTO_TCP, TCP_USER_TIMEOUT, 54321);
   set_option(pair[0], IPPROTO_TCP, TCP_NOTSENT_LOWAT, 12345);
   set_option(pair[0], IPPROTO_IPV6, IPV6_TCLASS, 0x20);
@@ -81,6 +97,8 @@ int main(void) {
   }
   udp = (int)MUST(socket(AF_INET, SOCK_DGRAM, 0));
   set_option(udp, IPPROTO_UDP, UDP_CORK, 1);
+  set_option(udp, IPPROTO_IP, IP_TOS, 0x10);
+  set_option(udp, SOL_SOCKET, SO_PRIORITY, 3);
   set_option(udp, IPPROTO_IP, IP_RECVTTL, 1);
   set_option(udp, IPPROTO_IP, IP_MULTICAST_TTL, 5);
   set_option(udp, SOL_SOCKET, SO_TIMESTAMP, 1);

@@ -1,11 +1,11 @@
 // Watches that the kernel knows by inode alone: an inotify on a file that is deleted and still open, and a fanotify with marks
-// on a file, on a mount (with what it ignores) and on a whole file system.
+// on a file, on a mount (with what it ignores) and on a whole file system; both of them also on a symbolic link itself.
 #include "test.h"
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/mount.h>
 
-static int notify, deleted, wd, marks, on_deleted;
+static int notify, deleted, wd, on_link, marks, on_deleted;
 static char first_marks[4096];
 
 static void sorted_marks(char *text, size_t size) {
@@ -52,6 +52,11 @@ static void check(void) {
   EXPECT(got == sizeof *event && event->wd == wd && event->mask == IN_MODIFY,
          "%zd bytes of events, mask 0x%x", got, event->mask);
 
+  const struct timespec times[2] = {{1, 0}, {1, 0}};
+  EXPECT(utimensat(AT_FDCWD, "link", times, AT_SYMLINK_NOFOLLOW) == 0, "utimensat: %m");
+  got = read(notify, buffer, sizeof buffer);
+  EXPECT(got == sizeof *event && event->wd == on_link, "%zd bytes of events of the link", got);
+
   fanotify_mask(marks);
   close((int)MUST(open("marked", O_RDONLY | O_CLOEXEC)));
   EXPECT((fanotify_mask(marks) & FAN_OPEN) != 0, "no event of the marked file");
@@ -69,12 +74,15 @@ int main(void) {
   notify = (int)MUST(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
   deleted = (int)MUST(open("deleted", O_RDWR | O_CREAT, 0600));
   wd = (int)MUST(inotify_add_watch(notify, "deleted", IN_MODIFY));
+  MUST(symlink("marked", "link"));
+  on_link = (int)MUST(inotify_add_watch(notify, "link", IN_ATTRIB | IN_OPEN | IN_DONT_FOLLOW));
   on_deleted = (int)MUST(fanotify_init(FAN_NONBLOCK | FAN_CLOEXEC, O_RDONLY | O_CLOEXEC));
   MUST(fanotify_mark(on_deleted, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, "deleted"));
   MUST(unlink("deleted"));
   marks = (int)MUST(fanotify_init(FAN_NONBLOCK | FAN_CLOEXEC | FAN_UNLIMITED_QUEUE, O_RDONLY | O_CLOEXEC));
   close((int)MUST(open("marked", O_RDWR | O_CREAT | O_CLOEXEC, 0600)));
   MUST(fanotify_mark(marks, FAN_MARK_ADD, FAN_OPEN | FAN_MODIFY, AT_FDCWD, "marked"));
+  MUST(fanotify_mark(on_deleted, FAN_MARK_ADD | FAN_MARK_DONT_FOLLOW, FAN_OPEN, AT_FDCWD, "link"));
   MUST(fanotify_mark(marks, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_CLOSE_WRITE | FAN_ONDIR, AT_FDCWD, "/dev/shm"));
   MUST(fanotify_mark(marks, FAN_MARK_ADD | FAN_MARK_MOUNT | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY,
                      FAN_ACCESS, AT_FDCWD, "/dev/shm"));

@@ -1,16 +1,16 @@
 // timerfd: clocks, interval, what is left, expirations not yet read, disarmed ones, absolute times and
-// flags. A timer that goes off while the process is away is told when it is back.
+// flags. A timer that goes off while the process is away is told when it is back. With "alarm" there is one of a clock for alarms.
 #include "test.h"
 #include <sys/timerfd.h>
 
-enum { TICKING, FAR, ABSOLUTE, DISARMED, EXPIRED, BOOT, MANY };
+enum { TICKING, FAR, ABSOLUTE, DISARMED, EXPIRED, BOOT, ALARM, MOST };
 static const struct {
   clockid_t clock;
   int flags;
 } kinds[] = {{CLOCK_MONOTONIC, TFD_NONBLOCK}, {CLOCK_REALTIME, 0}, {CLOCK_REALTIME, TFD_NONBLOCK},
              {CLOCK_MONOTONIC, TFD_NONBLOCK}, {CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC},
-             {CLOCK_BOOTTIME, TFD_CLOEXEC}};
-static int timers[MANY];
+             {CLOCK_BOOTTIME, TFD_CLOEXEC}, {CLOCK_REALTIME_ALARM, 0}};
+static int timers[MOST], many = MOST - 1;
 
 static struct timespec ms(int64_t n) { return (struct timespec){n / 1000, n % 1000 * 1000000}; }
 static int64_t millis(struct timespec t) { return t.tv_sec * 1000LL + t.tv_nsec / 1000000; }
@@ -41,7 +41,7 @@ static void make_expired(void) {
 
 static void check(void) {
   char path[64], text[64];
-  for (int i = 0; i < MANY; i++) {
+  for (int i = 0; i < many; i++) {
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", timers[i]);
     field_of(path, "clockid", text, sizeof text);
     EXPECT(atoi(text) == kinds[i].clock, "timer %d has the clock %s", i, text);
@@ -56,6 +56,7 @@ static void check(void) {
   expect_left(DISARMED, 0, 0, 0);
   EXPECT(expirations(DISARMED) == 0 && errno == EAGAIN, "the disarmed timer went off");
   expect_left(BOOT, 300000, 600000, 0);
+  if (many > ALARM) expect_left(ALARM, 500000, 1000000, 7000);
   EXPECT_EQ(expirations(EXPIRED), 1);
   expect_left(EXPIRED, 0, 0, 0);
   make_expired();
@@ -63,14 +64,16 @@ static void check(void) {
 
 static void forget(void) { expirations(EXPIRED); }
 
-int main(void) {
+int main(int argc, char **argv) {
   begin();
   tamper = forget;
-  for (int i = 0; i < MANY; i++) timers[i] = MUST(timerfd_create(kinds[i].clock, kinds[i].flags));
+  if (argc > 1 && strcmp(argv[1], "alarm") == 0) many = MOST;
+  for (int i = 0; i < many; i++) timers[i] = MUST(timerfd_create(kinds[i].clock, kinds[i].flags));
   arm(TICKING, 20, 20, 0);
   arm(FAR, 1000000, 2500, 0);
   arm(ABSOLUTE, now_ms(CLOCK_REALTIME) + 1000000, 0, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET);
   arm(BOOT, 600000, 0, 0);
+  if (many > ALARM) arm(ALARM, now_ms(CLOCK_REALTIME) + 1000000, 7000, TFD_TIMER_ABSTIME);
   make_expired();
   serve(check);
 }

@@ -530,6 +530,7 @@ export interface EventpollFileEntry {
   readonly fown: FownEntry;
   readonly tfd: readonly EventpollTfdEntry[];
   readonly busy_poll?: Uint8Array | undefined;
+  readonly elsewhere: readonly RepriseEpollTarget[];
 }
 
 export interface EventpollTfdEntry {
@@ -596,6 +597,7 @@ export interface FhEntry {
   readonly handle: readonly bigint[];
   readonly path?: string | undefined;
   readonly mnt_id?: number | undefined;
+  readonly symlink?: boolean | undefined;
 }
 
 export interface FifoEntry {
@@ -1133,6 +1135,13 @@ export interface RepriseCgroupNamespace {
 export interface RepriseDatagram {
   readonly source: Uint8Array;
   readonly data: Uint8Array;
+}
+
+export interface RepriseEpollTarget {
+  readonly file_id: number;
+  readonly tfd: number;
+  readonly events: number;
+  readonly data: bigint;
 }
 
 export interface RepriseInetEntry {
@@ -2157,6 +2166,7 @@ export interface Messages {
   readonly remap_file_path_entry: RemapFilePathEntry;
   readonly reprise_cgroup_namespace: RepriseCgroupNamespace;
   readonly reprise_datagram: RepriseDatagram;
+  readonly reprise_epoll_target: RepriseEpollTarget;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
   readonly reprise_io_uring_entry: RepriseIoUringEntry;
@@ -2307,7 +2317,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,freezing_time,u! 2,frozen_time,u! 3,memdump_time,u! 4,memwrite_time,u! 5,pages_scanned,N! 6,pages_skipped_parent,N! 7,pages_written,N! 8,irmap_resolve,u? 9,pages_lazy,N! 10,page_pipes,N? 11,page_pipe_bufs,N? 12,shpages_scanned,N? 13,shpages_skipped_parent,N? 14,shpages_written,N?",
   eventfd_file_entry: "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,counter,U! 30001,semaphore,b?",
   eventpoll_file_entry:
-    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,tfd,m*,eventpoll_tfd_entry 30001,busy_poll,y?",
+    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,tfd,m*,eventpoll_tfd_entry 30001,busy_poll,y? 30002,elsewhere,m*,reprise_epoll_target",
   eventpoll_tfd_entry: "1,id,u! 2,tfd,u! 3,events,u! 4,data,U! 5,dev,u? 6,inode,U? 7,pos,U?",
   ext_file_entry: "1,id,u! 5,fown,m!,fown_entry",
   ext_mount_map: "1,key,t! 2,val,t!",
@@ -2318,7 +2328,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,id,u! 2,type,e!,mark_type 3,mflags,u! 4,mask,u! 5,ignored_mask,u! 6,s_dev,u! 7,ie,m?,fanotify_inode_mark_entry 8,me,m?,fanotify_mount_mark_entry",
   fanotify_mount_mark_entry: "1,mnt_id,u! 2,path,t?",
   fdinfo_entry: "1,id,u! 2,flags,u! 3,type,e!,fd_types 4,fd,u! 5,xattr_security_selinux,t?",
-  fh_entry: "1,bytes,u! 2,type,u! 3,handle,U* 4,path,t? 5,mnt_id,u?",
+  fh_entry: "1,bytes,u! 2,type,u! 3,handle,U* 4,path,t? 5,mnt_id,u? 30001,symlink,b?",
   fifo_entry: "1,id,u! 2,pipe_id,u! 3,regf_id,u?",
   file_entry:
     "1,type,e!,fd_types 2,id,u! 3,reg,m?,reg_file_entry 4,isk,m?,inet_sk_entry 5,nsf,m?,ns_file_entry 6,psk,m?,packet_sock_entry 7,nlsk,m?,netlink_sk_entry 8,efd,m?,eventfd_file_entry 9,epfd,m?,eventpoll_file_entry 10,sgfd,m?,signalfd_entry 11,tunf,m?,tunfile_entry 12,tfd,m?,timerfd_entry 13,ify,m?,inotify_file_entry 14,ffy,m?,fanotify_file_entry 15,ext,m?,ext_file_entry 16,usk,m?,unix_sk_entry 17,fifo,m?,fifo_entry 18,pipe,m?,pipe_entry 19,tty,m?,tty_file_entry 20,memfd,m?,memfd_file_entry 21,bpf,m?,bpfmap_file_entry 22,pidfd,m?,pidfd_entry 30001,reprise_mqueue,m?,reprise_mqueue_entry 30002,reprise_io_uring,m?,reprise_io_uring_entry",
@@ -2393,6 +2403,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
   reprise_cgroup_namespace: "1,id,u! 2,roots,m*,cg_member_entry",
   reprise_datagram: "1,source,y! 2,data,y!",
+  reprise_epoll_target: "1,file_id,u! 2,tfd,u! 3,events,u! 4,data,U!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",

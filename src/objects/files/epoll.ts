@@ -7,8 +7,10 @@ import { assert, RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import {
   FdTypes,
+  type EventpollFileEntry,
   type EventpollTfdEntry,
   type FileEntry,
+  type RepriseEpollTarget,
 } from "../../images/schema/messages.generated.ts";
 import { readFdNumbers } from "../../proc/fd.ts";
 import type { EpollTarget } from "../../proc/fdinfo.ts";
@@ -21,12 +23,12 @@ import {
   EPOLL_EVENT_SIZE,
   KCMP_EPOLL_TFD,
 } from "../../sys/abi/event-files.ts";
-import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { F_GETFD, F_SETFD, O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { EBADF, ENOENT } from "../../sys/errno.ts";
 import { syscallError, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
-import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
+import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 
 export const epollKind: FileKind = {
   name: "epoll",
@@ -39,7 +41,8 @@ export const epollKind: FileKind = {
 
 function writeEpoll(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const flags = file.info.flags & ~O_CLOEXEC;
-  const tfd = file.info.epoll.length === 0 ? [] : locateTargets(file, dump);
+  const elsewhere: RepriseEpollTarget[] = [];
+  const tfd = file.info.epoll.length === 0 ? [] : locateTargets(file, dump, elsewhere);
   const polling = busyPolling(dump.borrow(file));
   return {
     type: FdTypes.EVENTPOLL,
@@ -49,6 +52,7 @@ function writeEpoll(file: OpenFile, id: number, dump: FilesDump): FileEntry {
       flags,
       fown: readOwner(file, dump),
       tfd,
+      elsewhere,
       ...(polling === undefined ? {} : { busy_poll: polling }),
     },
   };
@@ -61,7 +65,7 @@ function busyPolling(fd: number): Uint8Array | undefined {
   return asked < 0 || parameters.every((byte) => byte === 0) ? undefined : parameters;
 }
 
-function openEpoll(program: Program, { id, epfd }: FileEntry): Argument {
+function openEpoll(program: Program, { id, epfd }: FileEntry, restore: FilesRestore): Argument {
   assert(epfd !== undefined, `file ${id} is no epoll`);
   const fd = program.call("epoll_create1", [0], { label: `make epoll ${id}` });
   restoreOwner(program, epfd.fown, fd);
@@ -69,34 +73,82 @@ function openEpoll(program: Program, { id, epfd }: FileEntry): Argument {
     program.call("ioctl", [fd, EPIOCSPARAMS, program.data(epfd.busy_poll)], {
       label: `set the busy polling of epoll ${id}`,
     });
+  // What others have is open by then; what is in flight may have been found by its queue.
+  if (epfd.elsewhere.length > 0) {
+    const spare = restore.reserve();
+    spares.set(epfd, spare);
+    restore.later(() => epfd.elsewhere.forEach(({ file_id }) => void restore.open(file_id)));
+  }
   return fd;
 }
+
+/** A number for what is in the place of a target that the task has not open itself. */
+const spares = new WeakMap<EventpollFileEntry, number>();
 
 /**
  * A target whose one shot was fired has no event bits left. The kernel adds EPOLLERR and EPOLLHUP to whatever it is given,
  * so it can fire once more if the target hangs up before it is armed again; there is no call that avoids this.
  */
-function addTargets(program: Program, { id, epfd }: FileEntry, fd: number): void {
+function addTargets(program: Program, entry: FileEntry, fd: number, restore: FilesRestore): void {
+  const { id, epfd } = entry;
   assert(epfd !== undefined, `file ${id} is no epoll`);
-  for (const { tfd, events, data } of epfd.tfd) {
-    const event = Buffer.alloc(EPOLL_EVENT_SIZE);
-    event.writeUInt32LE(events, 0);
-    event.writeBigUInt64LE(data, 4);
-    program.call("epoll_ctl", [fd, EPOLL_CTL_ADD, tfd, program.data(event)], {
-      label: `watch fd ${tfd} with epoll ${id}`,
-    });
-  }
+  for (const target of epfd.tfd) addTarget(program, { id, fd }, target);
+  for (const target of epfd.elsewhere) addElsewhere(program, { id, fd, epfd }, { target, restore });
 }
 
-function locateTargets(file: OpenFile, dump: FilesDump): EventpollTfdEntry[] {
+function addTarget(
+  program: Program,
+  { id, fd }: { readonly id: number; readonly fd: number },
+  { tfd, events, data }: Pick<EventpollTfdEntry, "tfd" | "events" | "data">,
+): void {
+  const event = Buffer.alloc(EPOLL_EVENT_SIZE);
+  event.writeUInt32LE(events, 0);
+  event.writeBigUInt64LE(data, 4);
+  program.call("epoll_ctl", [fd, EPOLL_CTL_ADD, tfd, program.data(event)], {
+    label: `watch fd ${tfd} with epoll ${id}`,
+  });
+}
+
+/** The target takes its old number for a moment. What has it now steps aside, and comes back as it was. */
+function addElsewhere(
+  program: Program,
+  epoll: { readonly id: number; readonly fd: number; readonly epfd: EventpollFileEntry },
+  { target, restore }: { readonly target: RepriseEpollTarget; readonly restore: FilesRestore },
+): void {
+  const { tfd, file_id } = target;
+  const spare = spares.get(epoll.epfd);
+  assert(spare !== undefined, `epoll ${epoll.id} has no number to spare`);
+  const mayFail = true;
+  // Where that is the epoll itself, it is reached by its other number.
+  const fd = epoll.fd === tfd ? spare : epoll.fd;
+  const flags = program.call("fcntl", [tfd, F_GETFD, 0], { mayFail });
+  program.call("dup3", [tfd, spare, O_CLOEXEC], { mayFail });
+  program.call("dup3", [restore.open(file_id), tfd, O_CLOEXEC], {
+    label: `take file ${file_id} for epoll ${epoll.id}`,
+  });
+  addTarget(program, { id: epoll.id, fd }, target);
+  program.call("close", [tfd]);
+  program.call("dup3", [spare, tfd, 0], { mayFail });
+  program.call("fcntl", [tfd, F_SETFD, flags], { mayFail });
+  program.call("close", [spare], { mayFail });
+}
+
+function locateTargets(
+  file: OpenFile,
+  dump: FilesDump,
+  elsewhere: RepriseEpollTarget[],
+): EventpollTfdEntry[] {
   const owner =
     file.fd >= 0
       ? { pid: file.task.pid, fd: file.fd }
       : { pid: process.pid, fd: dump.borrow(file) };
   const search: Search = { pid: (file.near ?? file.task).pid, owner, numbers: undefined };
-  return numberTargets(file.info.epoll).map(({ target, offset }) => {
+  return numberTargets(file.info.epoll).flatMap(({ target, offset }) => {
     const tfd = currentNumber(search, target, offset);
-    if (tfd === undefined) throw lostTarget(file, target);
+    if (tfd === undefined) {
+      dump.later(() => elsewhere.push(findElsewhere(file, dump, { search, target, offset })));
+      return [];
+    }
     if (tfd !== target.tfd)
       log.debug(
         `epoll fd ${file.fd} of pid ${file.task.pid}: target ${target.tfd} is fd ${tfd} now`,
@@ -113,6 +165,20 @@ function locateTargets(file: OpenFile, dump: FilesDump): EventpollTfdEntry[] {
       ...(target.ino === undefined ? {} : { inode: target.ino }),
     };
   });
+}
+
+/** A target that the task has closed, and that another one has open, or that is in flight. */
+function findElsewhere(
+  file: OpenFile,
+  dump: FilesDump,
+  wanted: { readonly search: Search; readonly target: EpollTarget; readonly offset: number },
+): RepriseEpollTarget {
+  const { search, target, offset } = wanted;
+  const slot = slotOf(search, target, offset);
+  const found = dump.findDescription(({ pid, fd }) => isTarget({ ...search, pid }, fd, slot));
+  // A pidfd is made anew in each task that has it.
+  if (found === undefined || found.type === FdTypes.PIDFD) throw lostTarget(file, target);
+  return { file_id: found.id, tfd: target.tfd, events: target.events, data: target.data };
 }
 
 /**
@@ -139,11 +205,18 @@ interface Search {
   numbers: readonly number[] | undefined;
 }
 
-function currentNumber(search: Search, { tfd }: EpollTarget, offset: number): number | undefined {
+/** struct kcmp_epoll_slot: the epoll, the number of the target, its place among those of that number. */
+function slotOf({ owner }: Search, { tfd }: EpollTarget, offset: number): Buffer {
   const slot = Buffer.alloc(12);
-  slot.writeUInt32LE(search.owner.fd, 0);
+  slot.writeUInt32LE(owner.fd, 0);
   slot.writeUInt32LE(tfd, 4);
   slot.writeUInt32LE(offset, 8);
+  return slot;
+}
+
+function currentNumber(search: Search, target: EpollTarget, offset: number): number | undefined {
+  const { tfd } = target;
+  const slot = slotOf(search, target, offset);
   if (isTarget(search, tfd, slot)) return tfd;
   search.numbers ??= readFdNumbers(search.pid);
   return search.numbers.find((fd) => isTarget(search, fd, slot));
@@ -161,11 +234,11 @@ function lostTarget({ task, fd }: OpenFile, target: EpollTarget): RepriseError {
   const what = `a file that was added as fd ${target.tfd} (inode ${target.ino ?? "unknown"})`;
   return new RepriseError(
     "UNSUPPORTED",
-    `cannot dump epoll fd ${fd} of pid ${task.pid}: it watches ${what}, which this process has no descriptor of any more`,
+    `cannot dump epoll fd ${fd} of pid ${task.pid}: it watches ${what}, which no process of the tree has a descriptor of any more`,
     {
       pid: task.pid,
       fd,
-      hint: "Another process keeps that file open. The program should remove it from the epoll before it closes its own descriptor.",
+      hint: "A process outside of the tree keeps that file open, or it is a pidfd. The program should remove it from the epoll before it closes its own descriptor.",
     },
   );
 }

@@ -6,6 +6,7 @@
 // that is stopped, so it is refused.
 
 import { assert, RepriseError } from "../../errors.ts";
+import { textToBytes } from "../../images/text.ts";
 import { log } from "../../log.ts";
 import {
   FdTypes,
@@ -17,6 +18,7 @@ import type { FanotifyLine } from "../../proc/notify-marks.ts";
 import { readMountinfo } from "../../proc/mountinfo.ts";
 import {
   FAN_MARK_ADD,
+  FAN_MARK_DONT_FOLLOW,
   FAN_MARK_FILESYSTEM,
   FAN_MARK_IGNORE,
   FAN_MARK_IGNORED_MASK,
@@ -90,8 +92,8 @@ function markEntry(
   switch (line.kind) {
     case "inode": {
       const { ino, sdev, handle } = line;
-      const path = finder.find({ wd: -1, ino, sdev, mask: 0, ignoredMask: 0, handle });
-      const ie = { i_ino: ino, f_handle: handleEntry(handle, path) };
+      const found = finder.find({ wd: -1, ino, sdev, mask: 0, ignoredMask: 0, handle });
+      const ie = { i_ino: ino, f_handle: handleEntry(handle, found) };
       return { ...masks, type: MarkType.INODE, s_dev: sdev, ie };
     }
     case "mount": {
@@ -136,8 +138,11 @@ function openFanotify(program: Program, { id, ffy }: FileEntry, restore: FilesRe
       if (ghost !== undefined) return { directory: copies.file(ghost), path: undefined };
       return { directory: rootCopy, path: pathOf(mark, id) };
     });
+    // The kernel lists the newest first.
     const release = (): void =>
-      ffy.mark.forEach((mark, index) => addMark(copy, mark, places[index] as MarkPlace));
+      [...ffy.mark.entries()]
+        .toReversed()
+        .forEach(([index, mark]) => addMark(copy, mark, places[index] as MarkPlace));
     restore.atEnd({ release });
   });
   return fd;
@@ -177,7 +182,8 @@ function addMark(fd: number, mark: FanotifyMarkEntry, place: MarkPlace): void {
   const type = TYPE_FLAGS[mark.type];
   if (type === undefined)
     throw new RepriseError("BAD_IMAGE", `cannot restore a fanotify mark of type ${mark.type}`);
-  const flags = FAN_MARK_ADD | type | mark.mflags;
+  const follow = mark.ie?.f_handle.symlink === true ? FAN_MARK_DONT_FOLLOW : 0;
+  const flags = FAN_MARK_ADD | type | mark.mflags | follow;
   const ignoring = (mark.mflags & FAN_MARK_IGNORE) === 0 ? FAN_MARK_IGNORED_MASK : FAN_MARK_IGNORE;
   if (mark.mask !== 0) set(fd, { flags: flags & ~FAN_MARK_IGNORE, mask: mark.mask }, place);
   if (mark.ignored_mask !== 0) set(fd, { flags: flags | ignoring, mask: mark.ignored_mask }, place);
@@ -188,7 +194,7 @@ function set(
   { flags, mask }: { readonly flags: number; readonly mask: number },
   { directory, path }: MarkPlace,
 ): void {
-  const relative = path === undefined ? 0 : Buffer.from(`.${path}\0`);
+  const relative = path === undefined ? 0 : Buffer.concat([textToBytes(`.${path}`), Buffer.of(0)]);
   const result = trySyscall("fanotify_mark", fd, flags, mask, directory, relative);
   if (result >= 0) return;
   throw new RepriseError(

@@ -46,6 +46,10 @@ export interface FilesDump {
    * The descriptor belongs to the dump from now on. Only in a step of `afterTasks`.
    */
   describeInFlight(fd: number, near: FrozenTask): number;
+  /** The description for which `isIt` answers yes, asked with a descriptor of a process, among those that have been seen. */
+  findDescription(
+    isIt: (place: { readonly pid: number; readonly fd: number }) => boolean,
+  ): { readonly id: number; readonly type: number } | undefined;
   /** Defers a step until the descriptors of all tasks have been seen; it may find further files. */
   afterTasks(step: () => void): void;
   /** Defers a step to the end of collecting, when every description has been seen (pipe data, epoll targets). */
@@ -148,8 +152,17 @@ export interface FilesRestore {
   reserve(): number;
   /** Adds a step that the engine runs itself when the opening program has run. */
   inEngine(step: (copies: EngineCopies) => void): void;
+  /** Adds a step that the engine runs when all tasks are there, or their threads, too. */
+  whenThere(what: "tasks" | "threads", step: (standing: StandingTree) => void): void;
   /** Adds steps for the end of the restore: just before the tasks are let go, or when it has failed. */
   atEnd(steps: { readonly release: () => void; readonly failed?: () => void }): void;
+}
+
+/** The tree when all of its tasks, or threads, are there. */
+export interface StandingTree {
+  readonly copies: EngineCopies;
+  /** Number in the engine's pid namespace of a process or thread of the tree; undefined for what is no task of it. */
+  readonly outerTid: (tid: number) => number | undefined;
 }
 
 /** The engine's own copies of descriptors of the opening program; closed at the end of the restore. */

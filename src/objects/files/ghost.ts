@@ -5,6 +5,7 @@
 import {
   closeSync,
   constants,
+  lstatSync,
   openSync,
   readSync,
   rmSync,
@@ -74,7 +75,7 @@ export function nameForImages(file: OpenFile, id: number, dump: FilesDump): stri
   const dead = deadProcess(file, name);
   if (dead !== undefined) {
     state.remaps.push({ orig_id: id, remap_id: dead, remap_type: RemapType.PROCFS });
-  } else if (file.stat.nlink === 0) {
+  } else if (file.stat.nlink === 0 || isLostBelow(file, name, dump)) {
     const remap_id = ghostOf(file, name, dump);
     state.remaps.push({ orig_id: id, remap_id, remap_type: RemapType.GHOST });
   } else {
@@ -82,6 +83,21 @@ export function nameForImages(file: OpenFile, id: number, dump: FilesDump): stri
     state.remaps.push({ orig_id: id, remap_id, remap_type: RemapType.LINKED });
   }
   return name;
+}
+
+/**
+ * A deleted file of a lower layer of an overlay keeps the number of links that it has there; that no link to it can be made tells that
+ * it is gone.
+ */
+function isLostBelow(file: OpenFile, name: string, dump: FilesDump): boolean {
+  if ((file.stat.mode & S_IFMT) !== S_IFREG) return false;
+  if (statfsSync(file.procPath).type !== OVERLAYFS_SUPER_MAGIC) return false;
+  const directory = `${mountRoot(file, dump)}${dirname(name)}`;
+  if (lstatSync(pathBytes(directory), { throwIfNoEntry: false }) === undefined) return false;
+  const path = `${directory}/.reprise-link.${process.pid}`;
+  const result = linkTo(file, path, dump);
+  if (result === 0) rmSync(pathBytes(path), { force: true });
+  return result === -ENOENT;
 }
 
 /** A file that something is mounted over cannot be opened by a path. */
@@ -98,6 +114,7 @@ function refuseCovered(file: OpenFile, { kind, name }: Whereabouts, dump: FilesD
 }
 
 const DEVPTS_SUPER_MAGIC = 0x1cd1;
+const OVERLAYFS_SUPER_MAGIC = 0x794c7630;
 const PROC_SUPER_MAGIC = 0x9fa0;
 /** Kinds of file that a ghost can be. */
 const GHOST_KINDS: ReadonlySet<number> = new Set([
@@ -318,11 +335,7 @@ function makeLink(file: OpenFile, { name, linkId, dump }: LinkOptions): string {
   for (let directory = dirname(name), attempt = 0; ;) {
     const suffix = attempt === 0 ? "" : `.${attempt}`;
     const link = `${directory === "/" ? "" : directory}/link_remap.${linkId}${suffix}`;
-    const path = Buffer.concat([pathBytes(root + link), Buffer.of(0)]);
-    const source = Buffer.from(`${file.procPath}\0`);
-    const result = asOwner(dump.mounts?.maps, () =>
-      trySyscall("linkat", AT_FDCWD, source, AT_FDCWD, path, AT_SYMLINK_FOLLOW),
-    );
+    const result = linkTo(file, root + link, dump);
     if (result === 0) {
       dump.onAbort(() => rmSync(pathBytes(root + link), { force: true }));
       return link;
@@ -332,6 +345,15 @@ function makeLink(file: OpenFile, { name, linkId, dump }: LinkOptions): string {
     else if (result === -ENOENT && directory !== "/") directory = dirname(directory);
     else throw refused(file, `no hard link can be made for ${name}: linkat: ${errnoName(-result)}`);
   }
+}
+
+/** Makes a hard link to an open file. @returns what the kernel says */
+function linkTo(file: OpenFile, path: string, dump: FilesDump): number {
+  const target = Buffer.concat([pathBytes(path), Buffer.of(0)]);
+  const source = Buffer.from(`${file.procPath}\0`);
+  return asOwner(dump.mounts?.maps, () =>
+    trySyscall("linkat", AT_FDCWD, source, AT_FDCWD, target, AT_SYMLINK_FOLLOW),
+  );
 }
 
 function refused(file: OpenFile, why: string, hint?: string): RepriseError {

@@ -13,6 +13,7 @@ import {
 import type { FileHandle, InotifyMark } from "../../proc/notify-marks.ts";
 import {
   IN_ALL_EVENTS,
+  IN_DONT_FOLLOW,
   IN_EXCL_UNLINK,
   IN_ONESHOT,
   INOTIFY_IOC_SETNEXTWD,
@@ -24,7 +25,8 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import { ghostWithInode } from "./ghost-restore.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
-import { PathFinder } from "./watched-path.ts";
+import { pathArgument } from "./path.ts";
+import { PathFinder, type WatchedPath } from "./watched-path.ts";
 
 export const inotifyKind: FileKind = {
   name: "inotify",
@@ -100,8 +102,9 @@ function addWatch(
       },
     );
   }
-  const mask = (watch.mask & USER_MASK) >>> 0;
-  program.call("inotify_add_watch", [fd, program.string(path), mask], {
+  const follow = watch.f_handle.symlink === true ? IN_DONT_FOLLOW : 0;
+  const mask = ((watch.mask & USER_MASK) | follow) >>> 0;
+  program.call("inotify_add_watch", [fd, pathArgument(program, path), mask], {
     label: `add ${what} on ${path}`,
   });
 }
@@ -131,7 +134,7 @@ function warnOfEvents(file: OpenFile, dump: FilesDump): void {
 
 function watchEntry(
   mark: InotifyMark,
-  { path, ...mount }: { readonly path: string; readonly mnt_id?: number },
+  { mnt_id, ...found }: WatchedPath & { readonly mnt_id?: number },
 ): InotifyWdEntry {
   return {
     id: 0,
@@ -140,16 +143,19 @@ function watchEntry(
     ignored_mask: mark.ignoredMask,
     s_dev: mark.sdev,
     wd: mark.wd,
-    f_handle: { ...handleEntry(mark.handle, path), ...mount },
+    f_handle: {
+      ...handleEntry(mark.handle, found),
+      ...(mnt_id === undefined ? {} : { mnt_id }),
+    },
   };
 }
 
 /** The handle's bytes in words of 8, little-endian, filled with zeros to the kernel's maximum. */
-export function handleEntry(handle: FileHandle | undefined, path: string): FhEntry {
+export function handleEntry(handle: FileHandle | undefined, found: WatchedPath): FhEntry {
   const bytes = Buffer.alloc(MAX_HANDLE_SZ);
   bytes.set(handle?.bytes ?? []);
   const words = Array.from({ length: HANDLE_WORDS }, (_, index) =>
     bytes.readBigUInt64LE(index * 8),
   );
-  return { bytes: handle?.bytes.length ?? 0, type: handle?.type ?? 0, handle: words, path };
+  return { bytes: handle?.bytes.length ?? 0, type: handle?.type ?? 0, handle: words, ...found };
 }

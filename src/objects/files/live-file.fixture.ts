@@ -66,6 +66,11 @@ export class DumpFixture implements FilesDump, Disposable {
     return entry.id;
   }
 
+  /** There are no others. */
+  findDescription(): undefined {
+    return undefined;
+  }
+
   borrow({ task, fd }: OpenFile): number {
     const pidfd = syscall("pidfd_open", task.pid, 0);
     const copy = syscall("pidfd_getfd", pidfd, fd, 0);
@@ -148,6 +153,7 @@ export function restoreHere(
       ttyInfos: new Map((more.ttyInfos ?? []).map((info) => [info.id, info])),
       ttyData: more.ttyData ?? [],
       remaps: [],
+      skQueues: [],
     },
     options: { shellJob: more.shellJob ?? false, skipRwxCheck: false, fileValidation: "filesize" },
     rootPid: process.pid,

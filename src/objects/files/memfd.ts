@@ -46,7 +46,7 @@ import { ANONYMOUS_HUGE, HUGE_MASK, hugeSizeBits } from "../memory/hugetlb.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 import { readXattrs, restoreXattrs } from "./extended-attributes.ts";
-import { pathArgument } from "./path.ts";
+import { pathArgument, targetOf } from "./path.ts";
 import { reopen } from "./pipe.ts";
 import { fillSharedMemory, writeSharedMemory } from "./shared-content.ts";
 import { idsInside } from "../namespaces/user.ts";
@@ -144,7 +144,8 @@ function describeInode(file: OpenFile, inode_id: number, dump: FilesDump): Memfd
 }
 
 function nameOf(file: OpenFile): string {
-  const { target, task, fd } = file;
+  const { task, fd } = file;
+  const target = targetOf(file);
   const name = target.endsWith(DELETED) ? target.slice(0, -DELETED.length) : target;
   if (name.startsWith("/SYSV")) {
     throw new RepriseError(

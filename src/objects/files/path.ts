@@ -134,7 +134,7 @@ export function pathBytes(path: string): Buffer {
 }
 
 /** The link text; one that is not UTF-8 is read again, byte by byte. */
-function targetOf({ target, procPath }: OpenFile): string {
+export function targetOf({ target, procPath }: OpenFile): string {
   return target.includes("\ufffd") ? bytesToText(readlinkSync(procPath, "buffer")) : target;
 }
 

@@ -1,7 +1,8 @@
 // pidfd: a handle of a process or of a thread, see pidfd_open(2) and fs/pidfs.c. It can be made only when that is there, so the
-// descriptor is opened on /dev/null first and replaced in every task that holds it, when the tree stands, or all of its threads do:
-// each holder gets a description of its own then. All state besides is O_NONBLOCK. CRIU has no pidfds of threads.
+// descriptor is opened on /dev/null first and replaced in the task that holds it, when the tree stands, or all of its threads do.
+// All state besides is O_NONBLOCK. CRIU has no pidfds of threads.
 
+import { closeSync } from "node:fs";
 import { assert, RepriseError } from "../../errors.ts";
 import {
   FdTypes,
@@ -10,6 +11,16 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import { PIDFD_THREAD } from "../../sys/abi/event-files.ts";
 import { AT_FDCWD, F_GETFD, F_SETFD, O_CLOEXEC, O_NONBLOCK, O_RDWR } from "../../sys/abi/fcntl.ts";
+import {
+  AF_UNIX,
+  MSG_PEEK,
+  SCM_RIGHTS,
+  SOCK_CLOEXEC,
+  SOCK_SEQPACKET,
+  SOL_SOCKET,
+} from "../../sys/abi/socket.ts";
+import { syscall, syscallError } from "../../sys/ffi.ts";
+import { encodeControl, sendMessage } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { processForPidfd } from "./dead-process.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
@@ -73,20 +84,96 @@ function openPlaceholder(
 ): Argument {
   assert(pidfd !== undefined, `file ${id} is no pidfd`);
   if (pidfd.nspid === DEAD) return openDead(program, pidfd, restore);
+  if (isShared(id, restore)) return openCarrier(program, pidfd, restore);
   return program.call("openat", [AT_FDCWD, program.string("/dev/null"), O_RDWR, 0], {
     label: `open a stand-in for pidfd ${id}`,
   });
 }
 
+/** By restore: how many descriptors there are of each file. */
+const holders = new WeakMap<FilesRestore["set"], Map<number, number>>();
+
+function isShared(id: number, { set }: FilesRestore): boolean {
+  let counts = holders.get(set);
+  if (counts === undefined) {
+    holders.set(set, (counts = new Map()));
+    for (const { live } of set.tasks.values())
+      for (const one of live?.fdinfo ?? []) counts.set(one.id, (counts.get(one.id) ?? 0) + 1);
+    // What is in flight will have holders.
+    for (const { value } of set.skQueues)
+      for (const right of value.scm.flatMap(({ rights }) => rights)) counts.set(right, Infinity);
+  }
+  return (counts.get(id) ?? 0) > 1;
+}
+
+/**
+ * Several descriptors of one description begin as a socket. The engine sends the pidfd into it, and every holder takes it by a look
+ * at the message (MSG_PEEK), which is there for the next one still.
+ */
+function openCarrier(program: Program, pidfd: PidfdEntry, restore: FilesRestore): Argument {
+  const { id, nspid } = pidfd;
+  const ends = program.output(8);
+  program.call("socketpair", [AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends], {
+    label: `make a way for pidfd ${id}`,
+  });
+  const end = (offset: number): Argument => ({
+    kind: "load",
+    from: { ...ends, offset: ends.offset + offset },
+    width: 4,
+  });
+  const sender = restore.reserve();
+  program.call("dup3", [end(4), sender, O_CLOEXEC], { label: `make a way for pidfd ${id}` });
+  program.call("close", [end(4)]);
+  const isThread = (pidfd.flags & PIDFD_THREAD) !== 0;
+  restore.whenThere(isThread ? "threads" : "tasks", ({ copies, outerTid }) => {
+    const made = syscall("pidfd_open", outerTid(nspid) ?? nspid, pidfd.flags & KEPT_FLAGS);
+    try {
+      const data = Buffer.alloc(4);
+      data.writeInt32LE(made);
+      const control = encodeControl({ level: SOL_SOCKET, type: SCM_RIGHTS, data });
+      const sent = sendMessage(copies.reserved(sender), Buffer.alloc(1), { control });
+      if (sent < 0) throw syscallError("sendmsg", -sent, `give pidfd ${id} to its holders`);
+    } finally {
+      closeSync(made);
+    }
+  });
+  return end(0);
+}
+
+/** Whether a file is a handle of a process or thread of the tree. */
+export function isLivePidfd({ pidfd }: FileEntry): boolean {
+  return pidfd !== undefined && pidfd.nspid !== DEAD;
+}
+
+/** Takes the pidfd out of its carrier. */
+export function takeCarried(program: Program, fd: number, label: string): Argument {
+  // Header and one descriptor of a control message; struct msghdr.
+  const control = program.output(CMSG_SIZE, 8);
+  const vector = Buffer.alloc(16);
+  vector.writeUInt32LE(1, 8);
+  const header = Buffer.alloc(56);
+  header.writeUInt32LE(1, 24);
+  header.writeUInt32LE(CMSG_SIZE, 40);
+  const message = program.structure(header, {
+    16: program.structure(vector, { 0: program.output(1) }),
+    32: control,
+  });
+  program.call("recvmsg", [fd, message, MSG_PEEK], { label, expect: 1 });
+  return { kind: "load", from: { ...control, offset: control.offset + 16 }, width: 4 };
+}
+
+const CMSG_SIZE = 24;
+
 /** Runs for every descriptor; whether it is close-on-exec stays as the engine set it. */
-function openPidfd(program: Program, entry: FileEntry, fd: number): void {
+function openPidfd(program: Program, entry: FileEntry, fd: number, restore: FilesRestore): void {
   const { id, pidfd } = entry;
   assert(pidfd !== undefined, `file ${id} is no pidfd`);
   if (pidfd.nspid === DEAD) return;
   const descriptorFlags = program.call("fcntl", [fd, F_GETFD, 0]);
-  const made = program.call("pidfd_open", [pidfd.nspid, pidfd.flags & KEPT_FLAGS], {
-    label: `open a pidfd of ${isThreadPidfd(entry) ? "thread" : "pid"} ${pidfd.nspid} for fd ${fd}`,
-  });
+  const label = `open a pidfd of ${isThreadPidfd(entry) ? "thread" : "pid"} ${pidfd.nspid} for fd ${fd}`;
+  const made = isShared(id, restore)
+    ? takeCarried(program, fd, label)
+    : program.call("pidfd_open", [pidfd.nspid, pidfd.flags & KEPT_FLAGS], { label });
   program.call("dup3", [made, fd, 0]);
   program.call("close", [made]);
   program.call("fcntl", [fd, F_SETFD, descriptorFlags]);

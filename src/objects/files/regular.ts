@@ -83,7 +83,7 @@ export const NO_POSITION = 0xffff_ffff_ffff_ffffn;
 const O_TMPFILE = 0o20200000;
 const TMPFILE_BIT = 0o20000000;
 /** Flags that act at open(2) alone; the kernel does not keep them, but an image may say anything. */
-const ONLY_AT_OPEN = O_CREAT | O_EXCL | O_TRUNC | O_ASYNC;
+const ONLY_AT_OPEN = O_CREAT | O_EXCL | O_TRUNC;
 
 const MISC_MAJOR = 10;
 const HWRNG_MINOR = 183;
@@ -175,10 +175,12 @@ export function openFlags(entry: {
   readonly mode?: number | undefined;
 }): number {
   let flags = entry.flags & ~ONLY_AT_OPEN;
+  const kind = (entry.mode ?? 0) & S_IFMT;
+  // Where it means something, F_SETFL sets it, and only that; where it means nothing, only open(2) does.
+  if (kind !== S_IFREG && kind !== S_IFDIR) flags &= ~O_ASYNC;
   if ((flags & TMPFILE_BIT) !== 0) flags &= ~O_TMPFILE;
   if ((flags & O_PATH) === 0) return flags | O_NOCTTY;
-  const isLink = entry.mode !== undefined && (entry.mode & S_IFMT) === S_IFLNK;
-  return isLink ? flags | O_NOFOLLOW : flags;
+  return kind === S_IFLNK ? flags | O_NOFOLLOW : flags;
 }
 
 const HINT_MISSING =

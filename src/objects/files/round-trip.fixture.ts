@@ -61,6 +61,9 @@ export class FilesOfSet implements Disposable {
       lastly: (step) => void later.push(step),
       reserve: () => reserved++,
       inEngine: (step) => void inEngine.push(step),
+      whenThere: () => {
+        throw new Error("there is no tree");
+      },
       atEnd: ({ release }) => void releases.push(release),
     };
     for (const id of this.ids) restore.open(id);

@@ -6,6 +6,7 @@ import { dirname } from "node:path";
 import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
+import { log } from "../../log.ts";
 import { FdDirectory } from "../../proc/fd-directory.ts";
 import { readFdInfo, type FdInfo } from "../../proc/fdinfo.ts";
 import { fdPath, readFdStat, type FileStat } from "../../proc/links.ts";
@@ -190,17 +191,22 @@ export class FileTable implements FilesDump {
     const task = this.#inFlight.get(near) ?? { ...near, pid: process.pid };
     this.#inFlight.set(near, task);
     const file = { ...lookAtFd(task, fd, { stat: readFdStat(process.pid, fd) }), near };
-    if (
-      this.#lookingLike(file).find(placeOf(file)) === undefined &&
-      file.target === "anon_inode:[pidfd]"
-    ) {
-      throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot dump pid ${near.pid}: a pidfd in flight in a socket is held by no task`,
-        { pid: near.pid, hint: "Let the receiver take it before the dump." },
+    if (file.info.locks.length > 0 && this.#lookingLike(file).find(placeOf(file)) === undefined) {
+      log.loss(
+        `pid ${near.pid}: a file in flight in a socket (${file.target}), which no task has, loses its locks`,
       );
     }
     return this.describe(file).id;
+  }
+
+  findDescription(
+    isIt: (place: { readonly pid: number; readonly fd: number }) => boolean,
+  ): { readonly id: number; readonly type: number } | undefined {
+    for (const { items } of this.#descriptions.values()) {
+      const found = items.find(isIt);
+      if (found !== undefined) return found;
+    }
+    return undefined;
   }
 
   afterTasks(step: () => void): void {

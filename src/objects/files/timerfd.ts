@@ -112,8 +112,9 @@ export function expiration(timer: TimerfdEntry, now: (clock: number) => bigint):
   return { flags, seconds: at / NSEC_PER_SEC, nanoseconds: at % NSEC_PER_SEC };
 }
 
+/** The clock for alarms shows the same time, but not on a machine without a real-time clock. */
 function readClock(clock: number): bigint {
   const time = Buffer.alloc(16);
-  syscall("clock_gettime", clock, time);
+  syscall("clock_gettime", clock === CLOCK_REALTIME_ALARM ? CLOCK_REALTIME : clock, time);
   return time.readBigInt64LE(0) * NSEC_PER_SEC + time.readBigInt64LE(8);
 }

@@ -5,15 +5,17 @@
 
 import { closeSync, lstatSync, readdirSync, readlinkSync, statSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
+import { bytesToText, textToBytes } from "../../images/text.ts";
 import { log } from "../../log.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
 import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
 import type { InotifyMark } from "../../proc/notify-marks.ts";
-import { FILE_HANDLE_HEAD, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
+import { FILE_HANDLE_HEAD, IN_DONT_FOLLOW, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
 import { AT_FDCWD, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_PATH } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { MountNamespaces } from "../mounts/collect.ts";
 import type { OpenFile } from "./file-kind.ts";
+import { pathBytes } from "./path.ts";
 
 /** Directory entries that a search looks at before it gives up: a second or so. */
 const SEARCH_LIMIT = 200_000;
@@ -21,6 +23,13 @@ const SEARCH_LIMIT = 200_000;
 const PROBE_MASK = 0x400 | IN_EXCL_UNLINK;
 /** Minor bits of the kernel's own device numbers. */
 const MINOR_BITS = 20;
+
+/** Where a watched file is. */
+export interface WatchedPath {
+  readonly path: string;
+  /** The watch is on the link itself (IN_DONT_FOLLOW). */
+  readonly symlink?: boolean;
+}
 
 /** Finds paths for the watches of one inotify. Holds a scratch inotify and the mounts open: dispose of it. */
 export class PathFinder implements Disposable {
@@ -47,23 +56,23 @@ export class PathFinder implements Disposable {
    *
    * @throws RepriseError UNSUPPORTED when there is none, or none was found.
    */
-  find(mark: InotifyMark): string {
+  find(mark: InotifyMark): WatchedPath {
     this.#mounts ??= readMountinfo(this.#file.task.pid);
     const mounts = this.#mounts.filter((mount) => deviceOf(mount) === mark.sdev);
     let opened = false;
     for (const mount of mounts) {
       const text = this.#byHandle(mark, mount);
-      if (text !== undefined && this.#isWatched(mark, text)) return text;
+      if (text !== undefined && this.#isWatched(mark, text)) return this.#described(text);
       opened ||= text !== undefined;
     }
-    for (const path of this.#near()) if (this.#isWatched(mark, path)) return path;
+    for (const path of this.#near()) if (this.#isWatched(mark, path)) return this.#described(path);
     // Whose handle can be opened would have a path if it were there.
     for (const { mountPoint } of opened ? [] : mounts) {
       const path = this.#search(mark, mountPoint);
-      if (path !== undefined) return path;
+      if (path !== undefined) return this.#described(path);
     }
     const deleted = this.#deleted(mark);
-    if (deleted !== undefined) return deleted;
+    if (deleted !== undefined) return { path: deleted };
     throw this.#notFound(mark);
   }
 
@@ -73,9 +82,9 @@ export class PathFinder implements Disposable {
    *
    * @throws RepriseError UNSUPPORTED when there is none, or none was found.
    */
-  findAnywhere(mark: InotifyMark): { readonly path: string; readonly mnt_id?: number } {
+  findAnywhere(mark: InotifyMark): WatchedPath & { readonly mnt_id?: number } {
     try {
-      return { path: this.find(mark) };
+      return this.find(mark);
     } catch (error) {
       const found = this.#findInOthers(mark);
       if (found !== undefined) return found;
@@ -83,7 +92,7 @@ export class PathFinder implements Disposable {
     }
   }
 
-  #findInOthers(mark: InotifyMark): { readonly path: string; readonly mnt_id: number } | undefined {
+  #findInOthers(mark: InotifyMark): (WatchedPath & { readonly mnt_id: number }) | undefined {
     const own = this.#root;
     try {
       for (const { prefix, entries } of this.#namespaces?.all ?? []) {
@@ -91,7 +100,8 @@ export class PathFinder implements Disposable {
         for (const { root_dev, mountpoint, mnt_id } of entries) {
           if (root_dev !== mark.sdev) continue;
           const path = this.#byHandle(mark, { mountPoint: mountpoint });
-          if (path !== undefined && this.#isWatched(mark, path)) return { path, mnt_id };
+          if (path !== undefined && this.#isWatched(mark, path))
+            return { ...this.#described(path), mnt_id };
           if (this.#isWatched(mark, mountpoint)) return { path: mountpoint, mnt_id };
         }
       }
@@ -99,6 +109,11 @@ export class PathFinder implements Disposable {
     } finally {
       this.#root = own;
     }
+  }
+
+  #described(path: string): WatchedPath {
+    const stat = lstatSync(pathBytes(`${this.#root}${path}`), { throwIfNoEntry: false });
+    return { path, ...(stat?.isSymbolicLink() === true ? { symlink: true } : {}) };
   }
 
   /** A mount of a file system that is known by its device. */
@@ -113,7 +128,8 @@ export class PathFinder implements Disposable {
     for (const fd of readdirSync(`/proc/${pid}/fd`)) {
       const link = `/proc/${pid}/fd/${fd}`;
       const stat = statSync(link, { bigint: true, throwIfNoEntry: false });
-      if (stat?.ino !== mark.ino || stat.nlink !== 0n || !this.#isSame(mark, link)) continue;
+      if (stat?.ino !== mark.ino || stat.nlink !== 0n) continue;
+      if (!this.#isSame(mark, link, { follow: true })) continue;
       return linkText(link).replace(/ \(deleted\)$/, "");
     }
     return undefined;
@@ -125,7 +141,7 @@ export class PathFinder implements Disposable {
     const mount = trySyscall(
       "openat",
       AT_FDCWD,
-      Buffer.from(`${this.#root}${mountPoint}\0`),
+      textBytes(`${this.#root}${mountPoint}`),
       O_DIRECTORY | O_CLOEXEC,
       0,
     );
@@ -137,7 +153,7 @@ export class PathFinder implements Disposable {
     const fd = trySyscall("open_by_handle_at", mount, handle, O_PATH | O_CLOEXEC);
     closeSync(mount);
     if (fd < 0) return undefined;
-    const text = readlinkSync(`/proc/self/fd/${fd}`);
+    const text = linkText(`/proc/self/fd/${fd}`);
     closeSync(fd);
     return text;
   }
@@ -164,7 +180,7 @@ export class PathFinder implements Disposable {
     for (let directory = queue.shift(); directory !== undefined; directory = queue.shift()) {
       for (const entry of entriesOf(`${this.#root}${directory}`)) {
         if (++seen > SEARCH_LIMIT) return undefined;
-        const path = `${directory === "/" ? "" : directory}/${entry.name}`;
+        const path = `${directory === "/" ? "" : directory}/${bytesToText(entry.name)}`;
         if (entry.isDirectory() && !this.#isMountPoint(path)) queue.push(path);
         if (inodeOf(`${this.#root}${path}`) === mark.ino && this.#isWatched(mark, path))
           return path;
@@ -179,11 +195,12 @@ export class PathFinder implements Disposable {
 
   /** Puts a watch of ours on the path and compares what the kernel says of the two. */
   #isWatched(mark: InotifyMark, path: string): boolean {
-    return this.#isSame(mark, `${this.#root}${path}`);
+    return this.#isSame(mark, `${this.#root}${path}`, { follow: false });
   }
 
-  #isSame(mark: InotifyMark, path: string): boolean {
-    const wd = trySyscall("inotify_add_watch", this.#scratch, Buffer.from(`${path}\0`), PROBE_MASK);
+  #isSame(mark: InotifyMark, path: string, { follow }: { readonly follow: boolean }): boolean {
+    const mask = follow ? PROBE_MASK : PROBE_MASK | IN_DONT_FOLLOW;
+    const wd = trySyscall("inotify_add_watch", this.#scratch, textBytes(path), mask);
     if (wd < 0) return false;
     const mine = readFdInfo({ pid: process.pid, fd: this.#scratch }).inotify.find(
       (found) => found.wd === wd,
@@ -216,7 +233,7 @@ function deviceOf({ devMajor, devMinor }: Mount): number {
 
 function linkText(path: string): string {
   try {
-    return readlinkSync(path);
+    return bytesToText(readlinkSync(path, "buffer"));
   } catch {
     return "";
   }
@@ -224,7 +241,7 @@ function linkText(path: string): string {
 
 function inodeOf(path: string): bigint | undefined {
   try {
-    return lstatSync(path, { bigint: true, throwIfNoEntry: false })?.ino;
+    return lstatSync(pathBytes(path), { bigint: true, throwIfNoEntry: false })?.ino;
   } catch {
     return undefined;
   }
@@ -239,5 +256,10 @@ function entriesOf(path: string): ReturnType<typeof readDirectory> {
 }
 
 function readDirectory(path: string) {
-  return readdirSync(path, { withFileTypes: true });
+  return readdirSync(pathBytes(path), { withFileTypes: true, encoding: "buffer" });
+}
+
+/** A path for a system call. */
+function textBytes(path: string): Buffer {
+  return Buffer.concat([textToBytes(path), Buffer.of(0)]);
 }

@@ -92,6 +92,16 @@ export function setOptions(fd: number, entry: InetSkEntry): void {
   for (const { level, name, value } of entry.reprise?.options ?? []) {
     if (!isEarly(level, name)) set(level, name, value);
   }
+  // IP_TOS sets it, too.
+  if (hasServiceType(entry)) set(so.SOL_SOCKET, so.SO_PRIORITY, entry.opts.so_priority ?? 0);
+}
+
+function hasServiceType({ ip_opts, reprise }: InetSkEntry): boolean {
+  if (ip_opts?.tos !== undefined) return true;
+  return (
+    reprise?.options.some(({ level, name }) => level === inet.SOL_IP && name === inet.IP_TOS) ===
+    true
+  );
 }
 
 type Set = (level: number, name: number, value: number | Uint8Array) => void;

@@ -19,7 +19,7 @@ import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { EINTR, errnoName } from "../../sys/errno.ts";
 import { syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
-import { getNumber, getOption, socketFamily } from "../../sys/socket.ts";
+import { getNumber, getOption, setNumber, socketFamily } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
 import type { LockedConnection } from "../network/lock.ts";
@@ -409,7 +409,21 @@ class Sockets {
   }
 }
 
-function writeConnection({ file, fd, isk }: Connection, dump: FilesDump): void {
+/** A look at the queue begins at the offset of SO_PEEK_OFF (since Linux 6.9), and moves it. */
+function writeConnection(connection: Connection, dump: FilesDump): void {
+  const { fd } = connection;
+  const place = { level: so.SOL_SOCKET, name: so.SO_PEEK_OFF };
+  const told = getOption(fd, { ...place, size: 4 });
+  const offset = typeof told === "number" ? -1 : told.readInt32LE(0);
+  if (offset >= 0) setNumber(fd, { ...place, value: -1 });
+  try {
+    saveConnection(connection, dump);
+  } finally {
+    if (offset >= 0) setNumber(fd, { ...place, value: offset });
+  }
+}
+
+function saveConnection({ file, fd, isk }: Connection, dump: FilesDump): void {
   if (hasUrgentData(fd)) {
     throw refusal({ file }, "a TCP connection with urgent data (MSG_OOB) that has not been read", {
       hint: "What lies behind it cannot be seen from outside. Let the process read it before the dump.",

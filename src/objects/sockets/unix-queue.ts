@@ -23,6 +23,7 @@ import {
 } from "../../sys/socket.ts";
 import type { Argument, Pointer, Program } from "../../tracee/program.ts";
 import type { FilesRestore, OpenFile } from "../files/file-kind.ts";
+import { isLivePidfd, takeCarried } from "../files/pidfd.ts";
 import { liftSendLimit } from "./socket-options.ts";
 
 /** One message of a queue, or a stretch of a stream. */
@@ -234,7 +235,6 @@ function closeAll(fds: readonly number[]): void {
   for (const fd of fds) trySyscall("close", fd);
 }
 
-/** Saved packets of a restore, put into queues by the opening program. */
 /** A socket that sends a datagram under its own name. */
 export interface NamedSender {
   readonly fd: number;
@@ -250,6 +250,7 @@ export interface Filling {
   readonly named?: (name: Uint8Array) => NamedSender | undefined;
 }
 
+/** Saved packets of a restore, put into queues by one program. */
 export class QueueFiller {
   readonly #restore: FilesRestore;
   readonly #packets = new Map<number, ImageEntry<SkPacketEntry>[]>();
@@ -282,6 +283,15 @@ export class QueueFiller {
     return (this.#packets.get(fileId) ?? []).flatMap(({ value }) =>
       value.scm.flatMap((scm) => scm.rights),
     );
+  }
+
+  /** Whether a queue has what can only be there when the tree is: handles of its processes. */
+  isLate(fileId: number): boolean {
+    const { files } = this.#restore.set;
+    return this.rights(fileId).some((id) => {
+      const file = files.get(id);
+      return file !== undefined && isLivePidfd(file);
+    });
   }
 
   /** Adds the calls that send everything that waits in a socket from `sender`, datagrams of others from them if `named` knows how. */
@@ -353,9 +363,7 @@ export class QueueFiller {
     const numbers = Buffer.alloc(rights.length * 4);
     rights.forEach((id, index) => {
       const carrier = (this.#carriers[index] ??= this.#restore.reserve());
-      program.call("dup3", [this.#restore.open(id), carrier, O_CLOEXEC], {
-        label: `take file ${id} for a message`,
-      });
+      this.#take(program, id, carrier);
       numbers.writeInt32LE(carrier, index * 4);
     });
     const control = encodeControl({ level: so.SOL_SOCKET, type: so.SCM_RIGHTS, data: numbers });
@@ -368,5 +376,18 @@ export class QueueFiller {
     const pointers = { 16: program.structure(vector, { 0: data }), 32: program.data(control) };
     const name = to === undefined ? {} : { 0: program.data(to) };
     return program.structure(header, { ...name, ...pointers });
+  }
+
+  #take(program: Program, id: number, carrier: number): void {
+    const label = `take file ${id} for a message`;
+    const fd = this.#restore.open(id);
+    const file = this.#restore.set.files.get(id);
+    if (typeof fd !== "number" || file === undefined || !isLivePidfd(file)) {
+      program.call("dup3", [fd, carrier, O_CLOEXEC], { label });
+      return;
+    }
+    const pidfd = takeCarried(program, fd, label);
+    program.call("dup3", [pidfd, carrier, O_CLOEXEC], { label });
+    program.call("close", [pidfd]);
   }
 }

@@ -87,6 +87,12 @@ interface Made {
   readonly helper?: number | undefined;
 }
 
+/** A socket whose queue is filled, and who sends. */
+interface Filled {
+  readonly made: Made;
+  readonly sender: number;
+}
+
 class UnixSockets {
   readonly #restore: FilesRestore;
   readonly #queues: QueueFiller;
@@ -94,6 +100,8 @@ class UnixSockets {
   readonly #relations: UnixRelations;
   readonly #made = new Map<number, Made>();
   readonly #connected = new Set<number>();
+  /** Queues that are filled when the tree is there. */
+  readonly #late: Filled[] = [];
   /** Epolls that no task holds, by the socket in whose queue they are. */
   readonly #epolls = new Map<number, { readonly entry: FileEntry; readonly fd: number }[]>();
 
@@ -134,8 +142,27 @@ class UnixSockets {
       if (sender !== undefined) this.#fill(program, made, this.make(program, sender).fd);
       if (made.entry.type !== so.SOCK_DGRAM) this.#fillStream(program, made);
     }
-    for (const { helper } of all) if (helper !== undefined) program.call("close", [helper]);
-    for (const made of all) this.#finishOne(program, made);
+    const late = this.#late;
+    const isLate = ({ fd, helper = -1 }: Made): boolean =>
+      late.some(({ made, sender }) =>
+        [made.fd, sender].some((one) => one === fd || one === helper),
+      );
+    this.#end(
+      program,
+      all.filter((made) => !isLate(made)),
+    );
+    if (late.length === 0) return;
+    this.#restore.lastly((last) => {
+      const queues = new QueueFiller(this.#restore);
+      for (const { made, sender } of late) this.#fillNow(last, queues, { made, sender });
+      this.#end(last, all.filter(isLate));
+    });
+  }
+
+  /** When the queues are filled. */
+  #end(program: Program, sockets: readonly Made[]): void {
+    for (const { helper } of sockets) if (helper !== undefined) program.call("close", [helper]);
+    for (const made of sockets) this.#finishOne(program, made);
   }
 
   /** Epolls that are in flight to a socket, and that no task has. */
@@ -346,10 +373,15 @@ class UnixSockets {
   }
 
   #fill(program: Program, made: Made, sender: number): void {
+    if (this.#queues.isLate(made.entry.id)) this.#late.push({ made, sender });
+    else this.#fillNow(program, this.#queues, { made, sender });
+  }
+
+  #fillNow(program: Program, queues: QueueFiller, { made, sender }: Filled): void {
     const { entry } = made;
     // A connected socket takes datagrams from its peer alone.
     const isOpen = entry.type === so.SOCK_DGRAM && entry.peer === 0 && entry.name.length > 0;
-    this.#queues.fill(program, entry.id, {
+    queues.fill(program, entry.id, {
       sender,
       what: what(entry),
       ...(isOpen ? { named: (name) => this.#namedSender(program, made, name) } : {}),

@@ -31,12 +31,14 @@ export const CLOCK_REALTIME_ALARM = 8;
 export const PIDFD_THREAD = 0o200;
 
 export const IN_ALL_EVENTS = 0xfff;
+export const IN_DONT_FOLLOW = 0x02000000;
 export const IN_EXCL_UNLINK = 0x04000000;
 export const IN_ONESHOT = 0x80000000;
 /** _IOW('I', 0, s32), its argument is a value: the number of the next watch (CONFIG_CHECKPOINT_RESTORE). */
 export const INOTIFY_IOC_SETNEXTWD = 0x40044900;
 
 export const FAN_MARK_ADD = 1;
+export const FAN_MARK_DONT_FOLLOW = 4;
 export const FAN_MARK_MOUNT = 0x10;
 export const FAN_MARK_IGNORED_MASK = 0x20;
 export const FAN_MARK_FILESYSTEM = 0x100;
