@@ -82,7 +82,7 @@ export function fillTasks(
 /** Makes the areas that the engine fills while the task does the rest. */
 function mapHelped(plan: RestorePlan, growth: Growth, { pid, areas }: FillingHelp): void {
   const program = new Program();
-  for (const vma of areas) mapVma(program, vma, undefined);
+  for (const vma of areas) mapVma(program, vma, { isFilled: true });
   runPrograms([taskJob(plan, growth, { pid, program })]);
 }
 

@@ -22,7 +22,7 @@ import { SIGSTOP } from "../sys/abi/signal.ts";
 import { ownPids } from "../sys/front.ts";
 import { readMemory } from "../sys/memory.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
-import { USER_CS_64 } from "../tracee/arch/x86_64/registers.ts";
+import { USER_CS_64, withoutSpuriousEintr } from "../tracee/arch/x86_64/registers.ts";
 import { isRestarted, restartedCall, type ReadTask } from "../tracee/arch/x86_64/restarted-call.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
@@ -338,7 +338,7 @@ function doesNotStop(pid: number, tid: number): RepriseError {
 }
 
 function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
-  const regs = tracee.registers();
+  const regs = withoutSpuriousEintr(tracee.registers());
   if (regs.get("cs") !== USER_CS_64) {
     throw new RepriseError(
       "UNSUPPORTED",

@@ -180,7 +180,7 @@ function placesIn(pages: readonly PlacedPages[], area: VmaEntry): Place[] {
 }
 
 /** Of ascending places, the first that reaches into an area. */
-function firstIn(places: readonly PagePlace[], { start }: VmaEntry): number {
+export function firstIn(places: readonly PagePlace[], { start }: Pick<VmaEntry, "start">): number {
   let low = 0;
   let high = places.length;
   while (low < high) {

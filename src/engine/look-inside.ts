@@ -143,7 +143,7 @@ function noteBlockedContinues(tree: FrozenTree): void {
 function inquire(task: CollectedTask, tree: FrozenTree, landlock: LandlockWatch): Inquiry {
   const programs = task.task.threads.map(() => new Program());
   const process = probeProcess(programs[0] as Program, task.task, {
-    innerTid: (tid) => innerTid(tree, tid) ?? tid,
+    innerTid: (tid) => innerTid(tree, tid),
     areas: task.sharesMemory ? [] : task.vmas.map(({ entry }) => entry),
   });
   const threads = task.task.threads.map((thread, index) =>

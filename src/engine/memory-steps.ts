@@ -17,6 +17,7 @@ import type { Program } from "../tracee/program.ts";
 import type { FillingHelp } from "./help-filling.ts";
 import { openImage, type ImageFiles } from "./image-files.ts";
 import type { OpenedFiles } from "./open-files.ts";
+import { firstIn } from "./inherit-memory.ts";
 import { mapsFile, type TaskPlan } from "./plan.ts";
 
 export interface MemorySurroundings {
@@ -35,7 +36,7 @@ export function addEarlyMemory(program: Program, task: TaskPlan, around: MemoryS
   }
   for (const vma of early) {
     if (inherited.has(vma)) continue;
-    mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
+    mapArea(program, task, vma, around);
   }
   for (const { address, length } of dropped) {
     program.call("madvise", [address, length, MADV_DONTNEED], {
@@ -63,7 +64,7 @@ export function addLateMemory(
   if (around.segments !== undefined) attachSegments(program, mapped, around.segments);
   for (const vma of mapped) {
     if (isSegment(vma) || early.has(vma) || help?.areas.has(vma) === true) continue;
-    mapVma(program, vma, mapsFile(vma) ? around.files.mappedFd(vma) : undefined);
+    mapArea(program, task, vma, around);
   }
   const placed = restoreAreaPolicies(program, mapped);
   addPages(program, help?.own ?? task.memory.latePages, around);
@@ -75,15 +76,27 @@ export function addLateMemory(
     else if (around.hasBreakpoints) announceProbes(program, vma, around.files.mappedFd(vma));
   }
   for (const ring of task.aioRings) restoreAioRing(program, ring);
-  for (const vma of mapped) finishVma(program, vma);
+  for (const vma of mapped) finishVma(program, vma, { isFilled: hasPages(task, vma) });
   for (const vma of task.mm.vmas) if ((vma.status & VMA_GUARD) !== 0) installGuard(program, vma);
   return placed;
 }
 
-function hasPages({ pages }: TaskPlan, { start, end }: VmaEntry): boolean {
-  return pages.some(({ places }) =>
-    places.some(({ address, length }) => address < end && address + length > start),
-  );
+function mapArea(
+  program: Program,
+  task: TaskPlan,
+  vma: VmaEntry,
+  { files }: MemorySurroundings,
+): void {
+  const file = mapsFile(vma) ? files.mappedFd(vma) : undefined;
+  mapVma(program, vma, { file, isFilled: hasPages(task, vma) });
+}
+
+/** Whether pages come from the images into an area. */
+function hasPages({ pages }: TaskPlan, area: VmaEntry): boolean {
+  return pages.some(({ places }) => {
+    const first = places[firstIn(places, area)];
+    return first !== undefined && first.address < area.end;
+  });
 }
 
 function addPages(

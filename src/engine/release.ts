@@ -9,6 +9,7 @@ import { readStatIfAlive } from "../proc/stat.ts";
 import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
 import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
+import { undecidedRegisters } from "../tracee/arch/x86_64/registers.ts";
 import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import type { Growth } from "./growth.ts";
@@ -62,8 +63,8 @@ function setStates(growth: Growth, task: TaskPlan): void {
   for (const { tid, core } of task.threads) {
     const tracee = growth.tracees.get(tid) as Tracee;
     tracee.setExtendedState(extendedStateOf(core, tracee.extendedState()));
-    // Not in a system call any more: the kernel must not restart one.
-    tracee.setRegisters(registersOf(core).set("orig_rax", -1n));
+    const error = core.thread_core?.reprise?.interrupted_with;
+    tracee.setRegisters(undecidedRegisters(registersOf(core), error));
     tracee.setSignalMask(
       (tid === task.pid ? task.core.tc?.blk_sigset : core.thread_core?.blk_sigset) ?? 0n,
     );

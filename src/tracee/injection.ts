@@ -239,10 +239,13 @@ function finishUnmapping(injection: Injection): void {
   cleanSpareBytes(injection);
 }
 
-/** Mask first: until the registers are set, the stub or the frame would set both anyway. */
+/**
+ * Mask first: until the registers are set, the stub or the frame would set both anyway. A call that the stop has interrupted is left to
+ * the kernel, which decides when the thread is let go: a signal that has come meanwhile may end it.
+ */
 function restoreThread({ tracee, regs, mask }: StoppedThread): void {
   tracee.setSignalMask(mask);
-  tracee.setRegisters(resumedRegisters(regs));
+  tracee.setRegisters(regs);
 }
 
 function pointAtStub(

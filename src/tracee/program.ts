@@ -25,6 +25,7 @@ import {
 export interface Ref {
   readonly kind: "ref";
   readonly entry: number;
+  readonly plus?: number;
 }
 
 /** A place in the program's data (sent with it) or output (fetched after it). */
@@ -271,7 +272,7 @@ export class Program {
       args: [
         from.kind === "load" ? from.from : from,
         to,
-        from.kind === "load" ? (from.plus ?? 0) : 0,
+        from.plus ?? 0,
       ],
       expect: undefined,
       name: undefined,

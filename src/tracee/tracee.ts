@@ -2,7 +2,8 @@
 
 import { assert, RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
-import { readThreadStatIfAlive } from "../proc/stat.ts";
+import { readStatIfAlive, readThreadStatIfAlive } from "../proc/stat.ts";
+import { readStatusIfAlive } from "../proc/status.ts";
 import * as pt from "../sys/abi/ptrace.ts";
 import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signal.ts";
 import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
@@ -73,6 +74,8 @@ export class Tracee {
     }
     if (result === -ESRCH || (result === -EPERM && hasEnded(this.leader, this.tid))) return false;
     if (result < 0) {
+      const tracer = readStatusIfAlive(this.leader)?.tracerPid ?? 0;
+      if (tracer !== 0) throw isTraced(this.leader, tracer);
       throw new RepriseError(
         "NOT_PERMITTED",
         `cannot stop pid ${this.leader} (thread ${this.tid}): ptrace(PTRACE_SEIZE): ${errnoName(-result)}`,
@@ -80,7 +83,7 @@ export class Tracee {
           pid: this.leader,
           syscall: "ptrace",
           errno: errnoName(-result),
-          hint: "Another tracer (a debugger, strace) may hold the process, or you lack the rights: run as root and end the other tracer.",
+          hint: "You may lack the rights: run as root.",
         },
       );
     }
@@ -288,6 +291,21 @@ const PEEK_BATCH = 32;
 /** Used for every thread: making 4 KiB of zeros for each took longer than asking the kernel. */
 const peekArguments = Buffer.alloc(16);
 const peeked = Buffer.alloc(PEEK_BATCH * SIGINFO_SIZE);
+
+/** A process has one tracer. */
+function isTraced(pid: number, tracer: number): RepriseError {
+  const name = readStatIfAlive(tracer)?.comm;
+  return new RepriseError(
+    "NOT_PERMITTED",
+    `cannot stop pid ${pid}: it is traced by pid ${tracer}${name === undefined ? "" : ` (${name})`}`,
+    {
+      pid,
+      syscall: "ptrace",
+      errno: "EPERM",
+      hint: "Let the debugger (gdb, strace) detach, or end it, and try again.",
+    },
+  );
+}
 
 /** A zombie cannot be seized (EPERM), and what was alive a moment ago may be one now. */
 function hasEnded(leader: number, tid: number): boolean {

@@ -121,6 +121,16 @@ export const interchangeExceptions: Exceptions = {
       says: /Can't lookup mount/,
     },
   },
+  names: {
+    "restored by CRIU": {
+      why: "the format's field for a name holds text; names that are not UTF-8 are in a field of ours",
+      says: /the name of thread 1/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU writes names that are not UTF-8 into a field for text, which is read as text",
+      says: /the name of thread 1/,
+    },
+  },
   next_pids: {
     "restored by CRIU": {
       why: "CRIU does not know of a pid namespace that is to have its first process",

@@ -1,6 +1,9 @@
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { readChildren } from "../../src/proc/children.ts";
 import { bringBack } from "./test-cgroups.ts";
 import { imagesDirOf, start, testRoom } from "./suite.ts";
 
@@ -19,5 +22,24 @@ test.each(["nanosleep_restart", "futex_restart", "poll_restart"])(
     const back = await bringBack(program, imagesDir);
     expect(await back.ask()).toBe("ok 1");
     expect(await back.finish()).toBe("pass");
+  },
+);
+
+test.each(["running", "killed"] as const)(
+  "a handler ends a call when its signal comes while the tree stands still (%s)",
+  async (leave) => {
+    const program = await start("signalled_calls");
+    const imagesDir = imagesDirOf(program);
+    const hooks = {
+      queryExternal: () => {
+        for (const child of readChildren(program.pid)) process.kill(child, "SIGALRM");
+        return [];
+      },
+    };
+    await checkpoint({ pid: program.pid, imagesDir, leave, hooks });
+    const after = leave === "running" ? program : await bringBack(program, imagesDir);
+    writeFileSync(join(program.dir, "signalled"), "");
+    expect(await after.ask()).toBe("ok 1");
+    expect(await after.finish()).toBe("pass");
   },
 );

@@ -40,6 +40,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "memfd_maps" },
     { name: "mlock_flags" },
     { name: "numa_policies" },
+    { name: "odd_maps", alone: "a shared mapping of a file" },
     { name: "personality_oom" },
     { name: "shared_memory" },
     { name: "stack_grows" },
@@ -54,6 +55,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "threads" },
     { name: "threads", args: ["40"] },
     { name: "thread_places" },
+    { name: "names" },
     { name: "tls_tid" },
     { name: "regs" },
     { name: "sched" },
@@ -175,10 +177,12 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   ],
   seccomp: [{ name: "seccomps" }],
   restart: [
+    { name: "endless_waits" },
     { name: "futex_restart" },
     { name: "nanosleep_restart" },
     { name: "poll_restart" },
     { name: "read_restart" },
+    { name: "signalled_calls" },
     { name: "wait_restart" },
   ],
 };

@@ -14,7 +14,15 @@ import type { IpcShmEntry, VmaEntry } from "../../images/schema/messages.generat
 import { readMaps } from "../../proc/maps.ts";
 import * as ipc from "../../sys/abi/ipc.ts";
 import { O_ACCMODE, O_RDONLY } from "../../sys/abi/fcntl.ts";
-import { PAGE_SIZE, PROT_EXEC, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
+import {
+  MREMAP_FIXED,
+  MREMAP_MAYMOVE,
+  PAGE_SIZE,
+  PROT_EXEC,
+  PROT_READ,
+  PROT_WRITE,
+  TASK_SIZE,
+} from "../../sys/abi/mman.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { readU64 } from "../../sys/memory.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -272,7 +280,8 @@ export function isSegment({ status: bits }: VmaEntry): boolean {
 
 /**
  * Adds the calls that attach a task's segments. One attachment may be several areas (mprotect) and have holes (munmap): it is made
- * whole, and what is not in the images goes again. To be made before the other areas, which may lie in the holes.
+ * whole, and what is not in the images goes again. Where something else lies in a hole, which may be there already, it is made
+ * elsewhere and its parts are moved.
  */
 export function attachSegments(
   program: Program,
@@ -284,28 +293,86 @@ export function attachSegments(
     const key = `${vma.shmid}:${vma.start - vma.pgoff}`;
     attachments.set(key, [...(attachments.get(key) ?? []), vma]);
   }
-  for (const parts of attachments.values()) attach(program, parts, segments);
+  for (const parts of attachments.values()) {
+    const attachment = describeAttachment(parts, segments);
+    const { base, size } = attachment;
+    const isFree = vmas.every(
+      (vma) => vma.end <= base || vma.start >= base + size || parts.includes(vma),
+    );
+    if (isFree) attachInPlace(program, attachment);
+    else attachInParts(program, attachment, findSpare(vmas, size));
+  }
 }
 
-function attach(program: Program, parts: readonly VmaEntry[], segments: Segments): void {
-  const [first] = parts;
-  if (first === undefined) return;
-  const { shmid } = first;
-  const base = first.start - first.pgoff;
-  const label = `attach shared memory segment ${shmid}`;
+interface Attachment {
+  readonly parts: readonly VmaEntry[];
+  readonly base: number;
+  readonly size: number;
+  readonly id: number;
+  /** Of shmat(2), and the protection that they give. */
+  readonly flags: number;
+  readonly given: number;
+  readonly label: string;
+}
+
+function describeAttachment(parts: readonly VmaEntry[], segments: Segments): Attachment {
+  const { shmid, start, pgoff } = parts[0] as VmaEntry;
   const writes = parts.some(
     ({ prot, fdflags }) => (prot & PROT_WRITE) !== 0 || ((fdflags ?? 0) & O_ACCMODE) !== 0,
   );
   const executes = parts.some(({ prot }) => (prot & PROT_EXEC) !== 0);
-  const flags = (writes ? 0 : ipc.SHM_RDONLY) | (executes ? ipc.SHM_EXEC : 0);
-  program.call("shmat", [segments.idOf(shmid), base, flags], { label, expect: base });
-  const given = PROT_READ | (writes ? PROT_WRITE : 0) | (executes ? PROT_EXEC : 0);
+  return {
+    parts: parts.toSorted((a, b) => a.start - b.start),
+    base: start - pgoff,
+    size: segments.sizeOf(shmid),
+    id: segments.idOf(shmid),
+    flags: (writes ? 0 : ipc.SHM_RDONLY) | (executes ? ipc.SHM_EXEC : 0),
+    given: PROT_READ | (writes ? PROT_WRITE : 0) | (executes ? PROT_EXEC : 0),
+    label: `attach shared memory segment ${shmid}`,
+  };
+}
+
+function attachInPlace(program: Program, attachment: Attachment): void {
+  const { parts, base, size, id, flags, label } = attachment;
+  program.call("shmat", [id, base, flags], { label, expect: base });
   let at = base;
-  for (const { start, end, prot } of parts.toSorted((a, b) => a.start - b.start)) {
+  for (const { start, end } of parts) {
     if (start > at) program.call("munmap", [at, start - at], { label });
-    if (prot !== given) program.call("mprotect", [start, end - start, prot], { label });
     at = end;
   }
-  const end = base + segments.sizeOf(shmid);
-  if (at < end) program.call("munmap", [at, end - at], { label });
+  if (at < base + size) program.call("munmap", [at, base + size - at], { label });
+  protectParts(program, attachment);
+}
+
+/** MREMAP_FIXED clears its target: the attachment is made where the task has nothing, so that no part goes onto another. */
+function attachInParts(program: Program, attachment: Attachment, spare: number): void {
+  const { parts, base, size, id, flags, label } = attachment;
+  program.call("shmat", [id, spare, flags], { label, expect: spare });
+  for (const { start, end } of parts) {
+    const length = end - start;
+    const from = spare + start - base;
+    const moved = MREMAP_MAYMOVE | MREMAP_FIXED;
+    program.call("mremap", [from, length, length, moved, start], { label, expect: start });
+  }
+  program.call("munmap", [spare, size], { label });
+  protectParts(program, attachment);
+}
+
+/** The highest address with so much room: the work area of the restore is in the lowest hole (plan.ts). */
+function findSpare(vmas: readonly VmaEntry[], size: number): number {
+  let from = TASK_SIZE;
+  const used = vmas.filter(({ end }) => end <= TASK_SIZE).toSorted((a, b) => b.end - a.end);
+  for (const { start, end } of used) {
+    if (from - end >= size + 2 * SPARE_MARGIN) break;
+    from = Math.min(from, start);
+  }
+  return Math.floor((from - SPARE_MARGIN - size) / SPARE_MARGIN) * SPARE_MARGIN;
+}
+
+/** Largest of the huge pages that a segment may be made of (1 GiB). */
+const SPARE_MARGIN = 1024 * 1024 * 1024;
+
+function protectParts(program: Program, { parts, given, label }: Attachment): void {
+  for (const { start, end, prot } of parts)
+    if (prot !== given) program.call("mprotect", [start, end - start, prot], { label });
 }

@@ -304,11 +304,19 @@ export function isMapped(entry: VmaEntry): boolean {
   return (entry.status & (VMA_VSYSCALL | VMA_VDSO | VMA_VVAR | VMA_AIORING | VMA_GUARD)) === 0;
 }
 
+export interface MapOptions {
+  /** The descriptor of its file. */
+  readonly file?: Argument | undefined;
+  /** Whether pages come into it. */
+  readonly isFilled: boolean;
+}
+
 /**
- * Adds the call that maps an area, writable so that its pages can be filled in. `file` is the descriptor of its file.
+ * Adds the call that maps an area, writable if pages have to be filled in. One without pages is never made writable: the kernel
+ * grants any reservation without access (PROT_NONE), but not as much writable memory.
  */
-export function mapVma(program: Program, entry: VmaEntry, file: Argument | undefined): void {
-  const fillable = hasPrivatePages(entry) ? mm.PROT_READ | mm.PROT_WRITE : 0;
+export function mapVma(program: Program, entry: VmaEntry, { file, isFilled }: MapOptions): void {
+  const fillable = isFilled && hasPrivatePages(entry) ? mm.PROT_READ | mm.PROT_WRITE : 0;
   const keep =
     mm.MAP_SHARED |
     mm.MAP_PRIVATE |
@@ -332,25 +340,23 @@ export function mapVma(program: Program, entry: VmaEntry, file: Argument | undef
   );
 }
 
-/** Adds the calls that give a filled area its protection, advice, locks and name. */
-export function finishVma(program: Program, entry: VmaEntry): void {
+/** Adds the calls that give an area its protection, advice, locks and name. */
+export function finishVma(
+  program: Program,
+  entry: VmaEntry,
+  { isFilled }: Pick<MapOptions, "isFilled">,
+): void {
   const length = entry.end - entry.start;
   const fillable = mm.PROT_READ | mm.PROT_WRITE;
   const label = (): string => `restore the properties of ${describeVma(entry)}`;
-  if (hasPrivatePages(entry) && (entry.prot & fillable) !== fillable) {
+  if (isFilled && hasPrivatePages(entry) && (entry.prot & fillable) !== fillable) {
     program.call("mprotect", [entry.start, length, entry.prot], { label });
   }
   for (const [, advice] of MADVICE) {
     if (((entry.madv ?? 0n) & (1n << BigInt(advice))) !== 0n)
       program.call("madvise", [entry.start, length, advice], { label });
   }
-  if ((entry.flags & mm.MAP_LOCKED) !== 0) {
-    program.call(
-      "mlock2",
-      [entry.start, length, entry.lock_on_fault === true ? mm.MLOCK_ONFAULT : 0],
-      { label },
-    );
-  }
+  if ((entry.flags & mm.MAP_LOCKED) !== 0) lockVma(program, entry, label);
   if (entry.anon_name !== undefined) {
     const name = program.string(entry.anon_name);
     program.call("prctl", [PR_SET_VMA, PR_SET_VMA_ANON_NAME, entry.start, length, name], {
@@ -358,6 +364,26 @@ export function finishVma(program: Program, entry: VmaEntry): void {
       mayFail: true,
     });
   }
+}
+
+/**
+ * Adds the calls that lock an area. The kernel marks it first and brings in all of its pages then; where there is no access, and
+ * behind the end of a file, it says ENOMEM to that, and the mark stays (mm/mlock.c).
+ */
+function lockVma(program: Program, entry: VmaEntry, label: () => string): void {
+  const lock = (flags: number, options: { mayFail?: boolean } = {}): void =>
+    void program.call("mlock2", [entry.start, entry.end - entry.start, flags], {
+      label,
+      ...options,
+    });
+  if (entry.lock_on_fault === true) {
+    lock(mm.MLOCK_ONFAULT);
+    return;
+  }
+  const hasGaps = entry.prot === 0 || (entry.status & (VMA_FILE_PRIVATE | VMA_FILE_SHARED)) !== 0;
+  // Whether it may be locked at all is seen from a mark that brings in nothing.
+  if (hasGaps) lock(mm.MLOCK_ONFAULT);
+  lock(0, { mayFail: hasGaps });
 }
 
 /** Adds the last step of all: a sealed area can never be changed again. */

@@ -16,6 +16,7 @@ import { readCoredumpFilter } from "../../proc/coredump-filter.ts";
 import { LOGINUID_UNSET, readLoginuid } from "../../proc/loginuid.ts";
 import { readOomScoreAdj } from "../../proc/oom.ts";
 import { readPersonality } from "../../proc/personality.ts";
+import { readProcBytes } from "../../proc/procfs.ts";
 import { AT_FDCWD, O_CLOEXEC, O_WRONLY } from "../../sys/abi/fcntl.ts";
 import {
   MEMBARRIER_CMD_GET_REGISTRATIONS,
@@ -168,10 +169,25 @@ export function restoreProcessAttributes(
   return (result) => files.flatMap((problems) => problems(result));
 }
 
+/** A name that is not UTF-8 (U+FFFD stands for it) as it is: a field of the images that is a string can have no such bytes. */
+export function collectCommBytes({
+  pid,
+  tid,
+  comm,
+}: {
+  readonly pid: number;
+  readonly tid: number;
+  readonly comm: string;
+}): { comm_bytes?: Uint8Array } {
+  if (!comm.includes("\ufffd")) return {};
+  // The kernel ends it with a newline.
+  return { comm_bytes: Uint8Array.from(readProcBytes(pid, `task/${tid}/comm`).subarray(0, -1)) };
+}
+
 /** Sets what of a thread comes after its credentials: name and parent death signal. */
 export function restoreThreadAttributes(
   program: Program,
-  core: Pick<ThreadCoreEntry, "comm" | "pdeath_sig">,
+  core: Pick<ThreadCoreEntry, "pdeath_sig"> & { readonly comm: string | Uint8Array | undefined },
 ): void {
   if (core.comm !== undefined) restoreComm(program, core.comm);
   restoreParentDeathSignal(program, core.pdeath_sig ?? 0);
@@ -193,11 +209,12 @@ export function restorePersonality(program: Program, personality: number): void 
 }
 
 /** Names the thread that runs the program; what is longer than 15 bytes is cut off. */
-export function restoreComm(program: Program, comm: string): void {
+export function restoreComm(program: Program, comm: string | Uint8Array): void {
   const bytes = Buffer.alloc(COMM_LENGTH + 1);
-  bytes.set(Buffer.from(comm).subarray(0, COMM_LENGTH));
+  const name = typeof comm === "string" ? Buffer.from(comm) : comm;
+  bytes.set(name.subarray(0, COMM_LENGTH));
   program.call("prctl", [PR_SET_NAME, program.data(bytes), 0, 0, 0], {
-    label: `name the thread ${comm}`,
+    label: `name the thread ${typeof comm === "string" ? comm : Buffer.from(comm).toString()}`,
   });
 }
 

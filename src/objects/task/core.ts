@@ -23,6 +23,7 @@ import type { TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { SIGCHLD } from "../../sys/abi/signal.ts";
 import { log } from "../../log.ts";
+import { restartError } from "../../tracee/arch/x86_64/registers.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 import * as attributes from "./attributes.ts";
@@ -85,13 +86,13 @@ export function probeProcess(
   program: Program,
   task: FrozenTask,
   options: {
-    readonly innerTid: (tid: number) => number;
+    readonly innerTid: (tid: number) => number | undefined;
     /** None when the memory is another task's, too. */
     readonly areas: readonly VmaEntry[];
   },
 ): Probe<ProcessState> {
   const sigactions = probeSignalActions(program);
-  const timers = probeTimers(program, task.pid, options);
+  const timers = probeTimers(program, task.pid, { ...options, threads: task.threads.length });
   const attributesOf = attributes.probeProcessAttributes(program);
   const areaPolicies = probeAreaPolicies(program, options.areas);
   const keyrings = tellKeyrings(program, { pid: task.innerPid });
@@ -227,6 +228,8 @@ function threadPart(
   const isLeader = tid === task.pid;
   const scheduling = collectScheduling(tid, state.attributes.timerSlack);
   const { settings } = state;
+  const comm = isLeader ? task.stat.comm : thread.status.name;
+  const interruptedWith = restartError(stopped.regs);
   return {
     mtype: CoreEntryMarch.X86_64,
     thread_info: cpuStateEntry(stopped, stopped.regs, state.attributes.clearTidAddress),
@@ -237,6 +240,8 @@ function threadPart(
         ...scheduling.reprise,
         ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
         ...(fs === undefined ? {} : { fs }),
+        ...attributes.collectCommBytes({ pid: task.pid, tid, comm }),
+        ...(interruptedWith === undefined ? {} : { interrupted_with: interruptedWith }),
         ...(state.personality === usualPersonality ? {} : { personality: state.personality }),
         ...(state.memoryPolicy === undefined ? {} : { memory_policy: state.memoryPolicy }),
       },
@@ -248,7 +253,7 @@ function threadPart(
       signals_p: collectPending(stopped.tracee, "thread"),
       creds: { ...state.creds, ...readLabels({ pid: task.pid, tid }) },
       ...seccomp,
-      comm: isLeader ? task.stat.comm : thread.status.name,
+      comm,
       ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
       ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
     },
@@ -383,7 +388,7 @@ export function restoreThread(
       : restoreCreds(program, part.creds, { fixed: ids.fixedCreds });
   writeLabels(program, ids.labels);
   attributes.restoreThreadAttributes(program, {
-    comm: part.comm ?? core.tc?.comm,
+    comm: part.reprise?.comm_bytes ?? part.comm ?? core.tc?.comm,
     pdeath_sig: deathSignal(part.pdeath_sig ?? 0, ids),
   });
   if (pid !== tid && part.creds !== undefined) restoreNoNewPrivs(program, part.creds);

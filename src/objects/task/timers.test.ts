@@ -101,7 +101,9 @@ function forThread(timers: TaskTimersEntry, tid: number): TaskTimersEntry {
 }
 
 function probe(seed: ProbedProcess): TaskTimersEntry {
-  return seed.run((program) => probeTimers(program, seed.pid, { innerTid: (tid) => tid }));
+  return seed.run((program) =>
+    probeTimers(program, seed.pid, { innerTid: (tid) => tid, threads: 1 }),
+  );
 }
 
 describe("timers", () => {

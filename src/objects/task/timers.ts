@@ -40,8 +40,10 @@ import type { Probe } from "../probe.ts";
 const SEARCHED_IDS = 4096;
 
 export interface ProbeTimersOptions {
-  /** Turns a thread id of the engine's pid namespace into the number in the images. */
-  readonly innerTid: (tid: number) => number;
+  /** Turns a thread id of the engine's pid namespace into the number in the images; undefined for one that has ended. */
+  readonly innerTid: (tid: number) => number | undefined;
+  /** How many threads there are: of several nobody tells whose processor time a timer counts. */
+  readonly threads: number;
 }
 
 /**
@@ -59,7 +61,7 @@ export function probeTimers(
   const prof = probeItimer(program, ITIMER_PROF);
   const timers = readTimers(pid).sort((a, b) => a.id - b.id);
   const posix = timers.map((timer) => probePosixTimer(program, timer, options));
-  if (timers.some(({ clockId }) => clockId === THREAD_CPUTIME_CLOCK)) {
+  if (options.threads > 1 && timers.some(({ clockId }) => clockId === THREAD_CPUTIME_CLOCK)) {
     log.loss(`pid ${pid} has a timer on a thread's processor time: it is taken for the leader's`);
   }
   return (result) => ({
@@ -180,29 +182,32 @@ function probePosixTimer(
   const overrun = program.call("timer_getoverrun", [id], {
     label: `read the overrun of timer ${id}`,
   });
-  const target = timer.toThread ? { notify_thread_id: innerTid(timer.target) } : {};
+  // When its thread has ended, the timer ticks on and tells nobody.
+  const told = timer.toThread ? innerTid(timer.target) : undefined;
+  const notify = timer.toThread
+    ? told === undefined
+      ? SIGEV_NONE
+      : SIGEV_THREAD_ID
+    : NOTIFY[timer.notify];
   return (result) => {
     const bytes = result.bytes(place, ITIMERVAL_SIZE);
     return {
       it_id: id,
       clock_id: timer.clockId >>> 0,
       si_signo: timer.signo,
-      it_sigev_notify: notifyValue(timer),
+      it_sigev_notify: notify,
       sival_ptr: timer.sigval,
       overrun: result.value(overrun),
       isec: bytes.readBigUInt64LE(0),
       insec: bytes.readBigUInt64LE(8),
       vsec: bytes.readBigUInt64LE(16),
       vnsec: bytes.readBigUInt64LE(24),
-      ...target,
+      ...(told === undefined ? {} : { notify_thread_id: told }),
     };
   };
 }
 
-function notifyValue(timer: PosixTimer): number {
-  if (timer.toThread) return SIGEV_THREAD_ID;
-  return { none: SIGEV_NONE, signal: SIGEV_SIGNAL, thread: SIGEV_THREAD }[timer.notify];
-}
+const NOTIFY = { none: SIGEV_NONE, signal: SIGEV_SIGNAL, thread: SIGEV_THREAD } as const;
 
 function createWithIds(program: Program, posix: readonly PosixTimerEntry[]): Probe<void> {
   const restoreIds = (state: number): void => {

@@ -5,8 +5,11 @@ import {
   REGISTERS_SIZE,
   Registers,
   repeatedRegisters,
+  restartError,
   resumedRegisters,
+  undecidedRegisters,
   withoutEintr,
+  withoutSpuriousEintr,
   type RegisterName,
 } from "./registers.ts";
 
@@ -125,6 +128,43 @@ test.each(ROWS)("calls that an image ends with EINTR: $what", ({ regs, kind, rep
   expect(changes(ended, withoutEintr(ended))).toEqual(expected);
   const afterHandler = registers({ ...regs, rax: -4n, orig_rax: -1n });
   expect(changes(afterHandler, withoutEintr(afterHandler))).toEqual({});
+});
+
+test.each([
+  { what: "epoll_wait without a limit", regs: { orig_rax: 232n, r10: 0xffff_ffffn }, goesOn: true },
+  { what: "epoll_wait with a limit", regs: { orig_rax: 232n, r10: 5n }, goesOn: false },
+  { what: "semop", regs: { orig_rax: 65n }, goesOn: true },
+  { what: "semtimedop with a limit", regs: { orig_rax: 220n, r10: 0x7000n }, goesOn: false },
+  { what: "rt_sigtimedwait without a limit", regs: { orig_rax: 128n, rdx: 0n }, goesOn: true },
+  { what: "io_getevents without a limit", regs: { orig_rax: 208n, r8: 0n }, goesOn: true },
+  {
+    what: "read, which a timeout of its socket has ended",
+    regs: { orig_rax: READ },
+    goesOn: false,
+  },
+  { what: "what a handler has ended", regs: { orig_rax: -1n }, goesOn: false },
+])("EINTR of a stop alone: $what", ({ regs, goesOn }) => {
+  const cut = registers({ ...regs, rax: -4n });
+  const expected = goesOn ? { rax: ERESTARTNOHAND } : {};
+  expect(changes(cut, withoutSpuriousEintr(cut))).toEqual(expected);
+});
+
+test.each(ROWS)("a restored call is left to the kernel: $what", ({ regs, kind, repeated }) => {
+  const before = registers(regs);
+  const error = restartError(before);
+  const saved = repeatedRegisters(before);
+  const back = undecidedRegisters(saved, error);
+  if (kind === "none" || regs.rax === ERESTARTNOINTR) {
+    expect(changes(saved, back)).toEqual(regs.orig_rax === -1n ? {} : { orig_rax: -1n });
+    return;
+  }
+  // A restored task has no restart block. Of the arguments the rest of a sleep is new.
+  expect(back.get("rip")).toBe(RIP);
+  expect(back.get("orig_rax")).toBe(regs.orig_rax);
+  const rax = regs.rax === ERESTARTSYS ? ERESTARTSYS : ERESTARTNOHAND;
+  expect(BigInt.asIntN(64, back.get("rax"))).toBe(rax);
+  for (const name of ["rdi", "rsi", "rdx"] as const)
+    expect(back.get(name)).toBe(repeated[name] ?? before.get(name));
 });
 
 test("registers keep all 64 bits, and results their sign", () => {

@@ -113,6 +113,45 @@ export function interruption(regs: Registers): Interruption {
 }
 
 /**
+ * Some calls never restart by themselves: they end with EINTR even when nothing but a stop has disturbed them (signal(7)). No handler of
+ * the task's can have ended them, since sigreturn(2) leaves no call's number behind. Those that wait without a limit go on
+ * instead, unless there is a handler to run: such registers say so to the kernel.
+ */
+export function withoutSpuriousEintr(regs: Registers): Registers {
+  return isCutShort(regs) ? regs.copy().set("rax", -ERESTARTNOHAND) : regs;
+}
+
+function isCutShort(regs: Registers): boolean {
+  if (regs.getNumber("rax") !== -EINTR) return false;
+  const limit = UNLIMITED_WAITS.get(regs.getNumber("orig_rax"));
+  return (
+    limit !== undefined &&
+    (limit === "none" || BigInt.asIntN(32, regs.get(limit.in)) === limit.unlimited)
+  );
+}
+
+/** The number with which the kernel notes that a call is to be made again, for the restored task: it has no restart block. */
+export function restartError(regs: Registers): number | undefined {
+  const kind = interruption(regs);
+  if (kind === "none") return undefined;
+  const error = -regs.getNumber("rax");
+  return kind === "restart-block" ? ERESTARTNOHAND : error;
+}
+
+/**
+ * Turns registers of an image, which stand before the call, into those of a task that the kernel has still to decide about: a
+ * handler that runs first may end the call. It does so when the task is let go (ptrace_detach marks it as having signals).
+ */
+export function undecidedRegisters(regs: Registers, error: number | undefined): Registers {
+  const isKnown = error === ERESTARTSYS || error === ERESTARTNOHAND;
+  if (!isKnown || regs.get("rax") !== regs.get("orig_rax")) return regs.copy().set("orig_rax", -1n);
+  return regs
+    .copy()
+    .set("rax", -error)
+    .set("rip", regs.get("rip") + SYSCALL_LENGTH);
+}
+
+/**
  * The registers with which the *same* task goes on: what the kernel itself would do on the way back to user space. A call
  * with a restart block (a sleep, say) goes on through restart_syscall, which knows the time that is left.
  */
@@ -143,7 +182,7 @@ export function repeatedRegisters(regs: Registers): Registers {
  */
 export function withoutEintr(regs: Registers): Registers {
   const isEnded = regs.getNumber("rax") === -EINTR && TIMED_CALLS.has(regs.getNumber("orig_rax"));
-  return isEnded ? repeatTimed(regs) : regs;
+  return isEnded || isCutShort(regs) ? repeatTimed(regs) : regs;
 }
 
 /** The kernel wrote the time that is left of a relative sleep through the last argument when it interrupted it. */
@@ -165,6 +204,24 @@ function repeat(regs: Registers): Registers {
 export const POLL = 7;
 export const FUTEX = 202;
 export const CLOCK_NANOSLEEP = 230;
+
+const SEMTIMEDOP = 220;
+const EPOLL_WAIT = 232;
+const EPOLL_PWAIT = 281;
+const EPOLL_PWAIT2 = 441;
+
+/** The register that holds the limit of a wait, and what it holds when there is none. */
+type Limit = "none" | { readonly in: "rdx" | "r8" | "r10"; readonly unlimited: bigint };
+
+const UNLIMITED_WAITS: ReadonlyMap<number, Limit> = new Map<number, Limit>([
+  [SYSCALLS.semop.nr, "none"],
+  [SEMTIMEDOP, { in: "r10", unlimited: 0n }],
+  [SYSCALLS.rt_sigtimedwait.nr, { in: "rdx", unlimited: 0n }],
+  [SYSCALLS.io_getevents.nr, { in: "r8", unlimited: 0n }],
+  [EPOLL_WAIT, { in: "r10", unlimited: -1n }],
+  [EPOLL_PWAIT, { in: "r10", unlimited: -1n }],
+  [EPOLL_PWAIT2, { in: "r10", unlimited: 0n }],
+]);
 
 /** Calls that have a restart block. */
 export const TIMED_CALLS: ReadonlySet<number> = new Set([
