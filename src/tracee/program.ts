@@ -269,11 +269,7 @@ export class Program {
     this.#entries.push({
       nr: from.kind === "load" && from.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
       flags: ENTRY_MAY_FAIL,
-      args: [
-        from.kind === "load" ? from.from : from,
-        to,
-        from.plus ?? 0,
-      ],
+      args: [from.kind === "load" ? from.from : from, to, from.plus ?? 0],
       expect: undefined,
       name: undefined,
       label: undefined,
