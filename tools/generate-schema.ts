@@ -49,6 +49,7 @@ const NUMBER_FIELDS: Record<string, readonly string[]> = {
     "mm_env_end",
   ],
   aio_ring_entry: ["id"],
+  reprise_memory_range: ["start", "length"],
   reg_file_entry: ["size"],
   ghost_file_entry: ["size"],
   ghost_chunk_entry: ["len", "off"],

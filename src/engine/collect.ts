@@ -14,7 +14,13 @@ import {
   type DumpedVma,
   type MappedFile,
 } from "../objects/memory/vma.ts";
-import { isRingArea, RING_LINK, ringOfArea, ringOffset } from "../objects/io-uring/ring-memory.ts";
+import {
+  checkRingOwners,
+  isRingArea,
+  RING_LINK,
+  ringOfArea,
+  noteRingArea,
+} from "../objects/io-uring/ring-memory.ts";
 import { checkMappedIds } from "../objects/namespaces/user.ts";
 import {
   collectNamespaces,
@@ -130,6 +136,10 @@ export function collectTree(
     const relatives = new SharersCheck();
     const live = alive.map((task) =>
       collectTask(task, { files, ids, locks, seccomp, places, relatives, ahead: options.ahead }),
+    );
+    checkRingOwners(
+      files,
+      live.map(({ task, fds = [] }) => ({ pid: task.pid, ids: fds.map(({ id }) => id) })),
     );
     return {
       live,
@@ -299,7 +309,8 @@ function mappedFileIds(
       known = lookAtMapped(task, area, { files, openFlags });
       seen.set(key, known);
     }
-    return isRingArea(area) ? { ...known, offset: ringOffset(area) } : known;
+    if (!isRingArea(area)) return known;
+    return { ...known, offset: noteRingArea(files, known.id, { pid: task.pid, area }) };
   };
 }
 

@@ -396,11 +396,14 @@ interface Settling {
   readonly files: OpenedFiles;
   readonly settled: Set<number>;
   /** What is there by now. */
-  readonly when: "tree" | "threads";
+  readonly when: Stage;
 }
 
+/** When a file can be settled: as soon as the tree stands, when the threads are there, or when rings of theirs are. */
+type Stage = "tree" | "threads" | "rings";
+
 /** What files need when all descriptors are in their places. Those made anew in each task first: others may watch them. */
-function settleFiles(
+export function settleFiles(
   program: Program,
   plan: RestorePlan,
   task: TaskPlan,
@@ -408,7 +411,7 @@ function settleFiles(
 ): void {
   const entries = task.fdinfo.flatMap(({ fd, id }) => {
     const entry = plan.set.files.get(id);
-    const isNow = entry !== undefined && needsThreads(plan, entry) === (when === "threads");
+    const isNow = entry !== undefined && stageOf(plan, entry) === when;
     return isNow ? [{ fd, entry, isEach: kindOfType(entry.type).settleEach === true }] : [];
   });
   for (const { fd, entry } of entries.filter(({ isEach }) => isEach))
@@ -420,13 +423,14 @@ function settleFiles(
   }
 }
 
-/** Handles of threads, and the epolls, which may watch one. */
-function needsThreads({ hasThreadPidfds }: RestorePlan, entry: FileEntry): boolean {
-  return hasThreadPidfds && (entry.epfd !== undefined || isThreadPidfd(entry));
+/** Handles of threads come with these, and the epolls after what they may watch. */
+function stageOf({ hasThreadPidfds, hasLateRings }: RestorePlan, entry: FileEntry): Stage {
+  if (hasLateRings && entry.epfd !== undefined) return "rings";
+  return hasThreadPidfds && (entry.epfd !== undefined || isThreadPidfd(entry)) ? "threads" : "tree";
 }
 
 /** The first task of those that share a table of descriptors fills it, and so with memory. */
-function ownsTable({ pid, sharing }: TaskPlan): boolean {
+export function ownsTable({ pid, sharing }: TaskPlan): boolean {
   return isFirst(pid, sharing.tableOf);
 }
 

@@ -59,13 +59,17 @@ export class KernelMemory implements Disposable {
 
   /** The object behind a descriptor of this process (private_data of its struct file). */
   fileData(fd: number, types: KernelTypes): bigint {
+    return this.word(this.file(fd, types) + BigInt(types.field("file.private_data").offset));
+  }
+
+  /** The struct file behind a descriptor of this process. */
+  file(fd: number, types: KernelTypes): bigint {
     const at = (path: string): bigint => BigInt(types.field(path).offset);
     const task = this.read(0n, types.field("task_struct.files").offset + 8);
     const files = task.readBigUInt64LE(types.field("task_struct.files").offset);
     const table = this.word(files + at("files_struct.fdt"));
     const array = this.word(table + at("fdtable.fd"));
-    const file = this.word(array + BigInt(fd * 8));
-    return this.word(file + at("file.private_data"));
+    return this.word(array + BigInt(fd * 8));
   }
 
   #copy(address: bigint, length: number): void {

@@ -76,6 +76,26 @@ static int busy_ring(uint32_t flags) {
   return ring;
 }
 
+// A ring at rest with something about it that cannot be saved.
+static int odd_ring(const char *what) {
+  struct io_uring_params params = {.flags = strcmp(what, "passed") == 0 ? IORING_SETUP_SINGLE_ISSUER : 0};
+  int ring = (int)MUST(syscall(SYS_io_uring_setup, 4, &params));
+  if (strcmp(what, "personality") == 0) MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_PERSONALITY, NULL, 0));
+  if (strcmp(what, "passed") == 0) {
+    MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING));
+    MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES));
+    pid_t child = (pid_t)MUST(fork());
+    if (child == 0) idle();
+    keep_child(child);
+  }
+  if (strcmp(what, "closed") == 0) {
+    MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING));
+    close(ring);
+    return -1;
+  }
+  return ring;
+}
+
 static int perf_event(bool mapped) {
   struct perf_event_attr attr = {
       .type = PERF_TYPE_SOFTWARE, .size = sizeof attr, .config = PERF_COUNT_SW_CPU_CLOCK, .disabled = 1};
@@ -210,10 +230,7 @@ int main(int argc, char **argv) {
   }
   if (strcmp(object, "domain_of_user") == 0 || strcmp(object, "user") == 0) become_user();
   if (strcmp(object, "domain_of_user") == 0) enter_domain();
-  if (strcmp(object, "io_uring") == 0) {
-    struct io_uring_params params = {0};
-    fd = MUST(syscall(SYS_io_uring_setup, 4, &params));
-  }
+  if (strncmp(object, "io_uring_odd_", 13) == 0) fd = odd_ring(object + 13);
   if (strcmp(object, "io_uring_busy") == 0) fd = busy_ring(0);
   if (strcmp(object, "io_uring_polled") == 0) fd = busy_ring(IORING_SETUP_SQPOLL);
   if (strcmp(object, "perf_event") == 0) fd = perf_event(false);

@@ -1174,6 +1174,14 @@ export interface RepriseIoUringEntry {
   readonly entries_size: number;
   readonly rings: Uint8Array;
   readonly entries: Uint8Array;
+  readonly owner?: number | undefined;
+  readonly thread?: number | undefined;
+  readonly sq_thread_idle?: number | undefined;
+  readonly sq_thread_cpu?: number | undefined;
+  readonly eventfd?: number | undefined;
+  readonly eventfd_async?: boolean | undefined;
+  readonly files: readonly number[];
+  readonly buffers: readonly RepriseMemoryRange[];
 }
 
 export interface RepriseMachine {
@@ -1192,6 +1200,11 @@ export interface RepriseMembership {
 export interface RepriseMemoryPolicy {
   readonly mode: number;
   readonly nodes: Uint8Array;
+}
+
+export interface RepriseMemoryRange {
+  readonly start: number;
+  readonly length: number;
 }
 
 export interface RepriseMmEntry {
@@ -2175,6 +2188,7 @@ export interface Messages {
   readonly reprise_machine: RepriseMachine;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_memory_policy: RepriseMemoryPolicy;
+  readonly reprise_memory_range: RepriseMemoryRange;
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_mqueue_entry: RepriseMqueueEntry;
   readonly reprise_mqueue_message: RepriseMqueueMessage;
@@ -2410,10 +2424,11 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
   reprise_io_uring_entry:
-    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y!",
+    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y! 15,owner,u? 16,thread,u? 17,sq_thread_idle,u? 18,sq_thread_cpu,u? 19,eventfd,u? 20,eventfd_async,b? 21,files,s* 22,buffers,m*,reprise_memory_range",
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",
+  reprise_memory_range: "1,start,N! 2,length,N!",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b? 5,ldt,y?",
   reprise_mqueue_entry:
     "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",

@@ -6,6 +6,8 @@
 import type { KernelMemory } from "../../sys/kernel-memory.ts";
 import { KernelTypes } from "../../sys/kernel-types.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
+import { syscall } from "../../sys/ffi.ts";
+import type { MemoryRange } from "../../sys/memory.ts";
 import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
 
 /** A ring as the kernel has it. */
@@ -25,9 +27,35 @@ export interface RingContext {
   readonly extras: readonly string[];
   /** Undefined where the kernel made it. */
   readonly memory: RingMemory | undefined;
+  /** The one thread that may use it (IORING_SETUP_SINGLE_ISSUER). */
+  readonly submitter: KernelThread | undefined;
+  readonly poller: Poller | undefined;
+  readonly eventfd: { readonly id: number; readonly isAsync: boolean } | undefined;
+  /** Addresses of registered files in the kernel; 0 for places without one. */
+  readonly files: readonly bigint[];
+  /** Registered memory of the process; empty for places without. */
+  readonly buffers: readonly MemoryRange[];
   /** The memory of both queues, and of the submission's entries. */
   readonly rings: Buffer;
   readonly entries: Buffer;
+}
+
+/** A thread by the kernel's own numbers. */
+export interface KernelThread {
+  readonly tid: number;
+  readonly pid: number;
+}
+
+/** The kernel's thread that takes a ring's requests (IORING_SETUP_SQPOLL). */
+export interface Poller {
+  /** The process that it belongs to. */
+  readonly pid: number;
+  /** Milliseconds until it sleeps. */
+  readonly idle: number;
+  /** The processor that it stays on (IORING_SETUP_SQ_AFF), or was on last. */
+  readonly cpu: number;
+  /** It has the credentials that the process has. */
+  readonly isOwners: boolean;
 }
 
 /** Memory that the process gave to the ring (IORING_SETUP_NO_MMAP). */
@@ -40,6 +68,17 @@ export interface RingMemory {
 
 /** More free requests than any ring has. */
 const MANY = 0x1_0000;
+
+/** Whether the numbers of threads that the kernel has for itself are those that the engine sees. */
+export function seesKernelNumbers(memory: KernelMemory): boolean {
+  const { offset } = KernelTypes.ofKernel().field("task_struct.tgid");
+  return memory.read(0n, offset + 4).readUInt32LE(offset) === process.pid;
+}
+
+/** Addresses in the kernel of files that the engine has open, by their descriptors. */
+export function fileAddresses(fds: readonly number[], memory: KernelMemory): bigint[] {
+  return fds.map((fd) => memory.file(fd, KernelTypes.ofKernel()));
+}
 
 /**
  * Looks at the ring behind a descriptor of the engine's.
@@ -87,6 +126,11 @@ class Context {
       drainDisabled: this.#isSet("drain_disabled"),
       extras: this.#extras(),
       memory: this.memory(),
+      submitter: this.#threadOf(this.#word("submitter_task")),
+      poller: this.#poller(),
+      eventfd: this.#eventfd(),
+      files: this.#resources("file_table.data", (node) => this.#file(node)),
+      buffers: this.#resources("buf_table", (node) => this.#buffer(node)),
       rings: this.#region("ring_region"),
       entries: this.#region("sq_region"),
     };
@@ -116,15 +160,14 @@ class Context {
 
   #extras(): string[] {
     const has: readonly (readonly [boolean, string])[] = [
-      [this.#number("file_table.data.nr") > 0, "registered files"],
-      [this.#number("buf_table.nr") > 0, "registered buffers"],
+      [this.#hasUnusual(), "registered files or buffers with tags, or of the kernel's"],
       [this.#word("io_bl_xa.xa_head") !== 0n, "provided buffers"],
       [this.#word("personalities.xa_head") !== 0n, "registered personalities"],
-      [this.#word("io_ev_fd") !== 0n, "a registered eventfd"],
       [this.#byte("restrictions.registered") !== 0, "restrictions"],
       [this.#word("zcrx_ctxs.xa_head") !== 0n, "zero-copy reception"],
       [this.#word("param_region.pages") !== 0n, "a region for arguments"],
       [this.#number("clockid") !== CLOCK_MONOTONIC, "a clock of its own choice"],
+      [this.#hasOwnPlaces(), "a range of places for files that are given by the kernel"],
       [this.#isSet("iowq_limits_set"), "limits on its workers"],
       [this.#isSet("compat"), "a 32-bit owner"],
       [this.#hasRegisteredRings(), "a registered ring descriptor"],
@@ -132,6 +175,89 @@ class Context {
       [this.#word("check_cq") !== 0n, "completions that were lost"],
     ];
     return has.filter(([isThere]) => isThere).map(([, what]) => what);
+  }
+
+  #threadOf(task: bigint): KernelThread | undefined {
+    return task === 0n
+      ? undefined
+      : {
+          tid: this.#numberAt(task, "task_struct.pid"),
+          pid: this.#numberAt(task, "task_struct.tgid"),
+        };
+  }
+
+  #poller(): Poller | undefined {
+    const data = this.#word("sq_data");
+    if (data === 0n) return undefined;
+    const thread = this.#wordAt(data, "io_sq_data.thread");
+    const leader = thread === 0n ? 0n : this.#wordAt(thread, "task_struct.group_leader");
+    const owner = this.#threadOf(leader);
+    return {
+      pid: owner?.pid ?? 0,
+      idle: Math.floor((this.#number("sq_thread_idle") * tickNs()) / 1e6),
+      cpu: this.#numberAt(data, "io_sq_data.sq_cpu"),
+      isOwners:
+        leader !== 0n && this.#wordAt(leader, "task_struct.cred") === this.#word("sq_creds"),
+    };
+  }
+
+  #eventfd(): RingContext["eventfd"] {
+    const registered = this.#word("io_ev_fd");
+    if (registered === 0n) return undefined;
+    const context = this.#wordAt(registered, "io_ev_fd.cq_ev_fd");
+    return {
+      id: this.#numberAt(context, "eventfd_ctx.id"),
+      isAsync: this.#numberAt(registered, "io_ev_fd.eventfd_async") !== 0,
+    };
+  }
+
+  #resources<T>(table: string, read: (node: bigint) => T): T[] {
+    const count = this.#number(`${table}.nr`);
+    const nodes =
+      count === 0 ? Buffer.alloc(0) : this.#memory.read(this.#word(`${table}.nodes`), count * 8);
+    return Array.from({ length: count }, (_, index) => read(nodes.readBigUInt64LE(index * 8)));
+  }
+
+  #file(node: bigint): bigint {
+    // The lowest bits tell what kind of file it is (FFS_MASK).
+    return node === 0n ? 0n : this.#wordAt(node, "io_rsrc_node.file_ptr") & ~7n;
+  }
+
+  #buffer(node: bigint): MemoryRange {
+    if (node === 0n) return { address: 0, length: 0 };
+    const buffer = this.#wordAt(node, "io_rsrc_node.buf");
+    return {
+      address: Number(this.#wordAt(buffer, "io_mapped_ubuf.ubuf")),
+      length: this.#numberAt(buffer, "io_mapped_ubuf.len"),
+    };
+  }
+
+  #hasUnusual(): boolean {
+    const isTagged = (node: bigint): boolean =>
+      node !== 0n && this.#wordAt(node, "io_rsrc_node.tag") !== 0n;
+    const isKernels = (node: bigint): boolean =>
+      node !== 0n &&
+      this.#memory
+        .read(this.#wordAt(node, "io_rsrc_node.buf"), this.#types.size("io_mapped_ubuf"))
+        .readUInt8(this.#types.field("io_mapped_ubuf.is_kbuf").offset) !== 0;
+    return (
+      this.#resources("file_table.data", isTagged).includes(true) ||
+      this.#resources("buf_table", (node) => isTagged(node) || isKernels(node)).includes(true)
+    );
+  }
+
+  #wordAt(base: bigint, path: string): bigint {
+    return this.#memory.word(base + BigInt(this.#types.field(path).offset));
+  }
+
+  #numberAt(base: bigint, path: string): number {
+    return this.#memory.read(base + BigInt(this.#types.field(path).offset), 4).readUInt32LE();
+  }
+
+  /** IORING_REGISTER_FILE_ALLOC_RANGE */
+  #hasOwnPlaces(): boolean {
+    const [start, end] = [this.#number("file_alloc_start"), this.#number("file_alloc_end")];
+    return start !== 0 || end !== this.#number("file_table.data.nr");
   }
 
   #isListFull(name: string): boolean {
@@ -166,22 +292,19 @@ class Context {
 
   memory(): RingMemory | undefined {
     if ((this.#number("flags") & IORING_SETUP_NO_MMAP) === 0) return undefined;
-    const types = this.#types;
-    const word = (base: bigint, path: string): bigint =>
-      this.#memory.word(base + BigInt(types.field(path).offset));
     let page = this.#memory.word(this.#word("ring_region.pages"));
-    const head = word(page, "page.compound_head");
+    const head = this.#wordAt(page, "page.compound_head");
     if ((head & 1n) !== 0n) page = head - 1n;
-    const mapping = word(page, "page.mapping");
+    const mapping = this.#wordAt(page, "page.mapping");
     // The lowest bits tell what is not the memory of a file (PAGE_MAPPING_FLAGS).
     if (mapping === 0n || (mapping & 3n) !== 0n) return { inode: undefined, name: "" };
-    const inode = word(mapping, "address_space.host");
-    const alias = word(inode, "inode.i_dentry.first");
+    const inode = this.#wordAt(mapping, "address_space.host");
+    const alias = this.#wordAt(inode, "inode.i_dentry.first");
     if (alias === 0n) return { inode: undefined, name: "" };
-    const dentry = alias - BigInt(types.field("dentry.d_u.d_alias").offset);
-    const name = this.#memory.read(word(dentry, "dentry.d_name.name"), NAME_SIZE);
+    const dentry = alias - BigInt(this.#types.field("dentry.d_u.d_alias").offset);
+    const name = this.#memory.read(this.#wordAt(dentry, "dentry.d_name.name"), NAME_SIZE);
     return {
-      inode: word(inode, "inode.i_ino"),
+      inode: this.#wordAt(inode, "inode.i_ino"),
       name: name.toString("latin1").replace(/\0.*$/s, ""),
     };
   }
@@ -205,7 +328,15 @@ class Context {
   }
 }
 
+/** Nanoseconds of the kernel's tick, in which it keeps times. */
+function tickNs(): number {
+  const resolution = Buffer.alloc(16);
+  syscall("clock_getres", CLOCK_MONOTONIC_COARSE, resolution);
+  return Number(resolution.readBigInt64LE(8));
+}
+
 const CLOCK_MONOTONIC = 1;
+const CLOCK_MONOTONIC_COARSE = 6;
 /** IO_RINGFD_REG_MAX */
 const RINGS_OF_TASK = 16;
 /** As much of a name as is looked at; names are in larger blocks. */

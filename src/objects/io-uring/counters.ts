@@ -2,36 +2,134 @@
 // cached_cq_tail in io_uring/io_uring.c) and writes these counters into the ring; programs keep copies of them. So a new ring does as many
 // empty requests as the old one did: its entries are zeros, which is IORING_OP_NOP, and the tail may lie far ahead. Then all of its
 // memory is as it was.
+//
+// Who does it depends on the ring: the engine, a thread of the kernel that the engine wakes (SQPOLL), or the one thread that may use the
+// ring (thread-counters.ts).
 
 import { closeSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import type { RepriseIoUringEntry } from "../../images/schema/messages.generated.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
-import { MAP_SHARED, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
+import { MAP_SHARED, PAGE_SIZE, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { memoryAt, syscall, trySyscall } from "../../sys/ffi.ts";
 
-/** The engine's descriptors of a new ring and of its memory. */
-export interface NewRing {
-  readonly id: number;
-  readonly fd: number;
-  readonly memory: number;
+/** What is done so many times. */
+export interface Segment {
+  /**
+   * Empty requests with a completion each; requests without one, by the flag for that; entries that are dropped; completions that another
+   * ring posts.
+   */
+  readonly what: "request" | "skip" | "drop" | "post";
+  readonly count: number;
+  /** The completions are taken, so that there is room for more. */
+  readonly taken: boolean;
+}
+
+/** Where the words that move lie in the memory of the queues. */
+export interface RingPlaces {
+  readonly sqHead: number;
+  readonly sqTail: number;
+  readonly sqFlags: number;
+  /** 0 in a ring without. */
+  readonly sqArray: number;
+  readonly cqHead: number;
+  readonly cqTail: number;
+}
+
+export function placesOf({ sq_off, cq_off }: RepriseIoUringEntry): RingPlaces {
+  const [sq, cq] = [Buffer.from(sq_off), Buffer.from(cq_off)];
+  return {
+    sqHead: sq.readUInt32LE(uring.SQ_OFF_HEAD),
+    sqTail: sq.readUInt32LE(uring.SQ_OFF_TAIL),
+    sqFlags: sq.readUInt32LE(uring.SQ_OFF_FLAGS),
+    sqArray: sq.readUInt32LE(uring.SQ_OFF_ARRAY),
+    cqHead: cq.readUInt32LE(uring.CQ_OFF_HEAD),
+    cqTail: cq.readUInt32LE(uring.CQ_OFF_TAIL),
+  };
 }
 
 /**
- * Gives a new ring the counters and the content of the saved one.
+ * What brings a new ring to the counters of a saved one.
  *
- * @throws RepriseError SYSCALL
+ * Completions that the program has not taken are not taken here, either, and those before them are: the kernel looks at the head only
+ * now and then, and believes until then that it has the room that it saw (io_cqe_cache_refill).
  */
-export function bringToState(saved: RepriseIoUringEntry, made: NewRing): void {
-  using rings = new Window(made.memory, { offset: 0, size: saved.rings_size });
-  using entries = new Window(made.memory, {
-    offset: uring.IORING_OFF_SQES,
-    size: saved.entries_size,
-  });
-  new Advance(saved, { made, rings, entries }).run();
-  rings.fill(saved.rings);
-  entries.fill(saved.entries);
+export function segmentsOf(saved: RepriseIoUringEntry): Segment[] {
+  const { sq_head, cq_tail, drain_disabled } = saved;
+  const both = Math.min(sq_head, cq_tail);
+  const head = Math.max(0, finalHead(saved));
+  const segments: Segment[] = [
+    { what: "request", count: Math.min(both, head), taken: true },
+    { what: "request", count: both - Math.min(both, head), taken: false },
+    // The old ring has had such as well: IOSQE_IO_DRAIN is refused after the first request without a completion.
+    { what: drain_disabled === true ? "skip" : "drop", count: sq_head - both, taken: false },
+    { what: "post", count: Math.max(0, Math.min(cq_tail, head) - both), taken: true },
+    { what: "post", count: cq_tail - Math.max(both, Math.min(cq_tail, head)), taken: false },
+  ];
+  return segments.filter(({ count }) => count > 0);
+}
+
+/** Where the program takes its next completion from, as a count that does not wrap: negative where the tail has wrapped and the head not. */
+function finalHead(saved: RepriseIoUringEntry): number {
+  const at = Buffer.from(saved.cq_off).readUInt32LE(uring.CQ_OFF_HEAD);
+  const bytes = Buffer.alloc(4);
+  bytes.set(saved.rings.subarray(at, at + 4));
+  return saved.cq_tail - ((saved.cq_tail - bytes.readUInt32LE(0)) >>> 0);
+}
+
+/** The memory of a new ring, in the engine. */
+export class RingWindows implements Disposable {
+  readonly rings: Window;
+  readonly entries: Window;
+  readonly places: RingPlaces;
+  readonly #saved: RepriseIoUringEntry;
+
+  constructor(saved: RepriseIoUringEntry, memory: number) {
+    this.#saved = saved;
+    this.places = placesOf(saved);
+    this.rings = new Window(memory, { offset: 0, size: saved.rings_size });
+    const offset = uring.IORING_OFF_SQES;
+    this.entries = new Window(memory, { offset, size: saved.entries_size });
+  }
+
+  /** Before the first request. */
+  begin(): void {
+    this.rings.write(this.places.cqHead, Math.min(0, finalHead(this.#saved)));
+  }
+
+  /** Has all entries complete in silence from now on. */
+  skipCompletions(): void {
+    const { sq_entries, setup_flags } = this.#saved;
+    const size = uring.SQE_SIZE * ((setup_flags & uring.IORING_SETUP_SQE128) === 0 ? 1 : 2);
+    for (let index = 0; index < sq_entries; index++)
+      this.entries.writeByte(index * size + 1, uring.IOSQE_CQE_SKIP_SUCCESS);
+  }
+
+  /** Has all entries be dropped from now on: the array names none that exists. */
+  dropEntries(): void {
+    if (this.places.sqArray === 0) throw failureOf(this.#saved, "it took more than it completed");
+    for (let index = 0; index < this.#saved.sq_entries; index++)
+      this.rings.write(this.places.sqArray + index * 4, 0xffff_ffff);
+  }
+
+  /** Gives the ring all that was in it. The kernel's own flags stay: the ring of a thread of the kernel says there whether that sleeps. */
+  finish(): void {
+    const { rings, places } = this;
+    const { sq_head, cq_tail } = this.#saved;
+    if (rings.read(places.sqHead) !== sq_head || rings.read(places.cqTail) !== cq_tail)
+      throw failureOf(
+        this.#saved,
+        `it is at ${rings.read(places.sqHead)} and ${rings.read(places.cqTail)} instead of ${sq_head} and ${cq_tail}`,
+      );
+    this.entries.fill(this.#saved.entries);
+    rings.fill(this.#saved.rings, { except: places.sqFlags });
+  }
+
+  [Symbol.dispose](): void {
+    this.rings[Symbol.dispose]();
+    this.entries[Symbol.dispose]();
+  }
 }
 
 /** Shared memory in this process. */
@@ -57,10 +155,13 @@ class Window implements Disposable {
     this.#bytes.writeUInt8(value, at);
   }
 
-  /** Bytes from the beginning on, zeros behind them. */
-  fill(bytes: Uint8Array): void {
-    this.#bytes.fill(0, bytes.length);
-    this.#bytes.set(bytes.subarray(0, this.#bytes.length));
+  /** Bytes from the beginning on, zeros behind them, but for one word that stays. */
+  fill(bytes: Uint8Array, { except }: { readonly except?: number } = {}): void {
+    const full = Buffer.alloc(this.#bytes.length);
+    full.set(bytes.subarray(0, full.length));
+    const first = except ?? full.length;
+    this.#bytes.set(full.subarray(0, first));
+    if (except !== undefined) this.#bytes.set(full.subarray(except + 4), except + 4);
   }
 
   [Symbol.dispose](): void {
@@ -68,135 +169,102 @@ class Window implements Disposable {
   }
 }
 
-interface Parts {
-  readonly made: NewRing;
-  readonly rings: Window;
-  readonly entries: Window;
+/** The engine's descriptors of a new ring and of its memory. */
+export interface NewRing {
+  readonly fd: number;
+  readonly memory: number;
 }
 
-class Advance {
-  readonly #saved: RepriseIoUringEntry;
-  readonly #made: NewRing;
-  readonly #rings: Window;
-  readonly #entries: Window;
-  readonly #at: Readonly<Record<"sqTail" | "sqArray" | "cqHead" | "cqTail", number>>;
-  /** Where the program will take its next completion from. */
-  readonly #finalHead: number;
-  #taken = 0;
-  #completed = 0;
-
-  constructor(saved: RepriseIoUringEntry, { made, rings, entries }: Parts) {
-    this.#saved = saved;
-    this.#made = made;
-    this.#rings = rings;
-    this.#entries = entries;
-    const [sq, cq] = [Buffer.from(saved.sq_off), Buffer.from(saved.cq_off)];
-    this.#at = {
-      sqTail: sq.readUInt32LE(uring.SQ_OFF_TAIL),
-      sqArray: sq.readUInt32LE(uring.SQ_OFF_ARRAY),
-      cqHead: cq.readUInt32LE(uring.CQ_OFF_HEAD),
-      cqTail: cq.readUInt32LE(uring.CQ_OFF_TAIL),
-    };
-    const full = Buffer.alloc(saved.rings_size);
-    full.set(saved.rings.subarray(0, full.length));
-    this.#finalHead = full.readUInt32LE(this.#at.cqHead);
-  }
-
-  run(): void {
-    const { sq_head, cq_tail, drain_disabled } = this.#saved;
-    this.#rings.write(this.#at.sqTail, sq_head);
-    const both = Math.min(sq_head, cq_tail);
-    while (this.#taken < both) this.#submit(both - this.#taken);
-    if (this.#taken < sq_head) {
-      if (drain_disabled === true) this.#skipCompletions();
-      else this.#drop();
-    }
-    if (this.#completed < cq_tail) this.#complete();
-    const isThere = this.#rings.read(this.#at.cqTail) === cq_tail;
-    if (!isThere) throw this.#failure(`its completions are not at ${cq_tail}`);
-  }
-
-  /** Empty requests with a completion each; at most so many as the queues hold. */
-  #submit(most: number): void {
-    const count = Math.min(most, this.#saved.sq_entries, this.#makeRoom());
-    this.#enter(this.#made.fd, count);
-    this.#taken += count;
-    this.#completed += count;
-  }
-
-  /**
-   * Takes completions, but none that the program has not seen: the kernel looks at the head only now and then, and believes until then
-   * that it has the room that it saw (io_cqe_cache_refill).
-   *
-   * @returns how many the queue has room for
-   */
-  #makeRoom(): number {
-    const head = Math.min(this.#completed, this.#headLimit());
-    this.#rings.write(this.#at.cqHead, head);
-    return this.#saved.cq_entries - (this.#completed - head);
-  }
-
-  /** The head of the end, as a count that does not wrap. */
-  #headLimit(): number {
-    const waiting = (this.#saved.cq_tail - this.#finalHead) >>> 0;
-    return this.#saved.cq_tail - waiting;
-  }
-
-  /** Requests without completions, which the old ring has had as well. */
-  #skipCompletions(): void {
-    const { sq_entries, sq_head, entries_size } = this.#saved;
-    const step =
-      entries_size >= sq_entries * 2 * uring.SQE_SIZE ? 2 * uring.SQE_SIZE : uring.SQE_SIZE;
-    for (let index = 0; index < sq_entries; index++)
-      this.#entries.writeByte(index * step + 1, uring.IOSQE_CQE_SKIP_SUCCESS);
-    while (this.#taken < sq_head) {
-      const count = Math.min(sq_head - this.#taken, sq_entries);
-      this.#enter(this.#made.fd, count);
-      this.#taken += count;
+/**
+ * Gives a new ring the counters and the content of the saved one: one that the engine may use, or that a thread of the kernel serves.
+ *
+ * @throws RepriseError SYSCALL
+ */
+export function bringToState(saved: RepriseIoUringEntry, { fd, memory }: NewRing): void {
+  using windows = new RingWindows(saved, memory);
+  windows.begin();
+  const isPolled = (saved.setup_flags & uring.IORING_SETUP_SQPOLL) !== 0;
+  const submit = isPolled ? awaitThread : enter;
+  if (!isPolled) windows.rings.write(windows.places.sqTail, saved.sq_head);
+  const most = Math.min(saved.sq_entries, saved.cq_entries);
+  for (const { what, count, taken } of segmentsOf(saved)) {
+    if (what === "skip") windows.skipCompletions();
+    if (what === "drop") windows.dropEntries();
+    if (what === "post") post({ saved, windows, fd, count, taken });
+    for (let rest = what === "post" ? 0 : count; rest > 0;) {
+      // The kernel goes no further in one call than to the first entry that it drops.
+      const step = what === "drop" && !isPolled ? 1 : Math.min(rest, most);
+      submit({ saved, windows, fd, count: step, dropped: what === "drop" });
+      if (taken) take(windows);
+      rest -= step;
     }
   }
+  windows.finish();
+}
 
-  /** Entries that are dropped since the array names none that exists: so the old ring has had them. */
-  #drop(): void {
-    const { sq_entries, sq_head } = this.#saved;
-    if (this.#at.sqArray === 0) throw this.#failure("it took more requests than it completed");
-    for (let index = 0; index < sq_entries; index++)
-      this.#rings.write(this.#at.sqArray + index * 4, 0xffff_ffff);
-    for (; this.#taken < sq_head; this.#taken++) this.#enter(this.#made.fd, 1, 0);
+interface Submission {
+  readonly saved: RepriseIoUringEntry;
+  readonly windows: RingWindows;
+  readonly fd: number;
+  readonly count: number;
+}
+
+function take({ rings, places }: RingWindows): void {
+  rings.write(places.cqHead, rings.read(places.cqTail));
+}
+
+function enter({
+  saved,
+  fd,
+  count,
+  dropped = false,
+}: Omit<Submission, "windows"> & { readonly dropped?: boolean }): void {
+  const result = trySyscall("io_uring_enter", fd, count, 0, 0, 0, 0);
+  const expected = dropped ? 0 : count;
+  if (result === expected) return;
+  const got = result < 0 ? errnoName(-result) : `${result} instead of ${expected}`;
+  throw failureOf(saved, `io_uring_enter: ${got}`);
+}
+
+/** A thread of the kernel takes what the tail tells it. */
+function awaitThread({ saved, windows: { rings, places }, fd, count }: Submission): void {
+  const wanted = (rings.read(places.sqHead) + count) >>> 0;
+  rings.write(places.sqTail, wanted);
+  const end = performance.now() + THREAD_PATIENCE_MS;
+  while (rings.read(places.sqHead) !== wanted) {
+    const result = trySyscall("io_uring_enter", fd, 0, 0, uring.IORING_ENTER_SQ_WAKEUP, 0, 0);
+    if (result < 0) throw failureOf(saved, `io_uring_enter: ${errnoName(-result)}`);
+    if (performance.now() > end) throw failureOf(saved, "its thread of the kernel does not work");
+    if (rings.read(places.sqHead) !== wanted) syscall("sched_yield");
   }
+}
 
-  /** Completions without requests of this ring (the old one had requests with several): another ring posts them. */
-  #complete(): void {
-    const poster = new Poster(this.#made.fd);
-    try {
-      while (this.#completed < this.#saved.cq_tail) {
-        const most = Math.min(this.#saved.cq_tail - this.#completed, this.#makeRoom());
-        this.#completed += poster.post(most, (fd, count) => this.#enter(fd, count));
-      }
-    } finally {
-      poster.close();
+const THREAD_PATIENCE_MS = 10_000;
+
+/** Completions without requests of this ring (the old one had requests with several). */
+function post({
+  saved,
+  windows,
+  fd,
+  count,
+  taken,
+}: Submission & { readonly taken: boolean }): void {
+  const poster = new Poster(fd);
+  try {
+    const most = Math.min(POSTED_AT_ONCE, saved.cq_entries);
+    for (let rest = count; rest > 0; rest -= most) {
+      poster.prepare(Math.min(rest, most));
+      enter({ saved, fd: poster.fd, count: Math.min(rest, most) });
+      if (taken) take(windows);
     }
-  }
-
-  #enter(fd: number, count: number, expected = count): void {
-    const result = trySyscall("io_uring_enter", fd, count, 0, 0, 0, 0);
-    if (result === expected) return;
-    throw this.#failure(
-      `io_uring_enter: ${result < 0 ? errnoName(-result) : `${result} instead of ${expected}`}`,
-    );
-  }
-
-  #failure(why: string): RepriseError {
-    return new RepriseError("SYSCALL", `cannot restore io_uring ring ${this.#made.id}: ${why}`, {
-      syscall: "io_uring_enter",
-    });
+  } finally {
+    poster.close();
   }
 }
 
 /** A ring of the engine's whose requests (IORING_OP_MSG_RING) are completions of another ring, and have none themselves. */
 class Poster {
-  readonly #fd: number;
-  readonly #memory: number;
+  readonly fd: number;
   #posted = 0;
   readonly #tail: number;
   readonly #rings: Window;
@@ -204,35 +272,40 @@ class Poster {
   constructor(target: number) {
     const params = Buffer.alloc(uring.PARAMS_SIZE);
     params.writeUInt32LE(uring.IORING_SETUP_NO_SQARRAY, uring.PARAMS_FLAGS);
-    this.#fd = syscall("io_uring_setup", POSTED_AT_ONCE, params);
-    this.#memory = this.#fd;
+    this.fd = syscall("io_uring_setup", POSTED_AT_ONCE, params);
     this.#tail = params.readUInt32LE(uring.PARAMS_SQ_OFF + uring.SQ_OFF_TAIL);
-    this.#rings = new Window(this.#memory, { offset: 0, size: PAGE });
-    using entries = new Window(this.#memory, {
-      offset: uring.IORING_OFF_SQES,
-      size: POSTED_AT_ONCE * uring.SQE_SIZE,
-    });
-    for (let at = 0; at < POSTED_AT_ONCE * uring.SQE_SIZE; at += uring.SQE_SIZE) {
-      entries.writeByte(at, uring.IORING_OP_MSG_RING);
-      entries.writeByte(at + 1, uring.IOSQE_CQE_SKIP_SUCCESS);
-      entries.write(at + 4, target);
-    }
+    this.#rings = new Window(this.fd, { offset: 0, size: PAGE_SIZE });
+    const size = POSTED_AT_ONCE * uring.SQE_SIZE;
+    using entries = new Window(this.fd, { offset: uring.IORING_OFF_SQES, size });
+    entries.fill(postingEntries(target));
   }
 
-  /** @returns how many were posted */
-  post(most: number, enter: (fd: number, count: number) => void): number {
-    const count = Math.min(most, POSTED_AT_ONCE);
+  prepare(count: number): void {
     this.#posted += count;
     this.#rings.write(this.#tail, this.#posted);
-    enter(this.#fd, count);
-    return count;
   }
 
   close(): void {
     this.#rings[Symbol.dispose]();
-    closeSync(this.#fd);
+    closeSync(this.fd);
   }
 }
 
-const POSTED_AT_ONCE = 64;
-const PAGE = 4096;
+/** Entries of a ring that posts to another one. */
+export const POSTED_AT_ONCE = 64;
+
+export function postingEntries(target: number): Buffer {
+  const entries = Buffer.alloc(POSTED_AT_ONCE * uring.SQE_SIZE);
+  for (let at = 0; at < entries.length; at += uring.SQE_SIZE) {
+    entries.writeUInt8(uring.IORING_OP_MSG_RING, at);
+    entries.writeUInt8(uring.IOSQE_CQE_SKIP_SUCCESS, at + 1);
+    entries.writeInt32LE(target, at + 4);
+  }
+  return entries;
+}
+
+export function failureOf({ id }: RepriseIoUringEntry, why: string): RepriseError {
+  return new RepriseError("SYSCALL", `cannot restore io_uring ring ${id}: ${why}`, {
+    syscall: "io_uring_enter",
+  });
+}

@@ -23,7 +23,7 @@ export function isRingArea({ path }: Pick<SmapsVma, "path">): boolean {
 }
 
 /** Where an area's part of the ring lies in the memory of a restored one: both queues are one part, by whatever offset. */
-export function ringOffset({ offset }: Pick<SmapsVma, "offset">): number {
+function ringOffset({ offset }: Pick<SmapsVma, "offset">): number {
   const isQueue = Math.floor(offset / uring.IORING_OFF_CQ_RING) === 1;
   return isQueue ? offset - uring.IORING_OFF_CQ_RING : offset;
 }
@@ -52,6 +52,61 @@ export function ringOfArea(
     );
   }
   return found;
+}
+
+/** An area of a ring's memory, and which part of that it is. */
+export interface RingArea {
+  readonly pid: number;
+  readonly area: SmapsVma;
+  readonly offset: number;
+}
+
+const areas = new WeakMap<FilesDump, Map<number, RingArea[]>>();
+
+/** Remembers an area of the ring with this id. @returns its place in the ring's memory */
+export function noteRingArea(
+  dump: FilesDump,
+  id: number,
+  { pid, area }: { readonly pid: number; readonly area: SmapsVma },
+): number {
+  const offset = ringOffset(area);
+  const known = areas.get(dump) ?? new Map<number, RingArea[]>();
+  areas.set(dump, known);
+  known.set(id, [...(known.get(id) ?? []), { pid, area, offset }]);
+  return offset;
+}
+
+/** The areas of a ring that have been seen so far. */
+export function areasOf(dump: FilesDump, id: number): readonly RingArea[] {
+  return areas.get(dump)?.get(id) ?? [];
+}
+
+const owned = new WeakMap<FilesDump, Map<number, OpenFile>>();
+
+/** Remembers a ring that is made by its owner, which no other process can have open. */
+export function noteOwned(dump: FilesDump, id: number, file: OpenFile): void {
+  const known = owned.get(dump) ?? new Map<number, OpenFile>();
+  owned.set(dump, known.set(id, file));
+}
+
+/**
+ * Checks that rings that belong to a process are open there alone.
+ *
+ * @throws RepriseError UNSUPPORTED
+ */
+export function checkRingOwners(
+  dump: FilesDump,
+  tasks: readonly { readonly pid: number; readonly ids: readonly number[] }[],
+): void {
+  for (const [id, { task, fd, target }] of owned.get(dump) ?? []) {
+    const other = tasks.find(({ pid, ids }) => pid !== task.pid && ids.includes(id));
+    if (other === undefined) continue;
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump fd ${fd} of pid ${task.pid} (${target}): an io_uring ring for one process or thread alone is open in pid ${other.pid}, too`,
+      { pid: task.pid, fd, hint: "Let the other process close it before the dump." },
+    );
+  }
 }
 
 const memories = new WeakMap<FilesDump, KernelMemory>();

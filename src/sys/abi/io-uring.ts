@@ -3,6 +3,7 @@
 /** Flags of io_uring_setup(2). */
 export const IORING_SETUP_IOPOLL = 1 << 0;
 export const IORING_SETUP_SQPOLL = 1 << 1;
+export const IORING_SETUP_SQ_AFF = 1 << 2;
 export const IORING_SETUP_CQSIZE = 1 << 3;
 export const IORING_SETUP_CLAMP = 1 << 4;
 export const IORING_SETUP_ATTACH_WQ = 1 << 5;
@@ -23,6 +24,8 @@ export const PARAMS_SIZE = 120;
 export const PARAMS_SQ_ENTRIES = 0;
 export const PARAMS_CQ_ENTRIES = 4;
 export const PARAMS_FLAGS = 8;
+export const PARAMS_SQ_THREAD_CPU = 12;
+export const PARAMS_SQ_THREAD_IDLE = 16;
 /** struct io_sqring_offsets: offsets of head, tail, … in the rings, and the address of the entries in the process (NO_MMAP). */
 export const PARAMS_SQ_OFF = 40;
 export const PARAMS_CQ_OFF = 80;
@@ -30,6 +33,7 @@ export const PARAMS_CQ_OFF = 80;
 export const OFFSETS_USER_ADDR = 32;
 export const SQ_OFF_HEAD = 0;
 export const SQ_OFF_TAIL = 4;
+export const SQ_OFF_FLAGS = 16;
 export const SQ_OFF_DROPPED = 20;
 export const SQ_OFF_ARRAY = 24;
 export const CQ_OFF_HEAD = 0;
@@ -40,8 +44,17 @@ export const IORING_OFF_CQ_RING = 0x0800_0000;
 export const IORING_OFF_SQES = 0x1000_0000;
 export const IORING_OFF_MMAP_MASK = 0xf800_0000;
 
-export const IORING_OP_NOP = 0;
 export const IORING_OP_MSG_RING = 40;
 export const IOSQE_CQE_SKIP_SUCCESS = 1 << 6;
 /** struct io_uring_sqe: opcode, flags, ioprio, fd, offset, … */
 export const SQE_SIZE = 64;
+
+/** Flags of io_uring_enter(2). */
+export const IORING_ENTER_GETEVENTS = 1 << 0;
+export const IORING_ENTER_SQ_WAKEUP = 1 << 1;
+
+/** What io_uring_register(2) does. */
+export const IORING_REGISTER_BUFFERS = 0;
+export const IORING_REGISTER_FILES = 2;
+export const IORING_REGISTER_EVENTFD = 4;
+export const IORING_REGISTER_EVENTFD_ASYNC = 7;

@@ -1,0 +1,59 @@
+// The end of a restore for io_uring rings that belong to one process or thread, and for what is registered with rings: all tasks have
+// their descriptors and credentials. The epolls of such a tree are filled after that, since they may watch a ring.
+
+import { closeSync } from "node:fs";
+import type { FileEntry } from "../images/schema/messages.generated.ts";
+import { finishRing, hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
+import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
+import { assert } from "../errors.ts";
+import { syscall } from "../sys/ffi.ts";
+import { Program } from "../tracee/program.ts";
+import { runPrograms } from "../tracee/run.ts";
+import { ownsTable, settleFiles } from "./fill.ts";
+import { taskJob, type Growth } from "./growth.ts";
+import { roomyJob } from "./helpers.ts";
+import type { OpenedFiles } from "./open-files.ts";
+import type { RestorePlan, TaskPlan } from "./plan.ts";
+
+/** Does what is left of the rings of a tree. */
+export function finishRings(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
+  if (!plan.hasLateRings) return;
+  for (const entry of plan.files) if (hasOwnerPart(entry)) finishOne(plan, growth, entry);
+  const settled = new Set<number>();
+  const jobs = [...plan.tasks.values()].filter(ownsTable).map((task) => {
+    const program = new Program();
+    settleFiles(program, plan, task, { files, settled, when: "rings" });
+    return taskJob(plan, growth, { pid: task.pid, program });
+  });
+  runPrograms(jobs.filter(({ program }) => program.calls > 0));
+}
+
+function finishOne(plan: RestorePlan, growth: Growth, entry: FileEntry): void {
+  const ring = entry.reprise_io_uring;
+  const task = plan.tasks.get(ring?.owner ?? -1);
+  const tracee = growth.tracees.get(ring?.thread ?? ring?.owner ?? -1);
+  assert(task !== undefined && tracee !== undefined, `file ${entry.id} has no owner`);
+  finishRing(entry, {
+    fds: task.fdinfo.filter(({ id }) => id === entry.id),
+    areas: areasOf(task, entry.id),
+    run: (program) => {
+      const { job, done } = roomyJob(plan, tracee, program);
+      runPrograms([job]);
+      done();
+    },
+    withCopy: (fd, use) => {
+      const pidfd = syscall("pidfd_open", growth.outerPid(task.pid), 0);
+      const copy = syscall("pidfd_getfd", pidfd, fd, 0);
+      try {
+        use(copy);
+      } finally {
+        closeSync(copy);
+        closeSync(pidfd);
+      }
+    },
+  });
+}
+
+function areasOf({ mm }: TaskPlan, id: number): TaskPlan["mm"]["vmas"] {
+  return mm.vmas.filter(({ shmid, status }) => shmid === id && (status & VMA_FILE_SHARED) !== 0);
+}

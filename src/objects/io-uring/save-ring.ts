@@ -1,0 +1,238 @@
+// Saving a ring: what it is, refusals by name, and its entry.
+
+import { RepriseError } from "../../errors.ts";
+import {
+  FdTypes,
+  type FileEntry,
+  type RepriseIoUringEntry,
+} from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
+import { readFdNumbers } from "../../proc/fd.ts";
+import { readFdInfo } from "../../proc/fdinfo.ts";
+import { readFdStat } from "../../proc/links.ts";
+import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import * as uring from "../../sys/abi/io-uring.ts";
+import type { FilesDump, OpenFile } from "../files/file-kind.ts";
+import { readOwner } from "../files/owner.ts";
+import { fileAddresses, lookAtRing, seesKernelNumbers, type RingContext } from "./context.ts";
+import { placesOf } from "./counters.ts";
+import { isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
+import { areasOf, kernelMemory, MEMORY_NAME, noteOwned } from "./ring-memory.ts";
+
+/** What is another way to the same ring; threads of the kernel that rings share are each ring's own then. */
+const IGNORED_FLAGS =
+  uring.IORING_SETUP_CQSIZE |
+  uring.IORING_SETUP_CLAMP |
+  uring.IORING_SETUP_ATTACH_WQ |
+  uring.IORING_SETUP_NO_MMAP;
+
+/** A restore that takes longer is announced: so many requests are made again in a second or two. */
+const MANY_REQUESTS = 10_000_000;
+
+/** The entry of a ring. */
+export function writeRing(file: OpenFile, id: number, dump: FilesDump): FileEntry {
+  const ring = look(file, dump);
+  const setup_flags = ring.flags & ~IGNORED_FLAGS;
+  refuse(file, ring, setup_flags);
+  const requests = Math.max(ring.sqHead, ring.cqTail);
+  if (requests > MANY_REQUESTS) {
+    log.warn(
+      `fd ${file.fd} of pid ${file.task.pid} (${file.target}): a restore brings its counters to ${requests} by as many empty requests, some seconds for ten millions`,
+    );
+  }
+  const shape = { setup_flags, sq_entries: ring.sqEntries, cq_entries: ring.cqEntries };
+  const entry: RepriseIoUringEntry = {
+    id,
+    flags: file.info.flags & ~O_CLOEXEC,
+    ...shape,
+    sq_head: ring.sqHead,
+    cq_tail: ring.cqTail,
+    ...offsetsOf(shape),
+    ...(ring.drainDisabled ? { drain_disabled: true } : {}),
+    rings_size: ring.rings.length,
+    entries_size: ring.entries.length,
+    rings: withoutZeros(ring.rings),
+    entries: withoutZeros(ring.entries),
+    ...ownerPart(file, ring, { setup_flags, dump }),
+    ...registeredEventfd(file, ring),
+    files: registeredFiles(file, ring, dump),
+    buffers: ring.buffers.map(({ address, length }) => ({ start: address, length })),
+  };
+  checkQueues(file, entry, ring.rings);
+  if (isMadeByOwner(entry)) {
+    noteOwned(dump, id, file);
+    dump.later(() => checkMapped(file, entry, dump));
+  }
+  return {
+    type: FdTypes.EXT,
+    id,
+    ext: { id, fown: readOwner(file, dump) },
+    reprise_io_uring: entry,
+  };
+}
+
+function look(file: OpenFile, dump: FilesDump): RingContext {
+  const end = performance.now() + PATIENCE_MS;
+  for (;;) {
+    const ring = lookOnce(file, dump);
+    if (ring?.inFlight === 0) return ring;
+    // Threads of the kernel still work, and may come to the end of what they do.
+    if (performance.now() < end) sleepMs(2);
+    else if (ring !== undefined) return ring;
+    else throw refusal(file, "requests come to their end while it is looked at", BUSY);
+  }
+}
+
+const PATIENCE_MS = 30;
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+
+function sleepMs(ms: number): void {
+  Atomics.wait(sleeper, 0, 0, ms);
+}
+
+function lookOnce(file: OpenFile, dump: FilesDump): RingContext | undefined {
+  try {
+    return lookAtRing(dump.borrow(file), kernelMemory(dump));
+  } catch (error) {
+    if (!(error instanceof RepriseError)) throw error;
+    throw refusal(file, `it cannot be looked into: ${error.message}`, error.hint ?? WITHOUT_RINGS);
+  }
+}
+
+const WITHOUT_RINGS =
+  "Let the process close its rings before the dump, or start it so that it has none: with kernel.io_uring_disabled=2 most programs use epoll instead (Node: UV_USE_IO_URING=0).";
+const BUSY = `Dump when the program waits for nothing by this ring. ${WITHOUT_RINGS}`;
+
+function refuse(file: OpenFile, ring: RingContext, flags: number): void {
+  if (ring.inFlight > 0) {
+    const what = ring.inFlight === 1 ? "1 request is" : `${ring.inFlight} requests are`;
+    throw refusal(file, `${what} under way`, BUSY);
+  }
+  const others = flags & ~KEPT_FLAGS;
+  if (others !== 0)
+    throw refusal(file, `it was set up with flags 0x${others.toString(16)}`, WITHOUT_RINGS);
+  const [extra] = ring.extras;
+  if (extra !== undefined) throw refusal(file, `it has ${extra}`, WITHOUT_RINGS);
+  if (ring.memory !== undefined && ring.memory.name !== `memfd:${MEMORY_NAME}`)
+    throw refusal(file, "its memory is the program's own (IORING_SETUP_NO_MMAP)", WITHOUT_RINGS);
+}
+
+/** The words that the program writes may be anything; the kernel's must be what it counts itself. */
+function checkQueues(file: OpenFile, ring: RepriseIoUringEntry, rings: Buffer): void {
+  const places = placesOf(ring);
+  const word = (at: number): number => rings.readUInt32LE(at);
+  const waiting = (ring.cq_tail - word(places.cqHead)) >>> 0;
+  const isPolled = (ring.setup_flags & uring.IORING_SETUP_SQPOLL) !== 0;
+  const isSound =
+    word(places.sqHead) === ring.sq_head &&
+    word(places.cqTail) === ring.cq_tail &&
+    waiting <= ring.cq_entries;
+  if (!isSound) throw refusal(file, "its queues are not as the kernel has them", WITHOUT_RINGS);
+  if (isPolled && word(places.sqTail) !== ring.sq_head)
+    throw refusal(file, "its thread of the kernel has not taken all requests yet", BUSY);
+}
+
+/** Who makes it, and what only that process can register. */
+function ownerPart(
+  file: OpenFile,
+  ring: RingContext,
+  { setup_flags, dump }: { readonly setup_flags: number; readonly dump: FilesDump },
+): Pick<RepriseIoUringEntry, "owner" | "thread" | "sq_thread_idle" | "sq_thread_cpu"> {
+  const hasRegistered =
+    ring.eventfd !== undefined || ring.files.length > 0 || ring.buffers.length > 0;
+  if (!isMadeByOwner({ setup_flags }) && !hasRegistered) return {};
+  const { task } = file;
+  const owner = { owner: task.innerPid };
+  if (!isMadeByOwner({ setup_flags })) return owner;
+  if (!seesKernelNumbers(kernelMemory(dump)))
+    throw refusal(
+      file,
+      "only one thread may use it, and which one can be told only from outside of pid namespaces",
+      WITHOUT_RINGS,
+    );
+  const { poller, submitter } = ring;
+  if (poller !== undefined && poller.pid !== task.pid)
+    throw refusal(
+      file,
+      "its thread of the kernel (IORING_SETUP_SQPOLL) is another process's",
+      WITHOUT_RINGS,
+    );
+  if (poller?.isOwners === false)
+    throw refusal(
+      file,
+      "its thread of the kernel (IORING_SETUP_SQPOLL) has other credentials than the process by now",
+      WITHOUT_RINGS,
+    );
+  const thread = submitter === undefined ? undefined : dump.innerThread?.(submitter.tid);
+  if (submitter !== undefined && (submitter.pid !== task.pid || thread === undefined))
+    throw refusal(
+      file,
+      "the one thread that may use it (IORING_SETUP_SINGLE_ISSUER) is no more, or another process's",
+      WITHOUT_RINGS,
+    );
+  return {
+    ...owner,
+    ...(thread === undefined ? {} : { thread }),
+    ...(poller === undefined ? {} : { sq_thread_idle: poller.idle }),
+    ...((setup_flags & uring.IORING_SETUP_SQ_AFF) === 0 || poller === undefined
+      ? {}
+      : { sq_thread_cpu: poller.cpu }),
+  };
+}
+
+function registeredEventfd(
+  file: OpenFile,
+  { eventfd }: RingContext,
+): Pick<RepriseIoUringEntry, "eventfd" | "eventfd_async"> {
+  if (eventfd === undefined) return {};
+  const { pid } = file.task;
+  const found = readFdNumbers(pid).find((fd) => readFdInfo({ pid, fd }).eventfd?.id === eventfd.id);
+  if (found === undefined)
+    throw refusal(file, "it has a registered eventfd that the process has closed", WITHOUT_RINGS);
+  return { eventfd: found, ...(eventfd.isAsync ? { eventfd_async: true } : {}) };
+}
+
+/** Numbers of registered files in the process, which has them open as well; -1 for places without one. */
+function registeredFiles(file: OpenFile, { files }: RingContext, dump: FilesDump): number[] {
+  if (files.every((address) => address === 0n)) return files.map(() => -1);
+  const { task } = file;
+  const numbers = readFdNumbers(task.pid);
+  const copies = numbers.map((fd) => {
+    const stat = readFdStat(task.pid, fd);
+    return dump.borrow({ ...file, fd, stat, target: "", procPath: `/proc/${task.pid}/fd/${fd}` });
+  });
+  const addresses = fileAddresses(copies, kernelMemory(dump));
+  return files.map((address) => {
+    if (address === 0n) return -1;
+    const number = numbers[addresses.indexOf(address)];
+    if (number === undefined)
+      throw refusal(file, "it has a registered file that the process has closed", WITHOUT_RINGS);
+    return number;
+  });
+}
+
+/** Whoever makes it gives it its memory, where the program has it. */
+function checkMapped(file: OpenFile, ring: RepriseIoUringEntry, dump: FilesDump): void {
+  const areas = areasOf(dump, ring.id).filter(({ pid }) => pid === file.task.pid);
+  const isThere = (offset: number, size: number): boolean =>
+    areas.some(
+      ({ area, offset: at }) => at === offset && area.write && area.end - area.start >= size,
+    );
+  if (isThere(0, ring.rings_size) && isThere(uring.IORING_OFF_SQES, ring.entries_size)) return;
+  throw refusal(file, "the process has not all of its memory mapped", WITHOUT_RINGS);
+}
+
+function withoutZeros(bytes: Buffer): Buffer {
+  let length = bytes.length;
+  while (length > 0 && bytes[length - 1] === 0) length -= 1;
+  return bytes.subarray(0, length);
+}
+
+function refusal({ task, fd, target }: OpenFile, why: string, hint: string): RepriseError {
+  const where = fd < 0 ? `a file of pid ${task.pid}` : `fd ${fd} of pid ${task.pid}`;
+  return new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump ${where} (${target}): an io_uring ring: ${why}`,
+    { pid: task.pid, ...(fd < 0 ? {} : { fd }), hint },
+  );
+}
