@@ -7,7 +7,7 @@ import type {
   RlimitEntry,
   SeccompFilter,
 } from "../images/schema/messages.generated.ts";
-import { mapVma, sealVma } from "../objects/memory/vma.ts";
+import { sealVma } from "../objects/memory/vma.ts";
 import { restoreMm } from "../objects/memory/mm.ts";
 import { makeUserfault } from "../objects/memory/lazy.ts";
 import {
@@ -35,7 +35,7 @@ import { readStatus, type TaskStatus } from "../proc/status.ts";
 import { addClone } from "../tracee/clone.ts";
 import { makeThread, outerThreads, restoreChildrenNamespace } from "./grow-nested.ts";
 import { firstPoolFd, job, roomOfEach, taskJob, type Growth } from "./growth.ts";
-import type { FillingHelp } from "./help-filling.ts";
+import type { BulkFill } from "./bulk-fill.ts";
 import type { UserFaults } from "./hand-over.ts";
 import { isEarly } from "./inherit-memory.ts";
 import { addEarlyMemory, addLateMemory } from "./memory-steps.ts";
@@ -50,7 +50,7 @@ import { frontPid } from "../sys/front.ts";
 export function fillTasks(
   plan: RestorePlan,
   growth: Growth,
-  { files, help }: { readonly files: OpenedFiles; readonly help: FillingHelp | undefined },
+  { files, bulk }: { readonly files: OpenedFiles; readonly bulk: BulkFill | undefined },
 ): UserFaults {
   const settled = new Set<number>();
   const segments = attachedSegments(plan, growth);
@@ -59,8 +59,7 @@ export function fillTasks(
     orphans: plan.options.orphanMaster !== undefined,
   });
   const imagesDir = plan.set.reader.dir;
-  const around = { files, settled, terminals, growth, faults, segments, imagesDir, help };
-  if (help !== undefined) mapHelped(plan, growth, help);
+  const around = { files, settled, terminals, growth, faults, segments, imagesDir, bulk };
   const tasks = [...plan.tasks.values()];
   const results = runNoted(
     tasks.map((task) => {
@@ -68,7 +67,6 @@ export function fillTasks(
       const notes = addTask(program, plan, task, around);
       return { job: taskJob(plan, growth, { pid: task.pid, program }), notes };
     }),
-    () => help?.fill(growth.outerPid(help.pid)),
   );
   for (const task of plan.tasks.values()) adoptThreads(plan, growth, task);
   return new Map(
@@ -77,13 +75,6 @@ export function fillTasks(
       return fault === undefined ? [] : [[pid, (results[index] as ProgramResult).value(fault)]];
     }),
   );
-}
-
-/** Makes the areas that the engine fills while the task does the rest. */
-function mapHelped(plan: RestorePlan, growth: Growth, { pid, areas }: FillingHelp): void {
-  const program = new Program();
-  for (const vma of areas) mapVma(program, vma, { isFilled: true });
-  runPrograms([taskJob(plan, growth, { pid, program })]);
 }
 
 /** The credentials that the engine's tasks have, and keep where the engine may not change them. */
@@ -209,11 +200,8 @@ interface NotedJob {
 }
 
 /** Runs programs, and logs what they could not give back in full. */
-function runNoted(jobs: readonly NotedJob[], meanwhile?: () => void): readonly ProgramResult[] {
-  const results = runPrograms(
-    jobs.map((noted) => noted.job),
-    meanwhile,
-  );
+function runNoted(jobs: readonly NotedJob[]): readonly ProgramResult[] {
+  const results = runPrograms(jobs.map((noted) => noted.job));
   jobs.forEach(({ notes, job: { tracee } }, index) => {
     for (const note of notes(results[index] as ProgramResult))
       log.warn(`pid ${tracee.leader}: ${note}`);
@@ -238,7 +226,7 @@ interface TaskSurroundings {
   readonly segments: SegmentsOf;
   readonly growth: Growth;
   readonly imagesDir: string;
-  readonly help: FillingHelp | undefined;
+  readonly bulk: BulkFill | undefined;
   /** The userfaultfds that tasks make, by pid. */
   readonly faults: Map<number, Ref>;
 }

@@ -14,7 +14,7 @@ import { finishVma, installGuard, isMapped, mapVma, VMA_GUARD } from "../objects
 import { F_SETFL, O_DIRECT } from "../sys/abi/fcntl.ts";
 import { MADV_DONTNEED } from "../sys/abi/mman.ts";
 import type { Program } from "../tracee/program.ts";
-import type { FillingHelp } from "./help-filling.ts";
+import type { BulkFill } from "./bulk-fill.ts";
 import { openImage, type ImageFiles } from "./image-files.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import { firstIn } from "./inherit-memory.ts";
@@ -54,20 +54,20 @@ export function addLateMemory(
     readonly segments: Segments | undefined;
     /** The set may have text with breakpoints of probes that are still there: one of CRIU's (--allow-uprobes). */
     readonly hasBreakpoints: boolean;
-    /** Whoever fills a part of this task's memory, in areas that are there already. */
-    readonly help: FillingHelp | undefined;
+    /** What has filled a part of this task's memory, in areas that are there already. */
+    readonly bulk: BulkFill | undefined;
   },
 ): Probe<string[]> {
   const { early } = task.memory;
-  const help = around.help?.pid === task.pid ? around.help : undefined;
+  const rest = around.bulk?.restOf(task.pid);
   const mapped = task.mm.vmas.filter(isMapped);
   if (around.segments !== undefined) attachSegments(program, mapped, around.segments);
   for (const vma of mapped) {
-    if (isSegment(vma) || early.has(vma) || help?.areas.has(vma) === true) continue;
+    if (isSegment(vma) || early.has(vma) || rest?.areas.has(vma) === true) continue;
     mapArea(program, task, vma, around);
   }
   const placed = restoreAreaPolicies(program, mapped);
-  addPages(program, help?.own ?? task.memory.latePages, around);
+  addPages(program, rest?.own ?? task.memory.latePages, around);
   if (task.vdso !== undefined) restoreVdso(program, task.vdso);
   for (const vma of mapped) {
     if (!isText(vma)) continue;

@@ -33,7 +33,7 @@ import { withoutInherited } from "./inherited.ts";
 import { planRestore, type RestorePlan } from "./plan.ts";
 import type { EngineHooks, ProgressListener, RestoreStats } from "./progress.ts";
 import { fillTasks, fillThreads } from "./fill.ts";
-import { FillingHelp } from "./help-filling.ts";
+import { BulkFill } from "./bulk-fill.ts";
 import { growTree } from "./grow.ts";
 import { startRoot } from "./grow-root.ts";
 import { settleTree } from "./tree-ends.ts";
@@ -155,9 +155,9 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   let files: OpenedFiles | undefined;
   let lock: NetworkLock | undefined;
   let daemon: LazyDaemon | undefined;
-  let help: FillingHelp | undefined;
+  let bulk: BulkFill | undefined;
   try {
-    help = FillingHelp.of(plan, options.imagesDir);
+    bulk = BulkFill.of(plan, options.imagesDir);
     cgroups.prepare();
     growth = startRoot(plan, counters);
     enterCgroups(plan, growth, cgroups);
@@ -179,11 +179,12 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     makeTimesForChildren(plan, growth);
     const forking = since();
     options.onEvent?.({ kind: "tree", ms: since() });
+    await bulk?.fill(plan, growth);
     files.standing("tasks");
-    const faults = fillTasks(plan, growth, { files, help });
+    const faults = fillTasks(plan, growth, { files, bulk });
     files.standing("threads");
-    help?.close();
-    help = undefined;
+    await bulk?.close();
+    bulk = undefined;
     if (options.lazyPages === true)
       daemon = handOver(plan, growth, { workDir: options.workDir ?? options.imagesDir, faults });
     settleTree(plan, growth);
@@ -219,7 +220,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     return { pid: root, stats, wait: () => waitForExit(child) };
   } catch (error) {
     tearDown(growth);
-    help?.close();
+    await bulk?.close();
     daemon?.close();
     cgroups.giveUp();
     files?.giveUp();

@@ -37,27 +37,16 @@ interface Started {
 /**
  * Runs one program in each thread, all at the same time. All signals stay blocked afterwards.
  *
- * @param meanwhile what the engine does while they run
  * @returns the results in the order of the jobs.
  * @throws RepriseError REMOTE_CALL for the first call that must succeed and did not, TASK_DIED. All other programs have
  * come to their end by then.
  */
-export function runPrograms(jobs: readonly Job[], meanwhile?: () => void): ProgramResult[] {
+export function runPrograms(jobs: readonly Job[]): ProgramResult[] {
   const started = jobs.map(startProgram);
-  const broken = meanwhile === undefined ? undefined : errorOf(meanwhile);
   const ended = started.map(({ job }) => waitForProgram(job));
-  const failed = ended.find((end) => end instanceof Error) ?? broken;
+  const failed = ended.find((end) => end instanceof Error);
   if (failed !== undefined) throw failed;
   return started.map((one, index) => fetchResults(one, ended[index] as Registers));
-}
-
-function errorOf(step: () => void): Error | undefined {
-  try {
-    step();
-    return undefined;
-  } catch (error) {
-    return error instanceof Error ? error : new Error(String(error));
-  }
 }
 
 /**

@@ -9,11 +9,13 @@ import { readMaps } from "../../proc/maps.ts";
 import type { SmapsVma } from "../../proc/smaps.ts";
 import * as mm from "../../sys/abi/mman.ts";
 import { EINVAL, ENOSPC, errnoName } from "../../sys/errno.ts";
-import { addressOf, memoryAt, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
+import { addressOf, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { IOV_MAX, iovecs, readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { leaveOutBreakpoints } from "./breakpoints.ts";
+import { alignedWindow } from "./page-sink.ts";
 import { hasPrivatePages, VMA_AIORING, VMA_ANON_PRIVATE, VMA_VDSO, type DumpedVma } from "./vma.ts";
+import { ioWindows, WINDOW, WINDOWS } from "./windows.ts";
 
 /** Pages of a task that go into the image, and its guard pages. */
 export interface PageScan {
@@ -183,14 +185,10 @@ function pageFlags(vma: VmaEntry): number {
   return lazy ? PE_LAZY | PE_PRESENT : PE_PRESENT;
 }
 
-/** Bytes copied at a time between the task and the file. */
-const WINDOW = 4 * 1024 * 1024;
-/** Windows that may be on their way to the disk while the next one is filled. */
-const WINDOWS = 4;
+/** From this size on windows are on their way to the disk while others are filled. */
+const SIDE_BY_SIDE_FROM = 4 * 1024 * 1024;
 /** From this size on pages bypass the page cache: several times faster than a buffered write. */
 export const DIRECT_FROM = 1024 * 1024;
-
-let windowsAt: number | undefined;
 
 /** Where pages are written to. */
 export interface PagesTarget {
@@ -289,11 +287,12 @@ class WindowWriter {
   constructor(target: PagesTarget, file: { direct: number | undefined; total: number }) {
     this.#target = target;
     this.#direct = file.direct;
-    this.#isSideBySide = file.direct !== undefined && file.total > WINDOW;
-    if (this.#isSideBySide) reserve(target, file.total);
-    const first = firstWindow();
-    const count = this.#isSideBySide ? WINDOWS : 1;
-    this.#free = Array.from({ length: count }, (_, index) => first + index * WINDOW);
+    this.#isSideBySide = file.direct !== undefined && file.total > SIDE_BY_SIDE_FROM;
+    if (this.#isSideBySide) {
+      reserve(target, file.total);
+      const { address } = ioWindows();
+      this.#free = Array.from({ length: WINDOWS }, (_, index) => address + index * WINDOW);
+    } else this.#free = [addressOf(alignedWindow())];
   }
 
   /** A window that nobody reads, if there is one at the moment. */
@@ -358,33 +357,18 @@ class WindowWriter {
 /** Gets memory for what a small task has, so that this is not done while it stands still. */
 export function prepareWindows(): void {
   // Unknown before Linux 5.14: then the pages come when they are written to.
-  trySyscall("madvise", firstWindow(), SMALL_TASK, mm.MADV_POPULATE_WRITE);
+  trySyscall("madvise", addressOf(alignedWindow()), SMALL_TASK, mm.MADV_POPULATE_WRITE);
 }
 
 const SMALL_TASK = 512 * 1024;
 
-/** Address of the windows, which stay. */
-function firstWindow(): number {
-  windowsAt ??= syscall(
-    "mmap",
-    0,
-    WINDOW * WINDOWS,
-    mm.PROT_READ | mm.PROT_WRITE,
-    mm.MAP_PRIVATE | mm.MAP_ANONYMOUS,
-    -1,
-    0,
-  );
-  return windowsAt;
-}
-
 /** The beginning of a window, as bytes. */
 function bytesOf(window: number, length: number): Uint8Array {
-  const first = firstWindow();
-  windowsBytes ??= memoryAt(first, WINDOW * WINDOWS);
-  return windowsBytes.subarray(window - first, window - first + length);
+  const small = alignedWindow();
+  if (window === addressOf(small)) return small.subarray(0, length);
+  const { address, bytes } = ioWindows();
+  return bytes.subarray(window - address, window - address + length);
 }
-
-let windowsBytes: Uint8Array | undefined;
 
 /** Takes room for the whole file at once: writes into it can then go on side by side, and a full disk is seen at once. */
 function reserve({ fd, path }: PagesTarget, length: number): void {

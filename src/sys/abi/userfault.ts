@@ -1,6 +1,8 @@
 // userfaultfd: include/uapi/linux/userfaultfd.h. Missing pages are filled by whoever holds the descriptor.
 
 export const UFFD_API = 0xaa;
+/** A flag of userfaultfd(2). */
+export const UFFD_USER_MODE_ONLY = 1;
 export const UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0;
 export const UFFD_FEATURE_EVENT_FORK = 1 << 1;
 export const UFFD_FEATURE_EVENT_REMAP = 1 << 2;
