@@ -243,6 +243,12 @@ export const interchangeExceptions: Exceptions = {
       says: /no connection to 0 with the key/,
     },
   },
+  terminals: {
+    "dumped by CRIU": {
+      why: "CRIU does not save a line of a terminal that is not finished",
+      says: /read 6: ished/,
+    },
+  },
   thread_pidfds: {
     "restored by CRIU": {
       why: "CRIU opens pidfds before there are threads",

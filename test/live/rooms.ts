@@ -120,6 +120,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "regular_files", alone: "both append to the same files" },
     { name: "shared_pidfds" },
     { name: "shared_pidfds", args: ["others"] },
+    { name: "terminals" },
+    { name: "terminals", args: ["stopped"] },
     { name: "thread_pidfds" },
     { name: "umask_cwd_root" },
     { name: "umask_cwd_root", args: ["chroot"] },

@@ -1677,6 +1677,7 @@ export interface TtyInfoEntry {
   readonly dev?: number | undefined;
   readonly uid?: number | undefined;
   readonly gid?: number | undefined;
+  readonly stopped?: number | undefined;
 }
 
 export interface TtyPtyEntry {
@@ -2505,7 +2506,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   tty_data_entry: "1,tty_id,u! 2,data,y!",
   tty_file_entry: "1,id,u! 2,tty_info_id,u! 3,flags,u! 4,fown,m!,fown_entry 6,regf_id,u?",
   tty_info_entry:
-    "1,id,u! 2,type,e!,TtyType 3,locked,b! 4,exclusive,b! 5,packet_mode,b! 6,sid,u! 7,pgrp,u! 8,rdev,u! 9,termios,m?,termios_entry 10,termios_locked,m?,termios_entry 11,winsize,m?,winsize_entry 12,pty,m?,tty_pty_entry 13,dev,u? 14,uid,u? 15,gid,u?",
+    "1,id,u! 2,type,e!,TtyType 3,locked,b! 4,exclusive,b! 5,packet_mode,b! 6,sid,u! 7,pgrp,u! 8,rdev,u! 9,termios,m?,termios_entry 10,termios_locked,m?,termios_entry 11,winsize,m?,winsize_entry 12,pty,m?,tty_pty_entry 13,dev,u? 14,uid,u? 15,gid,u? 30001,stopped,u?",
   tty_pty_entry: "1,index,u!",
   tun_link_entry: "1,flags,u! 2,owner,i! 3,group,i! 4,vnethdr,u! 5,sndbuf,u!",
   tunfile_entry: "1,id,u! 2,netdev,t? 3,detached,b? 4,ns_id,u?",

@@ -24,7 +24,7 @@ import {
   S_IFIFO,
   S_IFMT,
 } from "../../sys/abi/fcntl.ts";
-import { syscall } from "../../sys/ffi.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { idsInside } from "../namespaces/user.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
@@ -105,7 +105,7 @@ function noteEnds(file: OpenFile, access: number, dump: FilesDump): void {
   if (pipes === undefined) {
     const fresh = new Map<number, Ends>();
     seen.set(dump, (pipes = fresh));
-    dump.later(() => warnOfHalves(fresh));
+    dump.later(() => warnOfHalves(fresh, dump));
   }
   // The kernel writes the requests to automounters.
   const writes = dump.mounts?.kernelPipes.has(pipeId(file)) ?? false;
@@ -115,9 +115,20 @@ function noteEnds(file: OpenFile, access: number, dump: FilesDump): void {
   ends.writes ||= access !== O_RDONLY;
 }
 
-function warnOfHalves(pipes: ReadonlyMap<number, Ends>): void {
+/** The kernel tells by poll(2) of an end whose others are all closed. */
+function hasNoOtherEnd(file: OpenFile, dump: FilesDump): boolean {
+  const pollfd = Buffer.alloc(8);
+  pollfd.writeInt32LE(dump.borrow(file), 0);
+  trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0);
+  return (pollfd.readInt16LE(6) & (POLLERR | POLLHUP)) !== 0;
+}
+
+const POLLERR = 8;
+const POLLHUP = 0x10;
+
+function warnOfHalves(pipes: ReadonlyMap<number, Ends>, dump: FilesDump): void {
   for (const { file, reads, writes } of pipes.values()) {
-    if (reads && writes) continue;
+    if ((reads && writes) || hasNoOtherEnd(file, dump)) continue;
     const end = reads ? "reading" : "writing";
     const where = `fd ${file.fd} of pid ${file.task.pid} (${file.target})`;
     log.loss(`${where}: the tree has only the ${end} end; whoever has the other is not restored`);

@@ -22,7 +22,9 @@ import {
 } from "../../sys/abi/fcntl.ts";
 import {
   TCGETS,
+  TCOOFF,
   TCSETS,
+  TCXONC,
   TERMIOS_SIZE,
   TIOCEXCL,
   TIOCGPTN,
@@ -44,7 +46,15 @@ import {
 import type { FilesRestore } from "./file-kind.ts";
 import { restoreOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
-import { ONE_PIECE, quietTermios, readNumber, termiosBytes, winsizeBytes } from "./tty-state.ts";
+import {
+  ONE_PIECE,
+  quietTermios,
+  readNumber,
+  stopCharacter,
+  stopsByCharacter,
+  termiosBytes,
+  winsizeBytes,
+} from "./tty-state.ts";
 
 /** Adds the calls that make a terminal's open file. */
 export function openTerminal(program: Program, entry: FileEntry, restore: FilesRestore): Argument {
@@ -303,10 +313,33 @@ function restorePair(
   if (termios_locked !== undefined) lockSettings(termiosBytes(termios_locked), file.id, restore);
   if (winsize !== undefined)
     program.call("ioctl", [master, TIOCSWINSZ, program.data(winsizeBytes(winsize))], label);
+  if ((slaveInfo?.stopped ?? 0) !== 0) stopOutput(program, { master, info, bytes }, restore);
   if (info.packet_mode) program.call("ioctl", [master, TIOCPKT, numberData(program, 1)], label);
   if (slaveInfo !== undefined) restoreSlave(program, slaveInfo, restore);
   if (info.exclusive) program.call("ioctl", [master, TIOCEXCL, NO_VALUE], label);
   if (info.locked) program.call("ioctl", [master, TIOCSPTLCK, numberData(program, 1)], label);
+}
+
+/** Before packet mode, which would tell the master of it. */
+function stopOutput(
+  program: Program,
+  terminal: {
+    readonly master: Argument;
+    readonly info: TtyInfoEntry;
+    /** The settings. */
+    readonly bytes: Buffer;
+  },
+  restore: FilesRestore,
+): void {
+  const { master, info, bytes } = terminal;
+  const label = { label: `stop the output of terminal /dev/pts/${info.pty?.index}` };
+  const { stopped = 0 } = restore.set.ttyInfos.get(info.id - 1) ?? {};
+  if (stopsByCharacter(bytes, stopped)) {
+    program.call("write", [master, program.data(stopCharacter(bytes)), 1], label);
+    return;
+  }
+  const slave = [...restore.set.files.values()].find(({ tty }) => tty?.tty_info_id === info.id - 1);
+  if (slave !== undefined) program.call("ioctl", [restore.open(slave.id), TCXONC, TCOOFF], label);
 }
 
 /** What of the settings is locked (TIOCSLCKTRMIOS): by the engine, as a tree in a user namespace must not. Nothing is at first. */

@@ -4,14 +4,20 @@
 import type { TermiosEntry, WinsizeEntry } from "../../images/schema/messages.generated.ts";
 import { FIONREAD } from "../../sys/abi/fcntl.ts";
 import {
+  EXTPROC,
   ICANON,
+  IXON,
   NCCS,
   TCGETS,
+  TCOOFF,
+  TCOON,
   TCSETS,
+  TCXONC,
   TERMIOS_SIZE,
   TIOCGLCKTRMIOS,
   TIOCGWINSZ,
   VMIN,
+  VSTOP,
   WINSIZE_SIZE,
 } from "../../sys/abi/tty.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -118,7 +124,52 @@ export function quietTermios(termios: Buffer): Buffer {
 export interface DataInFlight {
   readonly atMaster: Buffer;
   readonly atSlave: Buffer;
+  /** The slave's output is stopped. */
+  readonly stopped: Stop | undefined;
 }
+
+/** Who stopped output can let it go on: whoever is at the master by a character (^S, ^Q), or a program by tcflow(3). */
+export type Stop = typeof BY_CHARACTER | typeof BY_CALL;
+export const BY_CHARACTER = 1;
+export const BY_CALL = 2;
+
+/** Whether a stop is made again by the character: only where that has its meaning. */
+export function stopsByCharacter(termios: Buffer, stopped: number): boolean {
+  const isOn = (termios.readUInt32LE(0) & IXON) !== 0;
+  return stopped === BY_CHARACTER && isOn && (termios.readUInt32LE(C_LFLAG) & EXTPROC) === 0;
+}
+
+/** The character that stops output. */
+export function stopCharacter(termios: Buffer): Buffer {
+  return Buffer.of(termios.readUInt8(C_CC + VSTOP));
+}
+
+/**
+ * The kernel tells nobody that output is stopped (n_tty_poll, pty_write_room): with nothing on its way there is no other reason that
+ * the slave cannot be written. A stop by tcflow(3) is over then.
+ */
+function liftStop(slave: number): Stop | undefined {
+  if (isWritable(slave)) return undefined;
+  syscall("ioctl", slave, TCXONC, TCOON);
+  return isWritable(slave) ? BY_CALL : BY_CHARACTER;
+}
+
+function stopAgain(master: number, slave: number, stopped: Stop): void {
+  const termios = Buffer.alloc(TERMIOS_SIZE);
+  syscall("ioctl", slave, TCGETS, termios);
+  if (stopsByCharacter(termios, stopped)) syscall("write", master, stopCharacter(termios), 1);
+  else syscall("ioctl", slave, TCXONC, TCOOFF);
+}
+
+function isWritable(fd: number): boolean {
+  const pollfd = Buffer.alloc(8);
+  pollfd.writeInt32LE(fd, 0);
+  pollfd.writeInt16LE(POLLOUT, 4);
+  trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0);
+  return (pollfd.readInt16LE(6) & POLLOUT) !== 0;
+}
+
+const POLLOUT = 4;
 
 /** Copies the data between two ends: takes it out, the unfinished line included, and puts it back. */
 export function copyDataInFlight(master: number, slave: number): DataInFlight {
@@ -127,6 +178,7 @@ export function copyDataInFlight(master: number, slave: number): DataInFlight {
   // What is still on its way to the slave has its echo to come.
   letArrive(slave);
   const atMaster = drain(master);
+  const stopped = liftStop(slave);
   const lines = drain(slave);
   const flags = termios.readUInt32LE(C_LFLAG);
   const parts = [lines];
@@ -138,6 +190,7 @@ export function copyDataInFlight(master: number, slave: number): DataInFlight {
   }
   const atSlave = Buffer.concat(parts);
   if (atMaster.length + atSlave.length > 0) {
+    // Without IXON no character has stopped anything.
     syscall("ioctl", slave, TCSETS, quietTermios(termios));
     if (atSlave.length > 0) syscall("write", master, atSlave, atSlave.length);
     if (atMaster.length > 0) syscall("write", slave, atMaster, atMaster.length);
@@ -145,7 +198,8 @@ export function copyDataInFlight(master: number, slave: number): DataInFlight {
     if (atSlave.length > ONE_PIECE) waitAMoment();
   }
   syscall("ioctl", slave, TCSETS, termios);
-  return { atMaster, atSlave };
+  if (stopped !== undefined) stopAgain(master, slave, stopped);
+  return { atMaster, atSlave, stopped };
 }
 
 /** Reads what waits, without ever waiting itself. */

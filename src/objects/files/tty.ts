@@ -31,12 +31,12 @@ import {
   UNIX98_PTY_SLAVE_MAJOR,
   USB_SERIAL_MAJOR,
 } from "../../sys/abi/tty.ts";
-import { syscall } from "../../sys/ffi.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { readOwner } from "./owner.ts";
 import { openInheritedTerminal, openTerminal, settleTerminal } from "./tty-restore.ts";
 import { terminalKey } from "./controlling-terminal.ts";
-import { copyDataInFlight, readNumber, readSettings } from "./tty-state.ts";
+import { copyDataInFlight, readNumber, readSettings, type Stop } from "./tty-state.ts";
 import { idsInside } from "../namespaces/user.ts";
 
 export const ttyKind: FileKind = {
@@ -157,13 +157,19 @@ function finish(dump: FilesDump, seen: Map<number, Seen>): void {
   for (const end of seen.values()) if (end.device === "master") masters.set(end.index, end);
   checkPairs([...seen.values()], masters, dump);
   const data: TtyDataEntry[] = [];
+  const stops = new Map<number, Stop>();
   for (const slave of seen.values()) {
     const master = masters.get(slave.index);
     if (slave.device !== "slave" || slave.info.termios === undefined || master === undefined)
       continue;
-    data.push(...dataEntries(master, slave));
+    const { entries, stopped } = lookBetween(master, slave);
+    data.push(...entries);
+    if (stopped !== undefined) stops.set(slave.info.id, stopped);
   }
-  const infos = [...seen.values()].map(({ info }) => info);
+  const infos = [...seen.values()].map(({ info }) => {
+    const stopped = stops.get(info.id);
+    return stopped === undefined ? info : { ...info, stopped };
+  });
   dump.images.write("tty-info", 0, infos);
   if (data.length > 0) dump.images.write("tty-data", 0, data);
 }
@@ -201,16 +207,41 @@ function checkPairs(
   }
 }
 
-function dataEntries(master: Seen, slave: Seen): TtyDataEntry[] {
+interface Between {
+  readonly entries: TtyDataEntry[];
+  readonly stopped: Stop | undefined;
+}
+
+function lookBetween(master: Seen, slave: Seen): Between {
   // In packet mode, what is read from a master begins with a byte of status.
   const packet = master.info.packet_mode;
-  if (packet) setPacketMode(master.fd, 0);
-  const { atMaster, atSlave } = copyDataInFlight(master.fd, slave.fd);
+  if (packet) {
+    if (hasStatus(master.fd)) tellStatus(master.file);
+    setPacketMode(master.fd, 0);
+  }
+  const { atMaster, atSlave, stopped } = copyDataInFlight(master.fd, slave.fd);
   if (packet) setPacketMode(master.fd, 1);
-  return [
+  const entries = [
     { tty_id: master.info.id, data: atMaster },
     { tty_id: slave.info.id, data: atSlave },
   ].filter((entry) => entry.data.length > 0);
+  return { entries, stopped };
+}
+
+/** A byte of status waits to be read: only that shows as POLLPRI (n_tty_poll). What it is, only reading it tells. */
+function hasStatus(master: number): boolean {
+  const pollfd = Buffer.alloc(8);
+  pollfd.writeInt32LE(master, 0);
+  pollfd.writeInt16LE(POLLPRI, 4);
+  return trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0) > 0;
+}
+
+const POLLPRI = 2;
+
+function tellStatus({ task, fd, target }: OpenFile): void {
+  log.loss(
+    `fd ${fd} of pid ${task.pid} (${target}): a change of the terminal that it has not read yet (TIOCPKT) is lost`,
+  );
 }
 
 function setPacketMode(master: number, on: 0 | 1): void {

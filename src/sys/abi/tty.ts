@@ -44,3 +44,12 @@ export const USB_SERIAL_MAJOR = 188;
 export const LOW_DENSE_SERIAL_MAJOR = 204;
 /** Minors of TTY_MAJOR up to this one are virtual consoles. */
 export const MAX_NR_CONSOLES = 63;
+/** tcflow(3): stop and go on. */
+export const TCXONC = 0x540a;
+export const TCOOFF = 0;
+export const TCOON = 1;
+/** c_iflag: ^S and ^Q stop output and let it go on. */
+export const IXON = 0o2000;
+/** c_lflag: whoever is at the master does the line editing. */
+export const EXTPROC = 0o200000;
+export const VSTOP = 9;
