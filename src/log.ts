@@ -14,6 +14,17 @@ export function setLogSink(to: LogSink | undefined, level: LogLevelValue = LogLe
   threshold = level;
 }
 
+/** Runs a step that logs nothing: what it does is done again, and told then. */
+export function withoutLog<T>(step: () => T): T {
+  const before = sink;
+  sink = undefined;
+  try {
+    return step();
+  } finally {
+    sink = before;
+  }
+}
+
 function emit(level: LogLevelValue, text: string): void {
   if (sink !== undefined && level <= threshold) sink(level, text);
 }

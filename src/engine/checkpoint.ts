@@ -18,7 +18,7 @@ import { isStandIn } from "../sys/front.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
-import { LookAhead } from "./look-ahead.ts";
+import { LookAhead, runningTasks } from "./look-ahead.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
@@ -31,6 +31,7 @@ import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
 import { rehearse, rehearseLook } from "./rehearse.ts";
 import { runningTree } from "./running-tree.ts";
+import { SpacesAhead } from "./spaces-ahead.ts";
 import { syncDirectory } from "./sync.ts";
 import { writeDumpStats } from "./stats.ts";
 import { leftPages, servePages } from "./page-source.ts";
@@ -131,6 +132,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let work: readonly Injection[] = [];
   let collected: CollectedTree | undefined;
   let lock: NetworkLock | undefined;
+  let spaces: SpacesAhead | undefined;
   let early: LookAhead | undefined;
   let ahead = WrittenAhead.nothing(images);
   try {
@@ -146,12 +148,19 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       !options.dryRun;
     ahead = isWhole ? await WrittenAhead.of(running, images) : WrittenAhead.nothing(images);
     const files = filesOptions(options);
-    const { mounts } = options;
-    if (isWhole)
-      early = LookAhead.of(ahead.isEmpty ? running : runningTree(options.pid), images, {
-        ...files,
-        ...(mounts === undefined ? {} : { mounts }),
-      });
+    const { external = [], emptyNet = false, mounts, cgroups = { mode: "soft" } } = options;
+    const spacesOptions = {
+      external,
+      emptyNet,
+      cgroups,
+      ...(mounts === undefined ? {} : { mounts }),
+    };
+    if (options.dryRun !== true) {
+      const tasks = runningTasks(ahead.isEmpty ? running : runningTree(options.pid));
+      spaces = SpacesAhead.of(tasks, images, spacesOptions);
+      if (isWhole && spaces !== undefined)
+        early = LookAhead.of(tasks, images, { ...files, spaces });
+    }
     if (early === undefined) rehearseLook(options.pid);
     const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
@@ -172,6 +181,13 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       early.discard();
       early = undefined;
     }
+    if (spaces?.holds(tree, { slept: early?.knows(tree) === true }) === false) {
+      log.debug("namespaces and mounts are looked at again: they have changed");
+      early?.discard();
+      early = undefined;
+      spaces.discard();
+      spaces = undefined;
+    }
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
     log.info(
@@ -189,16 +205,17 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     if (added.length > 0) {
       early?.discard();
       early = undefined;
+      spaces?.discard();
+      spaces = undefined;
     }
     collected = collectTree(tree, images, {
       ...files,
+      ...spacesOptions,
       lock,
       fileLocks: options.fileLocks ?? false,
-      cgroups: options.cgroups ?? { mode: "soft" },
-      emptyNet: options.emptyNet ?? false,
-      external: [...(options.external ?? []), ...added],
+      external: [...external, ...added],
       ahead: early,
-      ...(options.mounts === undefined ? {} : { mounts: options.mounts }),
+      spaces,
     });
     phase("looked at the tree from outside");
     const inside = lookInside(tree, collected);
@@ -211,6 +228,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       parent,
       ahead,
       compared,
+      spaces,
       netLook,
       leaveLazyPages: options.lazyPages !== undefined,
     });
@@ -269,6 +287,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.onEvent?.({ kind: "killed", ms: since() });
     }
     collected.files.close();
+    spaces?.[Symbol.dispose]();
     if (options.autoDedup === true && parent.exists) giveBack(options.imagesDir);
     return { stats };
   } catch (error) {
@@ -276,6 +295,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       images,
       ahead,
       early,
+      spaces,
       collected,
       work,
       tree,
@@ -361,6 +381,7 @@ interface Unfinished {
   readonly images: ImageSetWriter;
   readonly ahead: WrittenAhead;
   readonly early: LookAhead | undefined;
+  readonly spaces: SpacesAhead | undefined;
   readonly collected: CollectedTree | undefined;
   readonly work: readonly Injection[];
   readonly tree: FrozenTree | undefined;
@@ -372,6 +393,7 @@ function undo({
   images,
   ahead,
   early,
+  spaces,
   collected,
   work,
   tree,
@@ -384,6 +406,7 @@ function undo({
     () => collected?.files.abort(),
     () => collected?.files.close(),
     () => early?.discard(),
+    () => spaces?.discard(),
     () => ahead.end(),
     () => images.abort(),
   ];

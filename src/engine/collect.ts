@@ -47,6 +47,7 @@ import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
 import { KernelOrder } from "../sys/process.ts";
 import type { LookAhead } from "./look-ahead.ts";
 import type { FrozenTree } from "./freeze.ts";
+import { cgroupNamespaces, type SpacesAhead } from "./spaces-ahead.ts";
 import { tellStrangers } from "./strangers.ts";
 import { collectThreadPlaces } from "./thread-parts.ts";
 
@@ -97,6 +98,8 @@ export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions 
   readonly cgroups: CgroupDumpOptions;
   /** Files that were looked at before the tree was frozen. */
   readonly ahead?: LookAhead | undefined;
+  /** Its namespaces and mounts, looked at then. */
+  readonly spaces?: SpacesAhead | undefined;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -107,10 +110,10 @@ export function collectTree(
 ): CollectedTree {
   const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
   const alive = tree.tasks.filter(({ state }) => state !== "zombie");
+  const { spaces } = options;
   const namespaces =
-    options.ahead?.namespaces(alive) ??
-    collectNamespaces(alive, { external: options.external ?? [] });
-  const mounts = options.ahead?.mounts ?? collectMounts(namespaces, options);
+    spaces?.namespaces ?? collectNamespaces(alive, { external: options.external ?? [] });
+  const mounts = spaces?.mounts ?? collectMounts(namespaces, options);
   const filesOptions = {
     ...options,
     namespaces,
@@ -129,9 +132,7 @@ export function collectTree(
     checkMappedIds(alive, namespaces);
     tellStrangers(tree, mounts);
     for (const task of alive) cgroups.add(task);
-    cgroups.addNamespaces(
-      namespaces.all.filter(({ kind, role }) => kind === "cgroup" && role === "nested"),
-    );
+    cgroups.addNamespaces(cgroupNamespaces(namespaces));
     const places = new Map<number, TaskPlaces>();
     const relatives = new SharersCheck();
     const live = alive.map((task) =>

@@ -13,15 +13,11 @@ import { hasOwner } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
 import { isPlainDevice } from "../objects/files/memory-device.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
-import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.ts";
-import { collectNamespaces, type CollectedNamespaces } from "../objects/namespaces/collect.ts";
-import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { FdDirectory } from "../proc/fd-directory.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath } from "../proc/links.ts";
-import { readProcText } from "../proc/procfs.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { readStatus } from "../proc/status.ts";
@@ -32,6 +28,7 @@ import { sharersAmong } from "./common-memory.ts";
 import { areaKey, collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { Sleeper } from "./sleepers.ts";
+import type { SpacesAhead } from "./spaces-ahead.ts";
 
 /** File systems whose files are not what their names say. */
 const NOT_PLAIN = ["/proc/", "/sys/", "/memfd:", "/dev/"];
@@ -59,7 +56,6 @@ interface EarlyTable {
 /** Files that were described before the tasks were stopped. */
 export class LookAhead {
   readonly files: FileTable;
-  readonly #spaces: Spaces;
   readonly #tables = new Map<number, EarlyTable>();
   readonly #known = new Map<string, KernelOrder<KnownFd>>();
   /** Mapped files that have their names. */
@@ -67,17 +63,16 @@ export class LookAhead {
 
   /** Undefined when there is nothing that would be worth it. */
   static of(
-    running: readonly number[],
+    tasks: readonly FrozenTask[],
     images: ImageSetWriter,
-    options: FilesDumpOptions & NamespacesDumpOptions,
+    options: FilesDumpOptions & { readonly spaces: SpacesAhead },
   ): LookAhead | undefined {
     let ahead: LookAhead | undefined;
     try {
-      const tasks = runningTasks(running);
       // What another task may change, too, holds only if that one sleeps as well: not worth the trouble.
       const pids = new Set(tasks.map(({ pid }) => pid));
       if (sharersAmong(pids, [KCMP_VM, KCMP_FILES, KCMP_FS]).size > 0) return undefined;
-      ahead = new LookAhead(images, { options, spaces: lookAtSpaces(tasks, options) });
+      ahead = new LookAhead(images, options);
       for (const task of tasks) ahead.#look(task);
       if (ahead.#tables.size > 0) return ahead;
       ahead.discard();
@@ -94,38 +89,22 @@ export class LookAhead {
 
   private constructor(
     images: ImageSetWriter,
-    { options, spaces }: { readonly options: FilesDumpOptions; readonly spaces: Spaces },
+    { spaces, ...options }: FilesDumpOptions & { readonly spaces: SpacesAhead },
   ) {
-    this.#spaces = spaces;
-    this.files = new FileTable(images, { ...options, ...spaces, innerPid: () => undefined });
-  }
-
-  /** Namespaces of the tree; undefined when not all of its tasks were looked at. */
-  namespaces(tasks: readonly FrozenTask[]): CollectedNamespaces | undefined {
-    const isKnown = tasks.every(({ pid }) => this.#tables.has(pid));
-    return isKnown ? this.#spaces.namespaces : undefined;
-  }
-
-  /** Mounts of the tree; undefined where all of it lives in the engine's mount namespace. */
-  get mounts(): MountNamespaces | undefined {
-    return this.#spaces.mounts.all.length === 0 ? undefined : this.#spaces.mounts;
+    this.files = new FileTable(images, {
+      ...options,
+      namespaces: spaces.namespaces,
+      // They may be of use when the files are not.
+      mounts: { ...spaces.mounts, close: () => undefined },
+      innerPid: () => undefined,
+    });
   }
 
   /** Whether everything still holds. To be asked when the tasks have been stopped, and before they do anything for us. */
   holds(tree: FrozenTree): boolean {
     const slept = this.#slept(tree);
     for (const { sleeper } of this.#tables.values()) sleeper.close();
-    return slept && this.#keptMounts(tree) && this.files.refresh();
-  }
-
-  /** Mounts come and go from outside, too; and a task that was not looked at may be in other namespaces by now. */
-  #keptMounts({ tasks }: FrozenTree): boolean {
-    if (this.mounts === undefined) return true;
-    const alive = tasks.filter(({ state }) => state !== "zombie");
-    return (
-      this.namespaces(alive) !== undefined &&
-      this.#spaces.mountTables.every(({ pid, text }) => readMountTable(pid) === text)
-    );
+    return slept && this.files.refresh();
   }
 
   #slept({ tasks }: FrozenTree): boolean {
@@ -135,6 +114,11 @@ export class LookAhead {
       if (task === undefined || !sleeper.sleptUntil(task)) return false;
     }
     return true;
+  }
+
+  /** Whether all live tasks of the tree were looked at, which slept then. */
+  knows({ tasks }: FrozenTree): boolean {
+    return tasks.every(({ pid, state }) => state === "zombie" || this.#tables.has(pid));
   }
 
   /** The descriptors of a task; undefined when it was not looked at. */
@@ -220,30 +204,8 @@ export class LookAhead {
   }
 }
 
-/** The namespaces and mounts of a tree, and what the tables of mounts said just before. */
-interface Spaces {
-  readonly namespaces: CollectedNamespaces;
-  readonly mounts: MountNamespaces;
-  readonly mountTables: readonly { readonly pid: number; readonly text: string }[];
-}
-
-function lookAtSpaces(tasks: readonly FrozenTask[], options: NamespacesDumpOptions): Spaces {
-  const namespaces = collectNamespaces(tasks, { external: options.external ?? [] });
-  const own = namespaces.all.filter(({ kind }) => kind === "mnt").map(({ pid }) => pid);
-  const mountTables = own.length === 0 ? [] : [process.pid, ...own];
-  return {
-    mountTables: mountTables.map((pid) => ({ pid, text: readMountTable(pid) })),
-    namespaces,
-    mounts: collectMounts(namespaces, options),
-  };
-}
-
-function readMountTable(pid: number): string {
-  return readProcText(pid, "mountinfo");
-}
-
 /** Those of a tree that live. */
-function runningTasks(pids: readonly number[]): FrozenTask[] {
+export function runningTasks(pids: readonly number[]): FrozenTask[] {
   return pids.flatMap((pid) => {
     const stat = readStatIfAlive(pid);
     return stat === undefined || stat.state === "Z" ? [] : [runningTask(pid, stat)];

@@ -35,6 +35,7 @@ import { leaveLazy } from "./page-source.ts";
 import type { InsideView } from "./look-inside.ts";
 import { writeAttachedSegments } from "./segments.ts";
 import type { DumpStats } from "./progress.ts";
+import type { SpacesAhead } from "./spaces-ahead.ts";
 import type { WrittenAhead } from "./write-ahead.ts";
 
 /** What was written, for the statistics. */
@@ -51,7 +52,8 @@ export interface MemorySources {
   readonly parent: ParentSet;
   readonly ahead: WrittenAhead;
   readonly compared: ComparedAhead;
-  /** The network namespace that was looked at while the tasks ran. */
+  /** What was looked at and saved while the tasks ran: namespaces and cgroups, and of the network namespace its settings. */
+  readonly spaces: SpacesAhead | undefined;
   readonly netLook: NetLook | undefined;
   /** Pages that may come later are left in the tasks, for a lazy-pages daemon. */
   readonly leaveLazyPages: boolean;
@@ -66,7 +68,7 @@ export async function writeTree(
   memory: MemorySources,
 ): Promise<WrittenTree> {
   const begun = performance.now();
-  writeNamespaces(tree, collected, { images, netLook: memory.netLook });
+  writeNamespaces(tree, collected, images, memory);
   const scans: TaskScan[] = [];
   for (const task of collected.live)
     if (!task.sharesMemory) scans.push(await writeMemory(task, images, memory));
@@ -92,8 +94,10 @@ export async function writeTree(
   collected.files.finish();
   if (collected.fileLocks.length > 0) images.write("filelocks", 0, collected.fileLocks);
   images.write("seccomp", 0, [collected.seccomp.entry()]);
-  const cgroups = collected.cgroups.entry();
-  if (cgroups !== undefined) images.write("cgroup", 0, [cgroups]);
+  if (memory.spaces?.hasSaved(collected.cgroups) !== true) {
+    const cgroups = collected.cgroups.entry();
+    if (cgroups !== undefined) images.write("cgroup", 0, [cgroups]);
+  }
   const countRuns = (bit: number): number =>
     scans.reduce((sum, { runs }) => sum + countPages(runs, bit), 0);
   const pagesWritten = countRuns(PE_PRESENT);
@@ -138,14 +142,18 @@ export async function writeTree(
 function writeNamespaces(
   tree: FrozenTree,
   collected: CollectedTree,
-  { images, netLook }: { readonly images: ImageSetWriter; readonly netLook: NetLook | undefined },
+  images: ImageSetWriter,
+  { spaces, netLook }: Pick<MemorySources, "spaces" | "netLook">,
 ): void {
   const { namespaces, mounts, namespaceOptions: options } = collected;
   const rootPid = (tree.tasks[0] as FrozenTask).pid;
+  const dump = { images, options, namespaces, mounts, rootPid, netLook };
   for (const namespace of namespaces.all) {
     if (namespace.externalKey === undefined) {
-      const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);
-      room?.write(namespace, { images, options, namespaces, mounts, rootPid, netLook });
+      if (spaces?.finish(namespace, dump) !== true) {
+        const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);
+        room?.write(namespace, dump);
+      }
     } else writeExternal(namespace, images);
   }
   writeAttachedSegments(collected, images);

@@ -11,6 +11,7 @@ import {
   openSync,
   renameSync,
   rmSync,
+  truncateSync,
   unlinkSync,
   writeSync,
 } from "node:fs";
@@ -106,6 +107,24 @@ export class ImageSetWriter {
    */
   openRaw(kind: RawKind, id: number): RawImage {
     return new RawImage(this.#create(imageName(kind, id)));
+  }
+
+  /** Runs a step that writes images, and gives their names, for `takeBack`. */
+  writtenIn(step: () => void): string[] {
+    const before = new Set(this.#written.keys());
+    step();
+    return [...this.#written.keys()].filter((name) => !before.has(name));
+  }
+
+  /** Empties images that were written: they are written anew, or not part of the set. */
+  takeBack(names: Iterable<string>): void {
+    for (const name of names) {
+      for (const image of this.#open) if (image.name === name) image.discard();
+      this.#open = new Set([...this.#open].filter((image) => image.name !== name));
+      if (!this.#written.delete(name)) continue;
+      truncateSync(this.path(name));
+      this.#prepared.set(name, undefined);
+    }
   }
 
   /** Takes an image back that was opened. */

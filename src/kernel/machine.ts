@@ -5,6 +5,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { arch, platform, release } from "node:os";
 import { readStatus } from "../proc/status.ts";
 import type { ProbeName } from "./features.ts";
+import { isKernelSince } from "./release.ts";
 
 export interface MachineFact {
   readonly name: string;
@@ -53,8 +54,7 @@ function platformFault(): string | undefined {
 }
 
 function kernelFault(): string | undefined {
-  const [major = 0, minor = 0] = release().split(/[.-]/).map(Number);
-  if (major > FLOOR[0] || (major === FLOOR[0] && minor >= FLOOR[1])) return undefined;
+  if (isKernelSince(...FLOOR)) return undefined;
   return `this is Linux ${release()}. Update to 5.10 or later`;
 }
 

@@ -3,7 +3,6 @@
 // at once. Numbers: include/uapi/linux/{prctl,userfaultfd,fs,sockios,seccomp,kcmp,fcntl}.h.
 
 import { accessSync, closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
-import { release } from "node:os";
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import {
@@ -22,6 +21,7 @@ import { EEXIST, EFAULT, EINVAL, ENOSYS, errnoName } from "../sys/errno.ts";
 import { addressOf, trySyscall } from "../sys/ffi.ts";
 import { writeU64 } from "../sys/memory.ts";
 import { NetlinkSocket } from "../sys/netlink.ts";
+import { isKernelSince } from "./release.ts";
 
 /** The reason why a feature is missing, or nothing. */
 type Probe = () => string | undefined;
@@ -329,8 +329,6 @@ function programInPath(name: string): string | undefined {
 
 /** The feature came with a release and can neither be left out nor be asked for cheaply. */
 function since(wanted: string): string | undefined {
-  const [major = 0, minor = 0] = release().split(/[.-]/).map(Number);
-  const [wantedMajor = 0, wantedMinor = 0] = wanted.split(".").map(Number);
-  const has = major > wantedMajor || (major === wantedMajor && minor >= wantedMinor);
-  return has ? undefined : `it came with Linux ${wanted}`;
+  const [major = 0, minor = 0] = wanted.split(".").map(Number);
+  return isKernelSince(major, minor) ? undefined : `it came with Linux ${wanted}`;
 }

@@ -229,6 +229,7 @@ export const SYSCALLS = {
   getrandom: { nr: 318, args: "ptr size hex" },
   readlinkat: { nr: 267, args: "fd path ptr size" },
   newfstatat: { nr: 262, args: "fd path ptr hex" },
+  getdents64: { nr: 217, args: "fd ptr size" },
   statx: { nr: 332, args: "fd path hex hex ptr" },
   setxattr: { nr: 188, args: "path path ptr size int" },
   perf_event_open: { nr: 298, args: "ptr pid int fd hex" },

@@ -60,23 +60,32 @@ export function runHere(program: Program): ProgramResult {
  * A program that stays in this process, to be run many times: where thousands of objects are asked the same, only that one call
  * through the FFI is left of each. All its calls may fail.
  */
-export class ResidentProgram {
+export class ResidentProgram implements Disposable {
   readonly #image: ProgramImage;
+  readonly #base: number;
+  readonly #size: number;
   readonly #memory: Buffer;
 
   constructor(program: Program) {
-    const size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
-    const base = mapMemory(size, PROT_READ | PROT_WRITE);
-    this.#image = program.layout(base);
-    const bytes = memoryAt(base, size);
+    this.#size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
+    this.#base = mapMemory(this.#size, PROT_READ | PROT_WRITE);
+    this.#image = program.layout(this.#base);
+    const bytes = memoryAt(this.#base, this.#size);
     this.#memory = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+    this.#memory.set(this.#image.upload);
   }
 
   /** Runs it with its data as they were built, but for one word. What it brought is there until the next run. */
   run(word: { readonly at: Pointer; readonly value: number }): void {
-    const { upload, table, results, end } = this.#image;
+    const { upload } = this.#image;
     upload.writeInt32LE(word.value, word.at.offset);
     this.#memory.set(upload);
+    this.runAgain();
+  }
+
+  /** Runs it with its data as they are. */
+  runAgain(): void {
+    const { table, results, end } = this.#image;
     interpreterAt ??= loadCode(LOCAL_INTERPRETER);
     callNative(interpreterAt, table, results, end);
   }
@@ -84,13 +93,33 @@ export class ResidentProgram {
   /** Whether a call failed. */
   failed({ entry }: Ref): boolean {
     // The upper half of the result.
-    return this.#memory.readInt32LE(this.#image.results - this.#image.base + entry * 8 + 4) < 0;
+    return this.#memory.readInt32LE(this.#resultAt(entry) + 4) < 0;
+  }
+
+  /** A call's result; a negative error number when it failed. */
+  value({ entry }: Ref): number {
+    return Number(this.#memory.readBigInt64LE(this.#resultAt(entry)));
   }
 
   /** Bytes of data or output, as the last run left them: a window, not a copy. */
   bytes({ segment, offset }: Pointer, size: number): Buffer {
     const start = segment === "data" ? 0 : this.#image.output - this.#image.base;
     return this.#memory.subarray(start + offset, start + offset + size);
+  }
+
+  /** All that the last run brought, results and output: a window. */
+  get brought(): Buffer {
+    const start = this.#image.results - this.#image.base;
+    return this.#memory.subarray(start, start + this.#image.downloadSize);
+  }
+
+  /** Gives the memory back; nothing of it may be looked at any more. */
+  [Symbol.dispose](): void {
+    syscall("munmap", this.#base, this.#size);
+  }
+
+  #resultAt(entry: number): number {
+    return this.#image.results - this.#image.base + entry * 8;
   }
 }
 

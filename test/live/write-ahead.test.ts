@@ -9,8 +9,9 @@ import { afterEach, expect, onTestFinished, test } from "vitest";
 import { LogLevel, setLogSink } from "../../src/log.ts";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { freezeTree, releaseTree } from "../../src/engine/freeze.ts";
-import { LookAhead } from "../../src/engine/look-ahead.ts";
+import { LookAhead, runningTasks } from "../../src/engine/look-ahead.ts";
 import { restore } from "../../src/engine/restore.ts";
+import { SpacesAhead } from "../../src/engine/spaces-ahead.ts";
 import { ImageSetWriter } from "../../src/images/image-set.ts";
 import { ImageFile, readEntries } from "../../src/images/image-file.ts";
 import { attachProgram, removeDir } from "./programs.ts";
@@ -89,8 +90,11 @@ async function lookAround(change: (dir: string) => void): Promise<number[] | "ag
   const { pid, dir } = await start("shared_offsets", ["100000"]);
   const images = new ImageSetWriter(mkdtempSync(join(tmpdir(), "reprise-look-")), { sync: "none" });
   onTestFinished(() => removeDir(images.dir));
-  const options = { linkRemap: false, ghostLimit: 0, shellJob: false };
-  const look = (): LookAhead | undefined => LookAhead.of([pid], images, options);
+  const tasks = runningTasks([pid]);
+  const spaces = SpacesAhead.of(tasks, images, { cgroups: { mode: "ignore" } });
+  if (spaces === undefined) throw new Error("its namespaces cannot be looked at");
+  const options = { linkRemap: false, ghostLimit: 0, shellJob: false, spaces };
+  const look = (): LookAhead | undefined => LookAhead.of(tasks, images, options);
   let ahead = look();
   for (let round = 0; ahead === undefined && round < 100; round += 1) {
     await sleep(10);
@@ -109,6 +113,7 @@ async function lookAround(change: (dir: string) => void): Promise<number[] | "ag
   } finally {
     releaseTree(tree, { leaveStopped: false });
     ahead.discard();
+    spaces.discard();
   }
 }
 

@@ -1,8 +1,8 @@
 // Cgroups at dump: which set of cgroups every thread is in (cgroup.img: sets), and the directories with their settings
 // (controllers). Sets that equal the engine's own are not saved: at restore such threads stay where the restorer is.
 
-import { readdirSync, readFileSync, statSync, type Stats } from "node:fs";
 import { join } from "node:path";
+import { RepriseError } from "../../errors.ts";
 import type { MessageInput } from "../../images/codec.ts";
 import type {
   CgMemberEntry,
@@ -12,10 +12,10 @@ import type {
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import { parseCgroups, readCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
-import { errnoOf, readShortProcText } from "../../proc/procfs.ts";
+import { readShortProcText } from "../../proc/procfs.ts";
 import { readNamespace } from "../../proc/ns.ts";
 import type { CollectedNamespace } from "../namespaces/collect.ts";
-import type { FrozenTask } from "../task/task.ts";
+import { PLAIN_FILES, type CgroupFiles } from "./files.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
 import { insideCgroupNamespace } from "./namespace.ts";
 import { isMemberList, propertyNames, type PropertyLists } from "./properties.ts";
@@ -60,6 +60,14 @@ interface CgroupSet {
   readonly members: readonly Member[];
 }
 
+/** A task as far as its cgroups are concerned. */
+export interface TaskThreads {
+  readonly pid: number;
+  /** Undefined for the root task. */
+  readonly parent: unknown;
+  readonly threads: readonly { readonly tid: number }[];
+}
+
 /** The cgroups of a tree. */
 export class CgroupTable {
   readonly #options: CgroupDumpOptions;
@@ -71,6 +79,7 @@ export class CgroupTable {
   readonly #own = new Map<string, string>();
   readonly #namespaces: { readonly id: number; readonly roots: CgMemberEntry[] }[] = [];
   #hierarchies: Hierarchies | undefined;
+  #files: CgroupFiles = PLAIN_FILES;
 
   constructor(options: CgroupDumpOptions) {
     this.#options = options;
@@ -81,7 +90,7 @@ export class CgroupTable {
   }
 
   /** Looks at the threads of a task; the root task comes first. */
-  add(task: FrozenTask): void {
+  add(task: TaskThreads): void {
     if (this.#options.mode === "ignore") return;
     // Most threads of a process are where its others are.
     const known = new Map<string, number>();
@@ -110,15 +119,22 @@ export class CgroupTable {
       : (this.#ofThread.get(tid) ?? OWN_CGROUP_SET);
   }
 
-  /** cgroup.img; undefined when all threads are in the engine's own cgroups. */
-  entry(): MessageInput<CgroupEntry> | undefined {
+  /** cgroup.img, from files as they are; undefined when all threads are in the engine's own cgroups. */
+  entry(files: CgroupFiles = PLAIN_FILES): MessageInput<CgroupEntry> | undefined {
     const sets = [...this.#sets.values()].filter(({ id }) => id !== OWN_CGROUP_SET);
     if (sets.length === 0) return undefined;
+    this.#files = files;
     try {
       return this.#entryOf(sets);
     } finally {
       this.#hierarchies?.close();
     }
+  }
+
+  /** All that decides on the entry but the files of cgroups: equal for tables of equal trees. */
+  get key(): string {
+    const sets = [...this.#sets].map(([key, { id }]) => [id, key]);
+    return JSON.stringify([sets, [...this.#prefixes], [...this.#own], this.#namespaces]);
   }
 
   #entryOf(sets: readonly CgroupSet[]): MessageInput<CgroupEntry> {
@@ -159,7 +175,7 @@ export class CgroupTable {
   }
 
   /** In a cgroup namespace of its own the task sees the rest of the path only. */
-  #findNamespaceRoot(root: FrozenTask): void {
+  #findNamespaceRoot(root: TaskThreads): void {
     if (readNamespace(root.pid, "cgroup") === readNamespace(process.pid, "cgroup")) return;
     for (const [name, path] of namespaceRoots(root.pid))
       this.#prefixes.set(name, path === "/" ? 0 : path.length);
@@ -194,18 +210,15 @@ export class CgroupTable {
 
   #readDirectory(place: Place): MessageInput<CgroupDirEntry> {
     const { directory, name, path, dirName, ways } = place;
-    const children = readdirSync(directory, { withFileTypes: true })
-      .filter((child) => child.isDirectory())
-      .map((child) => ({
-        name: child.name,
-        path: path === "/" ? `/${child.name}` : `${path}/${child.name}`,
-      }))
+    const children = this.#files
+      .children(directory)
+      .map((child) => ({ name: child, path: path === "/" ? `/${child}` : `${path}/${child}` }))
       // Below the root of a hierarchy are the cgroups of the whole machine: those of the tree are of interest there.
       .filter((child) => path !== "/" || ways.some((way) => isWithin(way, child.path)));
     return {
       dir_name: dirName,
       properties: this.#properties(directory, name),
-      dir_perms: permissions(statSync(directory)),
+      dir_perms: this.#files.permissions(directory) ?? gone(directory),
       children: children.map((child) =>
         this.#readDirectory({
           directory: join(directory, child.name),
@@ -227,29 +240,25 @@ export class CgroupTable {
     });
     return names.flatMap((property) => {
       const file = join(directory, property);
-      const stat = statSync(file, { throwIfNoEntry: false });
-      if (stat === undefined) return []; // not every kernel, and not the root of a hierarchy, has all
-      const value = isMemberList(property) ? "" : readProperty(file, property);
-      return value === undefined ? [] : [{ name: property, value, perms: permissions(stat) }];
+      const perms = this.#files.permissions(file);
+      if (perms === undefined) return []; // not every kernel, and not the root of a hierarchy, has all
+      const text = isMemberList(property) ? "" : this.#files.value(file);
+      return text === undefined ? [] : [{ name: property, value: valueOf(property, text), perms }];
     });
   }
 }
 
-function readProperty(file: string, name: string): string | undefined {
-  try {
-    const value = readFileSync(file, "utf8").replace(/\n$/, "");
-    return name === "memory.oom_control"
-      ? (/^oom_kill_disable (\d+)/.exec(value)?.[1] ?? "0")
-      : value;
-  } catch (error) {
-    // Some exist and cannot be read: pids.max of a cgroup that another controller took over, io.weight without a scheduler.
-    log.warn(`cannot read ${file}, it is not saved: ${errnoOf(error) ?? "unknown error"}`);
-    return undefined;
-  }
+function valueOf(name: string, text: string): string {
+  return name === "memory.oom_control"
+    ? (/^oom_kill_disable (\d+)/.exec(text)?.[1] ?? "0")
+    : text.replace(/\n$/, "");
 }
 
-function permissions({ mode, uid, gid }: Stats): { mode: number; uid: number; gid: number } {
-  return { mode, uid, gid };
+function gone(directory: string): never {
+  throw new RepriseError("SYSCALL", `cannot examine the cgroup ${directory}: stat: ENOENT`, {
+    syscall: "stat",
+    errno: "ENOENT",
+  });
 }
 
 function isThreaded({ properties }: MessageInput<CgroupDirEntry>): boolean {

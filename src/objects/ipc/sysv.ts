@@ -11,6 +11,8 @@ import { withEffectiveIds } from "../../sys/process.ts";
 
 export type SysvKind = "shm" | "sem" | "msg";
 
+export const SYSV_KINDS: readonly SysvKind[] = ["shm", "sem", "msg"];
+
 /** User and group ids outside of the tree's user namespace for those in the images, or the other way round. */
 export interface IdMap {
   uid(id: number): number;
@@ -25,9 +27,19 @@ const SIZES: Readonly<Record<SysvKind, number>> = {
   msg: ipc.MSQID_DS_SIZE,
 };
 
-/** Ids of all objects of a kind in the engine's own IPC namespace. The list has a heading; the second column is the id. */
+/** Ids of all objects of a kind in the engine's own IPC namespace. */
 export function objectIds(kind: SysvKind): number[] {
-  const lines = readFileSync(`/proc/sysvipc/${kind}`, "utf8").trim().split("\n").slice(1);
+  return idsIn(readFileSync(listPath(kind), "utf8"));
+}
+
+/** The list of the objects in the IPC namespace of who opens it. */
+export function listPath(kind: SysvKind): string {
+  return `/proc/sysvipc/${kind}`;
+}
+
+/** The ids in a list: it has a heading, and the second column is the id. */
+export function idsIn(list: string): number[] {
+  const lines = list.trim().split("\n").slice(1);
   return lines.map((line) => Number(line.trim().split(/\s+/)[1]));
 }
 

@@ -19,6 +19,7 @@ import { fileSystemOf } from "./filesystem.ts";
 import type { MountSource } from "./plan.ts";
 import { unpackTmpfs } from "./tmpfs-restore.ts";
 import { saveTmpfs } from "./tmpfs-save.ts";
+import type { ContentsAhead } from "./contents-ahead.ts";
 
 const saved = new WeakMap<ImageSetWriter, Set<number>>();
 
@@ -26,22 +27,41 @@ const saved = new WeakMap<ImageSetWriter, Set<number>>();
 export function saveContents(
   mounts: CollectedMounts,
   all: MountNamespaces,
-  { images, rootPid }: { readonly images: ImageSetWriter; readonly rootPid: number },
+  {
+    images,
+    rootPid,
+    ahead,
+  }: {
+    readonly images: ImageSetWriter;
+    readonly rootPid: number;
+    readonly ahead?: ContentsAhead | undefined;
+  },
 ): void {
   let done = saved.get(images);
   if (done === undefined) saved.set(images, (done = new Set()));
-  const entries = all.all.flatMap((one) => one.entries);
-  for (const entry of mounts.entries) {
-    const content = fileSystemOf(entry)?.content;
-    const isAutofs = entry.fstype === Fstype.AUTOFS;
-    if (content === undefined || (content === "kernel" && !isAutofs)) continue;
-    if (entry.root !== "/" && showsMost(entries, entry) !== entry) continue;
-    if (done.has(entry.root_dev) || isFromOutside(entry, all)) continue;
+  for (const { entry, content } of contentsOf(mounts, all)) {
+    if (done.has(entry.root_dev)) continue;
     done.add(entry.root_dev);
-    if (isAutofs) images.write("autofs", entry.root_dev, [autofsEntry(entry, rootPid)]);
+    if (ahead?.holds(entry.root_dev) === true) continue;
+    if (content === "autofs") images.write("autofs", entry.root_dev, [autofsEntry(entry, rootPid)]);
     else if (content === "empty") checkEmpty(mounts, entry, all);
     else saveMemory(mounts, entry, { all, images });
   }
+}
+
+/** The file systems of a namespace of which something is saved or checked, each by a mount that shows all of it. */
+export function contentsOf(
+  mounts: CollectedMounts,
+  all: MountNamespaces,
+): { readonly entry: MntEntry; readonly content: "memory" | "empty" | "autofs" }[] {
+  const entries = all.all.flatMap((one) => one.entries);
+  return mounts.entries.flatMap((entry) => {
+    const kind = fileSystemOf(entry)?.content;
+    const content = entry.fstype === Fstype.AUTOFS ? "autofs" : kind;
+    if (content === undefined || content === "kernel") return [];
+    if (entry.root !== "/" && showsMost(entries, entry) !== entry) return [];
+    return isFromOutside(entry, all) ? [] : [{ entry, content }];
+  });
 }
 
 /** Whether a restore takes it from an external mount or from the root (plan.ts). */
@@ -65,18 +85,30 @@ function saveMemory(
   const { fd: root, mountId } = openClean(mounts, entry);
   const image = images.openRaw("tmpfs-dev", entry.root_dev);
   try {
-    const leftOut = (name: string, stat: BigIntStats): void => {
-      if (all.savedFiles.has(fileKey(stat))) return;
-      log.loss(
-        `${joinPath(entry.mountpoint, name.slice(2))}: a socket that no process is bound to`,
-      );
-    };
+    const leftOut = (name: string, stat: BigIntStats): void =>
+      tellSocket(entry, { name, stat }, all);
     const within = mountId === undefined ? {} : { mountId };
     saveTmpfs({ root, to: image.fd, innerId: all.innerId, leftOut, ...within });
   } finally {
     image.close();
     all.closeLater(root);
   }
+}
+
+/** A socket in a file system, which comes back with who is bound to it. */
+export interface Socket {
+  readonly name: string;
+  readonly stat: BigIntStats;
+}
+
+/** Tells of a socket that nobody in the tree is bound to. To be called when all files are known. */
+export function tellSocket(
+  { mountpoint }: MntEntry,
+  { name, stat }: Socket,
+  { savedFiles }: MountNamespaces,
+): void {
+  if (savedFiles.has(fileKey(stat))) return;
+  log.loss(`${joinPath(mountpoint, name.slice(2))}: a socket that no process is bound to`);
 }
 
 function checkEmpty(

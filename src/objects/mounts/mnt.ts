@@ -5,12 +5,15 @@
 import { lstatSync, statSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
+import type { CollectedNamespace } from "../namespaces/collect.ts";
 import type { NamespacesPlan } from "../namespaces/plan.ts";
 import type { NamespaceRoom, NamespacesRestoreOptions } from "../namespaces/room.ts";
 import { savedMaps } from "../namespaces/user.ts";
 import { pathBytes } from "../files/path.ts";
 import { AutofsRestore } from "./autofs.ts";
+import type { CollectedMounts, MountNamespaces } from "./collect.ts";
 import { restoreContent, saveContents } from "./contents.ts";
+import { ContentsAhead } from "./contents-ahead.ts";
 import { joinPath } from "./external.ts";
 import { externalMounts } from "./options.ts";
 import { mountPlaces } from "./places.ts";
@@ -30,14 +33,23 @@ export const mntRoom: NamespaceRoom = {
   kind: "mnt",
 
   write(namespace, { images, mounts, rootPid }) {
-    const mine = mounts.all.find((one) => one.namespace === namespace);
-    if (mine === undefined)
-      throw new RepriseError(
-        "INTERNAL",
-        `internal error: mount namespace ${namespace.id} is unknown`,
-      );
+    const mine = mountsOf(namespace, mounts);
     saveContents(mine, mounts, { images, rootPid });
     images.write("mountpoints", namespace.id, mine.entries);
+  },
+
+  /** The table of mounts holds as long as the caller has it. */
+  saveAhead(namespace, { images, mounts: all }) {
+    const mine = mountsOf(namespace, all);
+    images.write("mountpoints", namespace.id, mine.entries);
+    const ahead = new ContentsAhead(mine, { all, images });
+    return {
+      finish: ({ mounts, rootPid }) => {
+        saveContents(mine, mounts, { images, rootPid, ahead });
+        return true;
+      },
+      [Symbol.dispose]: () => ahead[Symbol.dispose](),
+    };
   },
 
   restore(namespaces, restore) {
@@ -81,6 +93,12 @@ export const mntRoom: NamespaceRoom = {
     restore.keepLateMounts(lateMounts(mounts.plan, kept.late));
   },
 };
+
+function mountsOf({ id }: CollectedNamespace, { all }: MountNamespaces): CollectedMounts {
+  const mine = all.find(({ namespace }) => namespace.id === id);
+  if (mine !== undefined) return mine;
+  throw new RepriseError("INTERNAL", `internal error: mount namespace ${id} is unknown`);
+}
 
 /** The plan of a tree's mounts; undefined when it has none of its own. Throws as planMounts does. */
 export function planTreeMounts(

@@ -49,6 +49,10 @@ export interface SaveOptions {
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
   /** Told of each socket. */
   readonly leftOut?: (name: string, stat: BigIntStats) => void;
+  /** Told of everything that is saved, sockets and mount points too, before it is looked into. */
+  readonly saving?: (name: Buffer, stat: BigIntStats) => void;
+  /** Told of the bytes that are saved of the content of what `saving` told last. */
+  readonly copying?: (bytes: Buffer) => void;
 }
 
 /**
@@ -56,7 +60,9 @@ export interface SaveOptions {
  *
  * @throws the system's errors
  */
-export function saveTmpfs({ root, to, innerId, leftOut, mountId }: SaveOptions): void {
+export function saveTmpfs(options: SaveOptions): void {
+  const { root, to, innerId, leftOut, saving, mountId } = options;
+  const copying = options.copying ?? ((): void => undefined);
   const output = new Compressor(to);
   const links = new Map<bigint, string>();
   const base = Buffer.from(`/proc/self/fd/${root}`);
@@ -64,6 +70,7 @@ export function saveTmpfs({ root, to, innerId, leftOut, mountId }: SaveOptions):
   const walk = (name: Buffer): void => {
     const path = Buffer.concat([base, Buffer.from("/"), name]);
     const stat = lstatSync(path, { bigint: true });
+    saving?.(name, stat);
     if (
       mountId !== undefined &&
       mountIdOf(path, { follow: false }) !== mountId &&
@@ -90,7 +97,7 @@ export function saveTmpfs({ root, to, innerId, leftOut, mountId }: SaveOptions):
       xattrs: readXattrs(path),
       innerId,
     });
-    if (type === "file" && stat.size > 0n) addFile(output, path, member);
+    if (type === "file" && stat.size > 0n) addFile(output, path, { member, copying });
     else output.add(tarHeader(member));
     if (type !== "directory") return;
     for (const entry of readdirSync(path, { encoding: "buffer" }).sort((a, b) => a.compare(b)))
@@ -163,7 +170,15 @@ function memberOf(name: string, stat: BigIntStats, details: MemberDetails): TarM
 const BLOCK_UNIT = 512n;
 const CHUNK = 1024 * 1024;
 
-function addFile(output: Compressor, path: Buffer, member: TarMember): void {
+function addFile(
+  output: Compressor,
+  path: Buffer,
+  { member, copying }: { readonly member: TarMember; readonly copying: (bytes: Buffer) => void },
+): void {
+  const add = (bytes: Buffer): void => {
+    copying(bytes);
+    output.add(bytes);
+  };
   const fd = openSync(path, constants.O_RDONLY | constants.O_NOATIME);
   try {
     const { blocks } = lstatSync(path, { bigint: true });
@@ -177,7 +192,7 @@ function addFile(output: Compressor, path: Buffer, member: TarMember): void {
     output.add(tarHeader(hasHoles ? { ...member, data: ranges } : member));
     let total = 0;
     for (const range of ranges) {
-      copyRange(output, fd, range);
+      copyRange(fd, range, add);
       total += range.length;
     }
     output.add(tarPadding(total));
@@ -186,7 +201,7 @@ function addFile(output: Compressor, path: Buffer, member: TarMember): void {
   }
 }
 
-function copyRange(output: Compressor, fd: number, { offset, length }: TarRange): void {
+function copyRange(fd: number, { offset, length }: TarRange, add: (bytes: Buffer) => void): void {
   for (let at = 0; at < length;) {
     const bytes = Buffer.allocUnsafe(Math.min(CHUNK, length - at));
     const count = readSync(fd, bytes, 0, bytes.length, offset + at);
@@ -195,7 +210,7 @@ function copyRange(output: Compressor, fd: number, { offset, length }: TarRange)
         "SYSCALL",
         "cannot read a file of a tmpfs: it became shorter meanwhile",
       );
-    output.add(bytes.subarray(0, count));
+    add(bytes.subarray(0, count));
     at += count;
   }
 }

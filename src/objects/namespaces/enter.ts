@@ -9,6 +9,7 @@ import { O_DIRECTORY, O_PATH } from "../../sys/abi/fcntl.ts";
 import { CLONE_FS } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { Witness } from "../../tracee/witness.ts";
 import { kindOfNamespace } from "./kinds.ts";
 
 /** Kinds that a thread can enter by itself. */
@@ -48,6 +49,30 @@ export function inNamespace<T>(
   } finally {
     if (!("fd" in where)) closeSync(there);
     for (const fd of [own, cwd, root]) if (fd !== undefined) closeSync(fd);
+  }
+}
+
+/**
+ * A first look at what a namespace of /proc/PID/ns/KIND shows, by calls that `looks` adds; undefined when it finds more than it can
+ * hold. The namespace lives as long as that.
+ */
+export function witnessIn(
+  kind: Exclude<EnterableKind, "mnt">,
+  pid: number,
+  looks: (witness: Witness) => void,
+): Witness | undefined {
+  const witness = new Witness();
+  try {
+    const home = witness.keep(openSync(`/proc/self/ns/${kind}`, "r"));
+    const fd = witness.keep(openSync(`/proc/${pid}/ns/${kind}`, "r"));
+    const { flag } = kindOfNamespace(kind);
+    inNamespace(kind, { fd }, () => witness.within({ fd, home, flag }, () => looks(witness)));
+    if (witness.take()) return witness;
+    witness[Symbol.dispose]();
+    return undefined;
+  } catch (error) {
+    witness[Symbol.dispose]();
+    throw error;
   }
 }
 

@@ -12,8 +12,9 @@ import { Program } from "../../tracee/program.ts";
 import { restoreMessageQueues, writeMessageQueues } from "../ipc/msg.ts";
 import { restoreSemaphores, writeSemaphores } from "../ipc/sem.ts";
 import { restoreSegments, writeSegments, type Segments } from "../ipc/shm.ts";
-import { SAME_IDS, type IdMap } from "../ipc/sysv.ts";
-import { inNamespace } from "./enter.ts";
+import { idsIn, listPath, SAME_IDS, SYSV_KINDS, type IdMap } from "../ipc/sysv.ts";
+import type { Sight } from "../../tracee/witness.ts";
+import { inNamespace, witnessIn } from "./enter.ts";
 import { goBack, makeNested, openMade, openOwn, type MadeNamespace } from "./nested.ts";
 import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "./user.ts";
@@ -25,11 +26,42 @@ export const ipcRoom: NamespaceRoom = {
     const user = namespaces.ofRoot("user");
     const ids = user === undefined ? SAME_IDS : idsInside(collectMaps(user.pid));
     inNamespace("ipc", { pid }, () => {
-      images.write("ipcns-var", id, [collectLimits()]);
+      images.write("ipcns-var", id, [collectLimits(readSysctl)]);
       writeSegments(images, { id, ids, isNested: role === "nested" });
       writeSemaphores(images, { id, ids });
       writeMessageQueues(images, { id, ids });
     });
+  },
+
+  /** Only of one without objects: nothing tells that what is in them has changed. */
+  saveAhead({ id, pid }, { images }) {
+    const settings = new Map<string, Sight>();
+    const lists: Sight[] = [];
+    const witness = witnessIn("ipc", pid, (looking) => {
+      for (const path of SETTINGS) {
+        const sight = looking.file(`/proc/sys/${path}`);
+        if (sight !== undefined) settings.set(path, sight);
+      }
+      for (const kind of SYSV_KINDS) {
+        const list = looking.file(listPath(kind));
+        if (list !== undefined) lists.push(list);
+      }
+    });
+    if (witness === undefined) return undefined;
+    if (lists.some((list) => idsIn(witness.text(list)).length > 0)) {
+      witness[Symbol.dispose]();
+      return undefined;
+    }
+    const read = (path: string): string | undefined => {
+      const sight = settings.get(path);
+      return sight === undefined ? undefined : witness.text(sight).trim();
+    };
+    images.write("ipcns-var", id, [collectLimits(read)]);
+    for (const kind of SYSV_KINDS) images.write(`ipcns-${kind}`, id, []);
+    return {
+      finish: () => witness.holds(),
+      [Symbol.dispose]: () => witness[Symbol.dispose](),
+    };
   },
 
   restore(namespaces, restore) {
@@ -87,9 +119,17 @@ const NEXT_IDS: readonly (readonly [NumberField, string])[] = [
   ["shm_next_id", "kernel/shm_next_id"],
 ];
 
-function collectLimits(): IpcVarEntry {
+/** All of them. */
+const SETTINGS: readonly string[] = [
+  ...[...KERNEL, ...MQUEUE, ...NEXT_IDS].map(([, path]) => path),
+  "kernel/sem",
+  "kernel/shmmax",
+  "kernel/shmall",
+];
+
+function collectLimits(read: (path: string) => string | undefined): IpcVarEntry {
   const fields = [...KERNEL, ...MQUEUE, ...NEXT_IDS].flatMap(([field, path]) => {
-    const text = readSysctl(path);
+    const text = read(path);
     const value = Number(text);
     return text === undefined || value < 0 ? [] : [[field, value] as const];
   });
@@ -105,9 +145,9 @@ function collectLimits(): IpcVarEntry {
     mq_msg_max: 0,
     mq_msgsize_max: 0,
     ...numbers,
-    sem_ctls: (readSysctl("kernel/sem") ?? "").split(/\s+/).map(Number),
-    shm_ctlmax: BigInt(readSysctl("kernel/shmmax") ?? 0),
-    shm_ctlall: BigInt(readSysctl("kernel/shmall") ?? 0),
+    sem_ctls: (read("kernel/sem") ?? "").split(/\s+/).map(Number),
+    shm_ctlmax: BigInt(read("kernel/shmmax") ?? 0),
+    shm_ctlall: BigInt(read("kernel/shmall") ?? 0),
   };
 }
 

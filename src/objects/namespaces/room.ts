@@ -115,9 +115,20 @@ export interface JoinedNamespace {
   readonly gid?: number;
 }
 
+/** What was saved of a namespace while its tasks ran. */
+export interface SavedAhead extends Disposable {
+  /** In the place of `write`, while the tree is stopped. False: what was written holds no more, and `write` has to do it after all. */
+  finish(dump: NamespacesDump): boolean;
+}
+
 /** A kind of namespace: its room's functions. */
 export interface NamespaceRoom {
   readonly kind: NamespaceKind;
+  /**
+   * Saves a namespace while its tasks run, if it can be found out in next to no time later whether something has changed. Undefined
+   * where it cannot: what was written until then is taken back by the caller, as it is when an error is thrown.
+   */
+  saveAhead?(namespace: CollectedNamespace, dump: NamespacesDump): SavedAhead | undefined;
   /**
    * Saves a namespace that is not the engine's and not external; called once for each, while the tree is stopped and before memory
    * is written.

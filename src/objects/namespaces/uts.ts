@@ -3,19 +3,40 @@
 import { closeSync, readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { syscall } from "../../sys/ffi.ts";
-import { inNamespace } from "./enter.ts";
+import type { Sight } from "../../tracee/witness.ts";
+import { inNamespace, witnessIn } from "./enter.ts";
 import { makeNested, openMade, type MadeNamespace } from "./nested.ts";
 import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
+
+/** They show the names of the namespace of the thread that reads. */
+const HOST_NAME = "/proc/sys/kernel/hostname";
+const DOMAIN_NAME = "/proc/sys/kernel/domainname";
 
 export const utsRoom: NamespaceRoom = {
   kind: "uts",
 
   write({ id, pid }, { images }) {
     const entry = inNamespace("uts", { pid }, () => ({
-      nodename: readName("hostname"),
-      domainname: readName("domainname"),
+      nodename: readName(HOST_NAME),
+      domainname: readName(DOMAIN_NAME),
     }));
     images.write("utsns", id, [entry]);
+  },
+
+  saveAhead({ id, pid }, { images }) {
+    const sights: (Sight | undefined)[] = [];
+    const witness = witnessIn("uts", pid, (looking) => {
+      for (const path of [HOST_NAME, DOMAIN_NAME]) sights.push(looking.file(path));
+    });
+    if (witness === undefined) return undefined;
+    const [nodename = "", domainname = ""] = sights.map((sight) =>
+      sight === undefined ? "" : withoutEnd(witness.text(sight)),
+    );
+    images.write("utsns", id, [{ nodename, domainname }]);
+    return {
+      finish: () => witness.holds(),
+      [Symbol.dispose]: () => witness[Symbol.dispose](),
+    };
   },
 
   restore(namespaces, restore) {
@@ -43,9 +64,12 @@ function setNames(made: MadeNamespace, { set, rootPid }: NamespacesRestore): voi
   }
 }
 
-/** The sysctls show the names of the namespace of the thread that reads. */
-function readName(name: "hostname" | "domainname"): string {
-  return readFileSync(`/proc/sys/kernel/${name}`, "utf8").replace(/\n$/, "");
+function readName(path: string): string {
+  return withoutEnd(readFileSync(path, "utf8"));
+}
+
+function withoutEnd(text: string): string {
+  return text.replace(/\n$/, "");
 }
 
 function setName(call: "sethostname" | "setdomainname", name: string): void {
