@@ -122,6 +122,8 @@ class Freezer {
   readonly #cgroup: CgroupFreezer;
   /** Tasks are seized and not stopped yet: those of a frozen cgroup could not. */
   #isCgroupFrozen = false;
+  /** Threads that have been interrupted and not waited for. A second interrupt would be another stop. */
+  readonly #interrupted = new Set<Tracee>();
 
   constructor(timeoutMs: number, cgroup: CgroupFreezer) {
     this.#deadline = performance.now() + timeoutMs;
@@ -151,6 +153,7 @@ class Freezer {
       this.#cgroup.freeze();
       while (this.#seizeNew() && performance.now() < this.#deadline);
       this.bystanders.seize(this.#cgroup.members().filter((pid) => !this.#tasks.has(pid)));
+      this.#interruptFrozen();
       this.#cgroup.thaw();
       this.#isCgroupFrozen = false;
     }
@@ -230,9 +233,23 @@ class Freezer {
     return found;
   }
 
+  /**
+   * Interrupts the threads that were seized in a frozen cgroup, so that they come to their stops as soon as it is thawed, and do not go
+   * back to their system calls before (which sleepers.ts would take for being awake). Not where one waits for its vfork child, which has
+   * to run.
+   */
+  #interruptFrozen(): void {
+    const running = [...this.#tasks.values()].flatMap((task) => task.running);
+    if (running.some(({ leader, tid }) => isInVfork(leader, tid))) return;
+    for (const tracee of running) {
+      tracee.interrupt();
+      this.#interrupted.add(tracee);
+    }
+  }
+
   /** Interrupts the threads that were seized, all before the first is waited for. */
   #stopThreads(task: SeizedTask): void {
-    for (const tracee of task.running) tracee.interrupt();
+    for (const tracee of task.running) if (!this.#interrupted.has(tracee)) tracee.interrupt();
     for (let tracee = task.running[0]; tracee !== undefined; tracee = task.running[0]) {
       const { tid } = tracee;
       const stopSignal = tracee.waitInterrupted((ms) => {
