@@ -12,7 +12,7 @@
 // A stub that a dead engine left in the spare bytes runs no more; the next one is written over it.
 
 import { RepriseError } from "../errors.ts";
-import { errnoName } from "../sys/errno.ts";
+import { EACCES, errnoName } from "../sys/errno.ts";
 import {
   MAP_ANONYMOUS,
   MAP_FIXED_NOREPLACE,
@@ -24,7 +24,7 @@ import {
   PROT_WRITE,
 } from "../sys/abi/mman.ts";
 import { SIGSET_FULL } from "../sys/abi/signal.ts";
-import { MemoryPoker, readMemory, writeMemory } from "../sys/memory.ts";
+import { MemoryPoker, readMemory } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { assemble, isStub, stub, STUB_SIZE, STUB_UNDO } from "./arch/x86_64/code.ts";
 import { repeatedRegisters, resumedRegisters, type Registers } from "./arch/x86_64/registers.ts";
@@ -97,7 +97,11 @@ function closeMemories(injections: readonly Injection[]): void {
 /** Size of the room that a work area needs. */
 export function workAreaSize(threads: readonly StoppedThread[], programSize: number): number {
   const frames = threads.reduce((sum, thread) => sum + signalFrameSize(thread.xstate.length), 0);
-  return Math.ceil((INTERPRETER_ROOM + frames + programSize) / PAGE_SIZE) * PAGE_SIZE;
+  return pagesOf(INTERPRETER_ROOM + frames) + pagesOf(programSize);
+}
+
+function pagesOf(bytes: number): number {
+  return Math.ceil(bytes / PAGE_SIZE) * PAGE_SIZE;
 }
 
 /**
@@ -150,27 +154,63 @@ function layOut(target: InjectionTarget): Injection {
     next += signalFrameSize(thread.xstate.length);
     return at;
   });
+  const programs = Math.ceil(next / PAGE_SIZE) * PAGE_SIZE;
   const size = workAreaSize(target.threads, target.programSize);
   const memory = new MemoryPoker((target.threads[0] as StoppedThread).tracee.leader);
-  return { target, address: target.hole, size, code: target.hole, frames, programs: next, memory };
+  return { target, address: target.hole, size, code: target.hole, frames, programs, memory };
 }
 
 function startMapping(injection: Injection): void {
   pokeStub(injection, resumedRegisters);
-  pointAtStub(injection, { rip: injection.target.spare, nr: SYSCALLS.mmap.nr }, [
-    injection.address,
-    injection.size,
-    PROT_READ | PROT_WRITE | PROT_EXEC,
-    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
-    -1,
-    0,
-  ]);
+  pointAtStub(
+    injection,
+    { rip: injection.target.spare, nr: SYSCALLS.mmap.nr },
+    mapArguments(injection, PROT_READ | PROT_WRITE | PROT_EXEC),
+  );
   startCaughtCall(leaderOf(injection).tracee);
+}
+
+function mapArguments({ address, size }: Injection, protection: number): readonly number[] {
+  const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+  return [address, size, protection, flags, -1, 0];
+}
+
+/**
+ * For a process that has forbidden itself memory which is writable and executable (PR_SET_MDWE): the area becomes executable, and
+ * but for the code in it, which a tracer may write nevertheless, writable instead.
+ *
+ * @returns the area's address, or an error.
+ */
+function mapInTwoSteps(injection: Injection): number {
+  const { tracee } = leaderOf(injection);
+  const { address, size, programs, target } = injection;
+  pointAtStub(
+    injection,
+    { rip: target.spare, nr: SYSCALLS.mmap.nr },
+    mapArguments(injection, PROT_READ | PROT_EXEC),
+  );
+  startCaughtCall(tracee);
+  const mapped = finishCaughtCall(tracee);
+  if (mapped !== address) return mapped;
+  pokeStub(injection, resumedRegisters, { call: "other" });
+  pointAtStub(injection, { rip: target.spare, nr: SYSCALLS.mprotect.nr }, [
+    programs,
+    address + size - programs,
+    PROT_READ | PROT_WRITE,
+  ]);
+  startCaughtCall(tracee);
+  const protectedNow = finishCaughtCall(tracee);
+  if (protectedNow === 0) return address;
+  pointAtStub(injection, { rip: target.spare + STUB_UNDO, nr: 0 }, []);
+  startCaughtCall(tracee);
+  finishCaughtCall(tracee);
+  return protectedNow;
 }
 
 function finishMapping(injection: Injection): void {
   const { tracee } = leaderOf(injection);
-  const result = finishCaughtCall(tracee);
+  let result = finishCaughtCall(tracee);
+  if (result === -EACCES) result = mapInTwoSteps(injection);
   if (result !== injection.address) {
     restoreThread(leaderOf(injection));
     cleanSpareBytes(injection);
@@ -207,12 +247,7 @@ function writeFrames(injection: Injection): void {
     regs.set("rip", injection.target.spare + STUB_UNDO);
     return signalFrame(at, regs, thread.xstate, SIGSET_FULL);
   });
-  const bytes = Buffer.concat([head, ...frames]);
-  writeMemory(
-    leaderOf(injection).tracee.leader,
-    [{ address: injection.address, length: bytes.length }],
-    bytes,
-  );
+  injection.memory.poke(injection.address, Buffer.concat([head, ...frames]));
 }
 
 /** rt_sigreturn drops the kernel's restart block, so an interrupted sleep is made again. */
@@ -265,24 +300,31 @@ function pointAtStub(
 /** With which registers the stub sends the leader back: those of a task that kept its restart block, or lost it. */
 type StubEnd = typeof resumedRegisters | typeof repeatedRegisters;
 
-function pokeStub(injection: Injection, end: StubEnd): void {
+function pokeStub(
+  injection: Injection,
+  end: StubEnd,
+  options: Parameters<typeof stub>[1] = {},
+): void {
   const { regs, mask } = leaderOf(injection);
   const back = end(regs);
   const { bytes } = assemble(
-    stub({
-      area: injection,
-      rax: back.get("rax"),
-      rcx: back.get("rcx"),
-      rdx: back.get("rdx"),
-      rsi: back.get("rsi"),
-      rdi: back.get("rdi"),
-      r8: back.get("r8"),
-      r9: back.get("r9"),
-      r10: back.get("r10"),
-      r11: back.get("r11"),
-      rip: back.get("rip"),
-      mask,
-    }),
+    stub(
+      {
+        area: injection,
+        rax: back.get("rax"),
+        rcx: back.get("rcx"),
+        rdx: back.get("rdx"),
+        rsi: back.get("rsi"),
+        rdi: back.get("rdi"),
+        r8: back.get("r8"),
+        r9: back.get("r9"),
+        r10: back.get("r10"),
+        r11: back.get("r11"),
+        rip: back.get("rip"),
+        mask,
+      },
+      options,
+    ),
   );
   injection.memory.poke(injection.target.spare, bytes);
 }

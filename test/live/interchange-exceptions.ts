@@ -151,6 +151,10 @@ export const interchangeExceptions: Exceptions = {
       says: /children have another namespace already/,
     },
   },
+  no_exec_gain: {
+    "restored by CRIU": { why: "CRIU's format has no PR_SET_MDWE", says: /PR_GET_MDWE/ },
+    "dumped by CRIU": { why: "CRIU does not save PR_SET_MDWE", says: /PR_GET_MDWE/ },
+  },
   notify_marks: {
     "restored by CRIU": {
       why: "CRIU has no fanotify marks on whole file systems",
@@ -279,8 +283,8 @@ export const interchangeExceptions: Exceptions = {
       says: /slice_of|I\/O priority 0/,
     },
     "dumped by CRIU": {
-      why: "CRIU saves neither the slice of time nor the I/O priority",
-      says: /slice_of|I\/O priority 0/,
+      why: "CRIU saves neither the slice of time nor the I/O priority, and refuses deadlines",
+      says: /slice_of|I\/O priority 0|criu dump/,
     },
   },
   segments: {

@@ -39,6 +39,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "madvise_flags" },
     { name: "memfd_maps" },
     { name: "mlock_flags" },
+    { name: "no_exec_gain" },
     { name: "numa_policies" },
     { name: "odd_maps", alone: "a shared mapping of a file" },
     { name: "personality_oom" },

@@ -1,5 +1,5 @@
 // Scheduling of each thread: policy (OTHER, BATCH, IDLE, and FIFO, RR where permitted), priority, nice
-// value, reset on fork, the set of processors, the slice of time, and the priority of its input and output.
+// value, deadline, reset on fork, the set of processors, the slice of time, and the priority of its input and output.
 #include "test.h"
 #include <linux/ioprio.h>
 #include <sys/resource.h>
@@ -21,6 +21,9 @@ static struct {
     {SCHED_FIFO, 3, 0, -1, IOPRIO_CLASS_RT, 3, 0, true},
     {SCHED_RR, 4, 0, 0, IOPRIO_CLASS_NONE, 0, 0, true},
 };
+// A thread more with a deadline, where permitted.
+static pid_t deadline_tid;
+static bool has_deadline;
 static cpu_set_t first_set;
 static uint64_t slice; // of the first thread; 0 where the kernel does not let it be chosen
 
@@ -33,10 +36,30 @@ struct attributes {
   uint64_t runtime, deadline, period;
 };
 
-static uint64_t slice_of(pid_t tid) {
+static struct attributes attributes_of(pid_t tid) {
   struct attributes attributes = {0};
   MUST(syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0));
-  return attributes.runtime;
+  return attributes;
+}
+
+static uint64_t slice_of(pid_t tid) { return attributes_of(tid).runtime; }
+
+static void check_deadline(void) {
+  struct attributes now = attributes_of(deadline_tid);
+  EXPECT_EQ(now.policy, 6 /* SCHED_DEADLINE */);
+  EXPECT(now.runtime == 2000000 && now.deadline == 30000000 && now.period == 40000000,
+         "the deadline is %lu, %lu, %lu", now.runtime, now.deadline, now.period);
+  EXPECT_EQ(now.flags, 1 /* SCHED_FLAG_RESET_ON_FORK */);
+}
+
+static void set_deadline(void) {
+  struct attributes wanted = {.size = sizeof wanted,
+                              .policy = 6,
+                              .flags = 1,
+                              .runtime = 2000000,
+                              .deadline = 30000000,
+                              .period = 40000000};
+  has_deadline = syscall(SYS_sched_setattr, deadline_tid, &wanted, 0) == 0;
 }
 
 static void *run(void *argument) {
@@ -50,6 +73,7 @@ static int io_priority(size_t i) {
 
 static void check(void) {
   EXPECT_EQ(slice_of(threads[0].tid), slice);
+  if (has_deadline) check_deadline();
   for (size_t i = 0; i < COUNT(threads); i++) {
     pid_t tid = threads[i].tid;
     struct sched_param parameter = {-1};
@@ -99,5 +123,9 @@ int main(void) {
   struct attributes wanted = {.size = sizeof wanted, .nice = threads[0].nice, .runtime = 7000000};
   syscall(SYS_sched_setattr, threads[0].tid, &wanted, 0);
   slice = slice_of(threads[0].tid);
+  pthread_t thread;
+  pthread_create(&thread, NULL, run, &deadline_tid);
+  MUST(WITHIN(5000, *(volatile pid_t *)&deadline_tid != 0) ? 0 : -1);
+  set_deadline();
   serve(check);
 }

@@ -1137,6 +1137,13 @@ export interface RepriseDatagram {
   readonly data: Uint8Array;
 }
 
+export interface RepriseDeadline {
+  readonly runtime: bigint;
+  readonly deadline: bigint;
+  readonly period: bigint;
+  readonly flags: bigint;
+}
+
 export interface RepriseEpollTarget {
   readonly file_id: number;
   readonly tfd: number;
@@ -1300,6 +1307,7 @@ export interface RepriseThreadEntry {
   readonly personality?: number | undefined;
   readonly interrupted_with?: number | undefined;
   readonly comm_bytes?: Uint8Array | undefined;
+  readonly deadline?: RepriseDeadline | undefined;
 }
 
 export interface RepriseUnixEntry {
@@ -2182,6 +2190,7 @@ export interface Messages {
   readonly remap_file_path_entry: RemapFilePathEntry;
   readonly reprise_cgroup_namespace: RepriseCgroupNamespace;
   readonly reprise_datagram: RepriseDatagram;
+  readonly reprise_deadline: RepriseDeadline;
   readonly reprise_epoll_target: RepriseEpollTarget;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
@@ -2420,6 +2429,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
   reprise_cgroup_namespace: "1,id,u! 2,roots,m*,cg_member_entry",
   reprise_datagram: "1,source,y! 2,data,y!",
+  reprise_deadline: "1,runtime,U! 2,deadline,U! 3,period,U! 4,flags,U!",
   reprise_epoll_target: "1,file_id,u! 2,tfd,u! 3,events,u! 4,data,U!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
@@ -2444,7 +2454,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u? 6,cpu_permissions,U?",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y?",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline",
   reprise_unix_entry:
     "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option",
   reprise_xattr: "1,name,t! 2,value,y!",

@@ -72,7 +72,7 @@ describe("scheduling", () => {
     expect(read.reprise.cpu_affinity).toEqual(collect(process.pid).reprise.cpu_affinity);
   });
 
-  it("by deadline is refused", (context) => {
+  it("by deadline is saved beside the usual policy", (context) => {
     withSeed((seed) => {
       const attributes = Buffer.alloc(48);
       attributes.writeUInt32LE(48, 0);
@@ -87,7 +87,11 @@ describe("scheduling", () => {
         return (result) => result.value(call);
       });
       if (set < 0) context.skip("deadline scheduling is not permitted here");
-      expect(() => collect(seed.pid)).toThrow(/it has deadline scheduling/);
+      const deadline = { runtime: 1_000_000n, deadline: 100_000_000n, period: 100_000_000n };
+      expect(collect(seed.pid)).toMatchObject({
+        sched_policy: 0,
+        reprise: { deadline: { ...deadline, flags: 0n } },
+      });
     });
   });
 });

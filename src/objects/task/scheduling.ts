@@ -40,31 +40,36 @@ const NICE_BASE = 20;
 export type Scheduling = Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "sched_prio"> & {
   readonly reprise: Pick<
     RepriseThreadEntry,
-    "cpu_affinity" | "ioprio" | "timerslack_ns" | "slice_ns"
+    "cpu_affinity" | "ioprio" | "timerslack_ns" | "slice_ns" | "deadline"
   >;
 };
 
 /**
  * Reads the scheduling of a thread from outside, but its timer slack, which takes CAP_SYS_NICE or the thread itself.
  *
- * @throws RepriseError UNSUPPORTED for deadline scheduling and policies that we do not know; SYSCALL, NO_SUCH_PROCESS
+ * @throws RepriseError UNSUPPORTED for policies that we do not know; SYSCALL, NO_SUCH_PROCESS
  */
 export function collectScheduling(tid: number, timerSlack: bigint): Scheduling {
-  const { policy, flags, priority, slice } = readAttributes(tid);
+  const { policy, flags, priority, slice, deadline, period } = readAttributes(tid);
   const realTime = policy === SCHED_FIFO || policy === SCHED_RR;
-  if (!realTime && ![SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].includes(policy))
+  const byDeadline = policy === SCHED_DEADLINE;
+  if (!realTime && !byDeadline && ![SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].includes(policy))
     throw refused(tid, policy);
   const resetOnFork = (flags & SCHED_FLAG_RESET_ON_FORK) !== 0 ? SCHED_RESET_ON_FORK : 0;
   return {
     sched_nice: NICE_BASE - syscall("getpriority", PRIO_PROCESS, tid),
-    sched_policy: policy | resetOnFork,
+    // CRIU takes no deadline: it gets the usual policy.
+    sched_policy: (byDeadline ? SCHED_OTHER : policy) | resetOnFork,
     ...(realTime ? { sched_prio: priority } : {}),
     reprise: {
       ...collectAffinity(tid),
       ...collectIoPriority(tid),
       // Real-time threads have none, and cannot have any.
-      ...(realTime ? {} : { timerslack_ns: timerSlack }),
-      ...(realTime || slice === usualSlice() ? {} : { slice_ns: slice }),
+      ...(realTime || byDeadline ? {} : { timerslack_ns: timerSlack }),
+      ...(byDeadline
+        ? { deadline: { runtime: slice, deadline, period, flags: BigInt(flags) } }
+        : {}),
+      ...(realTime || byDeadline || slice === usualSlice() ? {} : { slice_ns: slice }),
     },
   };
 }
@@ -134,6 +139,19 @@ export function restoreScheduling(
       program.call("sched_setattr", [0, program.data(attributes), 0], { label, mayFail: true }),
     );
   }
+  if (reprise?.deadline !== undefined) {
+    const { runtime, deadline, period, flags } = reprise.deadline;
+    const attributes = Buffer.alloc(SCHED_ATTR_SIZE);
+    attributes.writeUInt32LE(SCHED_ATTR_SIZE, 0);
+    attributes.writeUInt32LE(SCHED_DEADLINE, 4);
+    attributes.writeBigUInt64LE(flags, 8);
+    [runtime, deadline, period].forEach((time, index) =>
+      attributes.writeBigUInt64LE(time, SLICE_AT + index * 8),
+    );
+    attempt(`set the deadline ${deadline}`, (label) =>
+      program.call("sched_setattr", [0, program.data(attributes), 0], { label, mayFail: true }),
+    );
+  }
   return (result) => [
     ...notes,
     ...calls.flatMap(({ call, label }) => {
@@ -156,8 +174,10 @@ interface SchedAttributes {
   readonly policy: number;
   readonly flags: number;
   readonly priority: number;
-  /** Nanoseconds. */
+  /** Nanoseconds; of a thread with a deadline, its running time in each period. */
   readonly slice: bigint;
+  readonly deadline: bigint;
+  readonly period: bigint;
 }
 
 function readAttributes(tid: number): SchedAttributes {
@@ -168,12 +188,14 @@ function readAttributes(tid: number): SchedAttributes {
     flags: bytes.readUInt32LE(8),
     priority: bytes.readUInt32LE(20),
     slice: bytes.readBigUInt64LE(SLICE_AT),
+    deadline: bytes.readBigUInt64LE(SLICE_AT + 8),
+    period: bytes.readBigUInt64LE(SLICE_AT + 16),
   };
 }
 
 function refused(tid: number, policy: number): RepriseError {
-  const what = policy === SCHED_DEADLINE ? "deadline scheduling" : `scheduling policy ${policy}`;
-  return new RepriseError("UNSUPPORTED", `cannot dump thread ${tid}: it has ${what}`, {
+  const what = `cannot dump thread ${tid}: it has scheduling policy ${policy}`;
+  return new RepriseError("UNSUPPORTED", what, {
     pid: tid,
     hint: "Give the thread another policy for the time of the dump (chrt --other --pid 0 TID).",
   });

@@ -234,12 +234,16 @@ export interface StubReturn {
  * tracer dies goes on through the rest as if nothing had happened. The stub needs no memory but its own bytes, and changes
  * no flags.
  */
-export function stub(back: StubReturn): readonly Instruction[] {
+export function stub(
+  back: StubReturn,
+  { call = "mmap" }: { readonly call?: "mmap" | "other" } = {},
+): readonly Instruction[] {
   return [
     { bytes: [0x0f, 0x05], text: "syscall" },
     // After a failed mmap this is no address, and the munmap fails, too.
     { bytes: [0x48, 0x89, 0xc7], text: "mov rdi,rax" },
-    { bytes: [0xeb, 0], text: "jmp unmap", target: "unmap" },
+    // The result of another call is no address either.
+    { bytes: [0xeb, 0], text: "jmp unmap", target: call === "mmap" ? "unmap" : "undo" },
     {
       label: "undo",
       bytes: [0x48, 0xbf, ...imm64(BigInt(back.area.address))],
