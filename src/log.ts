@@ -29,6 +29,17 @@ function emit(level: LogLevelValue, text: string): void {
   if (sink !== undefined && level <= threshold) sink(level, text);
 }
 
+/** Runs an action of which nothing is told, and no loss refused. */
+export async function withoutLog<T>(action: () => Promise<T>): Promise<T> {
+  const [usual, refusal] = [sink, refuse];
+  sink = refuse = undefined;
+  try {
+    return await action();
+  } finally {
+    [sink, refuse] = [usual, refusal];
+  }
+}
+
 let refuse: ((text: string) => never) | undefined;
 
 /** What becomes of a loss that is told from now on: a warning, or an error that `by` throws (--strict). */

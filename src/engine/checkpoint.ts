@@ -29,7 +29,7 @@ import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
-import { rehearse, rehearseLook } from "./rehearse.ts";
+import { rehearse } from "./rehearse.ts";
 import { runningTree } from "./running-tree.ts";
 import { SpacesAhead } from "./spaces-ahead.ts";
 import { syncDirectory } from "./sync.ts";
@@ -139,7 +139,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const running = runningTree(options.pid);
     prepareImages(running, images, { connections: options.tcp?.established === true });
     // An engine that stands by has done all that before.
-    if (!isStandIn()) rehearse();
+    if (!isStandIn()) await rehearse();
     using netLook = lookAtNetNamespace(options.pid, options);
     const isWhole =
       options.parentDir === undefined &&
@@ -161,7 +161,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       if (isWhole && spaces !== undefined)
         early = LookAhead.of(tasks, images, { ...files, spaces });
     }
-    if (early === undefined) rehearseLook(options.pid);
     const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,

@@ -64,10 +64,19 @@ export class ImageSetWriter {
   /** Files that exist and are empty; as many as may be are open. */
   readonly #prepared = new Map<string, number | undefined>();
 
+  readonly #unnamed: (() => number) | undefined;
+
+  /** A set of files that `create` makes and that have no names: it cannot be committed. */
+  static unnamed(create: () => number): ImageSetWriter {
+    return new ImageSetWriter("", { create });
+  }
+
   /** Makes the directory, and takes an older set's inventory away. System errors are thrown as they are. */
-  constructor(dir: string, options: WriterOptions = {}) {
+  constructor(dir: string, options: WriterOptions & { readonly create?: () => number } = {}) {
     this.dir = dir;
     this.#sync = options.sync ?? "files";
+    this.#unnamed = options.create;
+    if (this.#unnamed !== undefined) return;
     mkdirSync(dir, { recursive: true, mode: DIRECTORY_MODE });
     for (const name of [imageName("inventory"), MANIFEST_NAME])
       if (existsSync(this.path(name))) rmSync(this.path(name), { force: true });
@@ -171,7 +180,8 @@ export class ImageSetWriter {
   abort(): void {
     for (const image of this.#open) image.discard();
     this.#open.clear();
-    for (const name of this.#written.keys()) rmSync(this.path(name), { force: true });
+    if (this.#unnamed === undefined)
+      for (const name of this.#written.keys()) rmSync(this.path(name), { force: true });
     this.#written.clear();
     this.tidy();
     this.remotePages?.close();
@@ -184,7 +194,7 @@ export class ImageSetWriter {
 
   #create(name: string): ImageWriter {
     const path = this.path(name);
-    const fd = this.#takePrepared(name) ?? createFile(path);
+    const fd = this.#unnamed?.() ?? this.#takePrepared(name) ?? createFile(path);
     this.#written.set(name, undefined);
     const image = new ImageWriter(fd, name, (description) => {
       this.#open.delete(image);
