@@ -14,7 +14,7 @@ import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
-import { isStandIn } from "../sys/front.ts";
+import { endDummy } from "../tracee/dummy.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
@@ -29,7 +29,7 @@ import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
-import { rehearse } from "./rehearse.ts";
+import { prepareRehearsal, rehearse } from "./rehearse.ts";
 import { runningTree } from "./running-tree.ts";
 import { SpacesAhead } from "./spaces-ahead.ts";
 import { syncDirectory } from "./sync.ts";
@@ -125,6 +125,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   refuseLosses(options.strict === true ? refuseLoss : undefined);
+  prepareRehearsal();
   const machine = machineEntry();
   options.hooks?.script?.("pre-dump", options.pid);
   const images = makeDirectory(options);
@@ -138,8 +139,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   try {
     const running = runningTree(options.pid);
     prepareImages(running, images, { connections: options.tcp?.established === true });
-    // An engine that stands by has done all that before.
-    if (!isStandIn()) await rehearse();
+    await rehearse();
     using netLook = lookAtNetNamespace(options.pid, options);
     const isWhole =
       options.parentDir === undefined &&
@@ -408,6 +408,7 @@ function undo({
     () => spaces?.discard(),
     () => ahead.end(),
     () => images.abort(),
+    endDummy,
   ];
   for (const step of steps) {
     try {

@@ -11,7 +11,8 @@ import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import { MFD_CLOEXEC } from "../sys/abi/mman.ts";
 import { syscall } from "../sys/ffi.ts";
 import { cure } from "../tracee/injection.ts";
-import { dummyPid, endDummy } from "../tracee/dummy.ts";
+import { isStandIn } from "../sys/front.ts";
+import { dummyPid, endDummy, startDummy } from "../tracee/dummy.ts";
 import { collectTree } from "./collect.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
 import { freezeTree } from "./freeze.ts";
@@ -23,11 +24,19 @@ import { writeTree } from "./write.ts";
 
 const PATIENCE_MS = 1000;
 
-/** Dumps the dummy, if there is one, into files that have no name, and ends it. */
+/** To be called some milliseconds before `rehearse`, and `endDummy` when it comes to nothing. An engine that stands by has done it all. */
+export function prepareRehearsal(): void {
+  if (!isRehearsed && !isStandIn()) startDummy();
+}
+
+let isRehearsed = false;
+
+/** Dumps the dummy, if there is one, into files that have no name, and ends it. A second time is not needed. */
 export async function rehearse(): Promise<void> {
-  prepareWindows();
   const pid = dummyPid();
-  if (pid === undefined) return;
+  if (isRehearsed || pid === undefined) return;
+  isRehearsed = true;
+  prepareWindows();
   try {
     await withoutLog(() => dumpOnce(pid));
   } catch (thrown) {

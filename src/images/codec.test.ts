@@ -65,6 +65,23 @@ describe("encode and decode", () => {
     }
   });
 
+  it("writes the same object several times as it would write equal ones", () => {
+    const action = { sigaction: 1n, flags: 300n, restorer: 0n, mask: 2n ** 64n - 1n };
+    const other = { ...action, sigaction: 7n };
+    const task = {
+      task_state: 1,
+      exit_code: 0,
+      personality: 0,
+      flags: 0,
+      blk_sigset: 0n,
+      comm: "",
+    };
+    const encoded = (sigactions: (typeof action)[]): Uint8Array =>
+      encode("task_core_entry", { ...task, sigactions });
+    const equal = [action, action, action, other, other, action].map((one) => ({ ...one }));
+    expect(encoded([action, action, action, other, other, action])).toEqual(encoded(equal));
+  });
+
   it("names the required field that is missing, both ways", () => {
     expect(() => encode("fown_entry", { uid: 1 } as never)).toThrow("bad fown_entry.euid: missing");
     expect(() => decode("fown_entry", Uint8Array.of(8, 1))).toThrow("bad fown_entry.euid: missing");

@@ -188,7 +188,15 @@ function writeList(field: FieldSpec, items: readonly unknown[]): void {
   const bytes = known?.get(field);
   if (bytes !== undefined) return writer.raw(bytes);
   const start = writer.position;
-  for (let index = 0; index < items.length; index += 1) writeTagged(field, items[index]);
+  let before = start;
+  for (let index = 0; index < items.length; index += 1) {
+    // The same object once more is the same bytes once more.
+    const isSame = index > 0 && items[index] === items[index - 1];
+    const at = writer.position;
+    if (isSame) writer.repeat(before);
+    else writeTagged(field, items[index]);
+    before = at;
+  }
   known?.set(field, writer.since(start));
 }
 

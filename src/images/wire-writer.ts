@@ -55,6 +55,14 @@ export class WireWriter {
     this.#at += bytes.length;
   }
 
+  /** What was written from a position on, once more. */
+  repeat(position: number): void {
+    const length = this.#at - position;
+    this.#reserve(length);
+    this.#bytes.copyWithin(this.#at, position, this.#at);
+    this.#at += length;
+  }
+
   /** A varint of an integer from 0 to 2^32 - 1. */
   uint32(value: number): void {
     this.#reserve(VARINT_MAX);

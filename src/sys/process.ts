@@ -43,6 +43,18 @@ export function waitFor(
   }
 }
 
+/** As `waitFor`, for what comes in a moment: to sleep and be woken takes longer than that. */
+export function waitAwake(pid: number): WaitResult | undefined {
+  const begun = performance.now();
+  do {
+    const result = trySyscall("wait4", pid, statusBuffer, WALL | WNOHANG, 0);
+    if (result === -ECHILD || result === -ESRCH) return undefined;
+    if (result > 0) return { pid: result, status: statusBuffer.readUInt32LE(0) };
+    trySyscall("sched_yield");
+  } while (performance.now() - begun < SPIN_MS);
+  return waitFor(pid);
+}
+
 /**
  * As `waitFor`, but tells every moment how many milliseconds it has waited; `impatient` ends the wait by throwing. Nearly every stop
  * comes before it is asked.

@@ -7,8 +7,8 @@ import { SIGKILL } from "../sys/abi/signal.ts";
 import { spawnProgram } from "../sys/ffi.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 
-/** It is left with nothing that the engine has open below 10; what Node opens is close-on-exec. It outlives an engine that is killed by seconds. */
-const SCRIPT = "exec 0<&- 1>&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec sleep 9 </dev/null";
+/** It is left with nothing that the engine has open below 10; what Node opens is close-on-exec. It outlives an engine that is killed by two seconds at most. */
+const SCRIPT = "exec 0<&- 1>&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec sleep 2 </dev/null";
 
 let dummy: number | undefined;
 
@@ -22,7 +22,7 @@ export function startDummy(): void {
   }
 }
 
-/** Its pid, if there is one. */
+/** Its pid, if it was started. */
 export function dummyPid(): number | undefined {
   return dummy;
 }

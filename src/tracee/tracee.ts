@@ -9,7 +9,7 @@ import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signa
 import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
 import { addressOf, trySyscall } from "../sys/ffi.ts";
 import { iovecs, readU64, writeU64 } from "../sys/memory.ts";
-import { waitFor, waitPatiently } from "../sys/process.ts";
+import { waitAwake, waitPatiently } from "../sys/process.ts";
 import { REGISTERS_SIZE, Registers } from "./arch/x86_64/registers.ts";
 import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.ts";
 
@@ -97,7 +97,8 @@ export class Tracee {
 
   /** Waits for the next stop or end of this thread; `impatient` is told how long it takes, and may throw. */
   wait(impatient?: (ms: number) => void): WaitStatus {
-    const result = impatient === undefined ? waitFor(this.tid) : waitPatiently(this.tid, impatient);
+    const result =
+      impatient === undefined ? waitAwake(this.tid) : waitPatiently(this.tid, impatient);
     if (result === undefined) return { kind: "killed", signal: 9 };
     this.counters.stops += 1;
     return waitStatus(result.status);

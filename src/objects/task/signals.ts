@@ -155,7 +155,18 @@ export function drainChildSignals(program: Program, count: number = 1): void {
   }
 }
 
+/** Most actions are this one: it is one object, so that it is encoded once. */
+const DEFAULT_ACTION: SaEntry = Object.freeze({
+  sigaction: 0n,
+  flags: 0n,
+  restorer: 0n,
+  mask: 0n,
+  compat_sigaction: false,
+});
+const DEFAULT_BYTES = Buffer.alloc(KERNEL_SIGACTION_SIZE);
+
 function parseAction(bytes: Buffer): SaEntry {
+  if (bytes.equals(DEFAULT_BYTES)) return DEFAULT_ACTION;
   return {
     sigaction: bytes.readBigUInt64LE(0),
     flags: bytes.readBigUInt64LE(8),
