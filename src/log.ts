@@ -29,8 +29,8 @@ function emit(level: LogLevelValue, text: string): void {
   if (sink !== undefined && level <= threshold) sink(level, text);
 }
 
-/** Runs an action of which nothing is told, and no loss refused. */
-export async function withoutLog<T>(action: () => Promise<T>): Promise<T> {
+/** Awaits an action of which nothing is logged, and no loss refused. */
+export async function quietly<T>(action: () => Promise<T>): Promise<T> {
   const [usual, refusal] = [sink, refuse];
   sink = refuse = undefined;
   try {

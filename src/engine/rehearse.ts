@@ -3,7 +3,7 @@
 // kept of it.
 
 import { RepriseError } from "../errors.ts";
-import { log, withoutLog } from "../log.ts";
+import { log, quietly } from "../log.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { prepareWindows } from "../objects/memory/pages.ts";
 import { NetworkLock } from "../objects/network/lock.ts";
@@ -38,7 +38,7 @@ export async function rehearse(): Promise<void> {
   isRehearsed = true;
   prepareWindows();
   try {
-    await withoutLog(() => dumpOnce(pid));
+    await quietly(() => dumpOnce(pid));
   } catch (thrown) {
     // What hinders the dump will hinder it, too, and be told then.
     const error = asRepriseError(thrown, `rehearse with pid ${pid}`);
@@ -77,6 +77,7 @@ async function dumpOnce(pid: number): Promise<void> {
         ahead: WrittenAhead.nothing(images),
         compared: ComparedAhead.nothing(),
         netLook: undefined,
+        spaces: undefined,
         leaveLazyPages: false,
       });
     } finally {
