@@ -147,7 +147,7 @@ function inquire(task: CollectedTask, tree: FrozenTree, landlock: LandlockWatch)
     areas: task.sharesMemory ? [] : task.vmas.map(({ entry }) => entry),
   });
   const threads = task.task.threads.map((thread, index) =>
-    probeThread(programs[index] as Program, thread, landlock),
+    probeThread(programs[index] as Program, thread, { task: task.task, landlock }),
   );
   return { task, programs, process, threads };
 }

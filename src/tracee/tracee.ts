@@ -181,23 +181,44 @@ export class Tracee {
     this.#ptrace("set the signal mask", pt.PTRACE_SETSIGMASK, SIGSET_SIZE, buffer);
   }
 
-  /** The pending signals of the thread, or of the whole process, as raw siginfo in queue order. */
-  pendingSignals(queue: "thread" | "process"): Buffer[] {
+  /**
+   * The pending signals of the thread, or of the whole process, as raw siginfo in queue order; `until` ends the list before a signal. It
+   * takes the square of their number: see objects/task/long-queues.ts.
+   */
+  pendingSignals(
+    queue: "thread" | "process",
+    { until }: { readonly until?: (siginfo: Buffer) => boolean } = {},
+  ): Buffer[] {
     const signals: Buffer[] = [];
     for (;;) {
-      peekArguments.writeBigUInt64LE(BigInt(signals.length), 0);
-      peekArguments.writeUInt32LE(queue === "process" ? pt.PTRACE_PEEKSIGINFO_SHARED : 0, 8);
-      peekArguments.writeInt32LE(PEEK_BATCH, 12);
-      const count = this.#ptrace(
-        "read the pending signals",
-        pt.PTRACE_PEEKSIGINFO,
-        addressOf(peekArguments),
-        peeked,
-      );
-      for (let i = 0; i < count; i++)
-        signals.push(Buffer.from(peeked.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE)));
+      const count = this.#peekSignals(queue, { from: signals.length, count: PEEK_BATCH });
+      for (let i = 0; i < count; i++) {
+        const siginfo = Buffer.from(peeked.subarray(i * SIGINFO_SIZE, (i + 1) * SIGINFO_SIZE));
+        if (until?.(siginfo) === true) return signals;
+        signals.push(siginfo);
+      }
       if (count < PEEK_BATCH) return signals;
     }
+  }
+
+  /** Whether a queue of pending signals has one at an index. */
+  hasPending(queue: "thread" | "process", index: number): boolean {
+    return this.#peekSignals(queue, { from: index, count: 1 }) === 1;
+  }
+
+  #peekSignals(
+    queue: "thread" | "process",
+    { from, count }: { readonly from: number; readonly count: number },
+  ): number {
+    peekArguments.writeBigUInt64LE(BigInt(from), 0);
+    peekArguments.writeUInt32LE(queue === "process" ? pt.PTRACE_PEEKSIGINFO_SHARED : 0, 8);
+    peekArguments.writeInt32LE(count, 12);
+    return this.#ptrace(
+      "read the pending signals",
+      pt.PTRACE_PEEKSIGINFO,
+      addressOf(peekArguments),
+      peeked,
+    );
   }
 
   /** struct ptrace_rseq_configuration, or undefined on kernels without it. */

@@ -68,6 +68,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "sigactions" },
     { name: "sigaltstack" },
     { name: "sigpending" },
+    { name: "sigpending", args: ["process"] },
+    { name: "sigpending", args: ["thread"] },
     { name: "signalfds" },
   ],
   timers: [

@@ -1,8 +1,10 @@
 // Pending signals: for the process and for one thread, standard and real-time, with the values and the
-// sender that they were queued with, real-time ones in order. All are blocked; the check takes them.
+// sender that they were queued with, real-time ones in order. All are blocked; the check takes them. With "process" or "thread" that
+// queue is a long one.
 #include "test.h"
 
-enum { QUEUED = 5 };
+enum { QUEUED = 5, MANY = 5000 };
+static int process_count = QUEUED, thread_count = QUEUED;
 static pthread_t thread;
 static pid_t thread_id;
 static atomic_int thread_turn, thread_done;
@@ -18,9 +20,9 @@ static bool take(int signal, siginfo_t *info) {
   return syscall(SYS_rt_sigtimedwait, &one, info, &none, 8) == signal;
 }
 
-static void expect_values(const char *whose, int signal, int first) {
+static void expect_values(const char *whose, int signal, int first, int count) {
   siginfo_t info;
-  for (int i = 0; i < QUEUED; i++) {
+  for (int i = 0; i < count; i++) {
     EXPECT(take(signal, &info), "%s: signal %d, number %d is not pending", whose, signal, i);
     EXPECT(info.si_value.sival_int == first + i, "%s: value %d, wanted %d", whose,
            info.si_value.sival_int, first + i);
@@ -37,7 +39,7 @@ static void *work(void *unused) {
     thread_done = 1;
     while (!thread_turn) sleep_ms(1);
     thread_turn = 0;
-    expect_values("thread", SIGRTMIN + 4, 200);
+    expect_values("thread", SIGRTMIN + 4, 200, thread_count);
     EXPECT(take(SIGHUP, &info), "the thread's SIGHUP is not pending");
     EXPECT_EQ(info.si_code, SI_TKILL);
     thread_done = 1;
@@ -46,13 +48,16 @@ static void *work(void *unused) {
 }
 
 static void queue_all(void) {
-  for (int i = 0; i < QUEUED; i++) {
-    union sigval value = {.sival_int = 100 + i};
+  union sigval value;
+  for (int i = 0; i < process_count; i++) {
+    value.sival_int = 100 + i;
     MUST(sigqueue(getpid(), SIGRTMIN + 3, value));
+  }
+  for (int i = 0; i < thread_count; i++) {
     value.sival_int = 200 + i;
     MUST(pthread_sigqueue(thread, SIGRTMIN + 4, value) == 0 ? 0 : -1);
   }
-  union sigval value = {.sival_int = 300};
+  value.sival_int = 300;
   MUST(sigqueue(getpid(), SIGUSR2, value));
   MUST(kill(getpid(), SIGINT));
   MUST(kill(getpid(), SIGINT)); // a standard signal is pending once
@@ -64,7 +69,7 @@ static void check(void) {
   sigset_t pending;
   sigpending(&pending);
   EXPECT(!sigismember(&pending, SIGHUP), "the thread's signal is pending for the process");
-  expect_values("process", SIGRTMIN + 3, 100);
+  expect_values("process", SIGRTMIN + 3, 100, process_count);
   EXPECT(take(SIGUSR2, &info) && info.si_value.sival_int == 300, "SIGUSR2 lost its value");
   EXPECT(take(SIGINT, &info) && info.si_code == SI_USER, "SIGINT is not pending");
   EXPECT(!take(SIGINT, &info), "SIGINT is pending twice");
@@ -83,9 +88,12 @@ static void lose_one(void) {
   take(SIGRTMIN + 3, &info);
 }
 
-int main(void) {
+int main(int count, char **arguments) {
   begin();
   tamper = lose_one;
+  const char *which = count > 1 ? arguments[1] : "";
+  if (strcmp(which, "process") == 0) process_count = MANY;
+  if (strcmp(which, "thread") == 0) process_count = 0, thread_count = MANY;
   sigfillset(&all);
   sigprocmask(SIG_BLOCK, &all, NULL);
   pthread_create(&thread, NULL, work, NULL);

@@ -48,6 +48,7 @@ import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts"
 import { tellNamespaceSettings } from "../namespaces/settings.ts";
 import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
 import { probeLdt, restoreLdt } from "./ldt.ts";
+import { probeLongQueue, type TakenSignals } from "./long-queues.ts";
 import { tellLosses } from "./losses.ts";
 import { probeSettings, restoreSettings, restoreUnmerged } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
@@ -79,6 +80,8 @@ export interface ThreadState {
   readonly settings: readonly ReprisePrctl[];
   readonly memoryPolicy: RepriseMemoryPolicy | undefined;
   readonly personality: number;
+  /** Signals of a long queue, of its own or as the leader of its process's. */
+  readonly taken: TakenSignals | undefined;
 }
 
 /** Adds the questions for the whole process to its leader's program. */
@@ -119,7 +122,7 @@ export function probeProcess(
 export function probeThread(
   program: Program,
   thread: FrozenThread,
-  landlock: LandlockWatch,
+  { task, landlock }: { readonly task: FrozenTask; readonly landlock: LandlockWatch },
 ): Probe<ThreadState> {
   const creds = probeCreds(program, thread.status);
   const sas = probeAlternateStack(program);
@@ -130,6 +133,7 @@ export function probeThread(
   const personality = attributes.probePersonality(program);
   const isLeader = thread.status.pid === thread.status.tgid;
   const keyring = isLeader ? undefined : tellThreadKeyring(program, { tid: thread.innerTid });
+  const taken = probeLongQueue(program, task, thread);
   return (result) => {
     domain(result);
     keyring?.(result);
@@ -140,6 +144,7 @@ export function probeThread(
       settings: settings(result),
       memoryPolicy: memoryPolicy(result),
       personality: personality(result),
+      taken: taken(result),
     };
   };
 }
@@ -177,7 +182,7 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
       timers: process.timers,
       rlimits: { rlimits: collectLimits(task.pid) },
       ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
-      signals_s: collectPending(leader.stopped.tracee, "process"),
+      signals_s: collectPending(leader.stopped.tracee, "process", thread.taken),
       sigactions: process.sigactions,
       ...(childSubreaper ? { child_subreaper: true } : {}),
       ...(membarriers === 0 ? {} : { membarrier_registration_mask: membarriers }),
@@ -250,7 +255,7 @@ function threadPart(
       ...(state.attributes.parentDeathSignal === 0
         ? {}
         : { pdeath_sig: state.attributes.parentDeathSignal }),
-      signals_p: collectPending(stopped.tracee, "thread"),
+      signals_p: collectPending(stopped.tracee, "thread", state.taken),
       creds: { ...state.creds, ...readLabels({ pid: task.pid, tid }) },
       ...seccomp,
       comm,

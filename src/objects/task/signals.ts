@@ -25,6 +25,7 @@ import {
 import type { Pointer, Program } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import type { Probe } from "../probe.ts";
+import { withTaken, type TakenSignals } from "./long-queues.ts";
 import { timerOf } from "./timers.ts";
 
 /** The signals in the order of the image's list: all whose action can be set. */
@@ -98,7 +99,13 @@ export function restoreAlternateStack(program: Program, stack: ThreadSasEntry): 
 }
 
 /** The pending signals of a stopped thread or of its process, in queue order; an empty list when there are none. */
-export function collectPending(tracee: Tracee, queue: PendingQueue): SignalQueueEntry {
+export function collectPending(
+  tracee: Tracee,
+  queue: PendingQueue,
+  taken?: TakenSignals,
+): SignalQueueEntry {
+  const whole = taken?.queue === queue ? withTaken(tracee, taken) : undefined;
+  if (whole !== undefined) return whole;
   return { signals: tracee.pendingSignals(queue).map((siginfo) => ({ siginfo })) };
 }
 
