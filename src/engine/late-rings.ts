@@ -3,9 +3,9 @@
 
 import { closeSync } from "node:fs";
 import type { FileEntry } from "../images/schema/messages.generated.ts";
-import { finishRing, hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
+import { beginRequests, finishRing, hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
-import { assert } from "../errors.ts";
+import { assert, RepriseError } from "../errors.ts";
 import { syscall } from "../sys/ffi.ts";
 import { Program } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
@@ -26,6 +26,34 @@ export function finishRings(plan: RestorePlan, growth: Growth, files: OpenedFile
     return taskJob(plan, growth, { pid: task.pid, program });
   });
   runPrograms(jobs.filter(({ program }) => program.calls > 0));
+}
+
+/** Begins requests anew that waited in the rings of a tree, when everything else is done. */
+export function beginWaiting(plan: RestorePlan, growth: Growth): void {
+  if (!plan.hasLateRings) return;
+  const tasks = [...plan.tasks.values()];
+  for (const entry of plan.files) {
+    beginRequests(entry, (tid) => {
+      const task = tasks.find(({ threads }) => threads.some((thread) => thread.tid === tid));
+      const tracee = growth.tracees.get(tid);
+      const fd = task?.fdinfo.find(({ id }) => id === entry.id)?.fd;
+      if (tracee === undefined || fd === undefined) {
+        throw new RepriseError(
+          "BAD_IMAGE",
+          `cannot restore io_uring ring ${entry.id}: thread ${tid} waits for a request and has no descriptor of the ring`,
+        );
+      }
+      return {
+        fd,
+        run: (program, before) => {
+          const { job, done } = roomyJob(plan, tracee, program);
+          before(job.base);
+          runPrograms([job]);
+          done();
+        },
+      };
+    });
+  }
 }
 
 function finishOne(plan: RestorePlan, growth: Growth, entry: FileEntry): void {

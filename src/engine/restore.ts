@@ -22,7 +22,7 @@ import { SIGKILL } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { waitForAll } from "../sys/process.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
-import { finishRings } from "./late-rings.ts";
+import { beginWaiting, finishRings } from "./late-rings.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
 import { handOver } from "./hand-over.ts";
@@ -203,6 +203,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     }
     files.release();
     growth.ends.splice(0).forEach((end) => end.release());
+    beginWaiting(plan, growth);
     files.close();
     daemon?.finish();
     release(plan, growth, { leaveStopped: options.leaveStopped ?? false });

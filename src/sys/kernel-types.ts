@@ -45,6 +45,8 @@ export class KernelTypes {
   /** Index of each type's first word, by its number. */
   readonly #types: Int32Array;
   readonly #fields = new Map<string, KernelField>();
+  /** By where their names are. */
+  readonly #constants = new Map<number, number>();
   static #known: KernelTypes | undefined;
 
   /**
@@ -77,6 +79,32 @@ export class KernelTypes {
     let known = this.#fields.get(path);
     if (known === undefined) this.#fields.set(path, (known = this.#find(path)));
     return known;
+  }
+
+  /**
+   * The number that an enumeration has for a name.
+   *
+   * @throws RepriseError KERNEL_FEATURE
+   */
+  constant(name: string): number {
+    const wanted = this.#nameOffset(name);
+    const words = this.#words;
+    for (let id = 1; id < this.#types.length && !this.#constants.has(wanted); id++) {
+      const at = this.#types[id] as number;
+      const kind = kindAt(words, at);
+      if (kind !== KIND_ENUM && kind !== KIND_ENUM64) continue;
+      const step = kind === KIND_ENUM ? 2 : 3;
+      const end = at + 3 + step * ((words[at + 1] as number) & 0xffff);
+      const members: (readonly [number, number])[] = [];
+      for (let place = at + 3; place < end; place += step)
+        members.push([words[place] as number, words[place + 1] as number]);
+      if (!members.some(([member]) => member === wanted)) continue;
+      // Who asks for one asks for others of the same kind.
+      for (const [member, value] of members) this.#constants.set(member, value);
+    }
+    const value = this.#constants.get(wanted);
+    if (value === undefined) throw missing(name);
+    return value;
   }
 
   /** Bytes of a structure. */

@@ -107,6 +107,16 @@ export const interchangeExceptions: Exceptions = {
       says: /io_uring/,
     },
   },
+  io_uring_waits: {
+    "restored by CRIU": {
+      why: "CRIU has no io_uring: a ring is a file of kind EXT, and its memory is mapped from that",
+      says: /No entry for reg-file-ID/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU cannot save io_uring",
+      says: /io_uring/,
+    },
+  },
   io_urings: {
     "restored by CRIU": {
       why: "CRIU has no io_uring: a ring is a file of kind EXT, and its memory is mapped from that",

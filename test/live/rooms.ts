@@ -112,6 +112,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "shared_offsets" },
     { name: "io_urings", alone: "both write to the same file" },
     { name: "io_uring_owners", alone: "both write to the same files" },
+    { name: "io_uring_waits", alone: "its port" },
     { name: "many_fds" },
     { name: "many_kinds" },
     { name: "many_pairs" },

@@ -1189,6 +1189,14 @@ export interface RepriseIoUringEntry {
   readonly eventfd_async?: boolean | undefined;
   readonly files: readonly number[];
   readonly buffers: readonly RepriseMemoryRange[];
+  readonly requests: readonly RepriseIoUringRequest[];
+}
+
+export interface RepriseIoUringRequest {
+  readonly thread: number;
+  readonly entry: Uint8Array;
+  readonly seconds?: bigint | undefined;
+  readonly nanoseconds?: number | undefined;
 }
 
 export interface RepriseMachine {
@@ -2195,6 +2203,7 @@ export interface Messages {
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
   readonly reprise_io_uring_entry: RepriseIoUringEntry;
+  readonly reprise_io_uring_request: RepriseIoUringRequest;
   readonly reprise_machine: RepriseMachine;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_memory_policy: RepriseMemoryPolicy;
@@ -2435,7 +2444,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
   reprise_io_uring_entry:
-    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y! 15,owner,u? 16,thread,u? 17,sq_thread_idle,u? 18,sq_thread_cpu,u? 19,eventfd,u? 20,eventfd_async,b? 21,files,s* 22,buffers,m*,reprise_memory_range",
+    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y! 15,owner,u? 16,thread,u? 17,sq_thread_idle,u? 18,sq_thread_cpu,u? 19,eventfd,u? 20,eventfd_async,b? 21,files,s* 22,buffers,m*,reprise_memory_range 23,requests,m*,reprise_io_uring_request",
+  reprise_io_uring_request: "1,thread,u! 2,entry,y! 3,seconds,U? 4,nanoseconds,u?",
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",

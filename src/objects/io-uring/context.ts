@@ -8,6 +8,7 @@ import { KernelTypes } from "../../sys/kernel-types.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import { syscall } from "../../sys/ffi.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
+import { pendingRequests, type PendingRequest } from "./pending.ts";
 import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
 
 /** A ring as the kernel has it. */
@@ -21,6 +22,8 @@ export interface RingContext {
   readonly cqTail: number;
   /** Requests that are under way. */
   readonly inFlight: number;
+  /** Those that wait and can be begun anew, or why one cannot. */
+  readonly pending: readonly PendingRequest[] | string;
   /** Some request had IOSQE_CQE_SKIP_SUCCESS: IOSQE_IO_DRAIN is refused from then on. */
   readonly drainDisabled: boolean;
   /** What the ring has besides its two queues, for people. */
@@ -90,7 +93,7 @@ export function lookAtRing(fd: number, memory: KernelMemory): RingContext | unde
   const types = KernelTypes.ofKernel();
   const ring = new Context(memory, types, memory.fileData(fd, types));
   const free = ring.countFree();
-  const context = ring.describe(free);
+  const context = { ...ring.describe(free), pending: pendingRequests(ring.address, memory) };
   return free === new Context(memory, types, ring.address).countFree() && ring.isUnchanged()
     ? context
     : undefined;
@@ -115,7 +118,7 @@ class Context {
     this.#bytes = memory.read(address, types.size("io_ring_ctx"));
   }
 
-  describe(free: number): RingContext {
+  describe(free: number): Omit<RingContext, "pending"> {
     return {
       flags: this.#number("flags"),
       sqEntries: this.#number("sq_entries"),

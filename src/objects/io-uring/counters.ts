@@ -56,7 +56,8 @@ export function placesOf({ sq_off, cq_off }: RepriseIoUringEntry): RingPlaces {
  * now and then, and believes until then that it has the room that it saw (io_cqe_cache_refill).
  */
 export function segmentsOf(saved: RepriseIoUringEntry): Segment[] {
-  const { sq_head, cq_tail, drain_disabled } = saved;
+  const { cq_tail, drain_disabled } = saved;
+  const sq_head = takenFirst(saved);
   const both = Math.min(sq_head, cq_tail);
   const head = Math.max(0, finalHead(saved));
   const segments: Segment[] = [
@@ -68,6 +69,11 @@ export function segmentsOf(saved: RepriseIoUringEntry): Segment[] {
     { what: "post", count: cq_tail - Math.max(both, Math.min(cq_tail, head)), taken: false },
   ];
   return segments.filter(({ count }) => count > 0);
+}
+
+/** How many entries are taken before the requests that wait still, which have no completions yet. */
+export function takenFirst({ sq_head, requests }: RepriseIoUringEntry): number {
+  return sq_head - requests.length;
 }
 
 /** Where the program takes its next completion from, as a count that does not wrap: negative where the tail has wrapped and the head not. */
@@ -100,10 +106,8 @@ export class RingWindows implements Disposable {
 
   /** Has all entries complete in silence from now on. */
   skipCompletions(): void {
-    const { sq_entries, setup_flags } = this.#saved;
-    const size = uring.SQE_SIZE * ((setup_flags & uring.IORING_SETUP_SQE128) === 0 ? 1 : 2);
-    for (let index = 0; index < sq_entries; index++)
-      this.entries.writeByte(index * size + 1, uring.IOSQE_CQE_SKIP_SUCCESS);
+    for (let index = 0; index < this.#saved.sq_entries; index++)
+      this.entries.writeByte(index * this.#entrySize() + 1, uring.IOSQE_CQE_SKIP_SUCCESS);
   }
 
   /** Has all entries be dropped from now on: the array names none that exists. */
@@ -113,10 +117,37 @@ export class RingWindows implements Disposable {
       this.rings.write(this.places.sqArray + index * 4, 0xffff_ffff);
   }
 
+  /** Puts an entry into the queue, as the one with this number. */
+  put(number: number, entry: Buffer): void {
+    const { sq_entries } = this.#saved;
+    const slot = (number & (sq_entries - 1)) >>> 0;
+    this.entries.copy(entry, slot * this.#entrySize());
+    if (this.places.sqArray !== 0) this.rings.write(this.places.sqArray + slot * 4, slot);
+  }
+
+  /** Takes entries out again that were put there. */
+  putBack(tail: number): void {
+    const { sq_entries, entries, rings } = this.#saved;
+    const { sqArray, sqTail } = this.places;
+    this.entries.fill(entries);
+    if (sqArray !== 0) {
+      const array = Buffer.alloc(sq_entries * 4);
+      array.set(rings.subarray(sqArray, sqArray + array.length));
+      this.rings.copy(array, sqArray);
+    }
+    this.rings.write(sqTail, tail);
+  }
+
+  #entrySize(): number {
+    const isLarge = (this.#saved.setup_flags & uring.IORING_SETUP_SQE128) !== 0;
+    return isLarge ? 2 * uring.SQE_SIZE : uring.SQE_SIZE;
+  }
+
   /** Gives the ring all that was in it. The kernel's own flags stay: the ring of a thread of the kernel says there whether that sleeps. */
   finish(): void {
     const { rings, places } = this;
-    const { sq_head, cq_tail } = this.#saved;
+    const { cq_tail } = this.#saved;
+    const sq_head = takenFirst(this.#saved);
     if (rings.read(places.sqHead) !== sq_head || rings.read(places.cqTail) !== cq_tail)
       throw failureOf(
         this.#saved,
@@ -149,6 +180,10 @@ class Window implements Disposable {
 
   write(at: number, value: number): void {
     this.#bytes.writeUInt32LE(value >>> 0, at);
+  }
+
+  copy(bytes: Uint8Array, at: number): void {
+    this.#bytes.set(bytes, at);
   }
 
   writeByte(at: number, value: number): void {
@@ -185,7 +220,7 @@ export function bringToState(saved: RepriseIoUringEntry, { fd, memory }: NewRing
   windows.begin();
   const isPolled = (saved.setup_flags & uring.IORING_SETUP_SQPOLL) !== 0;
   const submit = isPolled ? awaitThread : enter;
-  if (!isPolled) windows.rings.write(windows.places.sqTail, saved.sq_head);
+  if (!isPolled) windows.rings.write(windows.places.sqTail, takenFirst(saved));
   const most = Math.min(saved.sq_entries, saved.cq_entries);
   for (const { what, count, taken } of segmentsOf(saved)) {
     if (what === "skip") windows.skipCompletions();

@@ -14,8 +14,9 @@ import * as uring from "../../sys/abi/io-uring.ts";
 import { iovecs, writeU64 } from "../../sys/memory.ts";
 import { Program } from "../../tracee/program.ts";
 import { settleOwner } from "../files/owner.ts";
-import { bringToState } from "./counters.ts";
+import { bringToState, RingWindows, takenFirst } from "./counters.ts";
 import { isMadeByOwner, paramsOf } from "./layout.ts";
+import { SQE_ADDR } from "./pending.ts";
 import { bringToStateInThread } from "./thread-counters.ts";
 
 /** The engine's descriptors of the memory of rings that are made last. */
@@ -29,6 +30,77 @@ export function noteMemory(ring: RepriseIoUringEntry, memory: number): void {
 /** Whether something of a ring is left for the end. */
 export function hasOwnerPart({ reprise_io_uring: ring }: FileEntry): boolean {
   return ring?.owner !== undefined;
+}
+
+/** A thread that has requests of a ring waiting. */
+export interface RequestThread {
+  /** A descriptor of the ring in its process. */
+  readonly fd: number;
+  /** Runs a program in it; `before` gets the address of the program's data. */
+  run(program: Program, before: (data: number) => void): void;
+}
+
+/**
+ * Begins the requests anew that waited. To be done last of all: they may end at once.
+ *
+ * @throws RepriseError REMOTE_CALL
+ */
+export function beginRequests(
+  { reprise_io_uring: ring }: FileEntry,
+  threadOf: (tid: number) => RequestThread,
+): void {
+  if (ring === undefined || ring.requests.length === 0) return;
+  const memory = memories.get(ring);
+  assert(memory !== undefined, `the memory of io_uring ring ${ring.id} was not kept`);
+  using windows = new RingWindows(ring, memory);
+  const { rings, places } = windows;
+  const tail = rings.read(places.sqTail);
+  let taken = takenFirst(ring);
+  for (const batch of batchesOf(ring)) {
+    const thread = threadOf(batch[0]?.thread ?? 0);
+    const program = new Program();
+    const times = batch.map((request) => program.data(timeOf(request)));
+    for (let index = 0; index < batch.length; index++) {
+      // One by one: of several the kernel leaves those out that follow one that it refuses.
+      program.call("io_uring_enter", [thread.fd, 1, 0, 0, 0, 0], {
+        label: `begin a request of io_uring ring ${ring.id} anew`,
+        expect: 1,
+      });
+    }
+    const first = taken;
+    thread.run(program, (data) => {
+      batch.forEach((request, index) => {
+        const entry = Buffer.from(request.entry);
+        if (request.seconds !== undefined)
+          writeU64(entry, SQE_ADDR, data + (times[index]?.offset ?? 0));
+        windows.put(first + index, entry);
+      });
+      rings.write(places.sqTail, first + batch.length);
+    });
+    taken += batch.length;
+  }
+  windows.putBack(tail);
+}
+
+type Request = RepriseIoUringEntry["requests"][number];
+
+/** Requests of one thread each, no more than the queue holds. */
+function batchesOf({ requests, sq_entries }: RepriseIoUringEntry): Request[][] {
+  const batches: Request[][] = [];
+  for (const request of requests) {
+    const last = batches.at(-1);
+    if (last?.[0]?.thread === request.thread && last.length < sq_entries) last.push(request);
+    else batches.push([request]);
+  }
+  return batches;
+}
+
+/** struct __kernel_timespec. */
+function timeOf({ seconds = 0n, nanoseconds = 0 }: Request): Buffer {
+  const time = Buffer.alloc(16);
+  time.writeBigInt64LE(seconds, 0);
+  time.writeBigInt64LE(BigInt(nanoseconds), 8);
+  return time;
 }
 
 /** The process that a ring belongs to. */

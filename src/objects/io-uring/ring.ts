@@ -55,8 +55,9 @@ function openRing(program: Program, entry: FileEntry, restore: FilesRestore): Ar
   }
   checkEntry(ring);
   const memory = makeMemory(program, ring, restore);
-  if (isMadeByOwner(ring)) {
+  if (ring.owner !== undefined)
     restore.inEngine((copies) => noteMemory(ring, copies.reserved(memory)));
+  if (isMadeByOwner(ring)) {
     return program.call("fcntl", [memory, F_DUPFD, 0], {
       label: `stand in for io_uring ring ${id}`,
     });

@@ -17,6 +17,7 @@ import { readOwner } from "../files/owner.ts";
 import { fileAddresses, lookAtRing, seesKernelNumbers, type RingContext } from "./context.ts";
 import { placesOf } from "./counters.ts";
 import { isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
+import { SQE_FD } from "./pending.ts";
 import { areasOf, kernelMemory, MEMORY_NAME, noteOwned } from "./ring-memory.ts";
 
 /** What is another way to the same ring; threads of the kernel that rings share are each ring's own then. */
@@ -55,6 +56,7 @@ export function writeRing(file: OpenFile, id: number, dump: FilesDump): FileEntr
     entries: withoutZeros(ring.entries),
     ...ownerPart(file, ring, { setup_flags, dump }),
     ...registeredEventfd(file, ring),
+    requests: savedRequests(file, ring, dump),
     files: registeredFiles(file, ring, dump),
     buffers: ring.buffers.map(({ address, length }) => ({ start: address, length })),
   };
@@ -75,7 +77,8 @@ function look(file: OpenFile, dump: FilesDump): RingContext {
   const end = performance.now() + PATIENCE_MS;
   for (;;) {
     const ring = lookOnce(file, dump);
-    if (ring?.inFlight === 0) return ring;
+    if (ring !== undefined && (ring.inFlight === 0 || ring.pending.length === ring.inFlight))
+      return ring;
     // Threads of the kernel still work, and may come to the end of what they do.
     if (performance.now() < end) sleepMs(2);
     else if (ring !== undefined) return ring;
@@ -104,10 +107,7 @@ const WITHOUT_RINGS =
 const BUSY = `Dump when the program waits for nothing by this ring. ${WITHOUT_RINGS}`;
 
 function refuse(file: OpenFile, ring: RingContext, flags: number): void {
-  if (ring.inFlight > 0) {
-    const what = ring.inFlight === 1 ? "1 request is" : `${ring.inFlight} requests are`;
-    throw refusal(file, `${what} under way`, BUSY);
-  }
+  refuseBusy(file, ring, flags);
   const others = flags & ~KEPT_FLAGS;
   if (others !== 0)
     throw refusal(file, `it was set up with flags 0x${others.toString(16)}`, WITHOUT_RINGS);
@@ -116,6 +116,52 @@ function refuse(file: OpenFile, ring: RingContext, flags: number): void {
   if (ring.memory !== undefined && ring.memory.name !== `memfd:${MEMORY_NAME}`)
     throw refusal(file, "its memory is the program's own (IORING_SETUP_NO_MMAP)", WITHOUT_RINGS);
 }
+
+/** Requests that wait can be begun anew, by the thread that began them. */
+function refuseBusy(
+  file: OpenFile,
+  { inFlight, pending, sqHead }: RingContext,
+  flags: number,
+): void {
+  if (inFlight === 0) return;
+  const what = inFlight === 1 ? "1 request is" : `${inFlight} requests are`;
+  const isPolled = (flags & (uring.IORING_SETUP_IOPOLL | uring.IORING_SETUP_SQPOLL)) !== 0;
+  if (typeof pending === "string") throw refusal(file, `${what} under way: ${pending}`, BUSY);
+  if (isPolled || pending.length !== inFlight || sqHead < inFlight)
+    throw refusal(file, `${what} under way`, BUSY);
+}
+
+function savedRequests(
+  file: OpenFile,
+  { inFlight, pending, files }: RingContext,
+  dump: FilesDump,
+): RepriseIoUringEntry["requests"] {
+  if (inFlight === 0 || typeof pending === "string") return [];
+  if (!seesKernelNumbers(kernelMemory(dump)))
+    throw refusal(
+      file,
+      "requests wait, and by which threads can be told only from outside of pid namespaces",
+      BUSY,
+    );
+  const open = new Map<number, OpenFiles>();
+  return pending.map(({ tid, pid, file: address, entry, time }) => {
+    const thread = dump.innerThread?.(tid);
+    if (thread === undefined)
+      throw refusal(file, `thread ${tid}, which is not in the tree, waits for a request`, BUSY);
+    if (address !== 0n) {
+      const own = open.get(pid) ?? openFilesOf(pid, file, dump);
+      open.set(pid, own);
+      const isFixed = (entry.readUInt8(1) & IOSQE_FIXED_FILE) !== 0;
+      const number = isFixed ? files.indexOf(address) : own.numberOf(address);
+      if (number < 0) throw refusal(file, "a request waits for a file that has been closed", BUSY);
+      entry.writeInt32LE(number, SQE_FD);
+    }
+    const left = time === undefined ? {} : { seconds: time.seconds, nanoseconds: time.nanoseconds };
+    return { thread, entry, ...left };
+  });
+}
+
+const IOSQE_FIXED_FILE = 1 << 0;
 
 /** The words that the program writes may be anything; the kernel's must be what it counts itself. */
 function checkQueues(file: OpenFile, ring: RepriseIoUringEntry, rings: Buffer): void {
@@ -140,7 +186,7 @@ function ownerPart(
 ): Pick<RepriseIoUringEntry, "owner" | "thread" | "sq_thread_idle" | "sq_thread_cpu"> {
   const hasRegistered =
     ring.eventfd !== undefined || ring.files.length > 0 || ring.buffers.length > 0;
-  if (!isMadeByOwner({ setup_flags }) && !hasRegistered) return {};
+  if (!isMadeByOwner({ setup_flags }) && !hasRegistered && ring.inFlight === 0) return {};
   const { task } = file;
   const owner = { owner: task.innerPid };
   if (!isMadeByOwner({ setup_flags })) return owner;
@@ -195,20 +241,30 @@ function registeredEventfd(
 /** Numbers of registered files in the process, which has them open as well; -1 for places without one. */
 function registeredFiles(file: OpenFile, { files }: RingContext, dump: FilesDump): number[] {
   if (files.every((address) => address === 0n)) return files.map(() => -1);
-  const { task } = file;
-  const numbers = readFdNumbers(task.pid);
-  const copies = numbers.map((fd) => {
-    const stat = readFdStat(task.pid, fd);
-    return dump.borrow({ ...file, fd, stat, target: "", procPath: `/proc/${task.pid}/fd/${fd}` });
-  });
-  const addresses = fileAddresses(copies, kernelMemory(dump));
+  const open = openFilesOf(file.task.pid, file, dump);
   return files.map((address) => {
-    if (address === 0n) return -1;
-    const number = numbers[addresses.indexOf(address)];
-    if (number === undefined)
+    const number = address === 0n ? -1 : open.numberOf(address);
+    if (address !== 0n && number < 0)
       throw refusal(file, "it has a registered file that the process has closed", WITHOUT_RINGS);
     return number;
   });
+}
+
+/** The files that a process has open. */
+interface OpenFiles {
+  /** The descriptor of the one at an address in the kernel; -1 for none. */
+  numberOf(address: bigint): number;
+}
+
+function openFilesOf(pid: number, file: OpenFile, dump: FilesDump): OpenFiles {
+  const numbers = readFdNumbers(pid);
+  const copies = numbers.map((fd) => {
+    const task = { ...file.task, pid };
+    const place = { fd, stat: readFdStat(pid, fd), target: "", procPath: `/proc/${pid}/fd/${fd}` };
+    return dump.borrow({ ...file, task, ...place });
+  });
+  const addresses = fileAddresses(copies, kernelMemory(dump));
+  return { numberOf: (address) => numbers[addresses.indexOf(address)] ?? -1 };
 }
 
 /** Whoever makes it gives it its memory, where the program has it. */

@@ -11,6 +11,7 @@ import {
   postingEntries,
   RingWindows,
   segmentsOf,
+  takenFirst,
   type Segment,
 } from "./counters.ts";
 
@@ -36,7 +37,7 @@ const BATCHES = 500;
 export function bringToStateInThread(saved: RepriseIoUringEntry, ring: ThreadRing): void {
   using windows = new RingWindows(saved, ring.memory);
   windows.begin();
-  windows.rings.write(windows.places.sqTail, saved.sq_head);
+  windows.rings.write(windows.places.sqTail, takenFirst(saved));
   const most = Math.min(saved.sq_entries, saved.cq_entries);
   let waiting = 0;
   for (const segment of segmentsOf(saved)) {

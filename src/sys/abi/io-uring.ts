@@ -44,6 +44,12 @@ export const IORING_OFF_CQ_RING = 0x0800_0000;
 export const IORING_OFF_SQES = 0x1000_0000;
 export const IORING_OFF_MMAP_MASK = 0xf800_0000;
 
+export const IORING_OP_POLL_ADD = 6;
+export const IORING_OP_TIMEOUT = 11;
+export const IORING_OP_ACCEPT = 13;
+export const IORING_OP_READ = 22;
+export const IORING_OP_WRITE = 23;
+export const IORING_OP_RECV = 27;
 export const IORING_OP_MSG_RING = 40;
 export const IOSQE_CQE_SKIP_SUCCESS = 1 << 6;
 /** struct io_uring_sqe: opcode, flags, ioprio, fd, offset, … */

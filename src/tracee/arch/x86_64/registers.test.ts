@@ -137,6 +137,8 @@ test.each([
   { what: "semtimedop with a limit", regs: { orig_rax: 220n, r10: 0x7000n }, goesOn: false },
   { what: "rt_sigtimedwait without a limit", regs: { orig_rax: 128n, rdx: 0n }, goesOn: true },
   { what: "io_getevents without a limit", regs: { orig_rax: 208n, r8: 0n }, goesOn: true },
+  { what: "io_uring_enter without a limit", regs: { orig_rax: 426n, r10: 1n }, goesOn: true },
+  { what: "io_uring_enter with a limit", regs: { orig_rax: 426n, r10: 9n }, goesOn: false },
   {
     what: "read, which a timeout of its socket has ended",
     regs: { orig_rax: READ },

@@ -221,6 +221,8 @@ const UNLIMITED_WAITS: ReadonlyMap<number, Limit> = new Map<number, Limit>([
   [EPOLL_WAIT, { in: "r10", unlimited: -1n }],
   [EPOLL_PWAIT, { in: "r10", unlimited: -1n }],
   [EPOLL_PWAIT2, { in: "r10", unlimited: 0n }],
+  // It waits only when it has nothing to submit, and has a limit only with another flag than IORING_ENTER_GETEVENTS.
+  [SYSCALLS.io_uring_enter.nr, { in: "r10", unlimited: 1n }],
 ]);
 
 /** Calls that have a restart block. */
