@@ -16,6 +16,7 @@
 #include <sys/mount.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
@@ -67,7 +68,8 @@ static int busy_ring(uint32_t flags, uint8_t how) {
   MUST(pipe(ends));
   static char into;
   completions = (atomic_uint *)(queue + params.cq_off.tail);
-  entries[0] = (struct io_uring_sqe){.opcode = IORING_OP_READ, .flags = how, .fd = ends[0], .addr = (uintptr_t)&into, .len = 1};
+  static struct iovec vector = {&into, 1};
+  entries[0] = (struct io_uring_sqe){.opcode = IORING_OP_READV, .flags = how, .fd = ends[0], .addr = (uintptr_t)&vector, .len = 1};
   ((uint32_t *)(queue + params.sq_off.array))[0] = 0;
   atomic_store((atomic_uint *)(queue + params.sq_off.tail), 1);
   MUST(syscall(SYS_io_uring_enter, ring, 1, 0, flags & IORING_SETUP_SQPOLL ? IORING_ENTER_SQ_WAKEUP : 0, NULL, 0));
@@ -233,7 +235,7 @@ int main(int argc, char **argv) {
   if (strncmp(object, "io_uring_odd_", 13) == 0) fd = odd_ring(object + 13);
   if (strcmp(object, "io_uring_busy") == 0) fd = busy_ring(0, IOSQE_ASYNC);
   if (strcmp(object, "io_uring_polled") == 0) fd = busy_ring(IORING_SETUP_SQPOLL, IOSQE_ASYNC);
-  if (strcmp(object, "io_uring_linked") == 0) fd = busy_ring(0, IOSQE_IO_LINK);
+  if (strcmp(object, "io_uring_vector") == 0) fd = busy_ring(0, IOSQE_CQE_SKIP_SUCCESS);
   if (strcmp(object, "perf_event") == 0) fd = perf_event(false);
   if (strcmp(object, "perf_event_mapped") == 0) fd = perf_event(true);
   if (strcmp(object, "bpf_program") == 0) fd = bpf_program();
