@@ -388,7 +388,7 @@ export function mountLate(plan: RestorePlan, growth: Growth): void {
     const pids = plan.namespaces.byId("pid", pidNamespace);
     const mounts = plan.namespaces.byId("mnt", mountNamespace);
     const fd = mounts === undefined ? undefined : growth.namespaceFds.get(mounts);
-    if (pids === undefined || fd === undefined)
+    if (pids === undefined || (fd === undefined && mounts?.role !== "root"))
       throw new RepriseError(
         "BAD_IMAGE",
         `cannot restore: mount namespace ${mountNamespace} or pid namespace ${pidNamespace} is none of the tree's`,
@@ -411,25 +411,26 @@ function runWithin(
 ): void {
   const root = growth.tracees.get(plan.tree.root.pid) as Tracee;
   const first = plan.pids.firstIn(namespace);
-  const entering = { label: `enter pid namespace ${namespace.id}` };
-  let own: Ref | number = -1;
+  const entering = `enter pid namespace ${namespace.id}`;
   const around = {
     before: (making: Program): void => {
-      own = making.call("pidfd_open", [plan.pids.ownNumber(plan.tree.root.pid), 0], entering);
-      const there = making.call("pidfd_open", [first, 0], entering);
-      making.call("setns", [there, CLONE_NEWPID], entering);
+      const there = making.call("pidfd_open", [first, 0], { label: entering });
+      making.call("setns", [there, CLONE_NEWPID], { label: entering });
       making.call("close", [there]);
     },
-    after: (making: Program): void => {
-      making.call("setns", [own, CLONE_NEWPID], { label: "go back to the root's pid namespace" });
-      making.call("close", [own]);
-    },
+    after: (): void => undefined,
   };
-  const helper = startHelper(plan, growth, root, { what, around });
+  // Who may make children in a pid namespace may not always in its own again, which may be outside of what its user namespace rules.
+  const maker = startHelper(plan, growth, root, { what: `the maker of ${what}` });
   try {
-    helper.run(program);
+    const helper = startHelper(plan, growth, maker.tracee, { what, around });
+    try {
+      helper.run(program);
+    } finally {
+      helper.end();
+    }
   } finally {
-    helper.end();
+    maker.end();
   }
 }
 

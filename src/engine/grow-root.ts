@@ -40,26 +40,23 @@ import { timesForChildren } from "./time-for-children.ts";
  * there is no seed: it would be one, too, and the parent would have to wait for it. The engine makes the first task itself then.
  */
 export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
-  const existing = openExisting(plan);
-  // Not close-on-exec: the seed inherits it.
-  const path = Buffer.from(`${plan.set.reader.dir}\0`);
-  const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
-  const mounts = prepareMounts(plan);
-  const payloads = openPayloads(plan);
-  const inherited = copyInherited(plan.options.inheritFds ?? new Map(), firstPoolFd(plan));
+  const given = openGiven(plan);
+  const { existing, mounts } = given;
   // The root of a pid namespace of its own is its init, or gets one at its side.
   const firstPid = plan.namespaces.made("pid") === undefined ? plan.tree.root.pid : INIT_PID;
   const isSibling = plan.options.sibling === true;
-  const seed = isSibling
-    ? startSibling(plan, counters, { pid: firstPid, existing })
-    : startSeed(plan.area, counters, isStandIn() ? { flags: 0 } : undefined);
-  const made: number[] = [seed.tid];
+  const made: number[] = [];
   const tracees = new Map<number, Tracee>();
   const helpers = new Set<number>();
+  let seed: Tracee;
   let init: Tracee | undefined;
   let kept: KeptDescriptors;
   try {
-    kept = prepareSeed(plan, seed, { directory, existing, inherited, payloads });
+    seed = isSibling
+      ? startSibling(plan, counters, { pid: firstPid, existing })
+      : startSeed(plan.area, counters, isStandIn() ? { flags: 0 } : undefined);
+    made.push(seed.tid);
+    kept = prepareSeed(plan, seed, given);
     const { root } = plan.tree;
     const first = isSibling ? seed : makeFirst(plan, seed, firstPid);
     if (first !== seed) made.push(first.tid);
@@ -79,11 +76,7 @@ export function startRoot(plan: RestorePlan, counters: TraceCounters): Growth {
     for (const pid of made) endProcess(pid);
     throw error;
   } finally {
-    trySyscall("close", directory);
-    existing.close();
-    for (const fd of payloads.values()) trySyscall("close", fd);
-    mounts?.outside.close();
-    inherited.close();
+    given.close();
   }
   return {
     counters,
@@ -123,11 +116,48 @@ function runInChild(plan: RestorePlan, root: Tracee, program: Program): void {
   runIn(plan, root, reaping);
 }
 
+/** What the seed inherits. */
+interface Given {
+  readonly existing: ExistingNamespaces;
+  readonly directory: number;
+  readonly mounts: PreparedMounts | undefined;
+  readonly payloads: ReadonlyMap<string, number>;
+  readonly inherited: InheritedCopies;
+  /** Closes the engine's own. */
+  close(): void;
+}
+
+function openGiven(plan: RestorePlan): Given {
+  const open: (() => void)[] = [];
+  const close = (): void => {
+    for (const one of open.splice(0).toReversed()) one();
+  };
+  try {
+    const existing = openExisting(plan);
+    open.push(() => existing.close());
+    // Not close-on-exec: the seed inherits it.
+    const path = Buffer.from(`${plan.set.reader.dir}\0`);
+    const directory = syscall("openat", AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+    open.push(() => void trySyscall("close", directory));
+    const mounts = prepareMounts(plan);
+    open.push(() => mounts?.outside.close());
+    const payloads = openPayloads(plan);
+    open.push(() => payloads.forEach((fd) => void trySyscall("close", fd)));
+    const inherited = copyInherited(plan.options.inheritFds ?? new Map(), firstPoolFd(plan));
+    open.push(() => inherited.close());
+    return { existing, directory, mounts, payloads, inherited, close };
+  } catch (error) {
+    close();
+    throw error;
+  }
+}
+
 function prepareMounts(plan: RestorePlan): PreparedMounts | undefined {
   if (plan.mounts === undefined) return undefined;
   const start = firstPoolFd(plan);
   const outside = copyOutsideMounts(plan.mounts, {
     root: plan.options.root ?? "/",
+    isOwn: (kind) => plan.namespaces.made(kind) !== undefined,
     keep: (fd, what) => copyAbove(fd, what, start),
   });
   return { plan: plan.mounts, outside };
@@ -143,14 +173,8 @@ type KeptDescriptors = Pick<
 function prepareSeed(
   plan: RestorePlan,
   seed: Tracee,
-  fds: {
-    readonly directory: number;
-    readonly existing: ExistingNamespaces;
-    readonly inherited: InheritedCopies;
-    readonly payloads: ReadonlyMap<string, number>;
-  },
+  { directory, existing, inherited, payloads }: Given,
 ): KeptDescriptors {
-  const { directory, existing, inherited, payloads } = fds;
   const imagesFd = firstPoolFd(plan);
   const program = new Program();
   const { address, size } = plan.area;

@@ -234,6 +234,8 @@ export const SYSCALLS = {
   setxattr: { nr: 188, args: "path path ptr size int" },
   perf_event_open: { nr: 298, args: "ptr pid int fd hex" },
   cachestat: { nr: 451, args: "fd ptr ptr hex" },
+  statmount: { nr: 457, args: "ptr ptr size hex" },
+  listmount: { nr: 458, args: "ptr ptr size hex" },
   getxattr: { nr: 191, args: "path path ptr size" },
   listxattr: { nr: 194, args: "path ptr size" },
   fsetxattr: { nr: 190, args: "fd path ptr size int" },

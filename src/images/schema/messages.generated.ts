@@ -910,6 +910,8 @@ export interface MntEntry {
   readonly sb_flags?: number | undefined;
   readonly ext_key?: string | undefined;
   readonly pid_ns_id?: number | undefined;
+  readonly idmap?: UsernsEntry | undefined;
+  readonly gone?: RepriseDeletedRoot | undefined;
 }
 
 export interface NetDeviceEntry {
@@ -1142,6 +1144,13 @@ export interface RepriseDeadline {
   readonly deadline: bigint;
   readonly period: bigint;
   readonly flags: bigint;
+}
+
+export interface RepriseDeletedRoot {
+  readonly mode: number;
+  readonly uid: number;
+  readonly gid: number;
+  readonly content?: Uint8Array | undefined;
 }
 
 export interface RepriseEpollTarget {
@@ -2199,6 +2208,7 @@ export interface Messages {
   readonly reprise_cgroup_namespace: RepriseCgroupNamespace;
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_deadline: RepriseDeadline;
+  readonly reprise_deleted_root: RepriseDeletedRoot;
   readonly reprise_epoll_target: RepriseEpollTarget;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
@@ -2403,7 +2413,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   mm_entry:
     "1,mm_start_code,N! 2,mm_end_code,N! 3,mm_start_data,N! 4,mm_end_data,N! 5,mm_start_stack,N! 6,mm_start_brk,N! 7,mm_brk,N! 8,mm_arg_start,N! 9,mm_arg_end,N! 10,mm_env_start,N! 11,mm_env_end,N! 12,exe_file_id,u! 13,mm_saved_auxv,U* 14,vmas,m*,vma_entry 15,dumpable,i? 16,aios,m*,aio_ring_entry 17,thp_disabled,b? 30001,reprise,m?,reprise_mm_entry",
   mnt_entry:
-    "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t? 30001,pid_ns_id,u?",
+    "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t? 30001,pid_ns_id,u? 30002,idmap,m?,userns_entry 30003,gone,m?,reprise_deleted_root",
   net_device_entry:
     "1,type,e!,nd_type 2,ifindex,u! 3,mtu,u! 4,flags,u! 5,name,t! 6,tun,m?,tun_link_entry 7,address,y? 8,conf,i* 9,conf4,m*,sysctl_entry 10,conf6,m*,sysctl_entry 11,macvlan,m?,macvlan_link_entry 12,peer_ifindex,u? 13,peer_nsid,u? 14,master,u? 15,sit,m?,sit_entry 30001,link_info,y? 30002,link_attributes,y? 30003,neighbours,y?",
   netlink_sk_entry:
@@ -2439,6 +2449,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_cgroup_namespace: "1,id,u! 2,roots,m*,cg_member_entry",
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_deadline: "1,runtime,U! 2,deadline,U! 3,period,U! 4,flags,U!",
+  reprise_deleted_root: "1,mode,u! 2,uid,u! 3,gid,u! 4,content,y?",
   reprise_epoll_target: "1,file_id,u! 2,tfd,u! 3,events,u! 4,data,U!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",

@@ -15,10 +15,18 @@ import * as abi from "../../sys/abi/mount.ts";
 import { CLONE_NEWNS } from "../../sys/abi/sched.ts";
 import type { Argument, Program, Ref } from "../../tracee/program.ts";
 import { pathArgument } from "../files/path.ts";
-import { ALL_ATTRIBUTES, bind, makePlace, move, setAttributes } from "./calls.ts";
+import { fillDeletedRoot } from "./deleted-root.ts";
+import { ALL_ATTRIBUTES, bind, makePlace, move, setAttributes, setIdmap } from "./calls.ts";
 import { joinPath } from "./external.ts";
 import type { OutsideMounts } from "./outside.ts";
-import type { MountNode, MountSource, NamespacePlan, PeerCopy, PeerGroup } from "./plan.ts";
+import {
+  isGiven,
+  type MountNode,
+  type MountSource,
+  type NamespacePlan,
+  type PeerCopy,
+  type PeerGroup,
+} from "./plan.ts";
 import { attributesOf, flagsOf } from "./record.ts";
 
 /** The root task's mount namespace, where namespaces have numbers. */
@@ -119,6 +127,12 @@ export class Assembly {
         { set: attributesOf(entry), clear: ALL_ATTRIBUTES, propagation: abi.MS_PRIVATE },
         entry.mountpoint,
       );
+      // One of outside has its own already.
+      if (entry.idmap !== undefined && !isGiven(node))
+        setIdmap(this.#program, fd, {
+          userNamespace: this.#outside.idmaps.of(entry.idmap),
+          what: entry.mountpoint,
+        });
       this.#binds.set(node, fd);
     }
   }
@@ -263,7 +277,7 @@ export class Assembly {
       ...this.#binds.values(),
     ];
     const inherited = [...this.#outside.fds.values()].map((copy) => copy.fd);
-    for (const argument of new Set([...open, ...inherited]))
+    for (const argument of new Set([...open, ...inherited, ...this.#outside.idmaps.all]))
       this.#program.call("close", [argument]);
   }
 
@@ -338,7 +352,9 @@ export class Assembly {
       const path = parts.slice(0, depth).join("/");
       if (!made(path) && !this.#options.exists(source, path)) make(path, true);
     }
-    if (!made(below)) make(below, this.#options.isDirectory(node));
+    if (made(below)) return;
+    make(below, isDirectory(node, this.#options));
+    fillDeletedRoot(program, entry, { directory: fd, path: below });
   }
 
   #keep(fd: Ref, what: string): Ref {
@@ -359,4 +375,10 @@ export class Assembly {
       throw new RepriseError("INTERNAL", `internal error: ${joinPath("", node.at)} is not bound`);
     return fd;
   }
+}
+
+/** Sets of CRIU do not tell. */
+function isDirectory(node: MountNode, options: TreeOptions): boolean {
+  const { gone } = node.entry;
+  return gone === undefined ? options.isDirectory(node) : gone.content === undefined;
 }

@@ -75,6 +75,28 @@ export function setAttributes(
   program.call("mount_setattr", args, { label: `set the flags of ${what}`, hint: HINT_SETATTR });
 }
 
+/** struct mount_attr for a mount that is to show the owners of a user namespace, by a descriptor of that. */
+export function idmapAttributes(userNamespace: number): Buffer {
+  const attr = Buffer.alloc(abi.MOUNT_ATTR_SIZE);
+  attr.writeBigUInt64LE(BigInt(abi.MOUNT_ATTR_IDMAP), 0);
+  attr.writeBigUInt64LE(BigInt(userNamespace), 24);
+  return attr;
+}
+
+/** Adds the call that has a mount show the owners of a user namespace. It must be in no place yet. */
+export function setIdmap(
+  program: Program,
+  fd: Argument,
+  { userNamespace, what }: { readonly userNamespace: number; readonly what: string },
+): void {
+  const attr = idmapAttributes(userNamespace);
+  const args = [fd, program.string(""), AT_EMPTY_PATH, program.data(attr), attr.length];
+  program.call("mount_setattr", args, {
+    label: `map the owners of ${what}`,
+    hint: "The file system must be able to be idmapped, and this kernel, too.",
+  });
+}
+
 export const ALL_ATTRIBUTES =
   abi.MOUNT_ATTR_RDONLY |
   abi.MOUNT_ATTR_NOSUID |

@@ -19,6 +19,7 @@ import {
 } from "../../sys/abi/fcntl.ts";
 import { MNT_DETACH, MS_PRIVATE, MS_REC, OPEN_TREE_CLONE } from "../../sys/abi/mount.ts";
 import { CLONE_NEWNS, CLONE_NEWUSER } from "../../sys/abi/sched.ts";
+import { EINVAL } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { Program, type ProgramResult } from "../../tracee/program.ts";
 import { runPrograms } from "../../tracee/run.ts";
@@ -36,15 +37,19 @@ export interface CleanMount {
 
 /**
  * A descriptor of a mount's root without the mounts on it: where it has some, of a detached copy. To close that is slow (the kernel
- * waits for all its readers of mounts), so it is better done when the tasks go on.
+ * waits for all its readers of mounts), so it is better done when the tasks go on. Undefined where something covers it that nobody
+ * in the tree may take off.
  *
  * @throws RepriseError UNSUPPORTED when it cannot be reached
  */
-export function openClean(mounts: CollectedMounts, entry: MntEntry): CleanMount {
+export function openClean(mounts: CollectedMounts, entry: MntEntry): CleanMount | undefined {
   const { pid } = mounts.namespace;
-  const fd = openBare(mounts, entry) ?? inNamespace("mnt", { pid }, () => copyVisible(entry));
-  if (fd !== undefined) return { fd };
-  return openLocked(mounts, entry) ?? { fd: copyCovered(mounts, entry) };
+  const bare = openBare(mounts, entry) ?? inNamespace("mnt", { pid }, () => copyVisible(entry));
+  if (bare !== undefined) return { fd: bare };
+  const locked = openLocked(mounts, entry);
+  if (locked !== undefined) return locked;
+  const fd = copyCovered({ pid, entries: mounts.entries }, entry);
+  return fd === undefined ? undefined : { fd };
 }
 
 /**
@@ -81,8 +86,22 @@ const COPY_FLAGS: number = OPEN_TREE_CLONE | O_CLOEXEC | AT_NO_AUTOMOUNT;
 /** The number of covers that are taken off before it is given up. */
 const MAX_COVERS = 1000;
 
-function copyCovered(mounts: CollectedMounts, entry: MntEntry): number {
-  using helper = startHelper(mounts);
+/** A mount namespace, by somebody who lives there, and its mounts. */
+interface MountsOf {
+  readonly pid: number;
+  readonly entries: readonly Tied[];
+}
+
+type Tied = Pick<MntEntry, "mnt_id" | "parent_mnt_id" | "mountpoint">;
+
+/**
+ * A detached copy of a mount that others cover, without them; undefined where one of them may not be taken off: it came with the mounts
+ * of a namespace that another user namespace rules (mount_namespaces(7), locked mounts).
+ *
+ * @throws RepriseError UNSUPPORTED when it is not found
+ */
+export function copyCovered(mounts: MountsOf, entry: Tied): number | undefined {
+  using helper = startHelper(mounts.pid);
   const { pid } = helper;
   const copies = copiesOf(mounts, readMountinfo(pid));
   const wanted = copies.get(entry.mnt_id)?.mntId;
@@ -93,13 +112,16 @@ function copyCovered(mounts: CollectedMounts, entry: MntEntry): number {
     const cover = [...copies.values()].find(({ mntId }) => mntId === seen);
     if (cover === undefined) break;
     const program = new Program();
-    program.call("umount2", [pathArgument(program, cover.mountPoint), MNT_DETACH], { label });
-    helper.run(program);
+    const args = [pathArgument(program, cover.mountPoint), MNT_DETACH];
+    const taking = program.call("umount2", args, { label, mayFail: true });
+    const result = helper.run(program).value(taking);
+    if (result === -EINVAL) return undefined;
+    if (result < 0) break;
   }
   throw new RepriseError(
     "UNSUPPORTED",
     `cannot dump the mount ${entry.mountpoint}: what covers it cannot be taken off`,
-    { pid: mounts.namespace.pid },
+    { pid: mounts.pid },
   );
 }
 
@@ -112,7 +134,7 @@ interface Helper extends Disposable {
 /** Where nothing of a fresh process is. */
 const HELPER_AREA = { address: 0x2000_0000_0000, size: 1024 * 1024 };
 
-function startHelper({ namespace }: CollectedMounts): Helper {
+function startHelper(of: number): Helper {
   const area = workAreaAt(HELPER_AREA.address, HELPER_AREA.size);
   const seed = startSeed(area, { stops: 0, remoteCalls: 0 });
   const run = (program: Program): ProgramResult => {
@@ -122,15 +144,15 @@ function startHelper({ namespace }: CollectedMounts): Helper {
   try {
     const program = new Program();
     const enter = (kind: "user" | "mnt", flag: number): void => {
-      const path = program.string(`/proc/${namespace.pid}/ns/${kind}`);
+      const path = program.string(`/proc/${of}/ns/${kind}`);
       const fd = program.call("openat", [AT_FDCWD, path, O_RDONLY, 0]);
-      const label = `enter the ${kind} namespace of pid ${namespace.pid}`;
+      const label = `enter the ${kind} namespace of pid ${of}`;
       // One's own user namespace cannot be entered again (EINVAL).
       program.call("setns", [fd, flag], { label, mayFail: kind === "user" });
     };
     enter("user", CLONE_NEWUSER);
     enter("mnt", CLONE_NEWNS);
-    const label = `copy the mount namespace of pid ${namespace.pid}`;
+    const label = `copy the mount namespace of pid ${of}`;
     program.call("unshare", [CLONE_NEWNS], { label });
     program.call("mount", [0, program.string("/"), 0, MS_REC | MS_PRIVATE, 0], { label });
     run(program);
@@ -142,7 +164,7 @@ function startHelper({ namespace }: CollectedMounts): Helper {
 }
 
 /** Makes the copy in the helper; the engine takes it over. */
-function copyIn(helper: Helper, { mountpoint }: MntEntry): number {
+function copyIn(helper: Helper, { mountpoint }: Tied): number {
   const program = new Program();
   const path = pathArgument(program, mountpoint);
   const copy = program.call("open_tree", [AT_FDCWD, path, COPY_FLAGS], {
@@ -167,15 +189,16 @@ function mountOver(pid: number, path: string): number | undefined {
 }
 
 /** The mounts of a copied namespace by the ids of the originals: the trees have the same form. */
-function copiesOf(original: CollectedMounts, copy: readonly Mount[]): Map<number, Mount> {
+function copiesOf(original: MountsOf, copy: readonly Mount[]): Map<number, Mount> {
   const found = new Map<number, Mount>();
   const ids = new Set(copy.map(({ mntId }) => mntId));
   const root = copy.find(({ mountPoint, parentId }) => mountPoint === "/" && !ids.has(parentId));
+  const known = new Set(original.entries.map(({ mnt_id }) => mnt_id));
   const first = original.entries.find(
-    (entry) => entry.mountpoint === "/" && !original.byId.has(entry.parent_mnt_id),
+    (entry) => entry.mountpoint === "/" && !known.has(entry.parent_mnt_id),
   );
   if (root === undefined || first === undefined) return found;
-  const visit = (entry: MntEntry, mount: Mount): void => {
+  const visit = (entry: Tied, mount: Mount): void => {
     found.set(entry.mnt_id, mount);
     for (const child of original.entries) {
       if (child.parent_mnt_id !== entry.mnt_id || child === entry) continue;

@@ -17,6 +17,7 @@ import { inNamespace } from "../namespaces/enter.ts";
 import { requestPipes } from "./autofs.ts";
 import { relativeTo, resolveExternal, showsMost } from "./external.ts";
 import { fileSystemOf, plainName } from "./filesystem.ts";
+import { readIdmaps } from "./idmap.ts";
 import { externalMounts } from "./options.ts";
 import { kernelDevice, mountRecord } from "./record.ts";
 
@@ -36,6 +37,8 @@ export interface MountNamespaces {
   ofTask(pid: number): CollectedMounts | undefined;
   /** Ids of outside as the tree's user namespace has them; unmapped ones are the overflow id. */
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
+  /** Whether message queues are the tree's own. */
+  readonly hasOwnQueues: boolean;
   /** Files (fileKey) that are no file's content but are saved after all: open message queues, sockets that the tree is bound to. */
   readonly savedFiles: Set<string>;
   /** Pipes (pipeId) whose writing end is the kernel's. */
@@ -73,11 +76,12 @@ export function collectMounts(
   const all = own.map((namespace) =>
     collectOne(namespace, { namespaces, options, innerId, hostMounts, closeLater }),
   );
-  checkMounts(all);
+  checkMounts(all, maps !== undefined);
   return {
     all,
     innerId,
     maps,
+    hasOwnQueues: namespaces.all.some(({ kind }) => kind === "ipc"),
     savedFiles: new Set(),
     kernelPipes: new Set(all.flatMap(({ entries }) => requestPipes(entries))),
     closeLater,
@@ -107,9 +111,13 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
   const procOf = namespaces.all.some(({ kind, role }) => kind === "pid" && role === "nested")
     ? procOwners(view, namespaces)
     : undefined;
+  const debug = new Set(
+    view.mounts.filter(({ fsType }) => fsType === "debugfs").map(({ mntId }) => mntId),
+  );
   const mounts = view.mounts.filter(
     // What the kernel mounts below debugfs on its own comes with that.
-    ({ mountPoint, fsType }) => !skip.includes(mountPoint) && plainName(fsType) !== "tracefs",
+    ({ mountPoint, fsType, parentId }) =>
+      !skip.includes(mountPoint) && !(plainName(fsType) === "tracefs" && debug.has(parentId)),
   );
   const record = {
     enabled: enableFs.flatMap((words) => words.split(",")),
@@ -117,9 +125,18 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
     ownCgroupNamespace: namespaces.ofRoot("cgroup") !== undefined,
     innerId,
   };
+  const idmaps = mounts.some(({ options: words }) => words.includes("idmapped"))
+    ? readIdmaps(namespace.pid)
+    : undefined;
   const entries = resolveExternal(
     // The order of CRIU's list: children before their parents.
-    mounts.map((mount) => ({ ...mountRecord(mount, record), ...procOf?.(mount) })).toReversed(),
+    mounts
+      .map((mount) => ({
+        ...mountRecord(mount, record),
+        ...procOf?.(mount),
+        ...(idmaps?.has(mount.mntId) === true ? { idmap: idmaps.get(mount.mntId) } : {}),
+      }))
+      .toReversed(),
     {
       external: isAlone ? { ...external, automatic: true, sharing: true, masters: true } : external,
       host: hostMounts,
@@ -211,7 +228,7 @@ function idTranslation(maps: UsernsEntry | undefined): MountNamespaces["innerId"
 }
 
 /** Every mount must be one that a restore can make: new, from outside, or from another one (plan.ts). */
-function checkMounts(all: readonly CollectedMounts[]): void {
+function checkMounts(all: readonly CollectedMounts[], isMapped: boolean): void {
   const entries = all.flatMap((one) => one.entries);
   const root = all.find(({ namespace }) => namespace.role === "root");
   const rootEntry = root?.entries.find(
@@ -221,6 +238,8 @@ function checkMounts(all: readonly CollectedMounts[]): void {
   const isGiven = ({ root_dev, root: path }: MntEntry): boolean =>
     given.some((from) => from.root_dev === root_dev && relativeTo(path, from.root) !== undefined);
   for (const entry of entries) {
+    if (entry.idmap !== undefined && entry.ext_key === undefined && isMapped)
+      refuse(entry, "it shows other owners (idmapped), and the tree is in a user namespace");
     if (entry.ext_key !== undefined || isGiven(entry)) continue;
     if (entry.fstype === Fstype.FUSE) {
       refuse(entry, "a server stands behind this file system, which cannot be saved");

@@ -104,9 +104,11 @@ function saveMemory(
 ): Kept | undefined {
   // Until then a changed attribute (setxattr) of a file in a tmpfs was no change of the file.
   if (!isKernelSince(6, 1)) return undefined;
-  const { fd: root, mountId } = openClean(mounts, entry);
+  const clean = openClean(mounts, entry);
+  if (clean === undefined) return undefined;
+  const root = clean.fd;
   all.closeLater(root);
-  if (mountId !== undefined) return undefined;
+  if (clean.mountId !== undefined) return undefined;
   const sockets: Socket[] = [];
   const files: SavedFile[] = [];
   const begun = BigInt(Date.now()) * NSEC_PER_MSEC;

@@ -11,14 +11,14 @@ import { mountIdOf } from "../../proc/mount-id.ts";
 import { pathBytes } from "../files/path.ts";
 import { asOwner, outerId } from "./as-owner.ts";
 import { autofsEntry } from "./autofs.ts";
-import { openClean } from "./clean-mount.ts";
+import { openClean, type CleanMount } from "./clean-mount.ts";
 import { log } from "../../log.ts";
 import { fileKey, type CollectedMounts, type MountNamespaces } from "./collect.ts";
 import { joinPath, relativeTo, showsMost } from "./external.ts";
 import { fileSystemOf } from "./filesystem.ts";
 import type { MountSource } from "./plan.ts";
 import { unpackTmpfs } from "./tmpfs-restore.ts";
-import { saveTmpfs } from "./tmpfs-save.ts";
+import { saveNothing, saveTmpfs } from "./tmpfs-save.ts";
 import type { ContentsAhead } from "./contents-ahead.ts";
 
 const saved = new WeakMap<ImageSetWriter, Set<number>>();
@@ -45,7 +45,7 @@ export function saveContents(
     if (ahead?.holds(entry.root_dev) === true) continue;
     if (content === "autofs") images.write("autofs", entry.root_dev, [autofsEntry(entry, rootPid)]);
     else if (content === "empty") checkEmpty(mounts, entry, all);
-    else saveMemory(mounts, entry, { all, images });
+    else saveMemory(entry, { all, images });
   }
 }
 
@@ -59,6 +59,8 @@ export function contentsOf(
     const kind = fileSystemOf(entry)?.content;
     const content = entry.fstype === Fstype.AUTOFS ? "autofs" : kind;
     if (content === undefined || content === "kernel") return [];
+    // They are of an IPC namespace that goes on without the tree.
+    if (entry.fstype === Fstype.MQUEUE && !all.hasOwnQueues) return [];
     if (entry.root !== "/" && showsMost(entries, entry) !== entry) return [];
     return isFromOutside(entry, all) ? [] : [{ entry, content }];
   });
@@ -77,13 +79,37 @@ function isFromOutside(entry: MntEntry, { all }: MountNamespaces): boolean {
   );
 }
 
+/** Of several mounts that show as much of a file system, one may be covered for good. */
+function openAny(
+  { root_dev, root }: MntEntry,
+  { all }: MountNamespaces,
+): { readonly clean: CleanMount; readonly entry: MntEntry } | undefined {
+  for (const mounts of all) {
+    for (const entry of mounts.entries) {
+      if (entry.root_dev !== root_dev || entry.root !== root) continue;
+      const clean = openClean(mounts, entry);
+      if (clean !== undefined) return { clean, entry };
+    }
+  }
+  return undefined;
+}
+
 function saveMemory(
-  mounts: CollectedMounts,
-  entry: MntEntry,
+  wanted: MntEntry,
   { all, images }: { all: MountNamespaces; images: ImageSetWriter },
 ): void {
-  const { fd: root, mountId } = openClean(mounts, entry);
-  const image = images.openRaw("tmpfs-dev", entry.root_dev);
+  const found = openAny(wanted, all);
+  const image = images.openRaw("tmpfs-dev", wanted.root_dev);
+  if (found === undefined) {
+    log.debug(
+      `${wanted.mountpoint} is covered for good: what is in it is out of everybody's reach`,
+    );
+    saveNothing(image.fd);
+    image.close();
+    return;
+  }
+  const { entry } = found;
+  const { fd: root, mountId } = found.clean;
   try {
     const leftOut = (name: string, stat: BigIntStats): void =>
       tellSocket(entry, { name, stat }, all);

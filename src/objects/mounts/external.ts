@@ -112,7 +112,8 @@ function nameExternal(entry: MntEntry, context: ExternalContext): MntEntry | und
 }
 
 function findExternal(entry: MntEntry, { external, host }: ExternalContext): MntEntry {
-  if (!external.automatic) return entry;
+  // No path leads to a deleted root, outside neither.
+  if (!external.automatic || entry.deleted === true) return entry;
   const match = bestMatch(entry, host());
   if (match === undefined) return entry;
   let internal_sharing = false;

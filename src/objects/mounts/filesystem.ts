@@ -2,6 +2,7 @@
 // anew, with content or without, or only taken from outside. fs/*/super.c; proc_pid_mountinfo(5).
 
 import { Fstype } from "../../images/schema/messages.generated.ts";
+import type { NamespaceKind } from "../namespaces/kinds.ts";
 
 /** Where the content of a file system comes from when it is mounted again. */
 export type Content =
@@ -41,6 +42,34 @@ const TABLE: readonly FileSystem[] = [
   // Its options are its automounter's: autofs.ts.
   { name: "autofs", code: Fstype.AUTOFS, content: "kernel" },
 ];
+
+/** Of which the kernel has one for all, and which no user namespace but the first may mount (FS_USERNS_MOUNT). */
+const ONE_FOR_ALL: ReadonlySet<number> = new Set<number>([
+  Fstype.DEVTMPFS,
+  Fstype.SECURITYFS,
+  Fstype.DEBUGFS,
+  Fstype.TRACEFS,
+  Fstype.FUSECTL,
+  Fstype.PSTORE,
+]);
+
+/** Those that may be mounted by who rules the namespace that they show. */
+const SHOWS: ReadonlyMap<number, NamespaceKind> = new Map<number, NamespaceKind>([
+  [Fstype.PROC, "pid"],
+  [Fstype.SYSFS, "net"],
+  [Fstype.MQUEUE, "ipc"],
+  [Fstype.CGROUP, "cgroup"],
+  [Fstype.CGROUP2, "cgroup"],
+]);
+
+/** Whether the root of a tree in a user namespace may not mount such a file system: one that shows what is the tree's own it may. */
+export function needsOutside(
+  { code }: FileSystem,
+  isOwn: (kind: NamespaceKind) => boolean,
+): boolean {
+  const shown = SHOWS.get(code);
+  return isOwn("user") && (shown === undefined ? ONE_FOR_ALL.has(code) : !isOwn(shown));
+}
 
 const BY_NAME: ReadonlyMap<string, FileSystem> = new Map(TABLE.map((type) => [type.name, type]));
 const BY_CODE: ReadonlyMap<number, FileSystem> = new Map(TABLE.map((type) => [type.code, type]));

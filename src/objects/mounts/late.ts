@@ -17,8 +17,8 @@ import { attributesOf, flagsOf } from "./record.ts";
 export interface LateMounts {
   readonly mountNamespace: number;
   readonly pidNamespace: number;
-  /** Adds the calls for a helper in the pid namespace; `namespace` is the descriptor of the mount namespace. */
-  add(program: Program, namespace: number): void;
+  /** Adds the calls for a helper in the pid namespace; `namespace` is the descriptor of the mount namespace, if it is not the root task's. */
+  add(program: Program, namespace: number | undefined): void;
 }
 
 /** The late mounts of a tree, by the namespaces that they need. */
@@ -49,7 +49,7 @@ export function lateMounts(plan: MountPlan, kept: ReadonlyMap<MountNode, number>
 function addMounts(
   program: Program,
   late: readonly MountNode[],
-  { kept, namespace }: { kept: ReadonlyMap<MountNode, number>; namespace: number },
+  { kept, namespace }: { kept: ReadonlyMap<MountNode, number>; namespace: number | undefined },
 ): void {
   const proc = addProc(program, late);
   const made = late.map((node): readonly [MountNode, Argument] => {
@@ -60,7 +60,8 @@ function addMounts(
     setAttributes(program, fd, { ...attributes, propagation: abi.MS_PRIVATE }, entry.mountpoint);
     return [node, fd];
   });
-  program.call("setns", [namespace, CLONE_NEWNS], { label: "go to another mount namespace" });
+  if (namespace !== undefined)
+    program.call("setns", [namespace, CLONE_NEWNS], { label: "go to another mount namespace" });
   for (const [{ entry }, fd] of made) {
     const place = pathArgument(program, entry.mountpoint);
     move(program, fd, { to: AT_FDCWD, place, what: entry.mountpoint });
@@ -74,6 +75,8 @@ function addProc(program: Program, late: readonly MountNode[]): Argument {
   const entry = first.source.from.kind === "late" ? first.source.from.entry : first.entry;
   const label = `mount ${Fstype.PROC === entry.fstype ? "proc" : entry.source} for ${entry.mountpoint}`;
   const context = program.call("fsopen", [program.string("proc"), 0], { label });
+  const source = [program.string("source"), pathArgument(program, entry.source), 0] as const;
+  program.call("fsconfig", [context, abi.FSCONFIG_SET_STRING, ...source], { label });
   for (const option of entry.options.split(",").filter((one) => one !== "")) {
     const [key = "", value] = option.split("=");
     if (value === undefined) continue;

@@ -14,6 +14,7 @@ import { AutofsRestore } from "./autofs.ts";
 import type { CollectedMounts, MountNamespaces } from "./collect.ts";
 import { restoreContent, saveContents } from "./contents.ts";
 import { ContentsAhead } from "./contents-ahead.ts";
+import { hasDeletedRoot, withDeletedRoot } from "./deleted-root.ts";
 import { joinPath } from "./external.ts";
 import { externalMounts } from "./options.ts";
 import { mountPlaces } from "./places.ts";
@@ -35,12 +36,14 @@ export const mntRoom: NamespaceRoom = {
   write(namespace, { images, mounts, rootPid }) {
     const mine = mountsOf(namespace, mounts);
     saveContents(mine, mounts, { images, rootPid });
-    images.write("mountpoints", namespace.id, mine.entries);
+    const entries = mine.entries.map((entry) => withDeletedRoot(entry, mine, mounts));
+    images.write("mountpoints", namespace.id, entries);
   },
 
   /** The table of mounts holds as long as the caller has it. */
   saveAhead(namespace, { images, mounts: all }) {
     const mine = mountsOf(namespace, all);
+    if (mine.entries.some(hasDeletedRoot)) return undefined;
     images.write("mountpoints", namespace.id, mine.entries);
     const ahead = new ContentsAhead(mine, { all, images });
     return {

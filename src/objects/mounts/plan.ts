@@ -24,7 +24,7 @@ export interface MountSource {
     /** The root of the tree, which the caller has prepared. */
     | { readonly kind: "root" }
     /** A mount of outside. */
-    | { readonly kind: "path"; readonly path: string }
+    | { readonly kind: "path"; readonly path: string; readonly entry: MntEntry }
     /** Mounted anew; `device` instead of the entry's source where it is a block device of outside. */
     | {
         readonly kind: "new";
@@ -142,9 +142,10 @@ function planSources(
     if (entry === root) continue;
     const key = keyOf(entry);
     if (key === undefined || key === EXTERNAL_DEVICE) continue;
-    add(entry, { kind: "path", path: outsidePath(entry, key, external) });
+    add(entry, { kind: "path", path: outsidePath(entry, key, external), entry });
   }
-  const given = all.slice();
+  // One that shows other owners is nothing to make others from.
+  const given = all.filter(({ from }) => from.kind !== "path" || from.entry.idmap === undefined);
   const fresh = new Map<number, MountSource>();
   for (const entry of entries) {
     if (entry.pid_ns_id === undefined || isNestedPid?.(entry.pid_ns_id) !== true) continue;
@@ -275,6 +276,11 @@ function planNode(entry: MntEntry, parent: MountNode | undefined, sources: Sourc
     isTerminal: entry.fstype === Fstype.DEVPTS && TERMINAL.test(root),
     isLate: source.from.kind === "late" || parent?.isLate === true,
   };
+}
+
+/** Whether a mount is one of outside, and no other one's part. */
+export function isGiven({ entry, source: { from } }: MountNode): boolean {
+  return from.kind === "path" && from.entry === entry;
 }
 
 const TERMINAL = /^\/\d+$/;

@@ -186,8 +186,8 @@ function addSource(
 ): Argument {
   const { source, yard, outside } = what;
   const place = program.string(`s${source.index}`);
-  if (source.from.kind !== "new") {
-    const copy = outside.fds.get(source.index);
+  const copy = outside.fds.get(source.index);
+  if (source.from.kind !== "new" || copy !== undefined) {
     if (copy === undefined) throw new RepriseError("INTERNAL", "internal error: mount not copied");
     makePlace(program, yard, { place, isDirectory: copy.isDirectory });
     move(program, copy.fd, { to: yard, place, what: "a mount of outside" });

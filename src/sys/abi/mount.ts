@@ -43,6 +43,7 @@ export const MOUNT_ATTR_ATIME = 0x70;
 export const MOUNT_ATTR_NOATIME = 0x10;
 export const MOUNT_ATTR_STRICTATIME = 0x20;
 export const MOUNT_ATTR_NODIRATIME = 0x80;
+export const MOUNT_ATTR_IDMAP = 0x10_0000;
 export const MOUNT_ATTR_NOSYMFOLLOW = 0x20_0000;
 /** struct mount_attr: set, clear, propagation, user namespace. */
 export const MOUNT_ATTR_SIZE = 32;
