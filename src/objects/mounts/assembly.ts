@@ -16,11 +16,20 @@ import { CLONE_NEWNS } from "../../sys/abi/sched.ts";
 import type { Argument, Program, Ref } from "../../tracee/program.ts";
 import { pathArgument } from "../files/path.ts";
 import { fillDeletedRoot } from "./deleted-root.ts";
-import { ALL_ATTRIBUTES, bind, makePlace, move, setAttributes, setIdmap } from "./calls.ts";
-import { joinPath } from "./external.ts";
+import {
+  ALL_ATTRIBUTES,
+  bind,
+  makePlace,
+  move,
+  PRIVATE,
+  setAttributes,
+  setIdmap,
+} from "./calls.ts";
+import { joinPath, relativeTo } from "./external.ts";
 import type { OutsideMounts } from "./outside.ts";
 import {
   isGiven,
+  layersOfSource,
   type MountNode,
   type MountSource,
   type NamespacePlan,
@@ -77,11 +86,14 @@ export class Assembly {
   readonly #options: TreeOptions;
   readonly #outside: OutsideMounts;
   readonly #binds = new Map<MountNode, Ref>();
+  readonly #placed = new Set<MountNode>();
+  /** Sources that were made when the tree was in its place. */
+  readonly #layered = new Map<number, Ref>();
   /** Members of peer groups in the yard. */
   readonly #peers = new Map<number, Argument>();
   /** What stands for a deleted root for a while, deepest last. */
   readonly #deleted: {
-    readonly source: number;
+    readonly source: Argument;
     readonly below: string;
     readonly isDirectory: boolean;
   }[] = [];
@@ -114,10 +126,12 @@ export class Assembly {
     }
   }
 
-  /** Makes the mounts of a namespace, without a place yet. */
+  /** Makes the mounts of a namespace, without a place yet: those of which there is a source. */
   bind({ mounts }: NamespacePlan): void {
     for (const node of mounts) {
-      if (node.isTerminal || node.source.from.kind === "late") continue;
+      if (node.isTerminal || node.source.from.kind === "late" || this.#binds.has(node)) continue;
+      if (layersOfSource(node.source) !== undefined && !this.#layered.has(node.source.index))
+        continue;
       const { entry, source, below } = node;
       if (entry.deleted === true) this.#recreate(node);
       const fd = bind(this.#program, this.#source(source), { below, what: entry.mountpoint });
@@ -135,6 +149,83 @@ export class Assembly {
         });
       this.#binds.set(node, fd);
     }
+  }
+
+  /**
+   * Mounts what is made from directories of the tree, each when these are there, with the root's tree in the yard and seen from inside
+   * of it.
+   */
+  addLayered(sources: readonly MountSource[], namespaces: readonly NamespacePlan[]): void {
+    const program = this.#program;
+    const [root] = namespaces;
+    const top = root?.mounts[0];
+    if (root === undefined || top === undefined) return;
+    this.place(root, { at: this.#yard.fd });
+    let waiting = sources;
+    while (waiting.length > 0) {
+      const ready = waiting.filter((source) => this.#hasLayers(source, root));
+      if (ready.length === 0) {
+        const [first] = waiting.flatMap(({ from }) => (from.kind === "new" ? [from.entry] : []));
+        throw new RepriseError(
+          "UNSUPPORTED",
+          `cannot restore the mount ${first?.mountpoint}: its layers are on mounts that are made from others in a circle`,
+        );
+      }
+      for (const source of ready) this.#addOne(source, this.#fd(top));
+      for (const namespace of namespaces) this.bind(namespace);
+      this.place(root, { at: this.#yard.fd });
+      waiting = waiting.filter((source) => !ready.includes(source));
+    }
+    this.#goTo(this.#yard.hostRoot);
+    program.call("fchdir", [this.#yard.fd]);
+  }
+
+  /** Whether all mounts that the layers of a source are on are in their places. */
+  #hasLayers(source: MountSource, { mounts }: NamespacePlan): boolean {
+    return (layersOfSource(source) ?? []).every((layer) => {
+      const on = mounts
+        .filter(({ entry }) => relativeTo(layer, entry.mountpoint) !== undefined)
+        .toSorted((a, b) => b.entry.mountpoint.length - a.entry.mountpoint.length)[0];
+      return on === undefined || this.#placed.has(on);
+    });
+  }
+
+  #addOne({ index, from }: MountSource, root: Ref): void {
+    if (from.kind !== "new") return;
+    const program = this.#program;
+    const { entry, type } = from;
+    const label = `mount ${type.name} for ${entry.mountpoint}`;
+    const place = program.string(`s${index}`);
+    makePlace(program, this.#yard.fd, { place, isDirectory: true });
+    const covered = program.call("openat", [this.#yard.fd, place, O_PATH | O_DIRECTORY, 0], {
+      label,
+    });
+    this.#goTo(root);
+    program.call("fchdir", [covered]);
+    const { mount, superblock } = flagsOf(entry);
+    const data = pathArgument(program, entry.options);
+    const here = program.string(".");
+    program.call(
+      "mount",
+      [
+        pathArgument(program, entry.source),
+        here,
+        program.string(type.name),
+        mount | superblock,
+        data,
+      ],
+      { label, hint: "The directories that it is made from must be as they were." },
+    );
+    program.call("close", [covered]);
+    const fd = program.call("openat", [this.#yard.fd, place, O_PATH, 0], { label });
+    setAttributes(program, fd, PRIVATE);
+    this.#layered.set(index, fd);
+  }
+
+  /** Makes a directory the root of the task that puts all together. */
+  #goTo(directory: Argument): void {
+    this.#program.call("fchdir", [directory]);
+    this.#program.call("chroot", [this.#program.string(".")], { label: "look from another root" });
   }
 
   /** Makes a mount namespace with its tree, and comes back. */
@@ -201,14 +292,19 @@ export class Assembly {
     );
   }
 
-  /** Moves every mount of a namespace to its place. */
+  /** Moves every mount of a namespace to its place, if it has none yet. */
   place({ mounts }: NamespacePlan, root: { readonly at: Argument; readonly path?: string }): void {
     const program = this.#program;
+    const placed: MountNode[] = [];
     for (const node of mounts) {
-      if (node.isTerminal || node.isLate) continue;
+      if (node.isTerminal || node.isLate || this.#placed.has(node)) continue;
       const { parent, at, entry } = node;
       const what = entry.mountpoint;
-      const fd = this.#fd(node);
+      // What is made from directories of the tree comes later, with what is on it.
+      const fd = this.#binds.get(node);
+      if (fd === undefined || (parent !== undefined && !this.#placed.has(parent))) continue;
+      this.#placed.add(node);
+      placed.push(node);
       if (parent === undefined) {
         const name = root.path ?? "root";
         if (root.path === undefined)
@@ -221,8 +317,8 @@ export class Assembly {
         move(program, fd, { to: this.#fd(parent), place, what, hint });
       }
     }
-    for (const node of mounts) {
-      if (node.isUnbindable && !node.isTerminal && !node.isLate) {
+    for (const node of placed) {
+      if (node.isUnbindable) {
         const attributes = { set: 0, clear: 0, propagation: abi.MS_UNBINDABLE };
         setAttributes(program, this.#fd(node), attributes, node.entry.mountpoint);
       }
@@ -273,6 +369,7 @@ export class Assembly {
       hostRoot,
       ...(hostNamespace < 0 ? [] : [hostNamespace]),
       ...sources.values(),
+      ...this.#layered.values(),
       ...this.#peers.values(),
       ...this.#binds.values(),
     ];
@@ -365,8 +462,8 @@ export class Assembly {
     return kept;
   }
 
-  #source({ index }: MountSource): number {
-    return this.#yard.sources.get(index) ?? -1;
+  #source({ index }: MountSource): Argument {
+    return this.#layered.get(index) ?? this.#yard.sources.get(index) ?? -1;
   }
 
   #fd(node: MountNode): Ref {

@@ -18,6 +18,7 @@ import { requestPipes } from "./autofs.ts";
 import { relativeTo, resolveExternal, showsMost } from "./external.ts";
 import { fileSystemOf, plainName } from "./filesystem.ts";
 import { readIdmaps } from "./idmap.ts";
+import { faultOfLayers } from "./layers.ts";
 import { externalMounts } from "./options.ts";
 import { kernelDevice, mountRecord } from "./record.ts";
 
@@ -241,6 +242,9 @@ function checkMounts(all: readonly CollectedMounts[], isMapped: boolean): void {
     if (entry.idmap !== undefined && entry.ext_key === undefined && isMapped)
       refuse(entry, "it shows other owners (idmapped), and the tree is in a user namespace");
     if (entry.ext_key !== undefined || isGiven(entry)) continue;
+    const own = all.find((one) => one.byId.get(entry.mnt_id) === entry);
+    const fault = faultOfLayers(entry, { seen: own?.prefix ?? "", made: root?.prefix ?? "" });
+    if (fault !== undefined) refuse(entry, fault);
     if (entry.fstype === Fstype.FUSE) {
       refuse(entry, "a server stands behind this file system, which cannot be saved");
     }

@@ -13,6 +13,7 @@ import {
   type ExternalMounts,
 } from "./external.ts";
 import { fileSystemOf, type FileSystem } from "./filesystem.ts";
+import { layersOf } from "./layers.ts";
 
 /** What binds are made from. */
 export interface MountSource {
@@ -31,6 +32,8 @@ export interface MountSource {
         readonly entry: MntEntry;
         readonly type: FileSystem;
         readonly device?: string;
+        /** Directories of the tree that must be in their places before. */
+        readonly layers?: readonly string[];
       }
     /** The proc file system of a further pid namespace, which is mounted when there is a process in that. */
     | { readonly kind: "late"; readonly entry: MntEntry; readonly pidNamespace: number };
@@ -160,7 +163,10 @@ function planSources(
     const type = fileSystemOf(entry);
     if (type === undefined) continue;
     const device = keyOf(entry) === EXTERNAL_DEVICE ? { device: deviceOf(entry, external) } : {};
-    fresh.set(entry.root_dev, add(entry, { kind: "new", entry, type, ...device }));
+    // Without mounts of its own the tree sees the directories where the engine sees them.
+    const layers = rootId === undefined ? undefined : layersOf(entry);
+    const layered = layers === undefined ? {} : { layers };
+    fresh.set(entry.root_dev, add(entry, { kind: "new", entry, type, ...device, ...layered }));
   }
   return {
     all,
@@ -276,6 +282,11 @@ function planNode(entry: MntEntry, parent: MountNode | undefined, sources: Sourc
     isTerminal: entry.fstype === Fstype.DEVPTS && TERMINAL.test(root),
     isLate: source.from.kind === "late" || parent?.isLate === true,
   };
+}
+
+/** The directories that a source is made from when they are in their places; undefined for others. */
+export function layersOfSource({ from }: MountSource): readonly string[] | undefined {
+  return from.kind === "new" ? from.layers : undefined;
 }
 
 /** Whether a mount is one of outside, and no other one's part. */

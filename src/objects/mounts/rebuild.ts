@@ -15,7 +15,13 @@ import { addPeer, Assembly, type TreeOptions, type Yard } from "./assembly.ts";
 import { makePlace, move, PRIVATE, setAttributes } from "./calls.ts";
 import type { OutsideMounts } from "./outside.ts";
 import type { KeptMounts } from "./places.ts";
-import type { MountPlan, MountSource, PeerCopy, PeerGroup } from "./plan.ts";
+import {
+  layersOfSource,
+  type MountPlan,
+  type MountSource,
+  type PeerCopy,
+  type PeerGroup,
+} from "./plan.ts";
 import { flagsOf } from "./record.ts";
 
 /** What the engine has to do between the two programs of the root task. */
@@ -66,6 +72,7 @@ export class MountBuilder {
     program.call("fchdir", [yard]);
     const sources = new Map<number, Argument>();
     for (const source of this.#plan.sources) {
+      if (layersOfSource(source) !== undefined) continue;
       const options = this.#autofs.options(source, places);
       const what = { source, yard, outside: this.#outside, options };
       sources.set(source.index, addSource(program, what));
@@ -113,6 +120,8 @@ export class MountBuilder {
     const { namespaces, groups, hasRoot } = this.#plan;
     assembly.finishSources(this.#plan.sources);
     for (const namespace of namespaces) assembly.bind(namespace);
+    const layered = this.#plan.sources.filter((source) => layersOfSource(source) !== undefined);
+    if (layered.length > 0) assembly.addLayered(layered, namespaces);
     const nested = namespaces.slice(hasRoot ? 1 : 0);
     const made = nested.map((namespace) => assembly.nest(namespace));
     const [root] = namespaces;
