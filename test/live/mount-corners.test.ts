@@ -114,7 +114,7 @@ async function again(
   const restored = await restore({ imagesDir, external });
   const child = Number(childOf(restored.pid) ?? restored.pid);
   onTestFinished(() => {
-    for (const pid of new Set([child, restored.pid])) process.kill(pid, "SIGKILL");
+    for (const one of new Set([child, restored.pid])) process.kill(one, "SIGKILL");
   });
   const now = held(how.includes("-p") ? child : restored.pid, work);
   return { before, after: mountsOf(now), held: now };
