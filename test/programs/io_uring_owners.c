@@ -106,7 +106,7 @@ int main(void) {
   pthread_t thread;
   begin();
   open_files();
-  other = (int)MUST(open("other", O_RDWR | O_CREAT | O_TRUNC, 0600));
+  other = (int)MUST(memfd_create("another file", 0));
   rings[POLLED] = set_up(8, 0, IORING_SETUP_SQPOLL, false);
   rings[SINGLE] = set_up(8, 0, IORING_SETUP_SINGLE_ISSUER, false);
   rings[DISABLED] = set_up(8, 0, IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER, false);
