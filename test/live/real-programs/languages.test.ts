@@ -23,6 +23,18 @@ if (isMainThread) {
 } else setInterval(() => parentPort.postMessage(++count), 20);
 `;
 
+/** libuv does these by rings of its own, which threads of the kernel serve. */
+const NODE_RINGS = `
+const { rename, writeFile } = require("node:fs/promises");
+let count = 0;
+async function step() {
+  await writeFile("next", String(++count));
+  await rename("next", "count");
+  setTimeout(step, 20);
+}
+void step();
+`;
+
 const PYTHON_PROCESSES = `
 import multiprocessing, os, threading, time
 
@@ -45,18 +57,31 @@ multiprocessing.Process(target=count, args=(queue,)).start()
 threading.Thread(target=write, args=(queue,)).start()
 `;
 
-test.each([
+test.each<{
+  readonly name: string;
+  readonly command: string;
+  readonly args?: readonly string[];
+  readonly file: string;
+  readonly text: string;
+}>([
   { name: "Node with a worker", command: process.execPath, file: "count.cjs", text: NODE_WORKER },
+  {
+    name: "Node with io_uring",
+    command: "/usr/bin/env",
+    args: ["UV_USE_IO_URING=1", process.execPath],
+    file: "count.cjs",
+    text: NODE_RINGS,
+  },
   {
     name: "Python with a process and threads",
     command: "/usr/bin/python3",
     file: "count.py",
     text: PYTHON_PROCESSES,
   },
-])("$name counts on", async ({ command, file, text }) => {
+])("$name counts on", async ({ command, args = [], file, text }) => {
   const dir = directory("language");
   writeFileSync(join(dir, file), text);
-  let pid = await start(dir, command, [join(dir, file)]);
+  let pid = await start(dir, command, [...args, join(dir, file)]);
   const reached = (): number => {
     const path = join(dir, "count");
     return existsSync(path) ? Number(readFileSync(path, "utf8")) : 0;
