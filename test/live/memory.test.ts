@@ -1,8 +1,9 @@
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
+import { LogLevel, setLogSink } from "../../src/log.ts";
 import { cycle, type CycleStats } from "./cycle.ts";
 import { attachProgram, makeDir, removeDir } from "./programs.ts";
 import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
@@ -26,6 +27,27 @@ test("pages that tasks share since a fork take their memory once, as before", as
   expect(await program.ask()).toBe("ok 1");
   expect(await program.finish()).toBe("pass");
 });
+
+test.each(["the disk", "the page cache"])(
+  "much memory is put into its place by the engine, from %s",
+  async (source) => {
+    const program = await start("bulk_memory");
+    const imagesDir = imagesDirOf(program);
+    await checkpoint({ pid: program.pid, imagesDir });
+    // A dump leaves nothing of much memory in the page cache.
+    const pages = readdirSync(imagesDir).filter((name) => name.startsWith("pages-"));
+    if (source === "the page cache") for (const name of pages) readFileSync(join(imagesDir, name));
+    const lines: string[] = [];
+    setLogSink((_level, text) => void lines.push(text), LogLevel.DEBUG);
+    onTestFinished(() => setLogSink(undefined));
+    const { pid } = await restore({ imagesDir });
+    expect(lines.filter((line) => line.endsWith("are copied by the engine"))).toHaveLength(2);
+    expect(lines.filter((line) => line.includes("has no userfaultfd"))).toEqual([]);
+    const restored = endWithTest(attachProgram(program.name, pid, program.dir));
+    expect(await restored.ask()).toBe("ok 1");
+    expect(await restored.finish()).toBe("pass");
+  },
+);
 
 test("areas have their NUMA policies again, as the kernel tells it, and no other area has one", async () => {
   const program = await start("numa_policies");

@@ -29,6 +29,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "heap_at_work" },
     { name: "heap_upheaval", args: ["16"] },
     { name: "heap_upheaval", args: ["16", "5", "writer"] },
+    { name: "bulk_memory" },
     { name: "changing_pages" },
     { name: "cmdline_env_auxv" },
     { name: "cow_fork" },
