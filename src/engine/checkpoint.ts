@@ -223,6 +223,14 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     cure(work);
     work = [];
     phase("looked at it from inside");
+    const leave = options.leave ?? "killed";
+    // Who goes on does not wait for images to be encoded, but for what shall happen to all of them in this state.
+    const goesOnFirst =
+      leave === "running" &&
+      options.hooks?.script === undefined &&
+      options.dryRun !== true &&
+      options.lazyPages === undefined;
+    if (goesOnFirst) images.holdBack();
     const memory = await writeTree(tree, collected, inside, images, {
       parent,
       ahead,
@@ -246,12 +254,22 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       releaseTree(tree, { leaveStopped: false });
       return { stats, plan: collected.describe() };
     }
-    const leave = options.leave ?? "killed";
     const tracked = options.trackMemory ?? options.parentDir !== undefined;
     let stats: DumpStats;
     const inventory = inventoryEntry(collected, { lock, uptime: tracked, machine });
-    images.commit(inventory);
-    if (leave !== "killed") {
+    if (goesOnFirst) {
+      collected.files.end("alive");
+      unlock(lock, options);
+      releaseTree(tree, { leaveStopped: false });
+      stats = memory.stats(tree, { frozenAt, begun: freezing });
+      options.onEvent?.({ kind: "resumed", ms: since() });
+      phase("let it go");
+      images.commit(inventory);
+      writeDumpStats(options.workDir ?? options.imagesDir, stats);
+      images.tidy();
+      syncDirectory(options.imagesDir);
+    } else if (leave !== "killed") {
+      images.commit(inventory);
       if (options.hooks?.script !== undefined) {
         // A script may save more (a file system) that belongs to this state.
         syncDirectory(options.imagesDir);
@@ -271,6 +289,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       images.tidy();
       syncDirectory(options.imagesDir);
     } else {
+      images.commit(inventory);
       stats = memory.stats(tree, { frozenAt, begun: freezing });
       phase("committed");
       writeDumpStats(options.workDir ?? options.imagesDir, stats);

@@ -65,6 +65,8 @@ export class ImageSetWriter {
   readonly #prepared = new Map<string, number | undefined>();
 
   readonly #unnamed: (() => number) | undefined;
+  /** Images that are written at the end. */
+  #held: (() => void)[] | undefined;
 
   /** A set of files that `create` makes and that have no names: it cannot be committed. */
   static unnamed(create: () => number): ImageSetWriter {
@@ -98,8 +100,18 @@ export class ImageSetWriter {
     }
   }
 
+  /** Has `write` keep its images until `commit`. */
+  holdBack(): void {
+    this.#held ??= [];
+  }
+
   /** Writes a whole image. `id` is 0 for kinds without a number. */
   write<K extends ListKind>(kind: K, id: number, entries: readonly EntryInput<K>[]): void {
+    if (this.#held === undefined) this.#write(kind, id, entries);
+    else this.#held.push(() => this.#write(kind, id, entries));
+  }
+
+  #write<K extends ListKind>(kind: K, id: number, entries: readonly EntryInput<K>[]): void {
     const image = this.open(kind, id);
     for (const entry of entries) image.add(entry);
     image.close();
@@ -157,6 +169,8 @@ export class ImageSetWriter {
 
   /** Ends the set: manifest, then the inventory under its name. */
   commit(inventory: MessageInput<InventoryEntry>): void {
+    for (const write of this.#held ?? []) write();
+    this.#held = undefined;
     assert(this.#open.size === 0, "an image is still open at commit");
     this.#writeInventory(inventory);
     this.#writeManifest();
