@@ -88,7 +88,7 @@ export class BulkFill {
       for (const [index, { pid, ranges, length }] of this.#portions.entries()) {
         await this.#reads.get(index);
         this.#reads.delete(index);
-        memories.get(pid)?.fill(ranges, windowOf(index, length));
+        memories.get(pid)?.put(ranges, windowOf(index, length));
         this.#ask(index + WINDOWS);
       }
     } finally {

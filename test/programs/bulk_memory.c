@@ -5,7 +5,7 @@
 
 #define AREA (4 * MIB)
 
-enum kind { PLAIN, READ_ONLY, NO_ACCESS, SPARSE, LOCKED, ON_FAULT, SMALL_PAGES, HUGE_PAGES, NOT_FORKED,
+enum kind { PLAIN, READ_ONLY, NO_ACCESS, SPARSE, LOCKED, SMALL_PAGES, HUGE_PAGES, NOT_FORKED,
             CODE, HALF, ONE_PAGE, NAMED, KINDS };
 
 static char *areas, *shared;
@@ -13,7 +13,7 @@ static uint64_t seed;
 static char before[KINDS][3][512];
 
 static bool has_page(int kind, size_t page) {
-  if (kind == SPARSE || kind == ON_FAULT) return page % 2 == 0 || page < AREA / PAGE / 2;
+  if (kind == SPARSE) return page % 2 == 0 || page < AREA / PAGE / 2;
   if (kind == HALF) return page >= AREA / PAGE / 2;
   return kind != ONE_PAGE || page == 3;
 }
@@ -32,7 +32,6 @@ static void make_areas(void) {
     if (kind == SMALL_PAGES) MUST(madvise(area, AREA, MADV_NOHUGEPAGE));
     if (kind == HUGE_PAGES) MUST(madvise(area, AREA, MADV_HUGEPAGE));
     if (kind == NOT_FORKED) MUST(madvise(area, AREA, MADV_DONTFORK));
-    if (kind == ON_FAULT) MUST(mlock2(area, AREA, MLOCK_ONFAULT));
     for (size_t page = 0; page < AREA / PAGE; page++)
       if (has_page(kind, page)) fill(area + page * PAGE, PAGE, seed + kind * AREA + page);
     if (kind == LOCKED) MUST(mlock(area, AREA));
@@ -55,8 +54,7 @@ static void check(void) {
     for (size_t page = 0; page < AREA / PAGE; page++) {
       char *start = area + page * PAGE;
       if (has_page(kind, page)) EXPECT(filled(start, PAGE, seed + kind * AREA + page), "area %d page %zu", kind, page);
-      // A locked page that is read is there from then on.
-      else if (kind != ON_FAULT) EXPECT(all_zero(start, PAGE), "area %d page %zu is not zero", kind, page);
+      else EXPECT(all_zero(start, PAGE), "area %d page %zu is not zero", kind, page);
     }
     if (kind == NO_ACCESS) MUST(mprotect(area, AREA, PROT_NONE));
   }

@@ -23,7 +23,7 @@ test.each(["a userfaultfd", "none"])("pages come into their places with %s", (wh
     const bytes = Buffer.alloc(3 * mm.PAGE_SIZE);
     for (let page = 0; page < 3; page++)
       bytes.fill(page + 1, page * mm.PAGE_SIZE, (page + 1) * mm.PAGE_SIZE);
-    missing.fill(
+    missing.put(
       [
         { address: area.start + mm.PAGE_SIZE, length: 2 * mm.PAGE_SIZE },
         { address: area.end - mm.PAGE_SIZE, length: mm.PAGE_SIZE },
@@ -47,7 +47,7 @@ test("a page that is there already is an error that says where", () => {
   onTestFinished(() => void trySyscall("close", fd));
   using missing = new MissingMemory(process.pid, { fd, areas: [area] });
   const page = Buffer.alloc(mm.PAGE_SIZE);
-  expect(() => missing.fill([{ address: area.start, length: page.length }], page)).toThrow(
+  expect(() => missing.put([{ address: area.start, length: page.length }], page)).toThrow(
     `cannot fill memory ${area.start.toString(16)} of pid ${process.pid}: ioctl: EEXIST`,
   );
 });

@@ -56,7 +56,7 @@ export class MissingMemory implements Disposable {
    * @param ranges whole pages, each range in one area @param bytes those of all ranges, one behind the other
    * @throws RepriseError SYSCALL
    */
-  fill(ranges: readonly MemoryRange[], bytes: Uint8Array): void {
+  put(ranges: readonly MemoryRange[], bytes: Uint8Array): void {
     if (this.#watch === undefined) {
       writeMemory(this.#pid, ranges, bytes);
       return;
