@@ -387,8 +387,8 @@ interface Settling {
   readonly when: Stage;
 }
 
-/** When a file can be settled: as soon as the tree stands, when the threads are there, or when rings of theirs are. */
-type Stage = "tree" | "threads" | "rings";
+/** When a file can be settled: as soon as the tree stands, when the threads are there, or after the last parts of others. */
+type Stage = "tree" | "threads" | "late";
 
 /** What files need when all descriptors are in their places. Those made anew in each task first: others may watch them. */
 export function settleFiles(
@@ -412,8 +412,8 @@ export function settleFiles(
 }
 
 /** Handles of threads come with these, and the epolls after what they may watch. */
-function stageOf({ hasThreadPidfds, hasLateRings }: RestorePlan, entry: FileEntry): Stage {
-  if (hasLateRings && entry.epfd !== undefined) return "rings";
+function stageOf({ hasThreadPidfds, hasLateParts }: RestorePlan, entry: FileEntry): Stage {
+  if (hasLateParts && entry.epfd !== undefined) return "late";
   return hasThreadPidfds && (entry.epfd !== undefined || isThreadPidfd(entry)) ? "threads" : "tree";
 }
 

@@ -14,6 +14,7 @@ import type {
   TaskKobjIdsEntry,
   VmaEntry,
 } from "../images/schema/messages.generated.ts";
+import { hasNotification } from "../objects/files/mqueue.ts";
 import { hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
 import { isThreadPidfd } from "../objects/files/pidfd.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
@@ -86,8 +87,8 @@ export interface RestorePlan {
   readonly inFlight: readonly FileEntry[];
   /** Some of the files are handles of threads, which are made when the threads are there. */
   readonly hasThreadPidfds: boolean;
-  /** Some are io_uring rings of which a part is left for the end. */
-  readonly hasLateRings: boolean;
+  /** Some have a part that is left for the end: late-parts.ts. */
+  readonly hasLateParts: boolean;
   readonly area: WorkArea;
   /** First descriptor number above all that the tasks use. */
   readonly firstFreeFd: number;
@@ -158,7 +159,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     files,
     inFlight: filesInFlight(set, files),
     hasThreadPidfds: files.some(isThreadPidfd),
-    hasLateRings: files.some(hasOwnerPart),
+    hasLateParts: files.some((entry) => hasOwnerPart(entry) || hasNotification(entry)),
     area: chooseWorkArea([...tasks.values()], set),
     firstFreeFd: 1 + highestDescriptor(tasks.values()),
     namespaces,

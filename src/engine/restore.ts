@@ -22,7 +22,7 @@ import { SIGKILL } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { waitForAll } from "../sys/process.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
-import { beginWaiting, finishRings } from "./late-rings.ts";
+import { beginWaiting, finishLateParts } from "./late-parts.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
 import { handOver } from "./hand-over.ts";
@@ -191,7 +191,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     spreadThreads(plan, growth, cgroups);
     cgroups.finish();
     fillThreads(plan, growth, files);
-    finishRings(plan, growth, files);
+    finishLateParts(plan, growth, files);
     const root = growth.outerPid(plan.tree.root.pid);
     options.hooks?.script?.("post-restore", root);
     if (lock.isElsewhere) options.hooks?.script?.("network-unlock", root);

@@ -182,6 +182,7 @@ export const SYSCALLS = {
   pidfd_send_signal: { nr: 424, args: "fd sig ptr hex" },
   process_vm_readv: { nr: 310, args: "pid ptr int ptr int hex" },
   process_vm_writev: { nr: 311, args: "pid ptr int ptr int hex" },
+  mq_notify: { nr: 244, args: "fd ptr" },
   io_uring_setup: { nr: 425, args: "int ptr" },
   io_uring_enter: { nr: 426, args: "fd int int hex ptr size" },
   io_uring_register: { nr: 427, args: "fd int ptr int" },

@@ -1252,11 +1252,20 @@ export interface RepriseMqueueEntry {
   readonly removed: boolean;
   readonly messages: readonly RepriseMqueueMessage[];
   readonly ipc_ns_id?: number | undefined;
+  readonly notification?: RepriseMqueueNotification | undefined;
 }
 
 export interface RepriseMqueueMessage {
   readonly priority: number;
   readonly data: Uint8Array;
+}
+
+export interface RepriseMqueueNotification {
+  readonly pid: number;
+  readonly fd: number;
+  readonly method: number;
+  readonly signal: number;
+  readonly value: bigint;
 }
 
 export interface RepriseNamespace {
@@ -2221,6 +2230,7 @@ export interface Messages {
   readonly reprise_mm_entry: RepriseMmEntry;
   readonly reprise_mqueue_entry: RepriseMqueueEntry;
   readonly reprise_mqueue_message: RepriseMqueueMessage;
+  readonly reprise_mqueue_notification: RepriseMqueueNotification;
   readonly reprise_namespace: RepriseNamespace;
   readonly reprise_pids_entry: ReprisePidsEntry;
   readonly reprise_prctl: ReprisePrctl;
@@ -2463,8 +2473,9 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_memory_range: "1,start,N! 2,length,N!",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b? 5,ldt,y?",
   reprise_mqueue_entry:
-    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u?",
+    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u? 13,notification,m?,reprise_mqueue_notification",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",
+  reprise_mqueue_notification: "1,pid,u! 2,fd,u! 3,method,u! 4,signal,u! 5,value,U!",
   reprise_namespace: "1,kind,u! 2,id,u! 3,owner,u! 4,parent,u? 5,owner_uid,u?",
   reprise_pids_entry: "1,pids,u* 2,pgids,u* 3,sids,u* 4,tids,u*",
   reprise_prctl: "1,option,u! 2,arg2,U! 3,arg3,U!",

@@ -12,6 +12,8 @@ import {
   type FileEntry,
   type RepriseMqueueEntry,
 } from "../../images/schema/messages.generated.ts";
+import { readFdNumbers } from "../../proc/fd.ts";
+import { readFdStat } from "../../proc/links.ts";
 import {
   O_ACCMODE,
   O_CLOEXEC,
@@ -26,11 +28,13 @@ import {
 } from "../../sys/abi/fcntl.ts";
 import { EAGAIN, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { KernelObjects } from "../../sys/kernel-objects.ts";
 import { readU64, writeU64 } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { CLONE_NEWIPC } from "../../sys/abi/sched.ts";
 import { goBack, openOwn } from "../namespaces/nested.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+import { kernelMemory } from "./kernel-view.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 
 export const mqueueKind: FileKind = {
@@ -49,6 +53,7 @@ const DELETED = " (deleted)";
 const ATTR_SIZE = 64;
 const ATTR_MAXMSG = 8;
 const ATTR_MSGSIZE = 16;
+const ATTR_CURMSGS = 24;
 
 function isQueue({ stat, info, procPath }: OpenFile): boolean {
   if ((stat.mode & S_IFMT) !== S_IFREG || stat.size !== SIZE || stat.devMajor !== 0) return false;
@@ -66,13 +71,15 @@ function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   // A description of the engine's own: the task's may be for sending only.
   const fd = openSync(file.procPath, O_RDWR | O_NONBLOCK);
   try {
-    refuseNotification(file);
     const attributes = Buffer.alloc(ATTR_SIZE);
     syscall("mq_getsetattr", fd, 0, attributes);
     let known = contents.get(dump);
     if (known === undefined) contents.set(dump, (known = new Map()));
     const size = readU64(attributes, ATTR_MSGSIZE);
-    const messages = known.get(stat.inode) ?? copyMessages(file, fd, size);
+    const count = readU64(attributes, ATTR_CURMSGS);
+    const before = known.get(stat.inode);
+    const notification = before === undefined ? readNotification(file, fd, { dump, count }) : {};
+    const messages = before ?? copyMessages(file, fd, size);
     known.set(stat.inode, messages);
     const reprise_mqueue = {
       id,
@@ -86,6 +93,7 @@ function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
       msgsize: size,
       removed,
       messages,
+      ...notification,
       ...nestedNamespace(file, dump),
     };
     const { flags, fown } = reprise_mqueue;
@@ -102,12 +110,81 @@ function nestedNamespace({ task }: OpenFile, { namespaces }: FilesDump): { ipc_n
   return found?.role === "nested" ? { ipc_ns_id: found.id } : {};
 }
 
-/** The kernel does not tell all of a registration (mq_notify), and sending a message again might set it off. */
-function refuseNotification(file: OpenFile): void {
-  const registered = /NOTIFY_PID:([1-9]\d*)/.exec(readFileSync(file.procPath, "latin1"))?.[1];
-  if (registered === undefined) return;
-  throw refused(file, `pid ${registered} waits to be told of its next message (mq_notify)`);
+/**
+ * Who is to be told of the next message (mq_notify): /proc tells the process, its signal and how; the value that goes with the signal is
+ * in the kernel's memory alone (struct mqueue_inode_info).
+ */
+function readNotification(
+  file: OpenFile,
+  fd: number,
+  { dump, count }: { readonly dump: FilesDump; readonly count: number },
+): Pick<RepriseMqueueEntry, "notification"> {
+  const text = readFileSync(file.procPath, "latin1");
+  const [, method, signal, pid] = (NOTIFICATION.exec(text) ?? []).map(Number);
+  if (method === undefined || signal === undefined || pid === undefined || pid === 0) return {};
+  const who = `pid ${pid} waits to be told of its next message (mq_notify)`;
+  const inner = dump.innerPid(pid);
+  if (inner === undefined) throw refused(file, `${who}, and is not in the tree`);
+  if (method === SIGEV_THREAD) throw refused(file, `${who} by a thread`);
+  // They are taken and sent again, and the first of them would be told of.
+  if (count > 0) throw refused(file, `${who} while messages wait`);
+  const own = readFdNumbers(pid).find((number) => {
+    const { inode, devMajor, devMinor } = readFdStat(pid, number);
+    const { stat } = file;
+    return inode === stat.inode && devMajor === stat.devMajor && devMinor === stat.devMinor;
+  });
+  if (own === undefined) throw refused(file, `${who}, and has not opened it`);
+  const value = notificationValue(file, fd, dump);
+  return { notification: { pid: inner, fd: own, method, signal, value } };
 }
+
+const NOTIFICATION = /NOTIFY:(\d+)\s+SIGNO:(\d+)\s+NOTIFY_PID:(\d+)/;
+const SIGEV_THREAD = 2;
+
+function notificationValue(file: OpenFile, fd: number, dump: FilesDump): bigint {
+  try {
+    const kernel = new KernelObjects(kernelMemory(dump));
+    const inode = kernel.word(kernel.memory.file(fd, kernel.types), "file.f_inode");
+    const queue = kernel.around(inode, "mqueue_inode_info.vfs_inode");
+    return kernel.word(queue, "mqueue_inode_info.notify.sigev_value");
+  } catch (error) {
+    if (!(error instanceof RepriseError)) throw error;
+    throw refused(
+      file,
+      `a notification waits (mq_notify), and its value cannot be read: ${error.message}`,
+    );
+  }
+}
+
+/** Whether somebody is to be told of a queue's next message. */
+export function hasNotification({ reprise_mqueue: queue }: FileEntry): boolean {
+  return queue?.notification !== undefined;
+}
+
+/**
+ * Adds the call that has a process told of the next message. Afterwards it must close no descriptor of the queue: that would be the end
+ * of it.
+ *
+ * @returns the process in which it has to run
+ */
+export function restoreNotification(
+  program: Program,
+  { reprise_mqueue: queue }: FileEntry,
+): number {
+  assert(queue?.notification !== undefined, "nobody is to be told of this queue");
+  const { pid, fd, method, signal, value } = queue.notification;
+  const event = Buffer.alloc(SIGEVENT_SIZE);
+  event.writeBigUInt64LE(value, 0);
+  event.writeInt32LE(signal, 8);
+  event.writeInt32LE(method, 12);
+  program.call("mq_notify", [fd, program.data(event)], {
+    label: `have pid ${pid} told of the next message of queue /${queue.name}`,
+    hint: "Another process may wait for it by now.",
+  });
+  return pid;
+}
+
+const SIGEVENT_SIZE = 64;
 
 function copyMessages(file: OpenFile, fd: number, size: number): RepriseMqueueEntry["messages"] {
   const messages: { priority: number; data: Uint8Array }[] = [];

@@ -4,9 +4,9 @@
 import { RepriseError } from "../../errors.ts";
 import { readFds } from "../../proc/fd.ts";
 import type { SmapsVma } from "../../proc/smaps.ts";
-import { KernelMemory } from "../../sys/kernel-memory.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
+import { kernelMemory } from "../files/kernel-view.ts";
 import { unsupportedMemory } from "../files/refusals.ts";
 import { ringMemoryOf } from "./context.ts";
 
@@ -107,22 +107,6 @@ export function checkRingOwners(
       { pid: task.pid, fd, hint: "Let the other process close it before the dump." },
     );
   }
-}
-
-const memories = new WeakMap<FilesDump, KernelMemory>();
-
-/** The way into the kernel's memory, for one dump. */
-export function kernelMemory(dump: FilesDump): KernelMemory {
-  let known = memories.get(dump);
-  if (known === undefined) {
-    const memory = new KernelMemory();
-    memories.set(dump, (known = memory));
-    dump.atEnd(() => {
-      memories.delete(dump);
-      memory[Symbol.dispose]();
-    });
-  }
-  return known;
 }
 
 /**

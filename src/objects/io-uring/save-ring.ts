@@ -13,12 +13,13 @@ import { readFdStat } from "../../proc/links.ts";
 import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
+import { kernelMemory } from "../files/kernel-view.ts";
 import { readOwner } from "../files/owner.ts";
 import { fileAddresses, lookAtRing, seesKernelNumbers, type RingContext } from "./context.ts";
 import { placesOf } from "./counters.ts";
 import { isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
 import { SQE_FD } from "./pending.ts";
-import { areasOf, kernelMemory, MEMORY_NAME, noteOwned } from "./ring-memory.ts";
+import { areasOf, MEMORY_NAME, noteOwned } from "./ring-memory.ts";
 
 /** What is another way to the same ring; threads of the kernel that rings share are each ring's own then. */
 const IGNORED_FLAGS =

@@ -1,8 +1,10 @@
-// The end of a restore for io_uring rings that belong to one process or thread, and for what is registered with rings: all tasks have
-// their descriptors and credentials. The epolls of such a tree are filled after that, since they may watch a ring.
+// The end of a restore for files of which a part belongs to one process or thread, when all tasks have their descriptors and
+// credentials: io_uring rings, what is registered with rings, and notifications of message queues, which end when their owner closes any
+// descriptor of the queue. The epolls of such a tree are filled after that, since they may watch a ring.
 
 import { closeSync } from "node:fs";
 import type { FileEntry } from "../images/schema/messages.generated.ts";
+import { hasNotification, restoreNotification } from "../objects/files/mqueue.ts";
 import { beginRequests, finishRing, hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
 import { VMA_FILE_SHARED } from "../objects/memory/vma.ts";
 import { assert, RepriseError } from "../errors.ts";
@@ -15,14 +17,17 @@ import { roomyJob } from "./helpers.ts";
 import type { OpenedFiles } from "./open-files.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 
-/** Does what is left of the rings of a tree. */
-export function finishRings(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
-  if (!plan.hasLateRings) return;
-  for (const entry of plan.files) if (hasOwnerPart(entry)) finishOne(plan, growth, entry);
+/** Does what is left of the files of a tree. */
+export function finishLateParts(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
+  if (!plan.hasLateParts) return;
+  for (const entry of plan.files) {
+    if (hasOwnerPart(entry)) finishOne(plan, growth, entry);
+    if (hasNotification(entry)) notifyAgain(plan, growth, entry);
+  }
   const settled = new Set<number>();
   const jobs = [...plan.tasks.values()].filter(ownsTable).map((task) => {
     const program = new Program();
-    settleFiles(program, plan, task, { files, settled, when: "rings" });
+    settleFiles(program, plan, task, { files, settled, when: "late" });
     return taskJob(plan, growth, { pid: task.pid, program });
   });
   runPrograms(jobs.filter(({ program }) => program.calls > 0));
@@ -30,7 +35,7 @@ export function finishRings(plan: RestorePlan, growth: Growth, files: OpenedFile
 
 /** Begins requests anew that waited in the rings of a tree, when everything else is done. */
 export function beginWaiting(plan: RestorePlan, growth: Growth): void {
-  if (!plan.hasLateRings) return;
+  if (!plan.hasLateParts) return;
   const tasks = [...plan.tasks.values()];
   for (const entry of plan.files) {
     beginRequests(entry, (tid) => {
@@ -80,6 +85,12 @@ function finishOne(plan: RestorePlan, growth: Growth, entry: FileEntry): void {
       }
     },
   });
+}
+
+function notifyAgain(plan: RestorePlan, growth: Growth, entry: FileEntry): void {
+  const program = new Program();
+  const pid = restoreNotification(program, entry);
+  runPrograms([taskJob(plan, growth, { pid, program })]);
 }
 
 function areasOf({ mm }: TaskPlan, id: number): TaskPlan["mm"]["vmas"] {
