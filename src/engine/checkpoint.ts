@@ -8,7 +8,6 @@ import { PE_LAZY } from "../images/pagemap.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
-import { lookAtNetNamespace } from "../objects/network/room.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
@@ -140,7 +139,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const running = runningTree(options.pid);
     prepareImages(running, images, { connections: options.tcp?.established === true });
     await rehearse();
-    using netLook = lookAtNetNamespace(options.pid, options);
     const isWhole =
       options.parentDir === undefined &&
       options.lazyPages === undefined &&
@@ -236,7 +234,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ahead,
       compared,
       spaces,
-      netLook,
+      lock,
       leaveLazyPages: options.lazyPages !== undefined,
     });
     ahead.end();

@@ -95,7 +95,10 @@ export class SpacesAhead implements Disposable {
     const alive = tasks.filter(({ state }) => state !== "zombie");
     const isKnown = slept && alive.every(({ pid }) => this.#tasks.has(pid));
     if (!isKnown && !this.#areSame(alive)) return false;
-    return this.#mountTables.every(({ pid, text }) => readMountTable(pid) === text);
+    const others = this.#mountTables.filter(({ pid, text }) => readMountTable(pid) !== text);
+    if (others.length === 0) return true;
+    // Mounts of outside come and go on a busy host. They matter where the tree has the same ones.
+    return others.every(({ pid }) => pid === process.pid) && this.#hasSameMounts();
   }
 
   /** Ends the saving of a namespace; false when it has to be saved by `write` of its room. */
@@ -163,6 +166,15 @@ export class SpacesAhead implements Disposable {
     else this.#saved.set(namespace.id, { ahead, names });
   }
 
+  #hasSameMounts(): boolean {
+    const now = collectMounts(this.#namespaces, this.#options);
+    try {
+      return describeMounts(now) === describeMounts(this.#mounts);
+    } finally {
+      now.close();
+    }
+  }
+
   /** Whether the tasks, which may be others by now, live in the same namespaces. */
   #areSame(alive: readonly FrozenTask[]): boolean {
     // Maps of ids may be written once, and a proc file system tells of a pid namespace only while that has a first process.
@@ -183,6 +195,10 @@ export class SpacesAhead implements Disposable {
 
 function describe({ own, all, relations }: CollectedNamespaces): string {
   return JSON.stringify([own, all, relations]);
+}
+
+function describeMounts({ all }: MountNamespaces): string {
+  return JSON.stringify(all.map(({ namespace, entries }) => [namespace.id, entries]));
 }
 
 /** Those of cgroups that the root task is not in. */

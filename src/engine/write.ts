@@ -14,7 +14,7 @@ import type { MessageInput } from "../images/codec.ts";
 import type { ReprisePidsEntry } from "../images/schema/messages.generated.ts";
 import { crc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
-import type { NetLook } from "../objects/network/room.ts";
+import type { NetworkLock } from "../objects/network/lock.ts";
 import { MAX_CHECKED_PAGES } from "../images/manifest.ts";
 import type { RemotePages } from "../images/image-set-writer.ts";
 import { imageName } from "../images/names.ts";
@@ -52,9 +52,9 @@ export interface MemorySources {
   readonly parent: ParentSet;
   readonly ahead: WrittenAhead;
   readonly compared: ComparedAhead;
-  /** What was looked at and saved while the tasks ran: namespaces and cgroups, and of the network namespace its settings. */
+  /** Namespaces and cgroups that were saved while the tasks ran. */
   readonly spaces: SpacesAhead | undefined;
-  readonly netLook: NetLook | undefined;
+  readonly lock: NetworkLock;
   /** Pages that may come later are left in the tasks, for a lazy-pages daemon. */
   readonly leaveLazyPages: boolean;
 }
@@ -143,11 +143,11 @@ function writeNamespaces(
   tree: FrozenTree,
   collected: CollectedTree,
   images: ImageSetWriter,
-  { spaces, netLook }: Pick<MemorySources, "spaces" | "netLook">,
+  { spaces, lock }: Pick<MemorySources, "spaces" | "lock">,
 ): void {
   const { namespaces, mounts, namespaceOptions: options } = collected;
   const rootPid = (tree.tasks[0] as FrozenTask).pid;
-  const dump = { images, options, namespaces, mounts, rootPid, netLook };
+  const dump = { images, options, namespaces, mounts, rootPid, lock };
   for (const namespace of namespaces.all) {
     if (namespace.externalKey === undefined) {
       if (spaces?.finish(namespace, dump) !== true) {

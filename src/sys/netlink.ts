@@ -3,9 +3,10 @@
 
 import { RepriseError } from "../errors.ts";
 import * as nl from "./abi/netlink.ts";
-import { AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW } from "./abi/socket.ts";
+import { AF_NETLINK, MSG_DONTWAIT, MSG_PEEK, SOCK_CLOEXEC, SOCK_RAW } from "./abi/socket.ts";
 import { EAGAIN, errnoName } from "./errno.ts";
 import { syscall, syscallError, trySyscall } from "./ffi.ts";
+import { setNumber } from "./socket.ts";
 
 /** struct nlmsghdr. */
 const HEADER_SIZE = 16;
@@ -13,6 +14,7 @@ const HEADER_SIZE = 16;
 const PART_SIZE = 64 * 1024;
 /** A list that changes while it is read is read again, so often. */
 const ATTEMPTS = 5;
+const MAIL = Buffer.alloc(1);
 
 export interface NetlinkMessage {
   /** nlmsg_type. */
@@ -35,6 +37,21 @@ export class NetlinkSocket {
   constructor(protocol: number) {
     this.#protocol = protocol;
     this.#fd = syscall("socket", AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
+  }
+
+  /** Has the kernel tell of what happens: RTNLGRP_…, XFRMNLGRP_… of netlink(7). @throws RepriseError SYSCALL */
+  join(groups: readonly number[]): void {
+    // One without a number of its own counts as the kernel, which is not told of what it does itself.
+    const address = Buffer.alloc(nl.SOCKADDR_NL_SIZE);
+    address.writeUInt16LE(AF_NETLINK, 0);
+    syscall("bind", this.#fd, address, address.length);
+    for (const value of groups)
+      setNumber(this.#fd, { level: nl.SOL_NETLINK, name: nl.NETLINK_ADD_MEMBERSHIP, value });
+  }
+
+  /** Whether the kernel has told something, or could not, as it was too much. */
+  hasMail(): boolean {
+    return trySyscall("recvfrom", this.#fd, MAIL, 0, MSG_DONTWAIT | MSG_PEEK, 0, 0) !== -EAGAIN;
   }
 
   /** Bodies of the answers to a request for a list. @throws RepriseError SYSCALL */

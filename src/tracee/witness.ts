@@ -66,8 +66,11 @@ export class Witness implements Disposable {
   /** The content of a file, which is opened now; undefined when there is none. Throws the system's errors. */
   file(path: string, size = FILE_SIZE): Sight | undefined {
     const fd = openIfThere(path);
-    if (fd === undefined) return undefined;
-    this.#fds.push(fd);
+    return fd === undefined ? undefined : this.opened(this.keep(fd), size);
+  }
+
+  /** The content of an open file. */
+  opened(fd: number, size = FILE_SIZE): Sight {
     const output = this.#program.output(size);
     const ref = this.#program.call("pread64", [fd, output, size, 0], MAY_FAIL);
     const sight = { ref, output, size };
@@ -188,7 +191,7 @@ export class Witness implements Disposable {
 
   /** The bytes of a file that is there: a window, until the next look. */
   bytes(sight: Sight): Buffer {
-    return this.#bytes(sight).subarray(0, this.result(sight));
+    return this.#bytes(sight).subarray(0, Math.max(0, this.result(sight)));
   }
 
   [Symbol.dispose](): void {

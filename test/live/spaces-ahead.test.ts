@@ -8,6 +8,7 @@ import {
   closeSync,
   mkdirSync,
   openSync,
+  readFileSync,
   renameSync,
   rmdirSync,
   unlinkSync,
@@ -16,8 +17,9 @@ import {
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, onTestFinished, test, vi } from "vitest";
-import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { checkpoint, type CheckpointOptions } from "../../src/engine/checkpoint.ts";
 import type * as Freeze from "../../src/engine/freeze.ts";
+import type { NetDeviceEntry } from "../../src/images/schema/messages.generated.ts";
 import { ImageSetReader } from "../../src/images/image-set.ts";
 import { LogLevel, setLogSink } from "../../src/log.ts";
 import { hierarchyName } from "../../src/objects/cgroups/hierarchies.ts";
@@ -73,9 +75,13 @@ async function startSubject(): Promise<Subject> {
     "mknod memory/null c 1 3",
     "mount -t mqueue queues queues",
     "hostname before",
+    // Addresses of IPv6 would be tried out for a while.
+    "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6",
+    "ip link add v0 type veth peer name v1 && ip link add idle type veth peer name i1",
+    "ip addr add 10.9.0.1/24 dev v0 && ip link set v0 up && ip link set v1 up",
     "exec sleep 600",
   ].join(" && ");
-  const flags = ["-m", "-u", "-i", "--propagation", "private"];
+  const flags = ["-m", "-u", "-i", "-n", "--propagation", "private"];
   const { pid = 0 } = spawn("unshare", [...flags, "sh", "-c", script], {
     cwd: dir,
     stdio: "ignore",
@@ -101,26 +107,34 @@ async function startSubject(): Promise<Subject> {
     elsewhere,
     setting: isV1 ? "pids.max" : "cgroup.max.depth",
     run: (...words) =>
-      void execFileSync("nsenter", ["-t", String(pid), "-m", "-u", "-i", "--", ...words]),
+      void execFileSync("nsenter", ["-t", String(pid), "-m", "-u", "-i", "-n", "--", ...words]),
   };
 }
 
 /** Dumps it; gives the images, and the log's lines about what was saved again. */
-async function dump({ pid, dir }: Subject): Promise<{ set: ImageSetReader; again: string[] }> {
+async function dump(
+  { pid, dir }: Subject,
+  options: Partial<CheckpointOptions> = {},
+): Promise<{ set: ImageSetReader; again: string[] }> {
   const lines: string[] = [];
   setLogSink((_level, text) => void lines.push(text), LogLevel.DEBUG);
   const imagesDir = join(dir, "images");
-  await checkpoint({ pid, imagesDir, leave: "running", external: ["mnt[]:ms"] });
+  await checkpoint({ pid, imagesDir, leave: "running", external: ["mnt[]:ms"], ...options });
   const set = new ImageSetReader(imagesDir);
   set.verify();
   return { set, again: lines.filter((line) => line.includes(" again")) };
 }
 
 /** Ids of its namespaces in the images. */
-function idsIn(set: ImageSetReader): { mnt: number; uts: number; ipc: number } {
+function idsIn(set: ImageSetReader): { mnt: number; uts: number; ipc: number; net: number } {
   const [pid = 0] = set.readOne("pstree").threads;
-  const { mnt_ns_id: mnt = 0, uts_ns_id: uts = 0, ipc_ns_id: ipc = 0 } = set.readOne("ids", pid);
-  return { mnt, uts, ipc };
+  const {
+    mnt_ns_id: mnt = 0,
+    uts_ns_id: uts = 0,
+    ipc_ns_id: ipc = 0,
+    net_ns_id: net = 0,
+  } = set.readOne("ids", pid);
+  return { mnt, uts, ipc, net };
 }
 
 /** What is in the images of the file system in memory: a line a file, then the content of one. */
@@ -141,6 +155,16 @@ test("nothing is saved again of what nobody has changed", async () => {
   expect(again).toEqual([]);
   expect(archived(set)).toMatch(/ \.\/below\/file\n[^]*content\n$/);
   expect(set.readOne("utsns", idsIn(set).uts).nodename).toBe("before");
+});
+
+test("a mount of outside that the tree does not have is not in the way", async () => {
+  const subject = await startSubject();
+  beforeFreeze = () => {
+    execFileSync("mount", ["-t", "tmpfs", "outside", join(subject.dir, "memory")]);
+    onTestFinished(() => void execFileSync("umount", [join(subject.dir, "memory")]));
+  };
+  const { again } = await dump(subject);
+  expect(again).toEqual([]);
 });
 
 /** What may happen between the look and the freeze. */
@@ -257,6 +281,91 @@ const CHANGES: readonly Change[] = [
   },
 ];
 
+/** Of a network namespace: a command, and what is saved. */
+const NET_CHANGES: readonly {
+  readonly what: string;
+  readonly command: string;
+  readonly saved: (set: ImageSetReader, id: number) => unknown;
+  readonly expected: unknown;
+}[] = [
+  {
+    what: "a setting",
+    command: "echo 77 > /proc/sys/net/ipv4/tcp_fin_timeout",
+    saved: (set, id) => settingIn(set, id, "ipv4/tcp_fin_timeout"),
+    expected: "77",
+  },
+  {
+    what: "an address",
+    command: "ip addr add 10.9.0.77/24 dev v0",
+    saved: (set, id) => hex(set, "ifaddr", id),
+    expected: expect.stringContaining("0a09004d"),
+  },
+  {
+    what: "a route",
+    command: "ip route add 10.77.0.0/16 via 10.9.0.2",
+    saved: (set, id) => hex(set, "route", id),
+    expected: expect.stringContaining("0a4d0000"),
+  },
+  {
+    what: "a rule",
+    command: "ip rule add from 10.78.0.0/16 table 78",
+    saved: (set, id) => hex(set, "rule", id),
+    expected: expect.stringContaining("0a4e0000"),
+  },
+  {
+    what: "a next hop",
+    command: "ip nexthop add id 7 via 10.9.0.79 dev v0",
+    saved: (set, id) => Buffer.from(set.readOne("netns", id).nexthops ?? []).toString("hex"),
+    expected: expect.stringContaining("0a09004f"),
+  },
+  {
+    what: "a neighbour",
+    command: "ip neigh add 10.9.0.80 lladdr 02:00:00:00:00:50 dev v0 nud permanent",
+    saved: (set, id) => neighboursIn(set, id, "v0"),
+    expected: expect.stringContaining("0a090050"),
+  },
+  {
+    what: "a neighbour that is answered for",
+    command: "ip neigh add proxy 10.9.0.81 dev v0",
+    saved: (set, id) => neighboursIn(set, id, "v0"),
+    expected: expect.stringContaining("0a090051"),
+  },
+  {
+    what: "the alias of a device that is down",
+    command: "ip link set idle alias another",
+    saved: (set, id) => Buffer.from(device(set, id, "idle")?.link_attributes ?? []).toString(),
+    expected: expect.stringContaining("another"),
+  },
+  {
+    what: "a device",
+    command: "ip link add late type veth peer name l1",
+    saved: (set, id) => device(set, id, "late")?.name,
+    expected: "late",
+  },
+  {
+    what: "a table of the firewall",
+    command: "nft add table inet late",
+    saved: (set, id) => readFileSync(set.path("nftables", id), "utf8"),
+    expected: expect.stringContaining("table inet late"),
+  },
+];
+
+function hex(set: ImageSetReader, kind: "ifaddr" | "route" | "rule", id: number): string {
+  return readFileSync(set.path(kind, id)).toString("hex");
+}
+
+function settingIn(set: ImageSetReader, id: number, wanted: string): string | undefined {
+  return set.readOne("netns", id).sysctls.find(({ name }) => name === wanted)?.value;
+}
+
+function device(set: ImageSetReader, id: number, wanted: string): NetDeviceEntry | undefined {
+  return set.read("netdev", id).find(({ name }) => name === wanted);
+}
+
+function neighboursIn(set: ImageSetReader, id: number, name: string): string {
+  return Buffer.from(device(set, id, name)?.neighbours ?? []).toString("hex");
+}
+
 const IPCMK = { shm: ["-M", "4096"], sem: ["-S", "2"], msg: ["-Q"] } as const;
 
 function savedSetting(set: ImageSetReader, name: string): string | undefined {
@@ -275,6 +384,32 @@ test.each(CHANGES)(
     expect(again).toEqual([expect.stringMatching(said)]);
   },
 );
+
+const NET = /^net namespace \d+ is saved again: it has changed$/;
+
+test.each(NET_CHANGES)(
+  "$what in the network that changes after the look is saved",
+  async ({ command, saved, expected }) => {
+    const subject = await startSubject();
+    beforeFreeze = () => subject.run("sh", "-c", command);
+    const { set, again } = await dump(subject);
+    expect(saved(set, idsIn(set).net)).toEqual(expected);
+    expect(again).toEqual([expect.stringMatching(NET)]);
+  },
+);
+
+test("of a network that is to stay empty a setting that changes after the look is saved", async () => {
+  const subject = await startSubject();
+  beforeFreeze = () => subject.run("sh", "-c", "echo 77 > /proc/sys/net/ipv4/tcp_fin_timeout");
+  const { set, again } = await dump(subject, { emptyNet: true });
+  expect(settingIn(set, idsIn(set).net, "ipv4/tcp_fin_timeout")).toBe("77");
+  expect(again).toEqual([expect.stringMatching(NET)]);
+});
+
+test("nothing is saved again when the network is to stay empty", async () => {
+  const { again } = await dump(await startSubject(), { emptyNet: true });
+  expect(again).toEqual([]);
+});
 
 test("what is written through a mapping after the look is saved, though the file does not tell of it", async () => {
   const subject = await startSubject();

@@ -9,7 +9,7 @@ import type { PreparedMounts } from "../mounts/mnt.ts";
 import type { LateMounts } from "../mounts/late.ts";
 import type { MountPlaces } from "../mounts/places.ts";
 import type { MountOptions } from "../mounts/options.ts";
-import type { NetLook } from "../network/room.ts";
+import type { NetworkLock } from "../network/lock.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
 import type { NamespaceKind } from "./kinds.ts";
 import type { NamespacesPlan, PlannedNamespace } from "./plan.ts";
@@ -22,8 +22,8 @@ export interface NamespacesDump {
   readonly mounts: MountNamespaces;
   /** The root task in the engine's pid namespace. */
   readonly rootPid: number;
-  /** The network namespace that was looked at ahead. */
-  readonly netLook?: NetLook | undefined;
+  /** Keeps packets away; not there yet while tasks run. */
+  readonly lock?: NetworkLock;
 }
 
 export interface NamespacesDumpOptions {

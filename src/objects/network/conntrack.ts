@@ -32,10 +32,13 @@ export function readConntrack(kind: ConntrackImage): Buffer {
   }
 }
 
+/** Of the namespace of who opens it. */
+export const CONNTRACK_COUNT = "/proc/sys/net/netfilter/nf_conntrack_count";
+
 /** The kernel looks through the tables of all namespaces together, which takes long. */
 function tracksConnections(): boolean {
   try {
-    return readFileSync("/proc/sys/net/netfilter/nf_conntrack_count", "utf8").trim() !== "0";
+    return readFileSync(CONNTRACK_COUNT, "utf8").trim() !== "0";
   } catch {
     return false;
   }

@@ -10,7 +10,7 @@ import { attributes, NetlinkSocket } from "../../sys/netlink.ts";
 export type FirewallImage = "iptables" | "ip6tables" | "nftables";
 
 /** Where the older tables in use are told, in the namespace of the reader. */
-const LEGACY = {
+export const LEGACY = {
   iptables: "/proc/thread-self/net/ip_tables_names",
   ip6tables: "/proc/thread-self/net/ip6_tables_names",
 } as const;
@@ -44,6 +44,14 @@ function hasTables(list: string): boolean {
     // The kernel does not have them, or they are not loaded.
     return false;
   }
+}
+
+/** The generation of the rules of nf_tables in a socket's namespace, another one after each change; undefined on a kernel without. */
+export function rulesGeneration(netfilter: NetlinkSocket): number | undefined {
+  const type = (nft.NFNL_SUBSYS_NFTABLES << 8) | nft.NFT_MSG_GETGEN;
+  const answer = netfilter.tryRequest({ type, body: Buffer.alloc(NFGENMSG_SIZE) });
+  const [body] = typeof answer === "number" ? [] : answer;
+  return body && attributes(body, NFGENMSG_SIZE).get(nft.NFTA_GEN_ID)?.readUInt32BE(0);
 }
 
 /** Names of the tables of all families. */

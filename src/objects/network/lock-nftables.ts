@@ -23,6 +23,7 @@ export class NftablesLock {
   readonly #socket: NetlinkSocket;
   readonly #mark: number;
   #owned: { readonly name: string; dropped: Dropped } | undefined;
+  #generations = 0;
 
   /** In the network namespace of the calling thread. */
   constructor(mark: number) {
@@ -33,6 +34,11 @@ export class NftablesLock {
   /** Whether the kernel has nf_tables and lets us use them. */
   isPossible(): boolean {
     return typeof this.#socket.tryRequest(message(nft.NFT_MSG_GETGEN, 0, [])) !== "number";
+  }
+
+  /** How many generations of the namespace's rules are due to this lock (NFTA_GEN_ID). */
+  get generations(): number {
+    return this.#generations;
   }
 
   /** Whether a lock was left under this name. */
@@ -116,11 +122,13 @@ export class NftablesLock {
   #commit(messages: readonly NetlinkMessage[]): number {
     if (messages.length === 0) return 0;
     const edge = Buffer.from([0, 0, 0, nft.NFNL_SUBSYS_NFTABLES]);
-    return this.#socket.tryBatch([
+    const error = this.#socket.tryBatch([
       { type: nft.NFNL_MSG_BATCH_BEGIN, body: edge },
       ...messages,
       { type: nft.NFNL_MSG_BATCH_END, body: edge },
     ]);
+    if (error === 0) this.#generations += 1;
+    return error;
   }
 
   #must(what: "lock" | "unlock", error: number): void {

@@ -3,7 +3,7 @@
 // with others, the engine's above all, only the tree's connections are. After a dump that ends the tasks the lock stays, and the restore takes it away; so it
 // is named as CRIU's is, which finds ours and leaves its own to us. While the engine works, the lock dies with it.
 
-import { closeSync } from "node:fs";
+import { closeSync, fstatSync } from "node:fs";
 import { log } from "../../log.ts";
 import type { FileEntry, InventoryEntry } from "../../images/schema/messages.generated.ts";
 import { IPPROTO_TCP } from "../../sys/abi/inet.ts";
@@ -50,6 +50,8 @@ export class NetworkLock {
   readonly #namespaces: number[];
   #shared: number | undefined;
   readonly #places: Rules[] = [];
+  /** Those of namespaces that are locked altogether, by their inodes. */
+  readonly #whole = new Map<number, Rules>();
   /** The one among them that holds connections. */
   #connections: Rules | undefined;
   /** Of a restore: what the dump left. */
@@ -105,11 +107,22 @@ export class NetworkLock {
   lockNamespaces(): void {
     if (this.#namespaces.length === 0 || this.#chosen() === "skip") return;
     try {
-      for (const namespace of this.#namespaces) this.#place(namespace).drop(this.#ownTable, "all");
+      for (const namespace of this.#namespaces) {
+        const rules = this.#place(namespace);
+        this.#whole.set(fstatSync(namespace).ino, rules);
+        rules.drop(this.#ownTable, "all");
+      }
     } catch (error) {
       this.unlock();
       throw error;
     }
+  }
+
+  /** How many generations of the rules of a namespace (by its inode) are due to the lock; undefined where that is not known. */
+  generationsIn(inode: number): number | undefined {
+    const rules = this.#whole.get(inode);
+    if (rules instanceof IptablesLock) return undefined;
+    return rules?.generations ?? 0;
   }
 
   /**

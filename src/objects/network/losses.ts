@@ -3,12 +3,11 @@
 
 import { readFileSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
-import { log } from "../../log.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { attributes, NetlinkSocket } from "../../sys/netlink.ts";
 import type { Link } from "./links.ts";
 
-const NETLINK_XFRM = 6;
+export const NETLINK_XFRM = 6;
 /** XFRM_MSG_GETSA, XFRM_MSG_GETPOLICY, and the larger of their messages. */
 const IPSEC = [
   ["security associations", 0x12],
@@ -16,16 +15,19 @@ const IPSEC = [
 ] as const;
 const XFRM_MSG_SIZE = 64;
 
-/** Lines above the first server in /proc/net/ip_vs. */
+/** Of the namespace of who opens it; there are some lines above the first server. */
+export const VIRTUAL_SERVERS = "/proc/thread-self/net/ip_vs";
 const IPVS_HEAD = 3;
 
-/** Tells of what the namespace of the calling thread will lose. @throws RepriseError UNSUPPORTED with --strict */
-export function tellNetworkLosses(socket: NetlinkSocket, links: readonly Link[]): void {
-  for (const [device, kind] of disciplines(socket, links)) {
-    log.loss(`network device ${device}: its queueing discipline ${kind} is not saved`);
-  }
-  for (const what of ipsec()) log.loss(`network namespace: its IPsec ${what} are not saved`);
-  if (hasVirtualServers()) log.loss("network namespace: its virtual servers (IPVS) are not saved");
+/** What the namespace of the calling thread will lose. */
+export function networkLosses(socket: NetlinkSocket, links: readonly Link[]): string[] {
+  return [
+    ...disciplines(socket, links).map(
+      ([device, kind]) => `network device ${device}: its queueing discipline ${kind} is not saved`,
+    ),
+    ...ipsec().map((what) => `network namespace: its IPsec ${what} are not saved`),
+    ...(hasVirtualServers() ? ["network namespace: its virtual servers (IPVS) are not saved"] : []),
+  ];
 }
 
 /** Those that somebody has set: the kernel's own have no handle. Offsets in struct tcmsg. */
@@ -38,6 +40,17 @@ function disciplines(socket: NetlinkSocket, links: readonly Link[]): (readonly [
       const kind = attributes(body, rt.TCMSG_SIZE).get(rt.TCA_KIND)?.toString("latin1") ?? "?";
       return [names.get(body.readInt32LE(4)) ?? "?", kind.replace(/\0.*$/s, "")] as const;
     });
+}
+
+/** Whether the kernel has IPsec. */
+export function hasIpsec(): boolean {
+  try {
+    new NetlinkSocket(NETLINK_XFRM).close();
+    return true;
+  } catch (error) {
+    if (error instanceof RepriseError && error.code === "SYSCALL") return false;
+    throw error;
+  }
 }
 
 function ipsec(): string[] {
@@ -60,7 +73,7 @@ function ipsec(): string[] {
 
 function hasVirtualServers(): boolean {
   try {
-    const lines = readFileSync("/proc/thread-self/net/ip_vs", "utf8").trim().split("\n");
+    const lines = readFileSync(VIRTUAL_SERVERS, "utf8").trim().split("\n");
     return lines.length > IPVS_HEAD;
   } catch {
     return false;

@@ -2,24 +2,24 @@
 // beside it, format.md section 14. The engine's own thread goes into the namespace for what only those inside are told; the tree
 // does not take part. All new namespaces of a tree are filled together, as their devices may be tied to each other.
 
-import { closeSync, openSync, readlinkSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import type { ImageSetReader } from "../../images/image-set-reader.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import type { NetnsId } from "../../images/schema/messages.generated.ts";
-import { parseNamespaceLink } from "../../proc/ns.ts";
 import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { attribute, attributes, NetlinkSocket, u32 } from "../../sys/netlink.ts";
 import { Program } from "../../tracee/program.ts";
-import { externalKey } from "../namespaces/kinds.ts";
+import type { CollectedNamespace } from "../namespaces/collect.ts";
 import type { PlannedNamespace } from "../namespaces/plan.ts";
 import { makeNested, openMade, openOwn } from "../namespaces/nested.ts";
-import type { NamespaceRoom, NamespacesRestore } from "../namespaces/room.ts";
+import type { NamespaceRoom, NamespacesDump, NamespacesRestore } from "../namespaces/room.ts";
 import { collectMaps, idInside, idOutside, savedMaps } from "../namespaces/user.ts";
+import { saveNetAhead, type SavedNetNamespace } from "./ahead.ts";
 import { readConntrack, restoreConntrack } from "./conntrack.ts";
 import { GivenDevices } from "./given-devices.ts";
 import { isExternalDevice } from "./external.ts";
@@ -38,14 +38,14 @@ import {
 } from "./routing.ts";
 import {
   holdAddresses,
-  OpenSettings,
+  type OpenSettings,
   readNetSettings,
   readOwnSettings,
   releaseAddresses,
   restoreNetSettings,
   restoreOwnSettings,
 } from "./sysctls.ts";
-import { tellNetworkLosses } from "./losses.ts";
+import { networkLosses } from "./losses.ts";
 import { EMPTY_NETNS } from "./netns-entry.ts";
 import { tunStatesOf } from "./tun-device.ts";
 
@@ -56,37 +56,19 @@ const ROUTING_IMAGES = ["ifaddr", "route", "route6", "rule"] as const;
 export const netRoom: NamespaceRoom = {
   kind: "net",
 
-  write({ id, inode, pid }, dump) {
-    const { images, options, namespaces } = dump;
-    const user = namespaces.ofRoot("user");
-    const maps = user === undefined ? undefined : collectMaps(user.pid);
-    const innerGid = (gid: number): number =>
-      maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid);
-    const settings = dump.netLook?.inode === inode ? dump.netLook.settings : undefined;
-    const fd = openSync(`/proc/${pid}/ns/net`, "r");
+  write(namespace, dump) {
+    const fd = openSync(`/proc/${namespace.pid}/ns/net`, "r");
     try {
       inNetNamespace(fd, () => {
-        if (options.emptyNet === true) {
-          const own = readOwnSettings(innerGid, settings);
-          images.write("netns", id, [{ ...EMPTY_NETNS, ...own }]);
-          return;
-        }
-        writeNetNamespace(
-          { id, inode },
-          {
-            images,
-            external: options.external ?? [],
-            settings,
-            others: namespaces.all.filter(({ kind }) => kind === "net"),
-            innerUid: (uid) => (maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid)),
-            innerGid,
-          },
-        );
+        writeHere(namespace, dump)?.losses.forEach(log.loss);
       });
     } finally {
       closeSync(fd);
     }
   },
+
+  saveAhead: (namespace, dump) =>
+    saveNetAhead(namespace, dump, (now, settings) => writeHere(namespace, now, settings)),
 
   restore(namespaces, restore) {
     const { set, plan, options } = restore;
@@ -125,55 +107,31 @@ export const netRoom: NamespaceRoom = {
   },
 };
 
-/** A network namespace that was looked at while its tasks ran. */
-export interface NetLook extends Disposable {
-  readonly inode: number;
-  /** Undefined when they are too many to be held open. */
-  readonly settings: OpenSettings | undefined;
-}
-
-/**
- * Reads what will be read of a task's network namespace, if it is not the engine's, and keeps its settings open: while the tree
- * stands still the code is warm then, and the kernel has its files of settings at hand.
- */
-export function lookAtNetNamespace(
-  pid: number,
-  {
-    external = [],
-    emptyNet,
-  }: { readonly external?: readonly string[]; readonly emptyNet?: boolean },
-): NetLook | undefined {
-  let settings: OpenSettings | undefined;
-  try {
-    const path = `/proc/${pid}/ns/net`;
-    const link = readlinkSync(path);
-    if (link === readlinkSync("/proc/self/ns/net")) return undefined;
-    const inode = parseNamespaceLink(link) ?? 0;
-    if (externalKey(external, "net", inode) !== undefined) return undefined;
-    const fd = openSync(path, "r");
-    try {
-      return inNetNamespace(fd, () => {
-        settings = OpenSettings.ofThread();
-        if (emptyNet === true) readOwnSettings((gid) => gid, settings);
-        else {
-          readNetSettings((gid) => gid, settings);
-          readFirewall();
-          const socket = new NetlinkSocket(NETLINK_ROUTE);
-          readLinks(socket);
-          readRouting(socket);
-          socket.close();
-        }
-        return { inode, settings, [Symbol.dispose]: () => settings?.[Symbol.dispose]() };
-      });
-    } finally {
-      closeSync(fd);
-    }
-  } catch (error) {
-    settings?.[Symbol.dispose]();
-    // The dump will meet the same and tell it.
-    log.debug(`look at the network namespace: ${String(error)}`);
+/** Saves the namespace that the calling thread is in. Undefined: it is to stay empty, and has nothing but settings. */
+function writeHere(
+  { id, inode }: CollectedNamespace,
+  { images, options, namespaces }: NamespacesDump,
+  settings?: OpenSettings,
+): SavedNetNamespace | undefined {
+  const user = namespaces.ofRoot("user");
+  const maps = user === undefined ? undefined : collectMaps(user.pid);
+  const innerGid = (gid: number): number =>
+    maps === undefined ? gid : (idInside(maps.gid_map, gid) ?? gid);
+  if (options.emptyNet === true) {
+    images.write("netns", id, [{ ...EMPTY_NETNS, ...readOwnSettings(innerGid, settings) }]);
     return undefined;
   }
+  return writeNetNamespace(
+    { id, inode },
+    {
+      images,
+      external: options.external ?? [],
+      settings,
+      others: namespaces.all.filter(({ kind }) => kind === "net"),
+      innerUid: (uid) => (maps === undefined ? uid : (idInside(maps.uid_map, uid) ?? uid)),
+      innerGid,
+    },
+  );
 }
 
 export interface NetNamespaceDump {
@@ -192,13 +150,14 @@ export interface NetNamespaceDump {
 export function writeNetNamespace(
   { id, inode }: { readonly id: number; readonly inode: number },
   dump: NetNamespaceDump,
-): void {
+): SavedNetNamespace {
   const { images, external } = dump;
   const socket = new NetlinkSocket(NETLINK_ROUTE);
   try {
     // The kernel gives a namespace a number when a device tells of its peer there.
     const links = readLinks(socket);
-    tellNetworkLosses(socket, links);
+    const losses = networkLosses(socket, links);
+    const neighbours = readNeighbours(socket, links);
     const nsids = numbersOf(socket, dump.others);
     const isKnown = links.every(({ name }) => dump.settings?.knows(name) === true);
     const settings = readNetSettings(
@@ -213,7 +172,7 @@ export function writeNetNamespace(
       ),
       settings,
       isExternal: (device) => isExternalDevice(external, device),
-      neighbours: readNeighbours(socket, links),
+      neighbours,
       tuns: {
         of: (device) => tuns.get(`${inode}/${device}`),
         innerUid: (uid) => dump.innerUid(uid),
@@ -228,6 +187,7 @@ export function writeNetNamespace(
     const firewall = readFirewall();
     for (const image of FIREWALL_IMAGES) writeRaw(images, image, id, Buffer.from(firewall[image]));
     for (const image of CONNTRACK_IMAGES) writeRaw(images, image, id, readConntrack(image));
+    return { links, neighbours, losses };
   } finally {
     socket.close();
   }

@@ -12,8 +12,10 @@ import type {
   RepriseSysctl,
   SysctlEntry,
 } from "../../images/schema/messages.generated.ts";
+import { readLimits } from "../../proc/limits.ts";
 import { AT_FDCWD, O_CLOEXEC, O_RDWR } from "../../sys/abi/fcntl.ts";
 import { trySyscall } from "../../sys/ffi.ts";
+import { Witness, type Sight } from "../../tracee/witness.ts";
 import { CONF4, CONF6 } from "./sysctl-names.ts";
 
 const ROOT = "/proc/sys/net";
@@ -30,8 +32,9 @@ const valueBytes = Buffer.alloc(VALUE_SIZE);
 type ConfOfAll = Pick<NetnsEntry, "all_conf4" | "def_conf4" | "all_conf6" | "def_conf6">;
 type ConfOfDevice = Pick<NetDeviceEntry, "conf4" | "conf6">;
 
-/** Each device has more than a hundred settings, and a process mostly no more than 1024 open files. */
-const MAX_OPEN = 700;
+/** Each device has more than a hundred settings: most that are open at a time, and what is left of the limit for other files. */
+const MAX_OPEN = 4000;
+const OTHER_FILES = 324;
 
 /** Everything that is set in the namespace that the calling thread is in. */
 export interface NetSettings {
@@ -47,19 +50,33 @@ export interface NetSettings {
  * finding and opening them takes longer than all the rest that is saved of a small namespace.
  */
 export class OpenSettings {
-  readonly #open: readonly { readonly name: string; readonly fd: number }[];
+  readonly #open: readonly { readonly name: string; readonly sight: Sight }[];
+  readonly #witness = new Witness();
+  /** Whether none is longer than what is read of each. */
+  #isWhole = false;
 
   private constructor(open: readonly { readonly name: string; readonly fd: number }[]) {
-    this.#open = open;
+    this.#open = open.map(({ name, fd }) => ({
+      name,
+      sight: this.#witness.opened(this.#witness.keep(fd), VALUE_SIZE),
+    }));
   }
 
   /** Those of the namespace that the calling thread is in; undefined when they are too many to be held. */
-  static ofThread(): OpenSettings | undefined {
+  static ofThread({
+    devices,
+  }: {
+    /** Those of single devices too. */
+    readonly devices: boolean;
+  }): OpenSettings | undefined {
     const open: { name: string; fd: number }[] = [];
+    const limit = readLimits(process.pid).find(({ name }) => name === "RLIMIT_NOFILE");
+    const most = Math.min(MAX_OPEN, Number(limit?.soft ?? 0n) - OTHER_FILES);
     for (const name of settingNames("")) {
+      if (!devices && deviceOf(name) !== undefined) continue;
       const fd = openSetting(name);
       if (fd >= 0) open.push({ name, fd });
-      if (open.length <= MAX_OPEN) continue;
+      if (open.length <= most) continue;
       new OpenSettings(open)[Symbol.dispose]();
       return undefined;
     }
@@ -74,15 +91,21 @@ export class OpenSettings {
   /** What they are now. Those of a device that went are left out. */
   read(): Map<string, string> {
     const values = new Map<string, string>();
-    for (const { name, fd } of this.#open) {
-      const size = trySyscall("pread64", fd, valueBytes, valueBytes.length, 0);
-      if (size > 0) values.set(name, valueOf(name, size));
+    this.#isWhole = this.#witness.take();
+    for (const { name, sight } of this.#open) {
+      const bytes = this.#witness.bytes(sight);
+      if (bytes.length > 0) values.set(name, valueOf(name, bytes));
     }
     return values;
   }
 
+  /** Whether they are what was read last. */
+  isUnchanged(): boolean {
+    return this.#isWhole && this.#witness.holds();
+  }
+
   [Symbol.dispose](): void {
-    for (const { fd } of this.#open) trySyscall("close", fd);
+    this.#witness[Symbol.dispose]();
   }
 }
 
@@ -337,7 +360,7 @@ function readAll(names: readonly string[]): Map<string, string> {
     if (fd < 0) continue;
     const size = trySyscall("read", fd, valueBytes, valueBytes.length);
     trySyscall("close", fd);
-    if (size > 0) values.set(name, valueOf(name, size));
+    if (size > 0) values.set(name, valueOf(name, valueBytes.subarray(0, size)));
   }
   return values;
 }
@@ -349,10 +372,10 @@ function openSetting(name: string): number {
 }
 
 /** The text that was read, or the whole of one that has no room there. */
-function valueOf(name: string, size: number): string {
+function valueOf(name: string, bytes: Buffer): string {
   const text =
-    size < valueBytes.length
-      ? valueBytes.toString("latin1", 0, size)
+    bytes.length < VALUE_SIZE
+      ? bytes.toString("latin1")
       : readFileSync(`${ROOT}/${name}`, "latin1");
   return text.trimEnd();
 }

@@ -13,6 +13,7 @@ export const NFT_MSG_NEWRULE = 6;
 export const NFT_MSG_NEWSET = 9;
 export const NFT_MSG_NEWSETELEM = 12;
 export const NFT_MSG_GETGEN = 16;
+export const NFTA_GEN_ID = 1;
 
 export const NFPROTO_INET = 1;
 export const NFPROTO_IPV4 = 2;

@@ -27,6 +27,18 @@ export const NDMSG_SIZE = 12;
 export const RULE_HEADER_SIZE = 12;
 export const RTGENMSG_SIZE = 1;
 
+/** Groups of NETLINK_ROUTE: enum rtnetlink_groups. */
+export const RTNLGRP_LINK = 1;
+export const RTNLGRP_TC = 4;
+export const RTNLGRP_IPV4_IFADDR = 5;
+export const RTNLGRP_IPV4_ROUTE = 7;
+export const RTNLGRP_IPV4_RULE = 8;
+export const RTNLGRP_IPV6_IFADDR = 9;
+export const RTNLGRP_IPV6_ROUTE = 11;
+export const RTNLGRP_IPV6_RULE = 19;
+export const RTNLGRP_NSID = 28;
+export const RTNLGRP_NEXTHOP = 32;
+
 export const IFLA_ADDRESS = 1;
 export const IFLA_BROADCAST = 2;
 export const IFLA_IFNAME = 3;
@@ -34,9 +46,12 @@ export const IFLA_MTU = 4;
 export const IFLA_LINK = 5;
 export const IFLA_MASTER = 10;
 export const IFLA_TXQLEN = 13;
+export const IFLA_STATS = 7;
 export const IFLA_LINKINFO = 18;
 export const IFLA_NET_NS_PID = 19;
 export const IFLA_IFALIAS = 20;
+export const IFLA_STATS64 = 23;
+export const IFLA_AF_SPEC = 26;
 export const IFLA_GROUP = 27;
 export const IFLA_NET_NS_FD = 28;
 export const IFLA_NUM_TX_QUEUES = 31;
