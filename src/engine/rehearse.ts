@@ -76,7 +76,7 @@ async function dumpOnce(pid: number): Promise<void> {
         parent: ParentSet.none(),
         ahead: WrittenAhead.nothing(images),
         compared: ComparedAhead.nothing(),
-        netLook: undefined,
+        lock,
         spaces: undefined,
         leaveLazyPages: false,
       });
