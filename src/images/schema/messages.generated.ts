@@ -964,6 +964,8 @@ export interface NetnsEntry {
   readonly ipv4_sysctl: readonly SysctlEntry[];
   readonly sysctls: readonly RepriseSysctl[];
   readonly nexthops?: Uint8Array | undefined;
+  readonly traffic?: Uint8Array | undefined;
+  readonly ipsec_policies?: Uint8Array | undefined;
 }
 
 export interface NetnsId {
@@ -2429,7 +2431,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   netlink_sk_entry:
     "1,id,u! 2,ino,u! 3,protocol,u! 4,state,u! 6,flags,u! 7,portid,u! 8,groups,u* 9,dst_portid,u! 10,dst_group,u! 11,fown,m!,fown_entry 12,opts,m!,sk_opts_entry 13,ns_id,u? 30001,options,m*,reprise_socket_option",
   netns_entry:
-    "1,def_conf,i* 2,all_conf,i* 3,def_conf4,m*,sysctl_entry 4,all_conf4,m*,sysctl_entry 5,def_conf6,m*,sysctl_entry 6,all_conf6,m*,sysctl_entry 7,nsids,m*,netns_id 8,ext_key,t? 9,unix_conf,m*,sysctl_entry 10,ipv4_sysctl,m*,sysctl_entry 30001,sysctls,m*,reprise_sysctl 30002,nexthops,y?",
+    "1,def_conf,i* 2,all_conf,i* 3,def_conf4,m*,sysctl_entry 4,all_conf4,m*,sysctl_entry 5,def_conf6,m*,sysctl_entry 6,all_conf6,m*,sysctl_entry 7,nsids,m*,netns_id 8,ext_key,t? 9,unix_conf,m*,sysctl_entry 10,ipv4_sysctl,m*,sysctl_entry 30001,sysctls,m*,reprise_sysctl 30002,nexthops,y? 30003,traffic,y? 30004,ipsec_policies,y?",
   netns_id: "1,target_ns_id,u! 2,netnsid_value,i!",
   ns_file_entry: "1,id,u! 2,ns_id,u! 3,ns_cflag,u! 4,flags,u!",
   pac_address_keys:

@@ -231,8 +231,7 @@ function claimIndex(
   { flags, restore }: { readonly flags: number; readonly restore: FilesRestore },
 ): Ref {
   const taken = takenBy(restore);
-  const inThere = restore.inRootMounts?.bind(restore) ?? (<T>(action: () => T): T => action());
-  const fillers = inThere(() => freeBelow(index, taken));
+  const fillers = freeBelow(index, taken, restore);
   taken.add(index);
   const label = {
     label: `make terminal /dev/pts/${index}`,
@@ -268,25 +267,18 @@ function takenBy(restore: FilesRestore): Set<number> {
 }
 
 /**
- * How many indexes below this one are free. Asked by taking them: /dev/pts does not list those of terminals that are hung
- * up but still open.
+ * How many indexes below this one are free.
  *
  * @throws RepriseError UNSUPPORTED when the index itself is taken.
  */
-function freeBelow(index: number, taken: ReadonlySet<number>): number {
-  const masters: number[] = [];
-  const found: number[] = [];
-  try {
-    while ((found.at(-1) ?? -1) < index) {
-      masters.push(
-        syscall("openat", AT_FDCWD, Buffer.from("/dev/ptmx\0"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0),
-      );
-      found.push(readNumber(masters.at(-1) ?? -1, TIOCGPTN));
-    }
-  } finally {
-    for (const fd of masters) trySyscall("close", fd);
+function freeBelow(index: number, taken: ReadonlySet<number>, restore: FilesRestore): number {
+  let free = freeIndexes.get(restore);
+  if (free === undefined || (free.at(-1) ?? -1) < index) {
+    const highest = Math.max(index, ...[...restore.set.ttyInfos.values()].map(indexOf));
+    const inThere = restore.inRootMounts?.bind(restore) ?? (<T>(action: () => T): T => action());
+    freeIndexes.set(restore, (free = inThere(() => freeUpTo(highest))));
   }
-  if (!found.includes(index)) {
+  if (!free.includes(index)) {
     throw new RepriseError(
       "UNSUPPORTED",
       `cannot make terminal /dev/pts/${index} again: this number is in use`,
@@ -295,7 +287,31 @@ function freeBelow(index: number, taken: ReadonlySet<number>): number {
       },
     );
   }
-  return found.filter((free) => free < index && !taken.has(free)).length;
+  return free.filter((one) => one < index && !taken.has(one)).length;
+}
+
+function indexOf({ pty }: TtyInfoEntry): number {
+  return pty?.index ?? 0;
+}
+
+/** What was free before the restore took any, looked at once for all terminals. */
+const freeIndexes = new WeakMap<FilesRestore, readonly number[]>();
+
+/** Asked by taking them: /dev/pts does not list those of terminals that are hung up but still open. */
+function freeUpTo(highest: number): number[] {
+  const masters: number[] = [];
+  const found: number[] = [];
+  try {
+    while ((found.at(-1) ?? -1) < highest) {
+      masters.push(
+        syscall("openat", AT_FDCWD, Buffer.from("/dev/ptmx\0"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0),
+      );
+      found.push(readNumber(masters.at(-1) ?? -1, TIOCGPTN));
+    }
+    return found;
+  } finally {
+    for (const fd of masters) trySyscall("close", fd);
+  }
 }
 
 /** Data first, under settings that leave it as it is; then the settings. All are the slave's, reached through the master. */

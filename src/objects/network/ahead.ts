@@ -6,6 +6,7 @@
 import { closeSync, openSync } from "node:fs";
 import { log } from "../../log.ts";
 import { NETLINK_NETFILTER, NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
+import { NETLINK_XFRM } from "../../sys/abi/xfrm.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
 import { attribute, NetlinkSocket } from "../../sys/netlink.ts";
@@ -16,7 +17,8 @@ import { CONNTRACK_COUNT } from "./conntrack.ts";
 import { LEGACY, rulesGeneration } from "./firewall.ts";
 import { readLinks, readNeighbours, type Link } from "./links.ts";
 import type { NetworkLock } from "./lock.ts";
-import { hasIpsec, NETLINK_XFRM, VIRTUAL_SERVERS } from "./losses.ts";
+import { hasIpsec } from "./ipsec.ts";
+import { VIRTUAL_SERVERS } from "./losses.ts";
 import { OpenSettings } from "./sysctls.ts";
 
 /** What was saved of a namespace. */

@@ -4,9 +4,10 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it, onTestFinished } from "vitest";
 import { ImageSetReader } from "../../images/image-set-reader.ts";
 import { ImageSetWriter } from "../../images/image-set-writer.ts";
+import { setLogSink } from "../../log.ts";
 import { NETLINK_ROUTE } from "../../sys/abi/netlink.ts";
 import { NetlinkSocket } from "../../sys/netlink.ts";
 import { NetNamespace } from "./net-namespace.fixture.ts";
@@ -241,13 +242,49 @@ it.skipIf(!existsSync("/proc/net/nf_conntrack"))(
   },
 );
 
+it("carries over traffic control and IPsec policies", () => {
+  using net = new NetNamespace(
+    "ip link add a0 type veth peer name b0; ip link set a0 up; ip link set b0 up",
+    "tc qdisc add dev lo root pfifo limit 55",
+    "tc qdisc add dev a0 root handle 1: htb default 12 r2q 7",
+    "tc class add dev a0 parent 1: classid 1:1 htb rate 100mbit ceil 200mbit quantum 20000",
+    "tc class add dev a0 parent 1:1 classid 1:12 htb rate 5mbit burst 15k prio 3",
+    "tc class add dev a0 parent 1:1 classid 1:13 htb rate 6mbit",
+    "tc qdisc add dev a0 parent 1:12 handle 12: tbf rate 1mbit burst 32kbit latency 400ms",
+    "tc filter add dev a0 protocol ip parent 1: prio 5 u32 match ip dst 10.0.0.1/32 flowid 1:12",
+    "tc filter add dev a0 protocol ip parent 1: prio 1 handle 2: u32 divisor 4",
+    "tc filter add dev a0 protocol ip parent 1: prio 1 u32 ht 2:3: match ip dport 99 0xffff flowid 1:13",
+    "tc filter add dev a0 protocol ip parent 1: prio 1 u32 match ip src 10.0.0.0/8 link 2: hashkey mask 0xff at 12",
+    "tc qdisc add dev b0 clsact",
+    "tc filter add dev b0 ingress protocol all u32 match u32 0 0 action mirred egress redirect dev a0",
+    "ip xfrm policy add dir out src 10.1.0.0/16 dst 10.2.0.0/16 priority 7 tmpl src 1.1.1.1 dst 2.2.2.2 proto esp reqid 5 mode tunnel",
+    "ip xfrm policy add dir in src 10.2.0.0/16 dst 10.1.0.0/16 proto tcp dport 80 action block",
+  );
+  const told: string[] = [];
+  setLogSink((_level, text) => void told.push(text));
+  onTestFinished(() => setLogSink(undefined));
+  const [fresh] = carryOver([net]) as [NetNamespace];
+  using _ = fresh;
+  const ask = [
+    "for d in lo a0 b0; do tc qdisc show dev $d; tc class show dev $d | sort; done | sed 's/refcnt [0-9]*//'",
+    "tc filter show dev a0; tc filter show dev b0 ingress",
+    "ip -o xfrm policy | sort",
+  ];
+  const tell = (one: NetNamespace): string[] => ask.map((command) => one.run(command));
+  expect(tell(net)[1]).toMatch(/mirred/);
+  expect(tell(fresh)).toEqual(tell(net));
+  expect(told).toEqual([]);
+});
+
 it("knows what it loses", () => {
   using net = new NetNamespace(
     "ip link add a0 type veth peer name b0",
-    "tc qdisc add dev a0 root pfifo limit 33",
-    "ip xfrm policy add dir out src 10.1.0.0/16 dst 10.2.0.0/16 2>/dev/null || true",
+    "tc qdisc add dev a0 root handle 1: htb",
+    "tc qdisc add dev b0 root stab overhead 8 linklayer ethernet tbf rate 1mbit burst 32kbit latency 1ms",
   );
   const [fresh] = carryOver([net]) as [NetNamespace];
   fresh[Symbol.dispose]();
-  expect(lost).toContain("network device a0: its queueing discipline pfifo is not saved");
+  expect(lost).toEqual([
+    "network device b0: its size table of queueing discipline tbf is not saved",
+  ]);
 });

@@ -45,6 +45,8 @@ import {
   restoreNetSettings,
   restoreOwnSettings,
 } from "./sysctls.ts";
+import { readTraffic, restoreTraffic } from "./traffic.ts";
+import { readPolicies, restorePolicies } from "./ipsec.ts";
 import { networkLosses } from "./losses.ts";
 import { EMPTY_NETNS } from "./netns-entry.ts";
 import { tunStatesOf } from "./tun-device.ts";
@@ -156,7 +158,11 @@ export function writeNetNamespace(
   try {
     // The kernel gives a namespace a number when a device tells of its peer there.
     const links = readLinks(socket);
-    const losses = networkLosses(socket, links);
+    const losses = networkLosses();
+    const traffic = readTraffic(socket, links, (device, what) =>
+      losses.push(`network device ${device}: its ${what} is not saved`),
+    );
+    const policies = readPolicies();
     const neighbours = readNeighbours(socket, links);
     const nsids = numbersOf(socket, dump.others);
     const isKnown = links.every(({ name }) => dump.settings?.knows(name) === true);
@@ -180,7 +186,8 @@ export function writeNetNamespace(
       },
     });
     const nexthops = readNexthops(socket);
-    images.write("netns", id, [{ ...EMPTY_NETNS, ...settings.netns, nsids, nexthops }]);
+    const more = { nexthops, traffic, ipsec_policies: policies };
+    images.write("netns", id, [{ ...EMPTY_NETNS, ...settings.netns, nsids, ...more }]);
     images.write("netdev", id, devices);
     const routing = readRouting(socket);
     for (const image of ROUTING_IMAGES) writeRaw(images, image, id, routing[image]);
@@ -292,6 +299,8 @@ export function fillNetNamespaces(
       tryAddresses(socket, raw("ifaddr"));
       for (const kind of FIREWALL_IMAGES) restoreFirewall(kind, raw(kind).toString("utf8"));
       for (const kind of CONNTRACK_IMAGES) restoreConntrack(kind, raw(kind));
+      restorePolicies(netns.ipsec_policies ?? Buffer.alloc(0));
+      restoreTraffic(socket, netns.traffic ?? Buffer.alloc(0));
     });
   }
 }
