@@ -6,12 +6,15 @@ import { RepriseError } from "../errors.ts";
 import { log, refuseLosses } from "../log.ts";
 import { PE_LAZY } from "../images/pagemap.ts";
 import { TaskMemory } from "../objects/memory/task-memory.ts";
+import type { MessageInput } from "../images/codec.ts";
+import type { InventoryEntry } from "../images/schema/messages.generated.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
+import type { FileTable } from "../objects/files/table.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { endDummy } from "../tracee/dummy.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
@@ -253,55 +256,20 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       return { stats, plan: collected.describe() };
     }
     const tracked = options.trackMemory ?? options.parentDir !== undefined;
-    let stats: DumpStats;
     const inventory = inventoryEntry(collected, { lock, uptime: tracked, machine });
-    if (goesOnFirst) {
-      collected.files.end("alive");
-      unlock(lock, options);
-      releaseTree(tree, { leaveStopped: false });
-      stats = memory.stats(tree, { frozenAt, begun: freezing });
-      options.onEvent?.({ kind: "resumed", ms: since() });
-      phase("let it go");
-      images.commit(inventory);
-      writeDumpStats(options.workDir ?? options.imagesDir, stats);
-      images.tidy();
-      syncDirectory(options.imagesDir);
-    } else if (leave !== "killed") {
-      images.commit(inventory);
-      if (options.hooks?.script !== undefined) {
-        // A script may save more (a file system) that belongs to this state.
-        syncDirectory(options.imagesDir);
-        options.hooks.script("post-dump", options.pid);
-      }
-      serveLeftPages(memory, options);
-      // The state is captured: let the tasks go on before the disk has caught up.
-      collected.files.end(leave === "stopped" ? "stopped" : "alive");
-      // Who leaves tasks stopped is going to end them: nobody must hear of it.
-      if (leave === "stopped") lock.leave();
-      else unlock(lock, options);
-      releaseTree(tree, { leaveStopped: leave === "stopped" });
-      stats = memory.stats(tree, { frozenAt, begun: freezing });
-      writeDumpStats(options.workDir ?? options.imagesDir, stats);
-      options.onEvent?.({ kind: "resumed", ms: since() });
-      phase("let it go");
-      images.tidy();
-      syncDirectory(options.imagesDir);
-    } else {
-      images.commit(inventory);
-      stats = memory.stats(tree, { frozenAt, begun: freezing });
-      phase("committed");
-      writeDumpStats(options.workDir ?? options.imagesDir, stats);
-      syncDirectory(options.imagesDir);
-      options.onEvent?.({ kind: "committed", ms: since() });
-      // When this throws the tasks go on.
-      options.hooks?.script?.("post-dump", options.pid);
-      serveLeftPages(memory, options);
-      lock.leave();
-      killTree(tree);
-      images.tidy();
-      collected.files.end("dead");
-      options.onEvent?.({ kind: "killed", ms: since() });
-    }
+    const frozen = tree;
+    const end = goesOnFirst ? goOnAndCommit : leave === "killed" ? commitAndKill : commitAndLetGo;
+    const stats = end(options, {
+      tree,
+      images,
+      files: collected.files,
+      lock,
+      memory,
+      inventory,
+      phase,
+      tell: (kind) => options.onEvent?.({ kind, ms: since() }),
+      stats: () => memory.stats(frozen, { frozenAt, begun: freezing }),
+    });
     collected.files.close();
     spaces?.[Symbol.dispose]();
     if (options.autoDedup === true && parent.exists) giveBack(options.imagesDir);
@@ -319,6 +287,84 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     });
     throw asRepriseError(error, `dump pid ${options.pid}`);
   }
+}
+
+/** A tree that stands still, and what was found out and written of it. */
+interface Captured {
+  readonly tree: FrozenTree;
+  readonly images: ImageSetWriter;
+  readonly files: FileTable;
+  readonly lock: NetworkLock;
+  readonly memory: WrittenTree;
+  readonly inventory: MessageInput<InventoryEntry>;
+  readonly phase: (done: string) => void;
+  readonly tell: (kind: "resumed" | "committed" | "killed") => void;
+  /** To be called when the tree stands still no longer, or is about to be killed. */
+  readonly stats: () => DumpStats;
+}
+
+/** The tasks go on, and then their images are encoded. */
+function goOnAndCommit(options: CheckpointOptions, captured: Captured): DumpStats {
+  const { tree, images, files, lock, inventory, phase, tell } = captured;
+  files.end("alive");
+  unlock(lock, options);
+  releaseTree(tree, { leaveStopped: false });
+  const stats = captured.stats();
+  tell("resumed");
+  phase("let it go");
+  images.commit(inventory);
+  finish(options, images, stats);
+  return stats;
+}
+
+/** The tasks go on, or stay stopped, when the set is whole, but before the disk has caught up. */
+function commitAndLetGo(options: CheckpointOptions, captured: Captured): DumpStats {
+  const { tree, images, files, lock, memory, inventory, phase, tell } = captured;
+  images.commit(inventory);
+  if (options.hooks?.script !== undefined) {
+    // A script may save more (a file system) that belongs to this state.
+    syncDirectory(options.imagesDir);
+    options.hooks.script("post-dump", options.pid);
+  }
+  serveLeftPages(memory, options);
+  const isStopped = options.leave === "stopped";
+  files.end(isStopped ? "stopped" : "alive");
+  // Who leaves tasks stopped is going to end them: nobody must hear of it.
+  if (isStopped) lock.leave();
+  else unlock(lock, options);
+  releaseTree(tree, { leaveStopped: isStopped });
+  const stats = captured.stats();
+  tell("resumed");
+  phase("let it go");
+  finish(options, images, stats);
+  return stats;
+}
+
+/** The tasks end when the set is on the disk. */
+function commitAndKill(options: CheckpointOptions, captured: Captured): DumpStats {
+  const { tree, images, files, lock, memory, inventory, phase, tell } = captured;
+  images.commit(inventory);
+  const stats = captured.stats();
+  phase("committed");
+  writeDumpStats(options.workDir ?? options.imagesDir, stats);
+  syncDirectory(options.imagesDir);
+  tell("committed");
+  // When this throws the tasks go on.
+  options.hooks?.script?.("post-dump", options.pid);
+  serveLeftPages(memory, options);
+  lock.leave();
+  killTree(tree);
+  images.tidy();
+  files.end("dead");
+  tell("killed");
+  return stats;
+}
+
+/** What need not be waited for by the tasks. */
+function finish(options: CheckpointOptions, images: ImageSetWriter, stats: DumpStats): void {
+  writeDumpStats(options.workDir ?? options.imagesDir, stats);
+  images.tidy();
+  syncDirectory(options.imagesDir);
 }
 
 function filesOptions(options: CheckpointOptions): FilesDumpOptions {
