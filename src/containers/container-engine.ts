@@ -24,6 +24,8 @@ export interface ContainerEngine {
     container: string,
     options: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
   ): Promise<string>;
+  /** Whether there is a container of a name. */
+  isThere(container: string): Promise<boolean>;
   /** How many processes `exec` has started that run in a container: no checkpoint has them. Undefined where nobody counts. */
   visitors(container: string): Promise<number | undefined>;
   /** Names of a container's checkpoints, oldest first. */

@@ -42,6 +42,17 @@ class DockerEngine implements ContainerEngine {
     options: { readonly leaveRunning: boolean; readonly keepFiles?: boolean },
   ): Promise<string> {
     const checkpointId = nextName(await this.checkpoints(container));
+    const source = this.#docker.getContainer(container);
+    const { Id, State } = await this.#ask(`look at the container ${container}`, () =>
+      source.inspect(),
+    );
+    if (!State.Running) {
+      throw new RepriseError(
+        "CONTAINER_ENGINE",
+        `cannot checkpoint the container ${container}: it is not running (${State.Status})`,
+        { hint: `Start it first: docker start ${container}` },
+      );
+    }
     if (!options.leaveRunning) {
       await this.#withoutRestarts(container, () =>
         this.#createCheckpoint(container, checkpointId, options),
@@ -53,10 +64,6 @@ class DockerEngine implements ContainerEngine {
       return checkpointId;
     }
     // What runs on goes on writing: its files must be of the same moment as its memory. A checkpoint leaves it paused.
-    const source = this.#docker.getContainer(container);
-    const { Id, State } = await this.#ask(`look at the container ${container}`, () =>
-      source.inspect(),
-    );
     if (!State.Paused) await this.#ask(`pause the container ${container}`, () => source.pause());
     try {
       await this.#createCheckpoint(container, checkpointId, options);
@@ -101,6 +108,18 @@ class DockerEngine implements ContainerEngine {
         exit: !options.leaveRunning,
       }),
     );
+  }
+
+  async isThere(container: string): Promise<boolean> {
+    // Others are no names: who asks for one hears that from the daemon.
+    if (!/^[\w.-]+$/.test(container)) return false;
+    try {
+      await this.#docker.getContainer(container).inspect();
+      return true;
+    } catch (error) {
+      if ((error as { readonly statusCode?: number }).statusCode === 404) return false;
+      return this.#ask(`look for a container ${container}`, () => Promise.reject(error as Error));
+    }
   }
 
   async visitors(container: string): Promise<number> {
@@ -267,7 +286,12 @@ class DockerEngine implements ContainerEngine {
       return await question();
     } catch (error) {
       if (error instanceof RepriseError) throw error;
-      const { message, statusCode } = error as Error & { readonly statusCode?: number };
+      const { statusCode, json } = error as {
+        readonly statusCode?: number;
+        readonly json?: { readonly message?: string };
+      };
+      // The daemon's own words, without those about HTTP.
+      const message = json?.message ?? (error as Error).message;
       throw new RepriseError("CONTAINER_ENGINE", `cannot ${what}: docker: ${firstLine(message)}`, {
         hint: adviceFor(message, statusCode),
         cause: error,
@@ -291,7 +315,7 @@ function adviceFor(message: string, status: number | undefined): string {
 }
 
 function firstLine(text: string): string {
-  return text.split("\n")[0] ?? "";
+  return (text.split("\n")[0] ?? "").trimEnd();
 }
 
 /** Ports of the host can be published once: the clone gets others. */

@@ -14,7 +14,7 @@ import {
 import { join, resolve } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { homeDirectory } from "../store/home.ts";
-import { runCommand } from "./command.ts";
+import { runCommand, succeeds } from "./command.ts";
 import { runKeepingOutput } from "./keep-output.ts";
 import { nextName, type ContainerEngine, type EngineName } from "./container-engine.ts";
 
@@ -22,6 +22,7 @@ import { nextName, type ContainerEngine, type EngineName } from "./container-eng
 export function ociRuntime(runtime: EngineName): ContainerEngine {
   return {
     checkpoint: (id, options) => Promise.resolve(checkpoint(runtime, id, options)),
+    isThere: (id) => Promise.resolve(succeeds([runtime, "state", id])),
     // It keeps no list of them; the log beside the images tells.
     visitors: () => Promise.resolve(undefined),
     checkpoints: (id) => Promise.resolve(list(runtime, id)),
@@ -61,6 +62,13 @@ function checkpoint(
     readonly bundle: string;
     readonly status: string;
   };
+  if (status !== "running" && status !== "paused") {
+    throw new RepriseError(
+      "CONTAINER_ENGINE",
+      `cannot checkpoint the container ${id}: it is not running (${status})`,
+      { hint: `Start it first: ${runtime} start ${id}` },
+    );
+  }
   mkdirSync(images, { recursive: true, mode: 0o700 });
   // What runs on goes on writing: its files must be of the same moment as its memory.
   const holds = keepFiles === true && leaveRunning && status !== "paused";

@@ -72,10 +72,15 @@ describe.each(["v1", "v2"] as const)("on cgroup %s", (version: CgroupVersion) =>
       "twin runs, from checkpoint reprise-1 of mine",
     );
     await counted(docker, "twin", 3);
+    expect(refused(docker, "clone", "docker:mine", "twin")).toContain(
+      "there is a container twin already",
+    );
+    expect(docker.run("checkpoint", "ls", "mine").match(/reprise-/g)).toHaveLength(1);
     expectOwnCgroups(docker, "twin");
     expect(docker.run("exec", "twin", "cat", "/etc/changed")).toBe("changed");
     reprise(docker, "checkpoint", "docker:twin");
     expect(stateOf(docker, "twin")).toBe("exited");
+    expect(refused(docker, "checkpoint", "docker:twin")).toContain("it is not running (exited)");
     expect(reprise(docker, "restore", "docker:twin")).toContain("twin runs again");
     const before = numbers(docker, "twin").length;
     await counted(docker, "twin", before + 2);
@@ -167,6 +172,13 @@ function reprise(docker: Docker, ...args: readonly string[]): string {
   });
   expect(status, stderr).toBe(0);
   return stdout;
+}
+
+/** What reprise says when it does not do something. */
+function refused(docker: Docker, ...args: readonly string[]): string {
+  const { status, stderr } = spawnSync(REPRISE, args, { env: docker.env, encoding: "utf8" });
+  expect(status, stderr).not.toBe(0);
+  return stderr;
 }
 
 function runContainer(docker: Docker, name: string): void {

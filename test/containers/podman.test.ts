@@ -78,16 +78,50 @@ describe.each(["v1", "v2"] as const)("Podman on cgroup %s", (version: CgroupVers
 
   test("by reprise's own commands", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no podman, or no such cgroups");
-    run(host, "mine");
+    run(host, "mine", ["-v", "volume:/data"]);
+    onTestFinished(() => void host.try(...words("volume", "rm", "-f", "volume")));
     await counted(host, "mine", 3);
-    host.run("reprise", "clone", "podman:mine", "copy");
+    podman(host, "exec", "mine", "sh", "-c", "echo data > /data/file");
+    expect(host.try("reprise", "clone", "podman:mine", "mine").output).toContain(
+      "there is a container mine already",
+    );
+    expect(host.run("reprise", "clone", "podman:mine", "copy")).toContain("it shares the volumes");
     onTestFinished(() => void host.try(...words("rm", "-f", "-t", "0", "copy")));
     await counted(host, "copy", 3);
     host.run("reprise", "checkpoint", "podman:copy");
     host.run("reprise", "restore", "podman:copy");
+    expect(host.try("reprise", "restore", "podman:copy").output).toContain(
+      "cannot restore the container copy: it is running",
+    );
     await counted(host, "copy", 3);
+    expect(podman(host, "exec", "copy", "cat", "/data/file")).toBe("data");
     expectOwnCgroup(host, "copy");
     expect(stateOf(host, "mine")).toBe("running");
+    expect(host.try("reprise", "checkpoint", "podman:nobody").output).toMatch(
+      /no such container nobody\n {2}`podman ps -a` tells which/,
+    );
+  });
+
+  // It takes its time, and cgroups are no other than elsewhere.
+  test.skipIf(version === "v1")("as an image", { timeout: 60_000 }, async (context) => {
+    if (!can) context.skip("no podman, or no such cgroups");
+    run(host, "whole");
+    await counted(host, "whole", 3);
+    podman(host, "exec", "whole", "sh", "-c", "echo changed > /root/file");
+    // It asks for its directory, which must be one of the host.
+    const make = 'cd / && exec podman container checkpoint --create-image "$1" "$2"';
+    for (const [container, image] of [
+      ["whole", "saved"],
+      ["fromimage", "saved-again"],
+    ] as const) {
+      host.run("sh", "-c", make, "sh", image, container);
+      podman(host, "rm", container);
+      podman(host, "container", "restore", "--name", "fromimage", image);
+      onTestFinished(() => void host.try(...words("rm", "-f", "-t", "0", "fromimage")));
+      await counted(host, "fromimage", 3);
+      expect(podman(host, "exec", "fromimage", "cat", "/root/file")).toBe("changed");
+      expectOwnCgroup(host, "fromimage");
+    }
   });
 });
 
@@ -107,9 +141,9 @@ function podman(host: Host, ...args: readonly string[]): string {
   return host.run(...words(...args));
 }
 
-function run(host: Host, name: string): void {
-  const cgroup = `--cgroup-parent=/${host.cgroup}`;
-  podman(host, "run", "-d", "--network=none", cgroup, "--name", name, "busybox", "sh", "-c", COUNT);
+function run(host: Host, name: string, options: readonly string[] = []): void {
+  const place = ["--network=none", `--cgroup-parent=/${host.cgroup}`, "--name", name, ...options];
+  podman(host, "run", "-d", ...place, "busybox", "sh", "-c", COUNT);
   onTestFinished(() => void host.try(...words("rm", "-f", "-t", "0", name)));
 }
 

@@ -44,6 +44,12 @@ async function cloneContainer(
 ): Promise<void> {
   const { container } = reference;
   const engine = await engineOf(reference);
+  // Asked before anything is frozen, too.
+  if (await engine.isThere(newName)) {
+    throw new RepriseError("NAME_TAKEN", `there is a container ${newName} already`, {
+      hint: "Choose another name, or remove that container.",
+    });
+  }
   if (options.checkpoint === undefined) await warnOfVisitors(engine, container);
   const checkpoint =
     options.checkpoint === undefined
