@@ -16,7 +16,7 @@ import { endWithTest, imagesDirOf, start } from "./suite.ts";
 describe("what becomes of the tasks", () => {
   test.each(["selfcheck", "many_tasks", "threads"])("%s: left running", async (name) => {
     const program = await start(name);
-    const before = lookAt(program.pid);
+    const before = await lookAtRest(program.pid);
     await checkpoint({ pid: program.pid, imagesDir: imagesDirOf(program), leave: "running" });
     await expectToBecome(program, before);
     expect(await program.ask()).toBe("ok 1");
@@ -65,7 +65,7 @@ describe("dry runs", () => {
   test("of a checkpoint change nothing and write nothing that stays", async () => {
     const program = await start("many_tasks");
     const imagesDir = imagesDirOf(program);
-    const before = lookAt(program.pid);
+    const before = await lookAtRest(program.pid);
     const { plan } = await checkpoint({ pid: program.pid, imagesDir, dryRun: true });
     await expectToBecome(program, before);
     expect(readdirSync(imagesDir)).toEqual([]);
@@ -122,7 +122,7 @@ describe("failures leave everything as it was", () => {
 
   test("a dump whose post-dump hook fails lets the tasks go on", async () => {
     const program = await start("many_tasks");
-    const before = lookAt(program.pid);
+    const before = await lookAtRest(program.pid);
     const script = (action: string): void => {
       if (action === "post-dump") throw new RepriseError("INTERNAL", "no");
     };
@@ -167,7 +167,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     ["dispatch", /Syscall User Dispatch/],
   ])("%s", async (object, message) => {
     const program = await start("refused", [object]);
-    const before = lookAt(program.pid);
+    const before = await lookAtRest(program.pid);
     const imagesDir = imagesDirOf(program);
     const error = await failureOf(checkpoint({ pid: program.pid, imagesDir }));
     expect(error).toMatchObject({ code: "UNSUPPORTED", pid: program.pid });
@@ -200,7 +200,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
     const program = await start("refused", [object]);
-    const before = lookAt(program.pid);
+    const before = await lookAtRest(program.pid);
     const imagesDir = imagesDirOf(program);
     const error = await failureOf(checkpoint({ pid: program.pid, imagesDir, strict: true }));
     expect(error).toMatchObject({ code: "UNSUPPORTED" });
@@ -231,7 +231,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     },
   ])("$what", async ({ name, args, message }) => {
     const program = await start(name, args);
-    const before = lookAt(program.pid);
+    const before = await lookAtRest(program.pid);
     const imagesDir = imagesDirOf(program);
     const error = await failureOf(checkpoint({ pid: program.pid, imagesDir }));
     const [, fd, pid] = message.exec(error.message) ?? [];
@@ -248,6 +248,22 @@ describe("what cannot be saved is refused, and the program goes on", () => {
 /** Waits for the look: a thread that was just let go needs a moment to be back in the system call that it waits in. */
 async function expectToBecome(program: RunningProgram, look: unknown): Promise<void> {
   await expect.poll(() => lookAt(program.pid), { timeout: 2000, interval: 5 }).toEqual(look);
+}
+
+/** What it is like while it waits: one that checks itself opens files for that. */
+async function lookAtRest(root: number): Promise<unknown> {
+  const waits = (): string => JSON.stringify(treeOf(root).map((pid) => readTasks(pid).map(waitOf)));
+  for (;;) {
+    const [before, look, after] = [waits(), lookAt(root), waits()];
+    if (before === after && !before.includes("null")) return look;
+    await sleep(1);
+  }
+}
+
+/** How often a thread has gone to sleep, if it sleeps. */
+function waitOf(tid: number): string | undefined {
+  const status = readFileSync(`/proc/${tid}/status`, "latin1");
+  return /^State:\tS[^]*^voluntary_ctxt_switches:\t(\d+)/m.exec(status)?.[1];
 }
 
 /** What must not change in a tree that is only looked at: for each process its mappings, descriptors and tracer. */
