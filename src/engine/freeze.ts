@@ -26,15 +26,10 @@ import { USER_CS_64, withoutSpuriousEintr } from "../tracee/arch/x86_64/register
 import { isRestarted, restartedCall, type ReadTask } from "../tracee/arch/x86_64/restarted-call.ts";
 import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
+import { retryAfterVfork, type EarlyStop } from "./after-vfork.ts";
 import { Bystanders } from "./bystanders.ts";
 import { detachLater, detachThreads, stopsAtLast } from "./let-go.ts";
-import {
-  isInVfork,
-  retryAfterVfork,
-  UNINTERRUPTIBLE,
-  VforkWait,
-  waitForVfork,
-} from "./vfork-wait.ts";
+import { isInVfork, UNINTERRUPTIBLE, VforkWait, waitForVfork } from "./vfork-wait.ts";
 
 /** A tree in which no thread runs. */
 export interface FrozenTree {
@@ -63,17 +58,18 @@ const MAX_ROUNDS = 1000;
  */
 export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
   refuseOwnTree(root);
-  return retryAfterVfork(() => {
+  const counters: TraceCounters = { stops: 0, remoteCalls: 0 };
+  return retryAfterVfork(counters, (early) => {
     const cgroup = CgroupFreezer.of(root, options.freezeCgroup);
-    const freezer = new Freezer(options.timeoutMs, cgroup);
+    const freezer = new Freezer(options.timeoutMs, { cgroup, counters, early });
     try {
       freezer.freeze(root);
-      const { counters, bystanders } = freezer;
+      const { bystanders } = freezer;
       const tasks = freezer.look(root);
       if (tasks[0]?.state === "zombie") throw hasEnded(root);
       return { tasks, counters, freezer: cgroup, bystanders };
     } catch (error) {
-      freezer.letGo();
+      freezer.letGo(error instanceof VforkWait ? error.tracee : undefined);
       throw error;
     }
   });
@@ -114,20 +110,30 @@ interface SeizedTask {
   zombie: boolean;
 }
 
+interface FreezerParts {
+  readonly cgroup: CgroupFreezer;
+  readonly counters: TraceCounters;
+  readonly early: EarlyStop | undefined;
+}
+
 class Freezer {
-  readonly counters: TraceCounters = { stops: 0, remoteCalls: 0 };
   readonly bystanders = new Bystanders();
   readonly #tasks = new Map<number, SeizedTask>();
   readonly #deadline: number;
   readonly #cgroup: CgroupFreezer;
+  readonly #counters: TraceCounters;
+  /** Until it is met. */
+  #early: EarlyStop | undefined;
   /** Tasks are seized and not stopped yet: those of a frozen cgroup could not. */
   #isCgroupFrozen = false;
   /** Threads that have been interrupted and not waited for. A second interrupt would be another stop. */
   readonly #interrupted = new Set<Tracee>();
 
-  constructor(timeoutMs: number, cgroup: CgroupFreezer) {
+  constructor(timeoutMs: number, { cgroup, counters, early }: FreezerParts) {
     this.#deadline = performance.now() + timeoutMs;
     this.#cgroup = cgroup;
+    this.#counters = counters;
+    this.#early = early;
   }
 
   freeze(root: number): void {
@@ -169,6 +175,9 @@ class Freezer {
         );
       }
     }
+    // Its process belongs to the tree no more.
+    this.#early?.tracee.detach();
+    this.#early = undefined;
   }
 
   /** One pass over the tree; true when something new was found. */
@@ -207,6 +216,10 @@ class Freezer {
     let found = !this.#isCgroupFrozen && task.running.length > 0;
     for (const tid of readTasksIfAlive(task.pid) ?? []) {
       if (task.threads.has(tid)) continue;
+      if (this.#meetEarly(task, tid)) {
+        found = true;
+        continue;
+      }
       // Under its own number the kernel would add up the times of all threads.
       const stat = readThreadStatIfAlive(task.pid, tid);
       if (stat?.state === "Z" || stat?.state === "X") {
@@ -221,7 +234,7 @@ class Freezer {
         this.#meetFrozen(task.pid, tid);
         if (!this.#isCgroupFrozen) waitForVfork(task.pid, tid);
       }
-      const tracee = new Tracee(tid, task.pid, this.counters);
+      const tracee = new Tracee(tid, task.pid, this.#counters);
       if (!tracee.seize(PTRACE_O_TRACESYSGOOD)) continue;
       task.threads.set(tid, tracee);
       task.running.push(tracee);
@@ -231,6 +244,16 @@ class Freezer {
     // exec, so a child may be interrupted only after its parent has stopped.
     if (!this.#isCgroupFrozen) this.#stopThreads(task);
     return found;
+  }
+
+  /** Whether it is the thread that stands still already. */
+  #meetEarly(task: SeizedTask, tid: number): boolean {
+    if (this.#early?.tracee.tid !== tid) return false;
+    const { tracee, stopSignal } = this.#early;
+    this.#early = undefined;
+    task.threads.set(tid, tracee);
+    if (stopSignal !== 0) task.stopSignal = stopSignal;
+    return true;
   }
 
   /**
@@ -254,7 +277,7 @@ class Freezer {
       const { tid } = tracee;
       const stopSignal = tracee.waitInterrupted((ms) => {
         if (ms > VFORK_PATIENCE_MS && isInVfork(task.pid, tid))
-          throw new VforkWait(task.pid, tid, { isTraced: true });
+          throw new VforkWait(task.pid, tid, tracee);
         if (performance.now() > this.#deadline) throw doesNotStop(task.pid, tid);
       });
       task.running.shift();
@@ -329,16 +352,21 @@ class Freezer {
     });
   }
 
-  letGo(): void {
+  /** Lets all go, but for one thread that somebody else does. */
+  letGo(spared: Tracee | undefined): void {
     // Only a thread that stands in a stop can be let go.
     this.#cgroup.thaw();
-    const running = [...this.#tasks.values()].flatMap((task) => task.running);
+    const running = [...this.#tasks.values()]
+      .flatMap((task) => task.running)
+      .filter((tracee) => tracee !== spared);
     const deaf = new Set(running.filter((tracee) => !stopsAtLast(tracee)));
     this.bystanders.awaitStops();
     this.#cgroup.restore();
     for (const task of this.#tasks.values()) {
-      for (const tracee of task.threads.values()) if (!deaf.has(tracee)) tracee.detach();
+      for (const tracee of task.threads.values())
+        if (!deaf.has(tracee) && tracee !== spared) tracee.detach();
     }
+    this.#early?.tracee.detach();
     for (const tracee of deaf) detachLater(tracee);
     this.bystanders.letGo();
   }

@@ -6,23 +6,23 @@ import { RepriseError } from "../errors.ts";
 import { readThreadStatIfAlive } from "../proc/stat.ts";
 import { readSleep } from "../proc/sleep.ts";
 import { CLONE_VFORK } from "../sys/abi/sched.ts";
+import type { Tracee } from "../tracee/tracee.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 
-/** How long the tree stands still for the sake of one such thread, and how long altogether it is tried. */
+/** How long the tree stands still for the sake of one such thread. */
 const PATIENCE_MS = 50;
-const TRY_FOR_MS = 500;
-/** How long the tree runs between two tries. */
-const PAUSE_MS = 20;
 
 const VFORK = 58;
 const CLONE = 56;
 
 /** A thread did not come back from vfork while the rest of the tree stood still. */
 export class VforkWait extends RepriseError {
-  /** It was not known in time, so the thread is traced already and will be let go when it comes back. */
-  readonly isTraced: boolean;
+  declare readonly pid: number;
+  readonly tid: number;
+  /** It was not known in time, so the thread is traced already. */
+  readonly tracee: Tracee | undefined;
 
-  constructor(pid: number, tid: number, { isTraced }: { readonly isTraced: boolean }) {
+  constructor(pid: number, tid: number, tracee?: Tracee) {
     super(
       "UNSUPPORTED",
       `cannot dump pid ${pid}: thread ${tid} waits for a child that it made by vfork and that has not called exec`,
@@ -31,20 +31,8 @@ export class VforkWait extends RepriseError {
         hint: "A vfork lasts only until the child calls exec or ends: try again. A child that does neither keeps its parent from being saved.",
       },
     );
-    this.isTraced = isTraced;
-  }
-}
-
-/** Tries it again, with pauses in which the tree runs, until no vfork is in the way any more or it has been tried long enough. */
-export function retryAfterVfork<T>(freeze: () => T): T {
-  const end = performance.now() + TRY_FOR_MS;
-  for (;;) {
-    try {
-      return freeze();
-    } catch (error) {
-      if (!(error instanceof VforkWait) || error.isTraced || performance.now() > end) throw error;
-      sleepMs(PAUSE_MS);
-    }
+    this.tid = tid;
+    this.tracee = tracee;
   }
 }
 
@@ -56,7 +44,7 @@ export function retryAfterVfork<T>(freeze: () => T): T {
 export function waitForVfork(pid: number, tid: number): void {
   const end = performance.now() + PATIENCE_MS;
   while (isInVfork(pid, tid)) {
-    if (performance.now() > end) throw new VforkWait(pid, tid, { isTraced: false });
+    if (performance.now() > end) throw new VforkWait(pid, tid);
     sleepMs(1);
   }
 }
