@@ -5,11 +5,14 @@
 import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import {
+  AT_EMPTY_PATH,
   AT_FDCWD,
   AT_SYMLINK_NOFOLLOW,
   O_CLOEXEC,
   O_DIRECTORY,
   O_NOATIME,
+  O_NOFOLLOW,
+  O_PATH,
   O_RDONLY,
 } from "../sys/abi/fcntl.ts";
 import { errnoName } from "../sys/errno.ts";
@@ -78,15 +81,21 @@ export class Witness implements Disposable {
     return sight;
   }
 
-  /** Who owns a file, and its mode. It may be missing. */
+  /**
+   * Who owns a file, and its mode. It may be missing. One that is there is looked at by a descriptor, which takes no walk along its path:
+   * that it goes, or another one comes, is seen by `list`.
+   */
   owner(path: string): Sight {
-    return this.#statx(AT_FDCWD, this.#program.string(path), ALL_BUT_OWNER);
+    const fd = openIfThere(path, O_PATH | O_NOFOLLOW);
+    return fd === undefined
+      ? this.#statx({ directory: AT_FDCWD, path: this.#program.string(path) }, ALL_BUT_OWNER)
+      : this.#statx({ directory: this.keep(fd), path: this.#program.string("") }, ALL_BUT_OWNER);
   }
 
   /** All that stat tells of a file in an open directory, but for when it was read. */
   entry(directory: number, name: Buffer): Sight {
     const path = this.#program.data(Buffer.concat([name, Buffer.of(0)]), 1);
-    return this.#statx(directory, path, ATIME);
+    return this.#statx({ directory, path }, ATIME);
   }
 
   /** The content of a file in an open directory, which is opened now and has `size` bytes. Throws the system's errors. */
@@ -200,9 +209,13 @@ export class Witness implements Disposable {
     for (const fd of this.#fds.splice(0)) closeSync(fd);
   }
 
-  #statx(directory: number, path: Pointer, parts: typeof ATIME | typeof ALL_BUT_OWNER): Sight {
+  #statx(
+    { directory, path }: { readonly directory: number; readonly path: Pointer },
+    parts: typeof ATIME | typeof ALL_BUT_OWNER,
+  ): Sight {
     const output = this.#program.output(STATX_SIZE);
-    const args = [directory, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, output];
+    const flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH;
+    const args = [directory, path, flags, STATX_BASIC_STATS, output];
     const sight = { ref: this.#program.call("statx", args, MAY_FAIL), output, size: STATX_SIZE };
     this.#moving.push({ sight, parts });
     return sight;
@@ -230,9 +243,9 @@ export class Witness implements Disposable {
   }
 }
 
-function openIfThere(path: string): number | undefined {
+function openIfThere(path: string, flags = O_RDONLY): number | undefined {
   try {
-    return openSync(path, O_RDONLY | O_CLOEXEC);
+    return openSync(path, flags | O_CLOEXEC);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
     throw error;

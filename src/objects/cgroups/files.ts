@@ -1,6 +1,7 @@
 // The files of cgroups as a dump reads them: at once, or by a witness, which tells later whether any of them has changed.
 
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
 import { log } from "../../log.ts";
 import { errnoOf } from "../../proc/procfs.ts";
 import { errnoName } from "../../sys/errno.ts";
@@ -59,6 +60,7 @@ export class WitnessedFiles implements CgroupFiles {
     { readonly sight: Sight; readonly children: readonly string[] }
   >();
   readonly #owners = new Map<string, Sight>();
+  readonly #missing = new Set<string>();
   readonly #values = new Map<string, Sight>();
   readonly #unread: { readonly path: string; readonly errno: string }[] = [];
 
@@ -74,7 +76,9 @@ export class WitnessedFiles implements CgroupFiles {
       return children;
     },
     permissions: (path) => {
-      this.#owners.set(path, this.#witness.owner(path));
+      // Its directory is looked at.
+      if (existsSync(path)) this.#owners.set(path, this.#witness.owner(path));
+      else this.#missing.add(path);
       return { mode: 0, uid: 0, gid: 0 };
     },
     value: (path) => {
@@ -84,11 +88,16 @@ export class WitnessedFiles implements CgroupFiles {
     },
   };
 
-  /** Whether the witness saw the same cgroups as the first reader. */
+  /** Whether the witness saw the same cgroups as the first reader, and no file that was not there. */
   get isWhole(): boolean {
-    return [...this.#lists.values()].every(({ sight, children }) => {
+    return [...this.#lists].every(([directory, { sight, children }]) => {
       const seen = new Set(this.#witness.names(sight, "directories"));
-      return seen.size === children.length && children.every((name) => seen.has(name));
+      const files = this.#witness.names(sight);
+      return (
+        seen.size === children.length &&
+        children.every((name) => seen.has(name)) &&
+        !files.some((name) => this.#missing.has(join(directory, name)))
+      );
     });
   }
 
