@@ -16,10 +16,13 @@ const WITH_PID: readonly string[] = ["setup-namespaces", "post-restore"];
 export function rpcClient(socket: number): Client {
   return {
     script(action, initPid) {
+      this.beginScript(action, initPid)();
+    },
+    beginScript(action, initPid) {
       log.debug(`telling the RPC client of ${action}`);
       const pid = WITH_PID.includes(action) && initPid !== undefined ? { pid: initPid } : {};
       sendResponse(socket, notification(action, pid));
-      expectAck(socket, action);
+      return () => void expectAck(socket, action);
     },
     queryExternal() {
       const script = "query-ext-files";

@@ -54,6 +54,13 @@ export function scriptRunner({ scripts, imagesDirFd, client }: ScriptOptions): S
         log.warn(error instanceof Error ? error.message : String(error));
       }
     },
+    beginScript(action, initPid) {
+      const end = client?.beginScript(action, initPid);
+      return () => {
+        end?.();
+        runScripts(action, initPid);
+      };
+    },
     ...(client === undefined
       ? {}
       : {

@@ -23,7 +23,7 @@ import { dedup } from "./dedup.ts";
 import { LookAhead, runningTasks } from "./look-ahead.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
-import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
+import type { DumpStats, EngineHooks, ProgressListener, ScriptAction } from "./progress.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
 import { killTree } from "./kill-tree.ts";
@@ -175,18 +175,29 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const freezing = performance.now();
     tree = freezeTree(options.pid, freeze);
     const frozenAt = performance.now();
-    ahead.compare(tree);
-    if (early?.holds(tree) === false) {
-      log.debug("the open files are looked at again: a task woke up");
-      early.discard();
-      early = undefined;
-    }
-    if (spaces?.holds(tree, { slept: early?.knows(tree) === true }) === false) {
-      log.debug("namespaces and mounts are looked at again: they have changed");
-      early?.discard();
-      early = undefined;
-      spaces.discard();
-      spaces = undefined;
+    lock = NetworkLock.forDump({
+      method: options.networkLock,
+      ...openNetNamespaces(tree.tasks, external),
+    });
+    const isToldOfLock = lock.isElsewhere ? beginScript("network-lock", options) : undefined;
+    // While whoever is told of the lock does something about it.
+    try {
+      ahead.compare(tree);
+      if (early?.holds(tree) === false) {
+        log.debug("the open files are looked at again: a task woke up");
+        early.discard();
+        early = undefined;
+      }
+      if (spaces?.holds(tree, { slept: early?.knows(tree) === true }) === false) {
+        log.debug("namespaces and mounts are looked at again: they have changed");
+        early?.discard();
+        early = undefined;
+        spaces.discard();
+        spaces = undefined;
+      }
+      lock.lockNamespaces();
+    } finally {
+      isToldOfLock?.();
     }
     const threads = tree.tasks.reduce((sum, task) => sum + task.threads.length, 0);
     options.onEvent?.({ kind: "frozen", tasks: tree.tasks.length, threads, ms: since() });
@@ -195,12 +206,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     );
 
     const phase = phases(frozenAt);
-    lock = NetworkLock.forDump({
-      method: options.networkLock,
-      ...openNetNamespaces(tree.tasks, options.external ?? []),
-    });
-    if (lock.isElsewhere) options.hooks?.script?.("network-lock", options.pid);
-    lock.lockNamespaces();
     const added = options.hooks?.queryExternal?.() ?? [];
     if (added.length > 0) {
       early?.discard();
@@ -365,6 +370,11 @@ function finish(options: CheckpointOptions, images: ImageSetWriter, stats: DumpS
   writeDumpStats(options.workDir ?? options.imagesDir, stats);
   images.tidy();
   syncDirectory(options.imagesDir);
+}
+
+/** Begins a step; it is over when the function that is given returns. */
+function beginScript(action: ScriptAction, { hooks, pid }: CheckpointOptions): () => void {
+  return hooks?.beginScript?.(action, pid) ?? ((): void => hooks?.script?.(action, pid));
 }
 
 function filesOptions(options: CheckpointOptions): FilesDumpOptions {

@@ -19,6 +19,8 @@ export type ScriptAction =
 export interface EngineHooks {
   /** Called at each step that CRIU announces to scripts; `initPid` is the root task once it exists. */
   script?(action: ScriptAction, initPid?: number): void;
+  /** Like `script` for a step that must succeed, but does not wait: that is done by the function that it gives. */
+  beginScript?(action: ScriptAction, initPid?: number): () => void;
   /** Asked when the tree is frozen: further objects of outside that the tree may use, as --external names them. */
   queryExternal?(): readonly string[];
   /** Takes the master of a terminal whose other end is a task's (--orphan-pts-master); the descriptor is closed afterwards. */
