@@ -4,6 +4,7 @@
 // is looked at again at the end.
 
 import type { KernelMemory } from "../../sys/kernel-memory.ts";
+import { KernelObjects } from "../../sys/kernel-objects.ts";
 import { KernelTypes } from "../../sys/kernel-types.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import { syscall } from "../../sys/ffi.ts";
@@ -81,6 +82,12 @@ export function seesKernelNumbers(memory: KernelMemory): boolean {
 /** Addresses in the kernel of files that the engine has open, by their descriptors. */
 export function fileAddresses(fds: readonly number[], memory: KernelMemory): bigint[] {
   return fds.map((fd) => memory.file(fd, KernelTypes.ofKernel()));
+}
+
+/** How many there are that have a file at an address in the kernel open. */
+export function holdersOf(file: bigint, memory: KernelMemory): number {
+  // file_ref_t counts from zero on.
+  return Number(new KernelObjects(memory).word(file, "file.f_ref.refcnt.counter")) + 1;
 }
 
 /**

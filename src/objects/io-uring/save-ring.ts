@@ -1,5 +1,6 @@
 // Saving a ring: what it is, refusals by name, and its entry.
 
+import { closeSync, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import {
   FdTypes,
@@ -11,11 +12,19 @@ import { readFdNumbers } from "../../proc/fd.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
 import { readFdStat } from "../../proc/links.ts";
 import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { KernelMemory } from "../../sys/kernel-memory.ts";
+import { syscall } from "../../sys/ffi.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
 import { kernelMemory } from "../files/kernel-view.ts";
 import { readOwner } from "../files/owner.ts";
-import { fileAddresses, lookAtRing, seesKernelNumbers, type RingContext } from "./context.ts";
+import {
+  holdersOf,
+  fileAddresses,
+  lookAtRing,
+  seesKernelNumbers,
+  type RingContext,
+} from "./context.ts";
 import { placesOf } from "./counters.ts";
 import { isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
 import { SQE_FD } from "./pending.ts";
@@ -62,6 +71,12 @@ export function writeRing(file: OpenFile, id: number, dump: FilesDump): FileEntr
     buffers: ring.buffers.map(({ address, length }) => ({ start: address, length })),
   };
   checkQueues(file, entry, ring.rings);
+  const held = new Set([...ring.files, ...waitedFor(ring)].filter((address) => address !== 0n));
+  const copy = dump.borrow(file);
+  if (held.size > 0)
+    dump.atEnd((tasks) => {
+      if (tasks === "dead") tryToAwaitRelease(copy, held);
+    });
   if (isMadeByOwner(entry)) {
     noteOwned(dump, id, file);
     dump.later(() => checkMapped(file, entry, dump));
@@ -161,6 +176,44 @@ function savedRequests(
     return { thread, entry, ...left };
   });
 }
+
+/** The files that requests wait for. */
+function waitedFor({ pending }: RingContext): bigint[] {
+  return typeof pending === "string" ? [] : pending.map((request) => request.file);
+}
+
+/** The dump is done: that this cannot be waited for is no failure. */
+function tryToAwaitRelease(ring: number, files: ReadonlySet<bigint>): void {
+  try {
+    awaitRelease(ring, files);
+  } catch (error) {
+    log.debug(`files of io_uring requests are given up later: ${String(error)}`);
+  }
+}
+
+/**
+ * Requests live as long as their ring, of which the engine has copies, and hold the files that they wait for: until then a port is not
+ * free, say. What ends them, when nobody has the ring any more, is a thread of the kernel, some milliseconds later.
+ */
+function awaitRelease(ring: number, files: ReadonlySet<bigint>): void {
+  using memory = new KernelMemory();
+  const fds = readFdNumbers(process.pid);
+  const own = fileAddresses(fds, memory);
+  const ringAt = own[fds.indexOf(ring)];
+  const nothing = openSync("/dev/null", "r");
+  // The numbers stay ours, and are closed with all others.
+  fds.forEach((fd, index) => own[index] === ringAt && syscall("dup3", nothing, fd, O_CLOEXEC));
+  closeSync(nothing);
+  const end = performance.now() + RELEASE_PATIENCE_MS;
+  for (const file of files) {
+    const copies = own.filter((address) => address === file).length;
+    // Without one the address may be another file's by now.
+    if (copies > 0) while (holdersOf(file, memory) > copies && performance.now() < end) sleepMs(1);
+  }
+}
+
+/** Somebody outside of the tree may have them open as well. */
+const RELEASE_PATIENCE_MS = 200;
 
 const IOSQE_FIXED_FILE = 1 << 0;
 
