@@ -28,7 +28,7 @@ import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 import { retryAfterVfork, type EarlyStop } from "./after-vfork.ts";
 import { Bystanders } from "./bystanders.ts";
-import { detachLater, detachThreads, stopsAtLast } from "./let-go.ts";
+import { detachLater, detachThreads, stopsAtLast, waitUntilStopped } from "./let-go.ts";
 import { isInVfork, UNINTERRUPTIBLE, VforkWait, waitForVfork } from "./vfork-wait.ts";
 
 /** A tree in which no thread runs. */
@@ -90,6 +90,8 @@ export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: 
       task.threads.map(({ stopped }) => stopped.tracee),
     );
   }
+  if (options.leaveStopped)
+    for (const { pid, state } of tree.tasks) if (state !== "zombie") waitUntilStopped(pid);
   tree.bystanders.letGo();
 }
 
@@ -313,8 +315,9 @@ class Freezer {
     const frozen = new Map<number, FrozenTask>();
     for (const task of depthFirst(this.#tasks)) {
       const stat = this.#statOf(task);
-      const status = readStatusIfAlive(task.pid);
+      let status = readStatusIfAlive(task.pid);
       if (stat === undefined || status === undefined) continue; // reaped between: only zombies can go
+      if (this.#takeStop(task, status)) status = readStatus(task.pid);
       const parent = task.parent === undefined ? undefined : frozen.get(task.parent);
       frozen.set(task.pid, {
         pid: task.pid,
@@ -328,6 +331,26 @@ class Freezer {
       });
     }
     return [...frozen.values()];
+  }
+
+  /**
+   * A SIGSTOP that came a moment before us is pending still, and the one of our interpreter would be taken for it: the task comes to the
+   * stop that it was sent to.
+   */
+  #takeStop(task: SeizedTask, { shdPnd, sigPnd }: TaskStatus): boolean {
+    const leader = task.threads.get(task.pid);
+    const bit = 1n << BigInt(SIGSTOP - 1);
+    if (task.zombie || leader === undefined || ((shdPnd | sigPnd) & bit) === 0n) return false;
+    leader.resume();
+    // A SIGCONT may have come meanwhile.
+    let isAsked = false;
+    const signal = leader.waitInterrupted((ms) => {
+      if (ms < STOP_PATIENCE_MS || isAsked) return;
+      isAsked = true;
+      leader.interrupt();
+    });
+    if (signal !== undefined && signal !== 0) task.stopSignal = signal;
+    return signal !== undefined;
   }
 
   /** SIGKILL ends a task that is stopped, too: one that was killed before its killer was stopped is found dead or dying here. */
@@ -373,6 +396,7 @@ class Freezer {
 }
 
 const VFORK_PATIENCE_MS = 50;
+const STOP_PATIENCE_MS = 100;
 
 function doesNotStop(pid: number, tid: number): RepriseError {
   return new RepriseError(

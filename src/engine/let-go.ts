@@ -1,5 +1,6 @@
 // Letting go of threads that were stopped, with what must happen at that moment, and of those that are still to come to their stop.
 
+import { readStatIfAlive } from "../proc/stat.ts";
 import { SIGCONT } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { sendSignal } from "../sys/process.ts";
@@ -47,3 +48,17 @@ export function detachLater(tracee: Tracee): void {
   }, LATER_MS);
   timer.unref();
 }
+
+const STOP_MS = 1000;
+
+/** A stop signal takes effect when each thread comes to it: whoever looks afterwards is to find the process stopped. */
+export function waitUntilStopped(pid: number): void {
+  const end = performance.now() + STOP_MS;
+  while (performance.now() < end) {
+    const stat = readStatIfAlive(pid);
+    if (stat === undefined || stat.state === "T") return;
+    Atomics.wait(sleeper, 0, 0, 1);
+  }
+}
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4));

@@ -5,7 +5,6 @@
 // whose turn is the last.
 
 import { registersOf, extendedStateOf } from "../objects/task/cpu-state.ts";
-import { readStatIfAlive } from "../proc/stat.ts";
 import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
 import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
@@ -14,6 +13,7 @@ import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
 import type { Growth } from "./growth.ts";
 import { guardTree } from "./guard.ts";
+import { waitUntilStopped } from "./let-go.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 import { isFirst } from "./sharing.ts";
 import { endProcess } from "../tracee/seed.ts";
@@ -43,7 +43,8 @@ export function release(
   growth.init?.setOptions(0);
   if (growth.seed !== undefined) endProcess(growth.seed.tid);
   for (const thread of threads) thread.detach();
-  for (const task of tasks) if (staysStopped(task, options)) waitUntilStopped(growth, task);
+  for (const task of tasks)
+    if (staysStopped(task, options)) waitUntilStopped((growth.tracees.get(task.pid) as Tracee).tid);
   growth.init?.detach();
 }
 
@@ -85,25 +86,6 @@ function stopIfWanted(
 
 function staysStopped(task: TaskPlan, options: { readonly leaveStopped: boolean }): boolean {
   return options.leaveStopped || task.core.tc?.task_state === TASK_STOPPED;
-}
-
-const STOP_MS = 1000;
-
-/** The stop signal takes effect when each thread comes to it: whoever looks after the restore finds the task stopped. */
-function waitUntilStopped(growth: Growth, task: TaskPlan): void {
-  const leader = growth.tracees.get(task.pid) as Tracee;
-  const end = performance.now() + STOP_MS;
-  while (performance.now() < end) {
-    const stat = readStatIfAlive(leader.tid);
-    if (stat === undefined || stat.state === "T") return;
-    sleepMs(1);
-  }
-}
-
-const sleeper = new Int32Array(new SharedArrayBuffer(4));
-
-function sleepMs(ms: number): void {
-  Atomics.wait(sleeper, 0, 0, ms);
 }
 
 function readyInit(plan: RestorePlan, growth: Growth): void {

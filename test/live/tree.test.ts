@@ -1,8 +1,10 @@
+import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { freezeTree, releaseTree } from "../../src/engine/freeze.ts";
 import { readStatIfAlive } from "../../src/proc/stat.ts";
 import { spawnProgram } from "../../src/sys/ffi.ts";
 import { waitFor } from "../../src/sys/process.ts";
@@ -27,4 +29,29 @@ test("a process that has ended, and waits to be asked how, is no tree", async ()
   const dump = checkpoint({ pid, imagesDir: mkdtempSync(join(dir, "images-")) });
   await expect(dump).rejects.toMatchObject({ code: "NO_SUCH_PROCESS", pid });
   expect(waitFor(pid)).toMatchObject({ pid, status: 0 });
+});
+
+test("a stop that a process was sent a moment before is its state, and stays", async () => {
+  // On one processor, with the lowest priority: it has not come to its stop when it is looked at.
+  const [own] = execFileSync("taskset", ["-p", String(process.pid)], { encoding: "utf8" })
+    .trim()
+    .split(" ")
+    .toReversed();
+  onTestFinished(() => void execFileSync("taskset", ["-p", own ?? "3", String(process.pid)]));
+  execFileSync("taskset", ["-pc", "0", String(process.pid)]);
+  const command = ["-i", "0", "taskset", "-c", "0", "sleep", "1000"];
+  const { pid = 0 } = spawn("chrt", command, { stdio: "ignore" });
+  onTestFinished(() => void process.kill(pid, "SIGKILL"));
+  await sleep(200);
+  for (let round = 0; round < 5; round++) {
+    process.kill(pid, "SIGSTOP");
+    const tree = freezeTree(pid, { timeoutMs: 5000 });
+    expect(tree.tasks[0]?.state).toBe("stopped");
+    releaseTree(tree, { leaveStopped: false });
+    await sleep(20);
+    expect(readStatIfAlive(pid)?.state).toBe("T");
+    process.kill(pid, "SIGCONT");
+    await sleep(20);
+    expect(readStatIfAlive(pid)?.state).toBe("S");
+  }
 });
