@@ -1,10 +1,10 @@
 // Unix sockets with names: a path, a relative path, an abstract name, one that the kernel chose, a deleted file, a file whose
-// path another one has now. Names of both ends of connections, owner and mode of the file, and new connections to them.
+// path another one has now, two of which the listener is closed. Names of both ends of connections, owner and mode of the file, and new connections to them.
 #include "test.h"
 #include <sys/socket.h>
 #include <sys/un.h>
 
-enum { PATH, RELATIVE, ABSTRACT, AUTO, DELETED, REPLACED, MANY };
+enum { PATH, RELATIVE, ABSTRACT, AUTO, DELETED, REPLACED, CLOSED, CLOSED_ABSTRACT, MANY };
 static int listeners[MANY], accepted[MANY], clients[MANY];
 static struct sockaddr_un names[MANY];
 static socklen_t lengths[MANY];
@@ -33,11 +33,11 @@ static void exchange(int a, int b, int i) {
 
 static void check(void) {
   for (int i = 0; i < MANY; i++) {
-    expect_name(getsockname, listeners[i], i, "listener");
+    if (i < CLOSED) expect_name(getsockname, listeners[i], i, "listener");
     expect_name(getsockname, accepted[i], i, "accepted socket");
     expect_name(getpeername, clients[i], i, "peer of client");
     exchange(clients[i], accepted[i], i);
-    if (i == DELETED || i == REPLACED) continue;
+    if (i >= DELETED) continue;
     int fresh = socket(AF_UNIX, SOCK_STREAM, 0);
     EXPECT(connect(fresh, (void *)&names[i], lengths[i]) == 0, "connect to %d: %m", i);
     int taken = accept(listeners[i], NULL, NULL);
@@ -77,6 +77,10 @@ int main(void) {
   snprintf(path, sizeof path, "%s/deleted.sock", directory);
   lengths[DELETED] = path_name(&names[DELETED], path);
   lengths[REPLACED] = path_name(&names[REPLACED], "replaced.sock");
+  lengths[CLOSED] = path_name(&names[CLOSED], "closed.sock");
+  names[CLOSED_ABSTRACT] = (struct sockaddr_un){.sun_family = AF_UNIX};
+  lengths[CLOSED_ABSTRACT] = sizeof(sa_family_t) + 1 +
+                             snprintf(names[CLOSED_ABSTRACT].sun_path + 1, 100, "reprise-closed-%d", getpid());
   for (int i = 0; i < MANY; i++) {
     listeners[i] = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
     MUST(bind(listeners[i], (void *)&names[i], lengths[i]));
@@ -90,6 +94,7 @@ int main(void) {
     }
     MUST(connect(clients[i], (void *)&names[i], lengths[i]));
     accepted[i] = MUST(accept(listeners[i], NULL, NULL));
+    if (i >= CLOSED) close(listeners[i]);
   }
   MUST(rmdir("gone"));
   MUST(unlink("deleted.sock"));

@@ -126,6 +126,13 @@ export class NameBinder {
     this.#inUse = inUse;
   }
 
+  /** Whether a path can be somebody else's for a moment: no socket is bound to what is there. */
+  isFree(program: Program, entry: SavedName): boolean {
+    const prefix = this.#restore.inMountsOf(program, entry.mnt_id);
+    const found = lstatSync(pathBytes(prefix + fullPath(entry)), { throwIfNoEntry: false });
+    return found === undefined || !found.isSocket() || !this.#inUse(found);
+  }
+
   /**
    * Adds the calls that bind a socket.
    * @returns a descriptor of the socket's file, when its name does not lead there.

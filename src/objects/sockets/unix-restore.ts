@@ -11,6 +11,7 @@ import {
   type FileEntry,
   type UnixSkEntry,
 } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
 import { readUnixSockets } from "../../proc/sock-diag.ts";
 import { inSocketNamespace } from "./socket-namespace.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
@@ -100,6 +101,8 @@ class UnixSockets {
   readonly #relations: UnixRelations;
   readonly #made = new Map<number, Made>();
   readonly #connected = new Set<number>();
+  /** Names that sockets of the engine's network namespace have. */
+  #taken: readonly Buffer[] | undefined;
   /** Queues that are filled when the tree is there. */
   readonly #late: Filled[] = [];
   /** Epolls that no task holds, by the socket in whose queue they are. */
@@ -225,13 +228,16 @@ class UnixSockets {
     if (peer !== undefined && peer.peer !== entry.ino) {
       throw refusal(entry, `its peer, socket ${peer.ino}, is connected to another one`);
     }
-    const accepted = this.#relations.accepted(entry, peer);
+    const accepted =
+      this.#relations.accepted(entry, peer) ?? this.#withLostListener(program, entry, peer);
     const client = accepted === entry ? peer : entry;
     const listener = accepted === undefined ? undefined : this.#relations.listenerOf(accepted);
     const fds =
-      accepted === undefined || listener === undefined
+      accepted === undefined
         ? this.#pair(program, entry, peer)
-        : this.#accept(program, { accepted, client, listener: this.make(program, listener) });
+        : listener === undefined
+          ? this.#acceptOnce(program, { accepted, client })
+          : this.#accept(program, { accepted, client, listener: this.make(program, listener) });
     const [own, other] = accepted === undefined || client === entry ? fds : fds.toReversed();
     if (accepted === undefined) {
       this.#bindChosen(program, entry, own as number);
@@ -245,12 +251,58 @@ class UnixSockets {
     if (peer !== undefined) this.#made.set(peer.ino, { entry: peer, fd: other as number });
   }
 
+  /** The end of a connection that has a name, without a listener of that name: that is gone, or outside. */
+  #withLostListener(
+    program: Program,
+    entry: UnixSkEntry,
+    peer: UnixSkEntry | undefined,
+  ): UnixSkEntry | undefined {
+    const named = [entry, ...(peer === undefined ? [] : [peer])].filter(
+      ({ name }) => name.length > 0 && !isChosenName(name),
+    );
+    const [one] = named;
+    if (one === undefined) return undefined;
+    if (named.length === 1 && this.#isFree(program, one)) return one;
+    for (const lost of named)
+      log.warn(`${what(lost)} comes back without its name (${showName(lost.name)})`);
+    return undefined;
+  }
+
+  #isFree(program: Program, entry: UnixSkEntry): boolean {
+    if (isPath(entry)) return this.#names.isFree(program, entry);
+    const name = Buffer.from(entry.name);
+    this.#taken ??= readUnixSockets().map((socket) => socket.name);
+    const saved = [...this.#restore.set.files.values()].flatMap(({ usk }) =>
+      usk === undefined || usk.ino === entry.ino || usk.state === so.TCP_ESTABLISHED
+        ? []
+        : [usk.name],
+    );
+    return ![...this.#taken, ...saved].some((one) => name.equals(one));
+  }
+
+  /** Accepted from a listener for this one connection. */
+  #acceptOnce(
+    program: Program,
+    ends: { readonly accepted: UnixSkEntry; readonly client: UnixSkEntry | undefined },
+  ): [number, number] {
+    const { accepted, client } = ends;
+    const fd = this.#socket(program, accepted);
+    const binding = { fd, entry: accepted, what: what(accepted), hide: true };
+    const file = this.#names.bind(program, binding);
+    asUser(program, client === undefined ? undefined : peerUser(client), () =>
+      program.call("listen", [fd, 1], { label: `listen for ${what(accepted)}` }),
+    );
+    const both = this.#accept(program, { ...ends, listener: { entry: accepted, fd, file } });
+    program.call("close", [fd]);
+    return both;
+  }
+
   /**
    * A connected socket that sends with credentials gets a name from the kernel. Any other name of one whose listener is not there
    * was the listener's: bound to it, the socket would keep it from others.
    */
   #bindChosen(program: Program, entry: UnixSkEntry, fd: number): void {
-    if (AUTOBIND.test(Buffer.from(entry.name).toString("latin1"))) this.#bind(program, entry, fd);
+    if (isChosenName(entry.name)) this.#bind(program, entry, fd);
   }
 
   /** A connection as it came to be, so that both ends have their names. @returns client, accepted */
@@ -480,6 +532,11 @@ class UnixSockets {
 /** Names that the kernel gives: five hexadecimal digits (unix(7), autobind). */
 // oxlint-disable-next-line no-control-regex -- the zero makes the name abstract
 const AUTOBIND = /^\0[0-9a-f]{5}$/;
+
+function isChosenName(name: Uint8Array): boolean {
+  return AUTOBIND.test(Buffer.from(name).toString("latin1"));
+}
+
 /** A listener takes so many while its backlog is not set. */
 const MANY = 128;
 

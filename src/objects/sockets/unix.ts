@@ -211,12 +211,51 @@ function checkPeers({ all, seen }: Sockets, dump: FilesDump): void {
   const outside = new Set<number>();
   for (const one of seen.values()) {
     if (one.socket.state === so.TCP_LISTEN) checkWaiting(one, seen);
+    else tellNameOfOthers(one, all, seen);
     const { peer } = one.entry;
     if (peer === 0 || seen.has(peer)) continue;
     checkOutside(one, all.get(peer), dump);
     if (!outside.has(peer)) addOutside(peer, all.get(peer), dump);
     outside.add(peer);
   }
+}
+
+/** An accepted connection has its listener's name. One of outside keeps others from having it, if only for a moment. */
+function tellNameOfOthers(
+  { file, socket }: Seen,
+  all: ReadonlyMap<number, UnixSocket>,
+  seen: ReadonlyMap<number, Seen>,
+): void {
+  if (socket.type === so.SOCK_DGRAM || socket.state !== so.TCP_ESTABLISHED) return;
+  if (socket.name.length === 0) return;
+  const listeners = listenersOf(all).get(nameKey(socket)) ?? [];
+  if (listeners.length === 0 || listeners.some(({ inode }) => seen.has(inode))) return;
+  log.loss(
+    `${where(file)}: its name ${showName(socket.name)} is that of a listener outside of the tree: it is lost if that has it still`,
+  );
+}
+
+const listenersByName = new WeakMap<object, ReadonlyMap<string, readonly UnixSocket[]>>();
+
+/** Built once, when all sockets have been listed. */
+function listenersOf(
+  all: ReadonlyMap<number, UnixSocket>,
+): ReadonlyMap<string, readonly UnixSocket[]> {
+  const before = listenersByName.get(all);
+  if (before !== undefined) return before;
+  const found = new Map<string, UnixSocket[]>();
+  for (const socket of all.values()) {
+    if (socket.state !== so.TCP_LISTEN) continue;
+    const same = found.get(nameKey(socket));
+    if (same === undefined) found.set(nameKey(socket), [socket]);
+    else same.push(socket);
+  }
+  listenersByName.set(all, found);
+  return found;
+}
+
+function nameKey({ type, name }: UnixSocket): string {
+  return `${type}:${name.toString("latin1")}`;
 }
 
 function checkWaiting({ file, socket }: Seen, seen: ReadonlyMap<number, Seen>): void {
