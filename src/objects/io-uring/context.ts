@@ -9,7 +9,7 @@ import { KernelTypes } from "../../sys/kernel-types.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
 import { syscall } from "../../sys/ffi.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
-import { pendingRequests, type PendingRequest } from "./pending.ts";
+import { foreignWork, pendingRequests, type PendingRequest } from "./pending.ts";
 import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
 
 /** A ring as the kernel has it. */
@@ -132,7 +132,7 @@ class Context {
       cqEntries: this.#number("cq_entries"),
       sqHead: this.#number("cached_sq_head"),
       cqTail: this.#number("cached_cq_tail"),
-      inFlight: this.#number("nr_req_allocated") - free + this.#listed(),
+      inFlight: this.#number("nr_req_allocated") - free + foreignWork(this.address, this.#memory),
       drainDisabled: this.#isSet("drain_disabled"),
       extras: this.#extras(),
       memory: this.memory(),
@@ -160,12 +160,6 @@ class Context {
     let node = this.#word("submit_state.free_list.next");
     for (; node !== 0n && count < MANY; count++) node = this.#memory.word(node + linkAt);
     return count;
-  }
-
-  /** Requests of other rings that are about to post a completion here, and work that waits for a task. */
-  #listed(): number {
-    const lists = ["work_llist.first", "retry_llist.first", "fallback_llist.first"];
-    return lists.filter((name) => this.#word(name) !== 0n).length;
   }
 
   #extras(): string[] {

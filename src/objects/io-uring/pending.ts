@@ -42,6 +42,25 @@ export function pendingRequests(
   return found;
 }
 
+/**
+ * Work that waits for the thread of a ring and is none of those requests: what another ring is about to post here, say.
+ *
+ * @returns how many
+ */
+export function foreignWork(ring: bigint, memory: KernelMemory): number {
+  const objects = new KernelObjects(memory);
+  const known = new Set(waiting(ring, objects));
+  let count = 0;
+  for (const list of ["work_llist", "retry_llist", "fallback_llist"]) {
+    let node = objects.word(ring, `io_ring_ctx.${list}.first`);
+    for (let seen = 0; node !== 0n && seen < MANY; seen++) {
+      if (!known.has(objects.around(node, "io_kiocb.io_task_work.node"))) count += 1;
+      node = objects.word(node, "llist_node.next");
+    }
+  }
+  return count;
+}
+
 /** The requests (struct io_kiocb) that wait for files, and timeouts in the order in which they were begun. */
 function waiting(ring: bigint, objects: KernelObjects): bigint[] {
   const buckets = objects.word(ring, "io_ring_ctx.cancel_table.hbs");
@@ -85,11 +104,10 @@ function describe(request: bigint, objects: KernelObjects): PendingRequest | str
   const disturbing = DISTURBING.find((name) => objects.hasBit(flags, name));
   if (disturbing !== undefined) return `${what} that is more than itself (${disturbing})`;
   if (objects.word(request, "io_kiocb.link") !== 0n) return `${what} with a successor`;
-  if (
-    (objects.number(request, "io_kiocb.poll_refs") & POLL_REFS) !== 0 &&
-    opcode !== uring.IORING_OP_TIMEOUT
-  )
-    return `${what} that is about to end`;
+  // That its file has become ready, which its thread has not looked at yet, is found again.
+  const isPolled = opcode !== uring.IORING_OP_TIMEOUT;
+  if (isPolled && objects.number(request, "io_kiocb.poll_refs") >= POLL_CANCELLED)
+    return `${what} that is being cancelled`;
   const build = BUILDERS.get(opcode);
   const entry = Buffer.alloc(uring.SQE_SIZE);
   entry.writeUInt8(opcode, SQE_OPCODE);
@@ -110,8 +128,8 @@ function describe(request: bigint, objects: KernelObjects): PendingRequest | str
 
 /** IOSQE_FIXED_FILE and IOSQE_CQE_SKIP_SUCCESS, which are bits of the request as well; others were refused. */
 const IOSQE_FLAGS = 0xffn;
-/** IO_POLL_REF_MASK: somebody has begun to end the request. */
-const POLL_REFS = 0x3fff_ffff;
+/** IO_POLL_CANCEL_FLAG, the highest bit. */
+const POLL_CANCELLED = 0x8000_0000;
 
 /** struct io_uring_sqe. */
 const SQE_OPCODE = 0;
