@@ -165,6 +165,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,
+      others: running.slice(1),
     };
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);

@@ -46,6 +46,8 @@ export interface FreezeOptions {
   readonly timeoutMs: number;
   /** cgroup directory that is frozen while its tasks are seized. */
   readonly freezeCgroup?: string | undefined;
+  /** The processes of the tree but the root, as far as they are known. */
+  readonly others?: readonly number[] | undefined;
 }
 
 /** Rounds without an end mean that the tree forks faster than it can be stopped. */
@@ -60,7 +62,7 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
   refuseOwnTree(root);
   const counters: TraceCounters = { stops: 0, remoteCalls: 0 };
   return retryAfterVfork(counters, (early) => {
-    const cgroup = CgroupFreezer.of(root, options.freezeCgroup);
+    const cgroup = CgroupFreezer.of(root, { named: options.freezeCgroup, others: options.others });
     const freezer = new Freezer(options.timeoutMs, { cgroup, counters, early });
     try {
       freezer.freeze(root);

@@ -15,6 +15,7 @@ import { readSmaps } from "../proc/smaps.ts";
 import { MAP_HUGETLB } from "../sys/abi/mman.ts";
 import { onePerMemory } from "./common-memory.ts";
 import { dedup } from "./dedup.ts";
+import { runningTree } from "./running-tree.ts";
 import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
 import { linkParent, ParentSet, uptimeMicroseconds } from "./incremental.ts";
 import type { DumpStats, EngineHooks, ProgressListener } from "./progress.ts";
@@ -66,7 +67,9 @@ export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
   const found: TaskToRead[] = [];
   try {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const tree = freezeTree(options.pid, { timeoutMs, freezeCgroup: options.freezeCgroup });
+    const [, ...others] = runningTree(options.pid);
+    const { freezeCgroup } = options;
+    const tree = freezeTree(options.pid, { timeoutMs, freezeCgroup, others });
     const frozenAt = performance.now();
     let uptime: bigint;
     try {

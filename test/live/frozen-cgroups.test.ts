@@ -33,31 +33,37 @@ describe.each(FREEZERS)("in the hierarchy '$hierarchy'", ({ hierarchy, file, fro
     above: TestCgroup;
     home: TestCgroup;
     inner: TestCgroup;
+    beside: TestCgroup;
   }> {
     const above = makeCgroup(hierarchy, "above");
     const home = makeCgroup(hierarchy, "home", above.path);
     const inner = makeCgroup(hierarchy, "inner", home.path);
+    const beside = makeCgroup(hierarchy, "beside", above.path);
     const program = await start("many_tasks", ["3"]);
     enter(home, program.pid);
     for (const child of childrenOf(program.pid)) enter(inner, child);
-    onTestFinished(() => [above, home, inner].forEach((one) => set(one, thawed)));
-    return { program, above, home, inner };
+    enter(beside, childrenOf(program.pid)[0] as number);
+    onTestFinished(() => [above, home, inner, beside].forEach((one) => set(one, thawed)));
+    return { program, above, home, inner, beside };
   }
 
-  test.each(["above", "home", "inner"] as const)("a tree that is frozen %s", async (which) => {
-    const tree = await makeTree();
-    const { program } = tree;
-    const imagesDir = imagesDirOf(program);
-    set(tree[which], frozen);
-    await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
-    await expect.poll(() => get(tree[which])).toBe(frozen);
-    set(tree[which], thawed);
-    expect(await program.ask()).toBe("ok 1");
-    if (which !== "inner") return;
-    set(tree[which], frozen);
-    await checkpoint({ pid: program.pid, imagesDir });
-    const back = await bringBack(program, imagesDir);
-    expect(await back.ask()).toBe("ok 2");
-    expect(await back.finish()).toBe("pass");
-  });
+  test.each(["above", "home", "inner", "beside"] as const)(
+    "a tree that is frozen %s",
+    async (which) => {
+      const tree = await makeTree();
+      const { program } = tree;
+      const imagesDir = imagesDirOf(program);
+      set(tree[which], frozen);
+      await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
+      await expect.poll(() => get(tree[which])).toBe(frozen);
+      set(tree[which], thawed);
+      expect(await program.ask()).toBe("ok 1");
+      if (which !== "inner") return;
+      set(tree[which], frozen);
+      await checkpoint({ pid: program.pid, imagesDir });
+      const back = await bringBack(program, imagesDir);
+      expect(await back.ask()).toBe("ok 2");
+      expect(await back.finish()).toBe("pass");
+    },
+  );
 });

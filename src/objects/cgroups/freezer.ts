@@ -29,20 +29,38 @@ export class CgroupFreezer {
   #own: FreezerFile | undefined;
   /** Those that somebody else had frozen, by path; tasks in them reach no stop, or leave it for no program, while they are. */
   readonly #found = new Map<string, FreezerFile>();
+  /** The root task's cgroups in hierarchies with freezers. */
+  readonly #root: readonly CgroupEntry[];
   /** Paths in a hierarchy that were looked at. */
   readonly #seen = new Set<string>();
 
+  private constructor(root: readonly CgroupEntry[]) {
+    this.#root = root;
+  }
+
   /**
-   * The freezers of a tree: that of the cgroup that the caller names, and those that are on.
+   * The freezers of a tree: that of the cgroup that the caller names, and those that are on. `others` are its further processes,
+   * as far as they are known: on v2 a frozen one looks as one that sleeps.
    *
    * @throws RepriseError BAD_ARGUMENT for a cgroup that the engine is in
    */
-  static of(root: number, named: string | undefined): CgroupFreezer {
-    const freezer = new CgroupFreezer();
-    if (named !== undefined) freezer.#name(named);
+  static of(
+    root: number,
+    {
+      named,
+      others = [],
+    }: { readonly named?: string | undefined; readonly others?: readonly number[] | undefined },
+  ): CgroupFreezer {
     const cgroups = readCgroupsIfAlive(root) ?? [];
+    const freezer = new CgroupFreezer(cgroups.filter(hasFreezer));
+    if (named !== undefined) freezer.#name(named);
     freezer.#lookAt(cgroups);
-    freezer.#lookBelow(unifiedPath(cgroups));
+    const path = unifiedPath(cgroups);
+    freezer.#lookBelow(path);
+    for (const pid of others) {
+      const other = readCgroupsIfAlive(pid)?.filter(({ version }) => version === 2) ?? [];
+      if (unifiedPath(other) !== path) freezer.#lookAt(other);
+    }
     return freezer;
   }
 
@@ -86,15 +104,14 @@ export class CgroupFreezer {
       .find(({ path }) => read(path) !== undefined);
     if (file === undefined)
       log.warn(`the cgroup ${directory} has no freezer: its tasks are stopped one by one`);
-    else if (isOn(file)) this.#find(file, directory);
+    else if (isOn(file)) this.#found.set(file.path, file);
     else this.#own = file;
   }
 
   /** A cgroup is frozen when it is itself, or one above it. */
   #lookAt(cgroups: readonly CgroupEntry[]): void {
-    for (const entry of cgroups) {
+    for (const entry of cgroups.filter(hasFreezer)) {
       const name = hierarchyName(entry);
-      if (!(name === "" || entry.controllers.includes("freezer"))) continue;
       for (let path = entry.path; path !== "/" && path !== "."; path = dirname(path))
         this.#lookAtOne(name, path);
     }
@@ -130,7 +147,14 @@ export class CgroupFreezer {
     if (this.#found.has(file.path)) return;
     log.info(`the cgroup ${cgroup} is frozen: it is thawed while its tasks are seized`);
     this.#found.set(file.path, file);
+    // One that the root task is in was frozen for the dump; another one by the tree itself.
+    if (this.#root.every(({ path }) => !isWithin(path, cgroup)))
+      log.loss(`the cgroup ${cgroup} is frozen, and will not be so when its tasks come back`);
   }
+}
+
+function hasFreezer({ version, controllers }: CgroupEntry): boolean {
+  return version === 2 || controllers.includes("freezer");
 }
 
 function unifiedPath(cgroups: readonly CgroupEntry[]): string | undefined {

@@ -38,6 +38,12 @@ const V1: Readonly<Record<string, readonly string[]>> = {
   net_prio: ["net_prio.ifpriomap"],
   pids: ["pids.max"],
   devices: ["devices.list"],
+  hugetlb: [
+    "hugetlb.64KB.limit_in_bytes",
+    "hugetlb.2MB.limit_in_bytes",
+    "hugetlb.32MB.limit_in_bytes",
+    "hugetlb.1GB.limit_in_bytes",
+  ],
 };
 
 const V1_ALL = ["cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks"] as const;
@@ -54,7 +60,9 @@ const V2 = [
   "cgroup.freeze",
 ] as const;
 const V2_LIMITS = [
+  "cpu.idle",
   "cpu.max",
+  "cpu.max.burst",
   "cpu.weight",
   "cpuset.cpus",
   "cpuset.mems",
@@ -62,16 +70,28 @@ const V2_LIMITS = [
   "memory.low",
   "memory.high",
   "memory.max",
+  "memory.swap.high",
   "memory.swap.max",
+  "memory.zswap.max",
   "memory.oom.group",
   "pids.max",
   "io.max",
   "io.weight",
+  "hugetlb.64KB.max",
+  "hugetlb.2MB.max",
+  "hugetlb.32MB.max",
+  "hugetlb.1GB.max",
 ] as const;
 
 const V2_CONTROLLERS: ReadonlySet<string> = new Set(
   V2_LIMITS.map((name) => name.slice(0, name.indexOf("."))),
 );
+
+/** The controller of v2 that a setting belongs to; undefined for those that every cgroup has. */
+export function controllerOf(property: string): string | undefined {
+  const controller = property.slice(0, property.indexOf("."));
+  return V2_CONTROLLERS.has(controller) ? controller : undefined;
+}
 
 /** Changes to the built-in lists: what --cgroup-props asks for. */
 export type PropertyLists = ReadonlyMap<

@@ -2,7 +2,16 @@
 // the caller put the restorer, and only when neither says otherwise where it was saved. Directories that are missing are made
 // and get the saved settings; which of those that are there get them too is a question of the mode (criu(8), --manage-cgroups).
 
-import { chmodSync, chownSync, mkdirSync, rmdirSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmdirSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { RepriseError } from "../../errors.ts";
 import type { LoadedSet } from "../../images/check-set.ts";
@@ -17,7 +26,7 @@ import { errnoOf } from "../../proc/procfs.ts";
 import type { CgroupMode, CgroupRoot } from "./dump.ts";
 import { describeHierarchy, Hierarchies, isWithin } from "./hierarchies.ts";
 import type { Placement } from "./placement.ts";
-import { isBeforeTasks, isFreezerState, isMemberList } from "./properties.ts";
+import { controllerOf, isBeforeTasks, isFreezerState, isMemberList } from "./properties.ts";
 
 export interface CgroupRestoreOptions {
   readonly mode: CgroupMode;
@@ -246,7 +255,7 @@ export class CgroupRestore {
           { hint: `With --manage-cgroups=${mode} none are made: make it, or use the mode soft.` },
         );
       }
-      this.#make(directory);
+      this.#make(directory, { name, entry });
       this.#setPermissions(directory, entry.dir_perms);
       for (const property of entry.properties) {
         if (isBeforeTasks(name, property.name)) this.#writeProperty(directory, property);
@@ -269,11 +278,14 @@ export class CgroupRestore {
     }
   }
 
-  #make(directory: string): void {
+  /** Those above it that are missing, too, get what it needs; of others nothing is changed. */
+  #make(directory: string, what: { readonly name: string; readonly entry: CgroupDirEntry }): void {
     const parent = dirname(directory);
-    if (statSync(parent, { throwIfNoEntry: false }) === undefined) this.#make(parent);
+    if (statSync(parent, { throwIfNoEntry: false }) === undefined) this.#make(parent, what);
+    if (what.name === "" && this.#made.includes(parent)) passOn(parent, what.entry);
     attempt(`make the cgroup ${directory}`, "mkdir", () => mkdirSync(directory, 0o755));
     this.#made.push(directory);
+    if (what.name.split(",").includes("cpuset")) inheritCpuset(directory);
   }
 
   #setPermissions(path: string, perms: CgroupDirEntry["dir_perms"]): void {
@@ -353,9 +365,35 @@ function commonPath(a: string, b: string): string {
   return path;
 }
 
+/** Turns the controllers on for the children of a cgroup that they had settings of. */
+function passOn(parent: string, { properties }: CgroupDirEntry): void {
+  const wanted = new Set(properties.flatMap(({ name }) => controllerOf(name) ?? []));
+  const here = readFileSync(join(parent, "cgroup.controllers"), "utf8").trim().split(" ");
+  for (const controller of here)
+    if (wanted.has(controller))
+      tryWriteSetting(join(parent, "cgroup.subtree_control"), `+${controller}`);
+}
+
+/** A new cpuset of v1 has no processors and takes no tasks; where none were saved, those above it are meant. */
+function inheritCpuset(directory: string): void {
+  for (const name of ["cpuset.cpus", "cpuset.mems"]) {
+    const file = join(directory, name);
+    const above = join(dirname(directory), name);
+    if (existsSync(file) && readFileSync(file, "utf8").trim() === "" && existsSync(above))
+      tryWriteSetting(file, readFileSync(above, "utf8").trim());
+  }
+}
+
+/** What is above it stands for none: the kernel tells the largest number of whole pages. */
+const NO_LIMIT = 2 ** 62;
+
 /** Values that a new cgroup has anyhow, and that some kernels refuse to be told. */
 function isDefault(name: string, value: string): boolean {
   if (name === "cgroup.type") return value !== "threaded";
+  if (name.startsWith("hugetlb.")) return value === "max" || Number(value) > NO_LIMIT;
+  // Of an idle cgroup it tells 0, and takes 1 and more.
+  if (name === "cpu.weight") return value === "0";
+  if (name === "cpu.idle" || name === "cpu.max.burst") return value === "0";
   if (name === "memory.swappiness") return value === "60";
   if (name === "memory.oom_control") return value === "0";
   if (name === "memory.use_hierarchy") return value === "1";
