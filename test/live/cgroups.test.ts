@@ -140,3 +140,18 @@ describe.each(
     expect(await program.finish()).toBe("pass");
   });
 });
+
+test.skipIf(!isMounted("cpuset"))("a cpuset that is made gets what is above it", async () => {
+  const home = makeCgroup(HIERARCHIES[0] ?? "", "home");
+  const program = await start("counter");
+  enter(home, program.pid);
+  const imagesDir = imagesDirOf(program);
+  await checkpoint({ pid: program.pid, imagesDir });
+  const other = makeCgroup("cpuset", "other");
+  expect(isRemoved(other.directory)).toBe(true);
+  const roots = [{ controller: "cpuset", path: other.path }];
+  const restored = await bringBack(program, imagesDir, { cgroups: { mode: "soft", roots } });
+  expect(cgroupOf(restored.pid, "cpuset")).toBe(other.path);
+  expect(await restored.ask()).toBe("ok 1");
+  expect(await restored.finish()).toBe("pass");
+});
