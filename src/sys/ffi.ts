@@ -60,6 +60,9 @@ export function trySyscall(
   return result === -1 ? -koffi.errno() : result;
 }
 
+/** Buffers of calls on other threads, which only know their addresses. */
+const inUse = new Set<readonly SyscallArgument[]>();
+
 /** Makes one system call on another thread, while the event loop goes on. Resolves with the result, or -1. */
 export function syscallInBackground(
   name: SyscallName,
@@ -67,8 +70,15 @@ export function syscallInBackground(
 ): Promise<number> {
   const words = Array.from({ length: 6 }, (_, index) => word(args[index]));
   return new Promise((resolve, reject) => {
-    rawSyscall.async(SYSCALLS[name].nr, ...words, (error: Error | null, result: number | bigint) =>
-      error === null ? resolve(Number(result)) : reject(error),
+    inUse.add(args);
+    rawSyscall.async(
+      SYSCALLS[name].nr,
+      ...words,
+      (error: Error | null, result: number | bigint) => {
+        inUse.delete(args);
+        if (error === null) resolve(Number(result));
+        else reject(error);
+      },
     );
   });
 }

@@ -1,7 +1,7 @@
 // The content of private memory: which pages a task has of its own (PAGEMAP_SCAN, Linux 6.7; /proc/PID/pagemap before), and how
 // they get into pages-N.img. How a restored task reads them back is in read-pages.ts.
 
-import { closeSync, constants, openSync, write } from "node:fs";
+import { closeSync, constants, openSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import { PE_LAZY, PE_PRESENT, type PageRun } from "../../images/pagemap.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
@@ -9,13 +9,19 @@ import { readMaps } from "../../proc/maps.ts";
 import type { SmapsVma } from "../../proc/smaps.ts";
 import * as mm from "../../sys/abi/mman.ts";
 import { EINVAL, ENOSPC, errnoName } from "../../sys/errno.ts";
-import { addressOf, syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
+import {
+  addressOf,
+  syscall,
+  syscallError,
+  syscallInBackground,
+  trySyscall,
+} from "../../sys/ffi.ts";
 import { IOV_MAX, iovecs, readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
 import type { FrozenTask } from "../task/task.ts";
 import { leaveOutBreakpoints } from "./breakpoints.ts";
 import { alignedWindow } from "./page-sink.ts";
 import { hasPrivatePages, VMA_AIORING, VMA_ANON_PRIVATE, VMA_VDSO, type DumpedVma } from "./vma.ts";
-import { ioWindows, WINDOW, WINDOWS } from "./windows.ts";
+import { ioWindows, POOL_THREADS, WINDOW } from "./windows.ts";
 
 /** Pages of a task that go into the image, and its guard pages. */
 export interface PageScan {
@@ -185,7 +191,7 @@ function pageFlags(vma: VmaEntry): number {
   return lazy ? PE_LAZY | PE_PRESENT : PE_PRESENT;
 }
 
-/** From this size on windows are on their way to the disk while others are filled. */
+/** From this size on it takes several threads. */
 const SIDE_BY_SIDE_FROM = 4 * 1024 * 1024;
 /** From this size on pages bypass the page cache: several times faster than a buffered write. */
 export const DIRECT_FROM = 1024 * 1024;
@@ -206,8 +212,7 @@ export function isSharedByFork(areas: readonly SmapsVma[]): boolean {
 }
 
 /**
- * Copies pages of a stopped task into its pages file, in order. With much memory the disk writes one window while the next is
- * being filled.
+ * Copies pages of a stopped task into its pages file. With much memory several threads copy and write, each a window at a time.
  *
  * @returns the number of bytes written.
  * @throws RepriseError SYSCALL (a full disk, say)
@@ -219,23 +224,69 @@ export async function writePages(
 ): Promise<number> {
   const total = runs.reduce((sum, run) => sum + run.pages * mm.PAGE_SIZE, 0);
   const direct = total >= DIRECT_FROM ? openDirect(target.path) : undefined;
-  const writer = new WindowWriter(target, { direct, total });
   try {
-    for (const batch of batches(runs)) {
-      const length = batch.reduce((sum, range) => sum + range.length, 0);
-      const window = writer.free() ?? (await writer.nextFree());
-      const into = { address: window, length };
-      // process_vm_readv pins pages, and the kernel gives a task a copy of its own of what is pinned and shared (gup_must_unshare).
-      if (target.keepShared === true || !copyOut(task, batch, into)) readOut(task, batch, into);
-      target.passing?.(bytesOf(window, length));
-      writer.write(window, length);
-    }
+    if (direct !== undefined && total > SIDE_BY_SIDE_FROM) {
+      reserve(target, total);
+      await writeSideBySide(task, batches(runs), { ...target, direct });
+    } else writeInTurn(task, batches(runs), { ...target, direct });
   } finally {
-    // Nothing of ours may be under way any more when the task goes on, or the file is removed.
-    await writer.finish();
     if (direct !== undefined) closeSync(direct);
   }
   return total;
+}
+
+interface OpenTarget extends PagesTarget {
+  /** The same file without the page cache. */
+  readonly direct: number | undefined;
+}
+
+function writeInTurn(
+  task: Pick<FrozenTask, "pid">,
+  portions: Iterable<Batch>,
+  target: OpenTarget,
+): void {
+  const window = alignedWindow();
+  for (const { ranges, length, offset } of portions) {
+    const bytes = window.subarray(0, length);
+    copyOut(task, ranges, { bytes, keepShared: target.keepShared });
+    target.passing?.(bytes);
+    writeNow(bytes, offset, target);
+  }
+}
+
+/** Nothing is under way any more when it ends, also when it fails: the task goes on then, and the file is removed. */
+async function writeSideBySide(
+  task: Pick<FrozenTask, "pid">,
+  portions: Iterator<Batch>,
+  target: OpenTarget & { readonly direct: number },
+): Promise<void> {
+  const failures: unknown[] = [];
+  /** What has been copied passes in order. */
+  let passed: Promise<void> = Promise.resolve();
+  const copyAndWrite = async (index: number): Promise<void> => {
+    const window = ioWindows().bytes.subarray(index * WINDOW, (index + 1) * WINDOW);
+    while (failures.length === 0) {
+      const { value, done } = portions.next();
+      if (done === true) return;
+      const { ranges, length, offset } = value;
+      const bytes = window.subarray(0, length);
+      const copied = copyAside(task, ranges, { bytes, keepShared: target.keepShared });
+      passed = passInTurn(copied, passed, () => target.passing?.(bytes));
+      await passed;
+      const written = await syscallInBackground("pwrite64", target.direct, bytes, length, offset);
+      // What a direct write left over may not be aligned, and what it refused may be for a reason of its own.
+      if (written < length) writeNow(bytes, offset, { ...target, direct: undefined });
+    }
+  };
+  const threads = Array.from({ length: POOL_THREADS }, async (_, index) => {
+    try {
+      await copyAndWrite(index);
+    } catch (error) {
+      failures.push(error);
+    }
+  });
+  await Promise.all(threads);
+  if (failures.length > 0) throw failures[0];
 }
 
 /** Writes those pages of a pages file once more that lie in given ranges of memory. */
@@ -274,83 +325,29 @@ function copyAgain(
     throw new RepriseError("SYSCALL", "cannot write pages again: short copy");
 }
 
-/** Hands out windows to fill, and writes them one behind the other. */
-class WindowWriter {
-  readonly #target: PagesTarget;
-  readonly #direct: number | undefined;
-  readonly #free: number[];
-  /** Writes under way, which end with their window. */
-  readonly #underWay = new Map<number, Promise<number>>();
-  readonly #isSideBySide: boolean;
-  #offset = 0;
+/** Ends when nothing is under way any more, also when it fails. */
+async function passInTurn(
+  copied: Promise<void>,
+  before: Promise<void>,
+  pass: () => void,
+): Promise<void> {
+  await copied;
+  await before;
+  pass();
+}
 
-  constructor(target: PagesTarget, file: { direct: number | undefined; total: number }) {
-    this.#target = target;
-    this.#direct = file.direct;
-    this.#isSideBySide = file.direct !== undefined && file.total > SIDE_BY_SIDE_FROM;
-    if (this.#isSideBySide) {
-      reserve(target, file.total);
-      const { address } = ioWindows();
-      this.#free = Array.from({ length: WINDOWS }, (_, index) => address + index * WINDOW);
-    } else this.#free = [addressOf(alignedWindow())];
-  }
-
-  /** A window that nobody reads, if there is one at the moment. */
-  free(): number | undefined {
-    return this.#free.pop();
-  }
-
-  /** Waits for a window. */
-  async nextFree(): Promise<number> {
-    const window = await Promise.race(this.#underWay.values());
-    this.#underWay.delete(window);
-    return window;
-  }
-
-  /** Writes a filled window behind what was written before. */
-  write(window: number, length: number): void {
-    const offset = this.#offset;
-    this.#offset += length;
-    const direct = this.#direct;
-    if (!this.#isSideBySide || direct === undefined) {
-      this.#writeNow(window, { length, offset, direct });
-      this.#free.push(window);
-      return;
-    }
-    const written = new Promise<number>((resolve, reject) => {
-      write(direct, bytesOf(window, length), 0, length, offset, (error, count) => {
-        try {
-          // What a direct write left over may not be aligned, and what it refused may be for a reason of its own.
-          if (error !== null || count < length) this.#writeNow(window, { length, offset });
-          resolve(window);
-        } catch (failure) {
-          reject(failure);
-        }
-      });
-    });
-    this.#underWay.set(window, written);
-  }
-
-  /** Waits for all that is under way. */
-  async finish(): Promise<void> {
-    const ended = await Promise.allSettled(this.#underWay.values());
-    this.#underWay.clear();
-    const failed = ended.find(({ status }) => status === "rejected");
-    if (failed?.status === "rejected") throw failed.reason;
-  }
-
-  #writeNow(
-    window: number,
-    { length, offset, direct }: { length: number; offset: number; direct?: number | undefined },
-  ): void {
-    const { fd, path } = this.#target;
-    let to = direct ?? fd;
-    for (let done = 0; done < length;) {
-      const written = trySyscall("pwrite64", to, window + done, length - done, offset + done);
-      if (written <= 0 && (to === fd || written !== -EINVAL)) throw diskError(path, -written);
-      done += Math.max(0, written);
-      to = fd;
-    }
+function writeNow(
+  bytes: Uint8Array,
+  offset: number,
+  { fd, path, direct }: Pick<OpenTarget, "fd" | "path" | "direct">,
+): void {
+  let to = direct ?? fd;
+  for (let done = 0; done < bytes.length;) {
+    const left = bytes.subarray(done);
+    const written = trySyscall("pwrite64", to, left, left.length, offset + done);
+    if (written <= 0 && (to === fd || written !== -EINVAL)) throw diskError(path, -written);
+    done += Math.max(0, written);
+    to = fd;
   }
 }
 
@@ -362,64 +359,77 @@ export function prepareWindows(): void {
 
 const SMALL_TASK = 512 * 1024;
 
-/** The beginning of a window, as bytes. */
-function bytesOf(window: number, length: number): Uint8Array {
-  const small = alignedWindow();
-  if (window === addressOf(small)) return small.subarray(0, length);
-  const { address, bytes } = ioWindows();
-  return bytes.subarray(window - address, window - address + length);
-}
-
 /** Takes room for the whole file at once: writes into it can then go on side by side, and a full disk is seen at once. */
 function reserve({ fd, path }: PagesTarget, length: number): void {
   const result = trySyscall("fallocate", fd, 0, 0, length);
   if (result === -ENOSPC) throw diskError(path, ENOSPC);
 }
 
-/** Splits runs into portions that fit the window. */
-function* batches(runs: readonly PageRun[]): Generator<MemoryRange[]> {
-  let batch: MemoryRange[] = [];
-  let room = WINDOW;
+/** What fits a window, and where in the file it goes. */
+interface Batch {
+  readonly ranges: readonly MemoryRange[];
+  readonly length: number;
+  readonly offset: number;
+}
+
+function* batches(runs: readonly PageRun[]): Generator<Batch, undefined> {
+  let ranges: MemoryRange[] = [];
+  let length = 0;
+  let offset = 0;
   for (const run of runs) {
-    let address = run.vaddr;
-    let left = run.pages * mm.PAGE_SIZE;
-    while (left > 0) {
-      const length = Math.min(left, room);
-      batch.push({ address, length });
-      address += length;
-      left -= length;
-      room -= length;
-      if (room === 0 || batch.length === IOV_MAX) {
-        yield batch;
-        batch = [];
-        room = WINDOW;
-      }
+    const end = run.vaddr + run.pages * mm.PAGE_SIZE;
+    for (let address = run.vaddr; address < end;) {
+      const part = Math.min(end - address, WINDOW - length);
+      ranges.push({ address, length: part });
+      address += part;
+      length += part;
+      if (length < WINDOW && ranges.length < IOV_MAX) continue;
+      yield { ranges, length, offset };
+      offset += length;
+      ranges = [];
+      length = 0;
     }
   }
-  if (batch.length > 0) yield batch;
+  if (length > 0) yield { ranges, length, offset };
 }
 
 function copyOut(
   task: Pick<FrozenTask, "pid">,
-  batch: readonly MemoryRange[],
-  window: MemoryRange,
-): boolean {
-  const local = iovecs([window]);
-  const moved = trySyscall("process_vm_readv", task.pid, local, 1, iovecs(batch), batch.length, 0);
-  return moved === window.length;
+  ranges: readonly MemoryRange[],
+  { bytes, keepShared }: { readonly bytes: Uint8Array; readonly keepShared: boolean | undefined },
+): void {
+  const local = iovecs([{ address: addressOf(bytes), length: bytes.length }]);
+  const args = [task.pid, local, 1, iovecs(ranges), ranges.length, 0] as const;
+  // process_vm_readv pins pages, and the kernel gives a task a copy of its own of what is pinned and shared (gup_must_unshare).
+  const isCopied = keepShared !== true && trySyscall("process_vm_readv", ...args) === bytes.length;
+  if (!isCopied) readOut(task, ranges, bytes);
+}
+
+/** The same on another thread. */
+async function copyAside(
+  task: Pick<FrozenTask, "pid">,
+  ranges: readonly MemoryRange[],
+  { bytes, keepShared }: { readonly bytes: Uint8Array; readonly keepShared: boolean | undefined },
+): Promise<void> {
+  const local = iovecs([{ address: addressOf(bytes), length: bytes.length }]);
+  const args = [task.pid, local, 1, iovecs(ranges), ranges.length, 0] as const;
+  const isCopied =
+    keepShared !== true &&
+    (await syscallInBackground("process_vm_readv", ...args)) === bytes.length;
+  if (!isCopied) readOut(task, ranges, bytes);
 }
 
 /** /proc/PID/mem reads past the protection, as debuggers do, and pins nothing; it is slower. */
 function readOut(
   task: Pick<FrozenTask, "pid">,
-  batch: readonly MemoryRange[],
-  window: MemoryRange,
+  ranges: readonly MemoryRange[],
+  bytes: Uint8Array,
 ): void {
   const fd = openSync(`/proc/${task.pid}/mem`, "r");
   try {
-    let at = window.address;
-    for (const range of batch) {
-      const got = trySyscall("pread64", fd, at, range.length, range.address);
+    let at = 0;
+    for (const range of ranges) {
+      const got = trySyscall("pread64", fd, bytes.subarray(at), range.length, range.address);
       if (got !== range.length) {
         throw new RepriseError(
           "SYSCALL",

@@ -7,8 +7,10 @@ import { memoryAt, syscall, trySyscall } from "../../sys/ffi.ts";
 
 /** Bytes of a window: a huge page. */
 export const WINDOW = 2 * 1024 * 1024;
-/** How many there are. Four requests are on their way at a time, one for each of libuv's threads. */
-export const WINDOWS = 8;
+/** Threads of libuv's pool: so many requests are on their way at a time. */
+export const POOL_THREADS = 4;
+/** How many windows there are: as many may have come and wait. */
+export const WINDOWS = 2 * POOL_THREADS;
 
 /** All windows, one behind the other. They stay, and take memory when they are used first. */
 export interface Windows {
