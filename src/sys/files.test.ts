@@ -21,3 +21,17 @@ test("a text is read whole at once, and one that is not short all the same", () 
     rmSync(dir, { recursive: true });
   }
 });
+
+test("files of /proc/sys are read after a text of megabytes, too, which they refuse room for", () => {
+  const dir = mkdtempSync(join(tmpdir(), "reprise-files-"));
+  try {
+    const path = join(dir, "large");
+    writeFileSync(path, "a".repeat(9_000_000));
+    expect(readText(path)).toHaveLength(9_000_000);
+    const name = "/proc/sys/kernel/random/uuid";
+    expect(readShortText(name)).toMatch(/^[\da-f-]{36}\n$/);
+    expect(readText(name)).toMatch(/^[\da-f-]{36}\n$/);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});

@@ -8,6 +8,8 @@ import { addressOf, trySyscall } from "./ffi.ts";
 /** PATH_MAX, with room for the zero behind it. */
 const PATH_ROOM = 4096;
 const FIRST_ROOM = 64 * 1024;
+/** Files of /proc/sys refuse to be read into more than what kmalloc gives (fs/proc/proc_sysctl.c): 4 MiB. */
+const MOST_AT_ONCE = 1024 * 1024;
 /** Half a page. */
 const SHORT = 2048;
 /** struct statx, and the mask for what stat tells. */
@@ -55,7 +57,7 @@ export function readShortText(name: string, directory = AT_FDCWD): string | numb
   const fd = openToRead(name, directory);
   if (fd < 0) return fd;
   let length: number;
-  do length = trySyscall("read", fd, contentAt, content.length);
+  do length = trySyscall("read", fd, contentAt, FIRST_ROOM);
   while (length === -EINTR);
   trySyscall("close", fd);
   if (length > SHORT) return readText(name, directory);
@@ -117,7 +119,8 @@ function readContent(name: string, directory = AT_FDCWD): number {
   let length = 0;
   for (;;) {
     if (length === content.length) grow();
-    const count = trySyscall("read", fd, contentAt + length, content.length - length);
+    const room = Math.min(content.length - length, MOST_AT_ONCE);
+    const count = trySyscall("read", fd, contentAt + length, room);
     if (count === -EINTR) continue;
     if (count <= 0) {
       trySyscall("close", fd);
