@@ -12,6 +12,7 @@ import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
+import { LandlockWatch } from "../objects/task/landlock.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
 import type { FileTable } from "../objects/files/table.ts";
@@ -156,8 +157,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       cgroups,
       ...(mounts === undefined ? {} : { mounts }),
     };
+    using landlock = new LandlockWatch();
     if (options.dryRun !== true) {
       const tasks = runningTasks(ahead.isEmpty ? running : runningTree(options.pid));
+      landlock.prepare(tasks.map(({ status }) => status));
       spaces = SpacesAhead.of(tasks, images, spacesOptions);
       if (isWhole && spaces !== undefined)
         early = LookAhead.of(tasks, images, { ...files, spaces });
@@ -222,9 +225,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       external: [...external, ...added],
       ahead: early,
       spaces,
+      landlock,
     });
     phase("looked at the tree from outside");
-    const inside = lookInside(tree, collected);
+    const inside = lookInside(tree, collected, landlock);
     work = inside.injections;
     options.onEvent?.({ kind: "collected", ms: since() });
     cure(work);
@@ -270,6 +274,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       images,
       files: collected.files,
       lock,
+      landlock,
       memory,
       inventory,
       phase,
@@ -301,6 +306,7 @@ interface Captured {
   readonly images: ImageSetWriter;
   readonly files: FileTable;
   readonly lock: NetworkLock;
+  readonly landlock: LandlockWatch;
   readonly memory: WrittenTree;
   readonly inventory: MessageInput<InventoryEntry>;
   readonly phase: (done: string) => void;
@@ -348,7 +354,7 @@ function commitAndLetGo(options: CheckpointOptions, captured: Captured): DumpSta
 
 /** The tasks end when the set is on the disk. */
 function commitAndKill(options: CheckpointOptions, captured: Captured): DumpStats {
-  const { tree, images, files, lock, memory, inventory, phase, tell } = captured;
+  const { tree, images, files, lock, landlock, memory, inventory, phase, tell } = captured;
   images.commit(inventory);
   const stats = captured.stats();
   phase("committed");
@@ -359,6 +365,8 @@ function commitAndKill(options: CheckpointOptions, captured: Captured): DumpStat
   options.hooks?.script?.("post-dump", options.pid);
   serveLeftPages(memory, options);
   lock.leave();
+  // The end of a pid namespace waits for all that are in it.
+  landlock[Symbol.dispose]();
   killTree(tree);
   images.tidy();
   files.end("dead");

@@ -30,6 +30,7 @@ import {
 import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
+import type { LandlockWatch } from "../objects/task/landlock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type {
@@ -100,6 +101,8 @@ export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions 
   readonly ahead?: LookAhead | undefined;
   /** Its namespaces and mounts, looked at then. */
   readonly spaces?: SpacesAhead | undefined;
+  /** Whose helpers may be in the tree's pid namespace. */
+  readonly landlock?: LandlockWatch;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -130,7 +133,7 @@ export function collectTree(
     const cgroups = new CgroupTable(options.cgroups);
     checkTree(tree, options);
     checkMappedIds(alive, namespaces);
-    tellStrangers(tree, mounts);
+    tellStrangers(tree, mounts, options.landlock);
     for (const task of alive) cgroups.add(task);
     cgroups.addNamespaces(cgroupNamespaces(namespaces));
     const places = new Map<number, TaskPlaces>();

@@ -9,7 +9,7 @@ import {
 } from "../objects/task/core.ts";
 import { UndoWatch } from "../objects/ipc/undo.ts";
 import { readLdt } from "../objects/task/ldt.ts";
-import { LandlockWatch } from "../objects/task/landlock.ts";
+import type { LandlockWatch } from "../objects/task/landlock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { RepriseError } from "../errors.ts";
 import type { SmapsVma } from "../proc/smaps.ts";
@@ -51,9 +51,12 @@ function withLdt(state: ProcessState, pid: number, job: Job): ProcessState {
 }
 
 /** Asks all threads. The injections stay in place; the caller cures them. */
-export function lookInside(tree: FrozenTree, collected: CollectedTree): InsideView {
+export function lookInside(
+  tree: FrozenTree,
+  collected: CollectedTree,
+  landlock: LandlockWatch,
+): InsideView {
   noteBlockedContinues(tree);
-  using landlock = new LandlockWatch();
   const intrusions = bySharedMemory(collected.live.map((task) => inquire(task, tree, landlock)));
   const injections = inject(
     intrusions.map((inquiries) => target(inquiries[0].task, inquiries.flatMap(intruders))),

@@ -6,6 +6,7 @@ import { RepriseError } from "../errors.ts";
 import { log, quietly } from "../log.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { prepareWindows } from "../objects/memory/pages.ts";
+import { LandlockWatch } from "../objects/task/landlock.ts";
 import { NetworkLock } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import { MFD_CLOEXEC } from "../sys/abi/mman.ts";
@@ -70,7 +71,8 @@ async function dumpOnce(pid: number): Promise<void> {
       emptyNet: false,
     });
     try {
-      const inside = lookInside(tree, collected);
+      using landlock = new LandlockWatch();
+      const inside = lookInside(tree, collected, landlock);
       cure(inside.injections);
       await writeTree(tree, collected, inside, images, {
         parent: ParentSet.none(),

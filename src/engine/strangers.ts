@@ -4,7 +4,9 @@
 import { log } from "../log.ts";
 import { Fstype } from "../images/schema/messages.generated.ts";
 import type { MountNamespaces } from "../objects/mounts/collect.ts";
+import type { LandlockWatch } from "../objects/task/landlock.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
+import { readNamespace } from "../proc/ns.ts";
 import { parseStat } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import { readPids } from "../proc/tasks.ts";
@@ -12,15 +14,20 @@ import { readLink, readText } from "../sys/files.ts";
 import type { FrozenTree } from "./freeze.ts";
 
 /** Tells of those in the tree's frozen cgroup, and, where the root task is the first of its pid namespace, of all that are in this. */
-export function tellStrangers(tree: FrozenTree, mounts: MountNamespaces): void {
+export function tellStrangers(
+  tree: FrozenTree,
+  mounts: MountNamespaces,
+  landlock: LandlockWatch | undefined,
+): void {
   const [root] = tree.tasks;
   if (root === undefined) return;
   const told = new Set<number>();
   const proc = procOf(root, mounts);
   if (proc !== undefined) {
     const inTree = new Set(tree.tasks.map(({ innerPid }) => innerPid));
+    const ours = landlock?.helpersIn(readNamespace(root.pid, "pid"));
     for (const pid of readPids(proc)) {
-      if (inTree.has(pid)) continue;
+      if (inTree.has(pid) || ours?.has(pid) === true) continue;
       const comm = nameOf(`${proc}/${pid}`);
       if (comm === undefined) continue;
       told.add(pid);

@@ -37,10 +37,26 @@ import type { FrozenThread } from "./task.ts";
 export class LandlockWatch implements Disposable {
   readonly #engine = engineTraits();
   /** By namespaces and ids. */
-  readonly #helpers = new Map<string, Tracee | undefined>();
+  readonly #helpers = new Map<string, Helper | undefined>();
   readonly #told = new Set<number>();
   /** Of processes: what their threads have in common. */
-  readonly #places = new Map<number, Place>();
+  #places = new Map<number, Place>();
+
+  /** Makes the helpers that running processes will probably need: it takes long to make one, for a tree that stands still. */
+  prepare(running: readonly TaskStatus[]): void {
+    if (!this.#engine.isWatching) return;
+    for (const status of running) this.#targetOf(status);
+    // They may go to other namespaces.
+    this.#places = new Map();
+  }
+
+  /** The numbers that helpers have in a pid namespace, by its inode. */
+  helpersIn(pidNamespace: number | undefined): Set<number> {
+    const there = [...this.#helpers.values()].filter(
+      (helper) => helper?.place.pid === pidNamespace,
+    );
+    return new Set(there.flatMap((helper) => helper?.innerPid ?? []));
+  }
 
   /** Adds the question to a thread's program; tells of a domain, once a process. */
   probe(program: Program, thread: FrozenThread): Probe<void> {
@@ -62,7 +78,7 @@ export class LandlockWatch implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const helper of this.#helpers.values()) if (helper !== undefined) endProcess(helper.tid);
+    for (const helper of this.#helpers.values()) if (helper !== undefined) endProcess(helper.pid);
     this.#helpers.clear();
   }
 
@@ -76,13 +92,11 @@ export class LandlockWatch implements Disposable {
       return this.#engine.status.nsPid.at(-1);
     const key = `${place.key}:${status.uid.real}:${status.gid.real}`;
     if (!this.#helpers.has(key)) this.#helpers.set(key, this.#startHelper(status, place));
-    const helper = this.#helpers.get(key);
-    return helper === undefined ? undefined : readStatus(helper.tid).nsPid.at(-1);
+    return this.#helpers.get(key)?.innerPid;
   }
 
   #isLabelledAsWeAre({ tgid, pid }: TaskStatus): boolean {
-    const own = readLabels({ pid: process.pid, tid: process.pid });
-    return readLabels({ pid: tgid, tid: pid }).lsm_profile === own.lsm_profile;
+    return readLabels({ pid: tgid, tid: pid }).lsm_profile === this.#engine.label;
   }
 
   /** ptrace(2), "Ptrace access mode checking": by right, or as one of the same ids and no fewer capabilities. */
@@ -96,9 +110,10 @@ export class LandlockWatch implements Disposable {
   }
 
   /** Undefined when there can be none: then it is not known. */
-  #startHelper(status: TaskStatus, place: Place): Tracee | undefined {
+  #startHelper(status: TaskStatus, place: Place): Helper | undefined {
     try {
-      return startHelper(status, { place, own: this.#engine.place });
+      const { tid: pid } = startHelper(status, { place, own: this.#engine.place });
+      return { pid, place, innerPid: readStatus(pid).nsPid.at(-1) };
     } catch (error) {
       log.debug(
         `whether pid ${status.tgid} is in a Landlock domain is not known: ${String(error)}`,
@@ -108,12 +123,21 @@ export class LandlockWatch implements Disposable {
   }
 }
 
+/** A process that threads are asked about. */
+interface Helper {
+  readonly pid: number;
+  readonly place: Place;
+  /** Its number in its own pid namespace. */
+  readonly innerPid: number | undefined;
+}
+
 /** What threads are compared with. */
 interface EngineTraits {
   /** Whether there is anything to look for. */
   readonly isWatching: boolean;
   readonly status: TaskStatus;
   readonly place: Place;
+  readonly label: string | undefined;
 }
 
 /** They stay the same as long as the engine runs. */
@@ -122,6 +146,7 @@ export function engineTraits(): EngineTraits {
     isWatching: isActive(),
     status: readStatus(process.pid),
     place: placeOf(process.pid),
+    label: readLabels({ pid: process.pid, tid: process.pid }).lsm_profile,
   };
   return traits;
 }
