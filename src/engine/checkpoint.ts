@@ -19,6 +19,7 @@ import type { FileTable } from "../objects/files/table.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { endDummy } from "../tracee/dummy.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
+import { checkArguments } from "./arguments.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
 import { LookAhead, runningTasks } from "./look-ahead.ts";
@@ -27,7 +28,7 @@ import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener, ScriptAction } from "./progress.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
-import { killTree } from "./kill-tree.ts";
+import { killTree, reapOwn } from "./kill-tree.ts";
 import { prepareImages } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
@@ -125,6 +126,7 @@ const DEFAULT_GHOST_LIMIT = 1024 * 1024;
  * @throws RepriseError; the tasks then go on as before, and the directory holds no images.
  */
 export async function checkpoint(options: CheckpointOptions): Promise<CheckpointResult> {
+  checkArguments(options);
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   refuseLosses(options.strict === true ? refuseLoss : undefined);
@@ -281,6 +283,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       tell: (kind) => options.onEvent?.({ kind, ms: since() }),
       stats: () => memory.stats(frozen, { frozenAt, begun: freezing }),
     });
+    if (leave === "killed") await reapOwn(frozen);
     collected.files.close();
     spaces?.[Symbol.dispose]();
     if (options.autoDedup === true && parent.exists) giveBack(options.imagesDir);

@@ -9,7 +9,7 @@ import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { sendSignal, waitForAll } from "../sys/process.ts";
 import type { FrozenTree } from "./freeze.ts";
-import { reapLater } from "./wait-exit.ts";
+import { reapAfterNode, reapLater } from "./wait-exit.ts";
 
 /** Anonymous memory up to which the end of a task is waited for. */
 const QUICK_END_BYTES = 64 * 1024 * 1024;
@@ -20,7 +20,7 @@ const REAPING_PATIENCE_MS = 10_000;
 /** How long the end of a task may take, of much memory or for a disk that does not answer. */
 const ENDING_PATIENCE_MS = 60_000;
 
-/** Ends all tasks, the root first so that nobody makes new ones for the dead. */
+/** Ends all tasks, the root first so that nobody makes new ones for the dead. Children of ours are left to `reapOwn`. */
 export function killTree(tree: FrozenTree): void {
   tree.bystanders.awaitStops();
   tree.bystanders.letGo();
@@ -28,7 +28,11 @@ export function killTree(tree: FrozenTree): void {
   if (slow.length > 0) reapLater(slow.flatMap(tidsOf));
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);
   // As their tracer we are told of their end first; their parents reap them.
-  const tids = tree.tasks.filter((task) => !slow.includes(task)).flatMap(tidsOf);
+  const own = ownChildren(tree);
+  const tids = tree.tasks
+    .filter((task) => !slow.includes(task))
+    .flatMap(tidsOf)
+    .filter((tid) => !own.includes(tid));
   let left = waitForAll(tids, PATIENCE_MS);
   for (const since = performance.now(); left.length > 0;) {
     const others = othersInNamespaces(left, tree.tasks);
@@ -39,6 +43,19 @@ export function killTree(tree: FrozenTree): void {
     }
     left = waitForAll(left, PATIENCE_MS);
   }
+}
+
+/** Reaps those of the killed that are children of this process, as a library's user may have. */
+export async function reapOwn(tree: FrozenTree): Promise<void> {
+  const own = ownChildren(tree);
+  if (own.length > 0) await reapAfterNode(own);
+}
+
+function ownChildren({ tasks }: FrozenTree): number[] {
+  return tasks
+    .filter((task) => task.stat.ppid === process.pid && task.state !== "zombie")
+    .filter((task) => !endsSlowly(task))
+    .map(({ pid }) => pid);
 }
 
 /** How long the end may take, by who is in the same pid namespaces. */

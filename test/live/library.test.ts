@@ -1,7 +1,9 @@
 // Reprise as a library: what is imported, and the events by which it tells how far it is.
 
-import { execFileSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync } from "node:fs";
+import { constants } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import {
@@ -54,6 +56,29 @@ test.each(["running", "stopped"] as const)("a tree that is left %s is let go", a
   const { seen, onEvent } = listener();
   await checkpoint({ pid: program.pid, imagesDir: imagesDirOf(program), leave, onEvent });
   expect(seen.map(({ kind }) => kind)).toEqual(["frozen", "collected", "memory", "resumed"]);
+});
+
+test("a child that Node has started is told as killed, and the restored one with its number is another", async () => {
+  const child = spawn("sleep", ["60"], { detached: true, stdio: "ignore" });
+  const exit = once(child, "exit");
+  const { dir } = await start("counter");
+  const imagesDir = mkdtempSync(join(dir, "images-"));
+  await checkpoint({ pid: child.pid as number, imagesDir });
+  expect(await exit).toEqual([null, "SIGKILL"]);
+  const restored = await restore({ imagesDir });
+  expect(restored.pid).toBe(child.pid);
+  process.kill(restored.pid, "SIGTERM");
+  expect(await restored.wait()).toBe(128 + constants.signals.SIGTERM);
+  await expect(restored.wait()).rejects.toMatchObject({ code: "NO_SUCH_PROCESS" });
+});
+
+test.each([0, -1, 1.5, Number.NaN])("there is no pid %s", async (pid) => {
+  const dump = checkpoint({ pid, imagesDir: "/nowhere" });
+  await expect(dump).rejects.toMatchObject({ code: "BAD_ARGUMENT" });
+});
+
+test.each(["", "a\0b"])("%j is no directory", async (imagesDir) => {
+  await expect(restore({ imagesDir })).rejects.toMatchObject({ code: "BAD_ARGUMENT" });
 });
 
 test("errors have a code, and say what to do", async () => {
