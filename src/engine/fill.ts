@@ -19,6 +19,7 @@ import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
 import { isThreadPidfd } from "../objects/files/pidfd.ts";
 import { kindOfType } from "../objects/files/registry.ts";
+import { restoreUndo } from "../objects/ipc/undo.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
 import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
@@ -145,6 +146,9 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         growth.init === undefined &&
         plan.options.sibling !== true;
       restoreChildrenNamespace(program, plan, task.pid);
+      const undone = restoreUndo(program, task.core.tc?.reprise?.sem_undo?.sets ?? [], {
+        isSaved: plan.set.reader.has("ipcns-sem", task.ids.ipc_ns_id ?? 0),
+      });
       const notes = restoreProcess(program, task.core, {
         mm: task.mm,
         umask: task.fs.umask ?? 0o22,
@@ -155,7 +159,10 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         labels,
         parentLeaves,
       });
-      return { job: taskJob(plan, growth, { pid: task.pid, program }), notes };
+      return {
+        job: taskJob(plan, growth, { pid: task.pid, program }),
+        notes: (result) => [...undone(result), ...notes(result)],
+      };
     }),
   );
 }

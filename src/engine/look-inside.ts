@@ -81,7 +81,10 @@ export function lookInside(
     using undo = new UndoWatch();
     for (const { task, ids } of collected.live) {
       const { ipc_ns_id: id = 0 } = ids;
-      undo.tell(task, { id, isOwn: id === collected.namespaces.own.ipc_ns_id });
+      const isOwn = id === collected.namespaces.own.ipc_ns_id;
+      const semUndo = undo.read(task, { id, isOwn });
+      const state = processes.get(task.pid);
+      if (state !== undefined && semUndo.length > 0) processes.set(task.pid, { ...state, semUndo });
     }
   } catch (error) {
     // A loss that is refused, for one.

@@ -48,6 +48,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "stack_grows" },
     { name: "sysv_ipc" },
     { name: "sysv_ipc", args: ["used"] },
+    { name: "sysv_ipc", args: ["undo"] },
     { name: "sysv_shm", alone: "a segment that other programs can attach" },
     { name: "uprobes", alone: "its watcher" },
     { name: "uprobes", args: ["unused"], alone: "its watcher" },

@@ -196,7 +196,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
       "socket_error",
       /^cannot dump without a loss: fd 3 of pid \d+ .* an error that it has not read/,
     ],
-    ["undo", /^cannot dump without a loss: pid \d+ .* would undo of System V semaphores/],
+    ["common_undo", /^cannot dump without a loss: pid \d+ .* would undo of .* is common with pid/],
     ["supervisor", /^cannot dump without a loss: pid \d+ .* seccomp filter .* supervisor/],
   ])("with strict, what would only be lost is refused, too: %s", async (object, message) => {
     const program = await start("refused", [object]);

@@ -1,6 +1,6 @@
 // An IPC namespace of the program's own: semaphores with their values, a message queue with messages of two types, and a segment
 // that nobody has attached, locked and made by another user. Each keeps its id, key, owner and mode; with "used" the semaphores also
-// that they have been used.
+// that they have been used, and with "undo" a child whose end undoes what it did with them.
 #include "test.h"
 #include <sys/ipc.h>
 #include <sys/msg.h>
@@ -9,6 +9,7 @@
 
 static int sem, queue, empty_queue, segment;
 static bool used;
+static pid_t undoing;
 struct message {
   long type;
   char text[64];
@@ -36,6 +37,16 @@ static void check(void) {
   EXPECT_EQ(semctl(sem, 2, GETVAL), 30000);
   struct sembuf take = {0, -1, IPC_NOWAIT}, give = {0, 1, 0};
   EXPECT(semop(sem, &take, 1) == 0 && semop(sem, &give, 1) == 0, "semop: %m");
+  if (undoing != 0) {
+    EXPECT_EQ(semctl(sem, 1, GETVAL), 0);
+    EXPECT_EQ(semctl(sem, 2, GETVAL), 30000);
+    ask_child(undoing);
+    if (final_round) {
+      end_child(undoing);
+      EXPECT_EQ(semctl(sem, 1, GETVAL), 2);
+      EXPECT_EQ(semctl(sem, 2, GETVAL), 29990);
+    }
+  }
   EXPECT_EQ(status.sem_perm.uid, 1000);
   EXPECT_EQ(status.sem_perm.mode & 0777, 0640);
 
@@ -63,6 +74,21 @@ static void check(void) {
   shmdt(memory);
 }
 
+static void *idle_thread(void *unused) {
+  for (;;) pause();
+  return unused;
+}
+
+// Its threads have the list in common.
+static void take_both(void) {
+  struct sembuf operations[] = {{1, -2, SEM_UNDO}, {2, 10, SEM_UNDO}};
+  pthread_t thread;
+  MUST(semop(sem, operations, 2));
+  MUST(pthread_create(&thread, NULL, idle_thread, NULL));
+}
+
+static void nothing(void) {}
+
 static void spoil(void) { semctl(sem, 0, SETVAL, 4); }
 
 int main(int argc, char **argv) {
@@ -85,6 +111,11 @@ int main(int argc, char **argv) {
   MUST(semctl(sem, 0, IPC_SET, &status));
   struct sembuf give = {1, 1, 0};
   if (used) MUST(semop(sem, &give, 1));
+  if (argc > 1 && strcmp(argv[1], "undo") == 0) {
+    MUST(semctl(sem, 1, SETVAL, 2));
+    MUST(semctl(sem, 2, SETVAL, 29990));
+    undoing = start_child(take_both, nothing);
+  }
   queue = (int)MUST(msgget(0x22, IPC_CREAT | 0600));
   empty_queue = (int)MUST(msgget(0x23, IPC_CREAT | 0600));
   struct msqid_ds of_queue;

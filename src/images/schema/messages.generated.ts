@@ -1295,6 +1295,15 @@ export interface ReprisePrctls {
   readonly calls: readonly ReprisePrctl[];
 }
 
+export interface RepriseSemUndo {
+  readonly id: number;
+  readonly adjustments: readonly number[];
+}
+
+export interface RepriseSemUndoList {
+  readonly sets: readonly RepriseSemUndo[];
+}
+
 export interface RepriseSignatureKey {
   readonly family: number;
   readonly prefix: number;
@@ -1320,6 +1329,7 @@ export interface RepriseTaskEntry {
   readonly autogroup_nice?: number | undefined;
   readonly child_exit_signal?: number | undefined;
   readonly cpu_permissions?: bigint | undefined;
+  readonly sem_undo?: RepriseSemUndoList | undefined;
 }
 
 export interface RepriseThreadEntry {
@@ -2237,6 +2247,8 @@ export interface Messages {
   readonly reprise_pids_entry: ReprisePidsEntry;
   readonly reprise_prctl: ReprisePrctl;
   readonly reprise_prctls: ReprisePrctls;
+  readonly reprise_sem_undo: RepriseSemUndo;
+  readonly reprise_sem_undo_list: RepriseSemUndoList;
   readonly reprise_signature_key: RepriseSignatureKey;
   readonly reprise_socket_option: RepriseSocketOption;
   readonly reprise_sysctl: RepriseSysctl;
@@ -2482,11 +2494,13 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_pids_entry: "1,pids,u* 2,pgids,u* 3,sids,u* 4,tids,u*",
   reprise_prctl: "1,option,u! 2,arg2,U! 3,arg3,U!",
   reprise_prctls: "1,calls,m*,reprise_prctl",
+  reprise_sem_undo: "1,id,u! 2,adjustments,s*",
+  reprise_sem_undo_list: "1,sets,m*,reprise_sem_undo",
   reprise_signature_key: "1,family,u! 2,prefix,u! 3,address,y! 4,key,y!",
   reprise_socket_option: "1,level,u! 2,name,u! 3,value,y!",
   reprise_sysctl: "1,name,t! 2,value,t!",
   reprise_task_entry:
-    "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u? 6,cpu_permissions,U?",
+    "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u? 6,cpu_permissions,U? 7,sem_undo,m?,reprise_sem_undo_list",
   reprise_thread_entry:
     "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline",
   reprise_unix_entry:

@@ -9,6 +9,7 @@ import {
   type FsEntry,
   type MmEntry,
   type ReprisePrctl,
+  type RepriseSemUndo,
   type RepriseMemoryPolicy,
   type RlimitEntry,
   type SaEntry,
@@ -67,6 +68,8 @@ export interface ProcessState {
   readonly futureLocks: number;
   /** Components of registers that it has asked for. */
   readonly cpuPermissions: bigint;
+  /** What its end undoes of its operations on semaphores, where that was looked for. */
+  readonly semUndo?: readonly RepriseSemUndo[];
   /** Whether it has a local descriptor table; then that table, once it has been read. */
   readonly hasLdt: boolean;
   readonly ldt?: Uint8Array;
@@ -191,6 +194,7 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
       reprise: {
         ...collected.reprise,
         ...(process.cpuPermissions === 0n ? {} : { cpu_permissions: process.cpuPermissions }),
+        ...(process.semUndo === undefined ? {} : { sem_undo: { sets: process.semUndo } }),
         ...(task.stat.exitSignal === SIGCHLD ? {} : { child_exit_signal: task.stat.exitSignal }),
       },
       loginuid: uidInside(collected.loginuid ?? LOGINUID_UNSET),

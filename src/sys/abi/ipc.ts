@@ -41,3 +41,5 @@ export const MSG_QNUM = 80;
 export const MSG_QBYTES = 88;
 /** msgrcv: copy the message at an index (CONFIG_CHECKPOINT_RESTORE). */
 export const MSG_COPY = 0o40000;
+/** Flag of an operation of semop(2). */
+export const SEM_UNDO = 0x1000;
