@@ -12,7 +12,7 @@ import { trySyscall } from "../../src/sys/ffi.ts";
 import { receiveMessage } from "../../src/sys/socket.ts";
 import { accept, listenUnix } from "../../src/sys/stream.ts";
 import { makeBundle, mapUsers } from "./bundle.ts";
-import { counted, expectNoGap, numbers } from "./counting.ts";
+import { COUNT, counted, expectNoGap, numbers } from "./counting.ts";
 import { canHost, hasProgram, lastLines, logsBelow, startHost, type Host } from "./host.ts";
 
 const CYCLES = 2;
@@ -90,6 +90,49 @@ describe("shapes of containers", () => {
     expect(Number(host.run(...runc(host, "exec", "podded", "sh", "-c", "echo $$")))).not.toBe(1);
   });
 
+  test(
+    "a container in a container, on an overlay in its memory",
+    { timeout: 60_000 },
+    async (context) => {
+      if (!can) context.skip("no runc, or no such cgroups");
+      const bundle = makeBundle(host, "outer", (config, dir) => {
+        const privileged = config as unknown as Privileged;
+        privileged.process.noNewPrivileges = false;
+        for (const set of ["bounding", "effective", "permitted"] as const)
+          privileged.process.capabilities[set] = OF_A_RUNTIME;
+        privileged.linux.maskedPaths = [];
+        privileged.linux.readonlyPaths = [];
+        privileged.linux.resources = { devices: [{ allow: true, access: "rwm" }] };
+        for (const mount of config.mounts)
+          if (mount.type === "cgroup") mount.options = ["nosuid", "noexec", "nodev", "rw"];
+        for (const path of ["/usr", "/lib", "/lib64"])
+          config.mounts.push({
+            destination: path,
+            type: "bind",
+            source: path,
+            options: ["rbind", "ro"],
+          });
+        for (const destination of ["/inner", "/run"])
+          config.mounts.push({ destination, type: "tmpfs", source: "tmpfs" });
+        writeFileSync(join(dir, "rootfs/root/inner"), INNER);
+        config.process.args = ["sh", "-c", `. /root/inner; ${COUNT}`];
+      });
+      const inner = (): number[] =>
+        host
+          .run(...runc(host, "exec", "outer", "cat", "/inner/up/count"))
+          .split("\n")
+          .map(Number);
+      const out = await cycles(host, "outer", bundle);
+      expectNoGap(numbers(out));
+      const before = inner();
+      expect(before.length).toBeGreaterThan(5);
+      expectNoGap(before);
+      await expect
+        .poll(() => inner().length, { timeout: 10_000 })
+        .toBeGreaterThan(before.length + 2);
+    },
+  );
+
   test("memory that comes when it is touched", { timeout: 60_000 }, async (context) => {
     if (!can) context.skip("no runc, or no such cgroups");
     const bundle = makeBundle(host, "lazy");
@@ -145,6 +188,34 @@ describe("shapes of containers", () => {
     );
   });
 });
+
+/** What a bundle's configuration has besides. */
+interface Privileged {
+  process: {
+    noNewPrivileges: boolean;
+    capabilities: Record<"bounding" | "effective" | "permitted", readonly string[]>;
+  };
+  linux: { maskedPaths: string[]; readonlyPaths: string[]; resources: unknown };
+}
+
+/** What runc needs, and gives to a container of its own. */
+const OF_A_RUNTIME = [
+  ..."CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP".split(" "),
+  ..."NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE SYS_ADMIN NET_ADMIN SYS_PTRACE".split(" "),
+].map((name) => `CAP_${name}`);
+
+/** Starts a container of runc that counts into a file of an overlay. */
+const INNER = `export PATH=/usr/sbin:/usr/bin:/bin
+cd /inner
+mkdir -p low/proc low/dev low/sys low/tmp up work b/rootfs
+cp -a /bin low
+mount -t overlay over -o lowerdir=/inner/low,upperdir=/inner/up,workdir=/inner/work b/rootfs
+cd b
+runc spec
+sed -i 's/"terminal": true/"terminal": false/; s/"readonly": true/"readonly": false/' config.json
+sed -i 's#"sh"#"sh","-c","i=0; while true; do echo $i >>/count; i=$(expr $i + 1); sleep 0.1; done"#' config.json
+runc run --detach inner </dev/null >/root/log 2>&1
+`;
 
 /** Runs a container with a pipe for its output, and saves and restores it. Gives the file in which the output is collected. */
 async function cycles(host: Host, name: string, bundle: string): Promise<string> {

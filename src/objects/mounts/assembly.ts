@@ -2,6 +2,8 @@
 // made and left again, peer groups are set last, when nothing spreads any more. See mount_namespaces(7), pivot_root(2).
 
 import { RepriseError } from "../../errors.ts";
+import { Fstype } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
 import {
   AT_FDCWD,
   AT_REMOVEDIR,
@@ -132,7 +134,8 @@ export class Assembly {
       if (node.isTerminal || node.source.from.kind === "late" || this.#binds.has(node)) continue;
       if (layersOfSource(node.source) !== undefined && !this.#layered.has(node.source.index))
         continue;
-      const { entry, source, below } = node;
+      const { entry, source } = node;
+      const below = this.#below(node);
       if (entry.deleted === true) this.#recreate(node);
       const fd = bind(this.#program, this.#source(source), { below, what: entry.mountpoint });
       setAttributes(
@@ -428,6 +431,15 @@ export class Assembly {
       label: `give ${what} its peer group`,
       hint: "MOVE_MOUNT_SET_GROUP needs Linux 5.15 or later.",
     });
+  }
+
+  /** Whoever brings the cgroups of a container may bring others than it had: containers within have no place of their own there. */
+  #below({ entry, source, below }: MountNode): string {
+    const isCgroup = entry.fstype === Fstype.CGROUP || entry.fstype === Fstype.CGROUP2;
+    if (!isCgroup || below === "" || source.from.kind !== "path") return below;
+    if (this.#options.exists(source, below)) return below;
+    log.warn(`${entry.mountpoint} shows all of ${source.from.path}: there is no ${below} in it`);
+    return "";
   }
 
   /** A root that was deleted lives for as long as it takes to bind it. */

@@ -74,8 +74,9 @@ export function collectMounts(
   const closeLater = (fd: number): void => void open.push(fd);
   let host: readonly Mount[] | undefined;
   const hostMounts = (): readonly Mount[] => (host ??= readMountinfo(process.pid));
+  const cgroupRoots = new Map<number, string>();
   const all = own.map((namespace) =>
-    collectOne(namespace, { namespaces, options, innerId, hostMounts, closeLater }),
+    collectOne(namespace, { namespaces, options, innerId, hostMounts, closeLater, cgroupRoots }),
   );
   checkMounts(all, maps !== undefined);
   return {
@@ -100,10 +101,12 @@ interface Context {
   readonly innerId: MountNamespaces["innerId"];
   readonly hostMounts: () => readonly Mount[];
   readonly closeLater: (fd: number) => void;
+  /** Filled with the root task's mounts, which come first. */
+  readonly cgroupRoots: Map<number, string>;
 }
 
 function collectOne(namespace: CollectedNamespace, context: Context): CollectedMounts {
-  const { options, namespaces, innerId, hostMounts, closeLater } = context;
+  const { options, namespaces, innerId, hostMounts, closeLater, cgroupRoots } = context;
   const { skip = [], enableFs = [] } = options.mounts ?? {};
   const view = viewOf(namespace, closeLater);
   // Where the root task lives in the engine's mount namespace, what others have of its mounts is there at the restore, too.
@@ -120,10 +123,16 @@ function collectOne(namespace: CollectedNamespace, context: Context): CollectedM
     ({ mountPoint, fsType, parentId }) =>
       !skip.includes(mountPoint) && !(plainName(fsType) === "tracefs" && debug.has(parentId)),
   );
+  for (const { fsType, devMajor, devMinor, root } of mounts) {
+    if (namespace.role !== "root" || !/^cgroup2?$/.test(fsType)) continue;
+    const device = kernelDevice(devMajor, devMinor);
+    const known = cgroupRoots.get(device);
+    if (known === undefined || root.length < known.length) cgroupRoots.set(device, root);
+  }
   const record = {
     enabled: enableFs.flatMap((words) => words.split(",")),
     hostDevpts: hostDevpts(hostMounts),
-    ownCgroupNamespace: namespaces.ofRoot("cgroup") !== undefined,
+    cgroupRoots: namespaces.ofRoot("cgroup") === undefined ? undefined : cgroupRoots,
     innerId,
   };
   const idmaps = mounts.some(({ options: words }) => words.includes("idmapped"))
@@ -242,8 +251,12 @@ function checkMounts(all: readonly CollectedMounts[], isMapped: boolean): void {
     if (entry.idmap !== undefined && entry.ext_key === undefined && isMapped)
       refuse(entry, "it shows other owners (idmapped), and the tree is in a user namespace");
     if (entry.ext_key !== undefined || isGiven(entry)) continue;
-    const own = all.find((one) => one.byId.get(entry.mnt_id) === entry);
-    const fault = faultOfLayers(entry, { seen: own?.prefix ?? "", made: root?.prefix ?? "" });
+    // Who has made it for a container within sees the directories; who lives there need not.
+    const maker =
+      root?.entries.some(({ root_dev }) => root_dev === entry.root_dev) === true
+        ? root
+        : all.find((one) => one.byId.get(entry.mnt_id) === entry);
+    const fault = faultOfLayers(entry, { seen: maker?.prefix ?? "", made: root?.prefix ?? "" });
     if (fault !== undefined) refuse(entry, fault);
     if (entry.fstype === Fstype.FUSE) {
       refuse(entry, "a server stands behind this file system, which cannot be saved");

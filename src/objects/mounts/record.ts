@@ -37,8 +37,8 @@ export interface RecordOptions {
   readonly enabled: readonly string[];
   /** Device numbers (kernelDevice) of file systems that the host shares with everybody. */
   readonly hostDevpts: number | undefined;
-  /** Whether the tree has a cgroup namespace, in which its mounts of cgroups start at their roots. */
-  readonly ownCgroupNamespace: boolean;
+  /** Where the tree has a cgroup namespace: what the root task sees as the root of a hierarchy, by device. */
+  readonly cgroupRoots: ReadonlyMap<number, string> | undefined;
   /** A user or group id of outside as the tree's user namespace numbers it. */
   readonly innerId: (kind: "uid" | "gid", outer: number) => number;
 }
@@ -62,7 +62,7 @@ export function mountRecord(mount: Mount, options: RecordOptions): MntEntry {
     parent_mnt_id: mount.parentId,
     flags: mountFlags(mount, fstype),
     sb_flags: superblock.flags,
-    root: isCgroup && options.ownCgroupNamespace ? "/" : root,
+    root: isCgroup ? rootInNamespace(root, options.cgroupRoots, root_dev) : root,
     mountpoint: mount.mountPoint,
     source: mount.source,
     options: [...superblock.rest, ...(isNewDevpts ? ["newinstance"] : [])].join(","),
@@ -71,6 +71,18 @@ export function mountRecord(mount: Mount, options: RecordOptions): MntEntry {
     ...(fstype === Fstype.AUTO ? { fsname: plainName(mount.fsType) } : {}),
     ...(deleted ? { deleted: true } : {}),
   };
+}
+
+/** A cgroup as the tree's namespace has it, by what the root task sees as the root of that hierarchy. */
+function rootInNamespace(
+  root: string,
+  roots: RecordOptions["cgroupRoots"],
+  device: number,
+): string {
+  if (roots === undefined) return root;
+  const top = roots.get(device);
+  if (top === undefined || !root.startsWith(`${top}/`)) return "/";
+  return root.slice(top.length);
 }
 
 /** The mount with another SELinux context, if it had one; the kernel writes it with quotes, since it has commas. */
