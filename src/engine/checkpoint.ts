@@ -29,7 +29,7 @@ import type { DumpStats, EngineHooks, ProgressListener, ScriptAction } from "./p
 import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
 import { killTree, reapOwn } from "./kill-tree.ts";
-import { prepareImages } from "./foresee.ts";
+import { prepareImages, prepareKernelTypes } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
@@ -144,6 +144,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   try {
     const running = runningTree(options.pid);
     prepareImages(running, images, { connections: options.tcp?.established === true });
+    prepareKernelTypes(running);
     await rehearse();
     const isWhole =
       options.parentDir === undefined &&

@@ -2,14 +2,18 @@
 // images will be written, and they are made now. The tree may change until it is frozen: a guess that is wrong costs a little
 // time and nothing else.
 
+import { RepriseError } from "../errors.ts";
 import { prepareCrc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName, type ImageKind } from "../images/names.ts";
-import { readFdsIfAlive } from "../proc/fd.ts";
+import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
+import { listsSemaphores } from "../objects/ipc/undo.ts";
+import { readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
-import { undefinedIfGone } from "../proc/procfs.ts";
+import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
+import { KernelTypes } from "../sys/kernel-types.ts";
 
 /** Images of a tree whatever is in it. */
 const ALWAYS = ["pstree", "files", "seccomp", "timens"] as const satisfies readonly ImageKind[];
@@ -39,6 +43,30 @@ export function prepareImages(
     images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
     if (connections) images.prepare(streams(pid));
   }
+}
+
+/** Descriptors of a process that are looked at; rings are made early. */
+const FIRST_DESCRIPTORS = 64;
+
+/** Reads the kernel's description of its types (5 MB) where a dump of a running tree will probably ask for it. */
+export function prepareKernelTypes(pids: readonly number[]): void {
+  const isAsked = pids.some((pid) => hasRing(pid) || (hasThreads(pid) && listsSemaphores()));
+  if (isAsked) undefinedIfUnsupported(() => KernelTypes.ofKernel());
+}
+
+function hasRing(pid: number): boolean {
+  try {
+    const numbers = readFdNumbers(pid).slice(0, FIRST_DESCRIPTORS);
+    return numbers.some((fd) => readProcLink(pid, `fd/${fd}`) === RING_LINK);
+  } catch (error) {
+    // It has ended, or closed one; what else is wrong is told when it counts.
+    if (error instanceof RepriseError) return false;
+    throw error;
+  }
+}
+
+function hasThreads(pid: number): boolean {
+  return (readTasksIfAlive(pid) ?? []).length > 1;
 }
 
 /** Images of the TCP connections of a process. */

@@ -201,8 +201,22 @@ class Context {
       idle: Math.floor((this.#number("sq_thread_idle") * tickNs()) / 1e6),
       cpu: this.#numberAt(data, "io_sq_data.sq_cpu"),
       isOwners:
-        leader !== 0n && this.#wordAt(leader, "task_struct.cred") === this.#word("sq_creds"),
+        leader !== 0n &&
+        this.#haveSameRights(this.#wordAt(leader, "task_struct.cred"), this.#word("sq_creds")),
     };
+  }
+
+  /** Credentials are copied whenever something of them is set, also to what it was. */
+  #haveSameRights(one: bigint, other: bigint): boolean {
+    const first = this.#types.field("cred.uid").offset;
+    const end = this.#types.field("cred.cap_ambient").offset + 8;
+    const rights = (cred: bigint): Buffer => this.#memory.read(cred + BigInt(first), end - first);
+    return (
+      rights(one).equals(rights(other)) &&
+      ["cred.user_ns", "cred.group_info"].every(
+        (path) => this.#wordAt(one, path) === this.#wordAt(other, path),
+      )
+    );
   }
 
   #eventfd(): RingContext["eventfd"] {

@@ -130,7 +130,7 @@ function inside({ pid }: FrozenTask, { isOwn }: IpcNamespace): Inside {
 }
 
 /** A line for each set, below the heading. A kernel without them has no such file. */
-function listsSemaphores(): boolean {
+export function listsSemaphores(): boolean {
   const text = readText("/proc/sysvipc/sem");
   return typeof text === "string" && text.trim().includes("\n");
 }
