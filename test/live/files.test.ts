@@ -25,6 +25,21 @@ test("10,000 descriptors of ten kinds take as many stops as 100", { timeout: 60_
   expect(stops[1]).toEqual(stops[0]);
 });
 
+test("of other kinds, 1400 descriptors take as many stops as 14", { timeout: 60_000 }, async () => {
+  const stops: (readonly number[])[] = [];
+  const options = {
+    onStats: ({ dump, restore }: CycleStats): void => void stops.push([dump.stops, restore.stops]),
+    checkpoint: { tcp: { established: true }, fileLocks: true },
+    restore: { tcp: { established: true } },
+  } as const;
+  for (const count of ["1", "100"]) {
+    const program = endWithTest(await again(await start("many_others", [count]), options));
+    expect(await program.ask()).toBe("ok 1");
+    expect(await program.finish()).toBe("pass");
+  }
+  expect(stops[1]).toEqual(stops[0]);
+});
+
 test("what is in the pipes of a tree may be more than the work area", async () => {
   const program = endWithTest(await again(await start("many_pairs", ["600", "full"])));
   expect(await program.ask()).toBe("ok 1");

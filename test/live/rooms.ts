@@ -117,6 +117,12 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "io_uring_waits", alone: "its port" },
     { name: "many_fds" },
     { name: "many_kinds" },
+    {
+      name: "many_others",
+      checkpoint: { ...CONNECTED.checkpoint, fileLocks: true },
+      restore: { ...CONNECTED.restore },
+      alone: "its locks and names",
+    },
     { name: "many_pairs" },
     { name: "mqueues", alone: "queues that both would use" },
     { name: "notify_marks", alone: "both write to the same file" },

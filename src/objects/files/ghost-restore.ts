@@ -88,13 +88,22 @@ export function ghostWithInode(
   set: LoadedSet,
   inode: { readonly dev: number; readonly ino: bigint },
 ): number | undefined {
-  for (const [id, remap] of remapsOf(set)) {
-    if (remap.type !== RemapType.GHOST) continue;
-    const { value } = loadGhost(set.reader, remap.id);
-    if (value.dev === inode.dev && value.ino === inode.ino && set.files.has(id)) return id;
+  let index = inodeIndexes.get(set);
+  if (index === undefined) {
+    const fresh = new Map<string, number>();
+    for (const [id, remap] of remapsOf(set)) {
+      if (remap.type !== RemapType.GHOST || !set.files.has(id)) continue;
+      const { dev, ino } = loadGhost(set.reader, remap.id).value;
+      const key = `${dev}:${ino}`;
+      if (!fresh.has(key)) fresh.set(key, id);
+    }
+    inodeIndexes.set(set, (index = fresh));
   }
-  return undefined;
+  return index.get(`${inode.dev}:${inode.ino}`);
 }
+
+/** By device and inode. */
+const inodeIndexes = new WeakMap<LoadedSet, ReadonlyMap<string, number>>();
 
 /** Hard links that the dump left (link_remap.N): no longer needed once the set is not to be restored again. */
 export function linkRemapPaths(

@@ -273,6 +273,7 @@ function readPrivate(
 ): RepriseInetEntry | undefined {
   const { file, fd, kind } = look;
   const user = readSocketUser(file, dump);
+  if (kind.family === so.AF_INET6) tellFlowLabel(look);
   if (isUdp(kind)) checkCork(look);
   else if (!isStream(kind)) warnOfQueue(look);
   const mptcp = kind.proto === inet.IPPROTO_MPTCP;
@@ -310,6 +311,20 @@ function tellHiddenOptions({ file, fd }: Look): void {
     `${where(file)}: ${bytes} bytes of its options cannot be read (keys that sign segments, or the like), and are lost`,
   );
 }
+
+/** A label is leased for a while (IPV6_FLOWLABEL_MGR), mostly to one process: the kernel may not give it to another one yet. */
+function tellFlowLabel({ file, fd }: Look): void {
+  const address = Buffer.alloc(SOCKADDR_IN6_SIZE);
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(address.length);
+  if (trySyscall("getpeername", fd, address, length) < 0) return;
+  const label = address.readUInt32BE(FLOWINFO_AT) & FLOW_LABEL;
+  if (label !== 0) log.loss(`${where(file)}: its IPv6 flow label 0x${label.toString(16)} is lost`);
+}
+
+const SOCKADDR_IN6_SIZE = 28;
+const FLOWINFO_AT = 4;
+const FLOW_LABEL = 0xfffff;
 
 function isUdp({ type, proto }: SocketKind): boolean {
   return type === so.SOCK_DGRAM && (proto === inet.IPPROTO_UDP || proto === inet.IPPROTO_UDPLITE);
