@@ -20,21 +20,28 @@ const LONGEST_ERROR = 1024;
 
 /** The next request, or undefined when the client has closed the connection. */
 export function receiveRequest(socket: number): CriuReq | undefined {
-  const buffer = Buffer.allocUnsafeSlow(LARGEST_REQUEST);
+  const buffer = datagramBuffer();
   const length = retried(() => readSync(socket, buffer, 0, buffer.length, null));
   if (length === 0) return undefined;
   if (length === buffer.length) {
     throw new RepriseError("BAD_ARGUMENT", `cannot read a request: it has ${length} bytes or more`);
   }
-  return decode("criu_req", buffer.subarray(0, length));
+  return decode("criu_req", Buffer.from(buffer.subarray(0, length)));
 }
 
 /** The next request, which stays to be received. */
 export function peekRequest(socket: number): CriuReq | undefined {
-  const buffer = Buffer.allocUnsafeSlow(LARGEST_REQUEST);
+  const buffer = datagramBuffer();
   const length = syscall("recvfrom", socket, buffer, buffer.length, MSG_PEEK, 0, 0);
-  return length === 0 ? undefined : decode("criu_req", buffer.subarray(0, length));
+  return length === 0 ? undefined : decode("criu_req", Buffer.from(buffer.subarray(0, length)));
 }
+
+/** One for all: V8 would collect garbage after a few of them, and a tree stands still while its client is asked. */
+function datagramBuffer(): Buffer {
+  return (datagram ??= Buffer.allocUnsafeSlow(LARGEST_REQUEST));
+}
+
+let datagram: Buffer | undefined;
 
 /** Sends a response in one datagram. */
 export function sendResponse(socket: number, response: Response): void {

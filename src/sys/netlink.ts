@@ -15,6 +15,8 @@ const PART_SIZE = 64 * 1024;
 /** A list that changes while it is read is read again, so often. */
 const ATTEMPTS = 5;
 const MAIL = Buffer.alloc(1);
+/** Where each part is read to; messages are copied out of it. */
+const part = Buffer.alloc(PART_SIZE);
 
 export interface NetlinkMessage {
   /** nlmsg_type. */
@@ -131,7 +133,6 @@ export class NetlinkSocket {
 
   /** One part; nothing when there is none yet and `flags` say not to wait. */
   #receive(flags: number): NetlinkMessage[] {
-    const part = Buffer.alloc(PART_SIZE);
     const length = trySyscall("recvfrom", this.#fd, part, part.length, flags, 0, 0);
     if (length === -EAGAIN) return [];
     if (length < 0) throw syscallError("recvfrom", -length, "read the kernel's answer by netlink");
