@@ -22,6 +22,7 @@ import { mountIdOf } from "../../proc/mount-id.ts";
 import { fileKey, type MountNamespaces } from "../mounts/collect.ts";
 import type { FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { pathArgument, pathBytes } from "../files/path.ts";
+import { engineSide } from "../files/temporary-names.ts";
 
 /** What the images say of a name. */
 export type SavedName = Pick<
@@ -126,11 +127,27 @@ export class NameBinder {
     this.#inUse = inUse;
   }
 
-  /** Whether a path can be somebody else's for a moment: no socket is bound to what is there. */
+  /**
+   * Whether a path can be somebody else's for a moment: no socket is bound to what is there, and nothing is mounted over it (a socket
+   * would be bound there, and keep that mount in use).
+   */
   isFree(program: Program, entry: SavedName): boolean {
+    const path = fullPath(entry);
     const prefix = this.#restore.inMountsOf(program, entry.mnt_id);
-    const found = lstatSync(pathBytes(prefix + fullPath(entry)), { throwIfNoEntry: false });
-    return found === undefined || !found.isSocket() || !this.#inUse(found);
+    const found = lstatSync(pathBytes(prefix + path), { throwIfNoEntry: false });
+    if (found?.isSocket() === true && this.#inUse(found)) return false;
+    const own = this.#onOwnMount(entry, path);
+    return own !== undefined && isSame(directoryAt(prefix + path), directoryAt(own));
+  }
+
+  /** The path on the mount that a name is of, whatever lies over it; undefined when the tree has this mount no longer. */
+  #onOwnMount({ mnt_id }: SavedName, path: string): string | undefined {
+    try {
+      return engineSide(this.#restore.temporaryPlace(mnt_id, path));
+    } catch (error) {
+      if (error instanceof RepriseError && error.code === "BAD_IMAGE") return undefined;
+      throw error;
+    }
   }
 
   /**
@@ -279,6 +296,14 @@ function missingDirectories(path: string, prefix: string): string[] {
     missing.unshift(at);
   }
   return missing;
+}
+
+function directoryAt(path: string): Stats | undefined {
+  return lstatSync(pathBytes(dirname(path)), { throwIfNoEntry: false });
+}
+
+function isSame(a: Stats | undefined, b: Stats | undefined): boolean {
+  return a?.ino === b?.ino && a?.dev === b?.dev;
 }
 
 /** A path without the zero at its end. */
