@@ -86,6 +86,49 @@ describe.runIf(canRunDocker(VERSION))("containers of Docker", () => {
     expectNoGap(numbers());
   });
 
+  test("what is set on the command line", { timeout: 60_000 }, async () => {
+    const options = [
+      ...["--init", "--hostname=here", "--ulimit=nofile=100:200", "--oom-score-adj=300"],
+      ...["--sysctl=net.core.somaxconn=77", "--sysctl=kernel.msgmax=10000", "--shm-size=8m"],
+      ...["--security-opt=no-new-privileges", "--cap-drop=all", "--cpuset-cpus=0"],
+    ];
+    const script = `echo kept > /dev/shm/file; exec 5</dev/shm/file; ${COUNT}`;
+    const name = run(docker, "options", { options, command: ["sh", "-c", script] });
+    const numbers = (): number[] => lines(docker.run("logs", name));
+    const told =
+      "hostname; grep 'open files' /proc/1/limits; cat /proc/1/oom_score_adj /dev/shm/file; df -k /dev/shm; " +
+      "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax; grep -E '^(Cap|NoNewPrivs|Cpus_allowed)' /proc/1/status";
+    await atLeast(numbers, 2);
+    const before = docker.run("exec", name, "sh", "-c", told);
+    expect(before).toMatch(/^here\nMax open files +100 +200 .*\n300\nkept\n/);
+    for (let round = 1; round <= 2; round++) {
+      await again(docker, name, `c${round}`);
+      await atLeast(numbers, numbers().length + 3);
+      expect(docker.run("exec", name, "sh", "-c", told)).toBe(before);
+    }
+    expectNoGap(numbers());
+  });
+
+  test("namespaces of another container", { timeout: 60_000 }, async () => {
+    const host = run(docker, "whose", {
+      options: ["--ipc=shareable"],
+      command: ["sh", "-c", COUNT],
+    });
+    const options = ["network", "pid", "ipc"].map((kind) => `--${kind}=container:${host}`);
+    const name = run(docker, "guest", { options, command: ["sh", "-c", COUNT] });
+    const numbers = (): number[] => lines(docker.run("logs", name));
+    const namespaces = (of: string): string =>
+      docker.run("exec", of, "sh", "-c", "ls -l /proc/self/ns | grep -oE '(net|pid|ipc):.*'");
+    await atLeast(numbers, 2);
+    for (let round = 1; round <= 2; round++) {
+      await again(docker, name, `c${round}`);
+      await atLeast(numbers, numbers().length + 3);
+      expect(namespaces(name)).toBe(namespaces(host));
+    }
+    expectNoGap(numbers());
+    expectNoGap(lines(docker.run("logs", host)));
+  });
+
   test.runIf(VERSION === "v1")("little memory and few processes", { timeout: 60_000 }, async () => {
     const name = run(docker, "limited", {
       options: ["--memory", "32m", "--pids-limit", "5"],

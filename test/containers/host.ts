@@ -176,6 +176,9 @@ export function makeRootfs(root: string): string {
     "mount",
     "id",
     "tty",
+    "grep",
+    "df",
+    "hostname",
   ])
     symlinkSync("busybox", join(root, "bin", name));
   return root;
