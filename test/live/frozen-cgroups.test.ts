@@ -5,6 +5,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
+import { LogLevel, setLogSink } from "../../src/log.ts";
 import { start, imagesDirOf } from "./suite.ts";
 import {
   childrenOf,
@@ -46,6 +47,24 @@ describe.each(FREEZERS)("in the hierarchy '$hierarchy'", ({ hierarchy, file, fro
     onTestFinished(() => [above, home, inner, beside].forEach((one) => set(one, thawed)));
     return { program, above, home, inner, beside };
   }
+
+  test("a program that sleeps is not woken by the freezer that a dump is to use", async () => {
+    const home = makeCgroup(hierarchy, "home");
+    const program = await start("many_fds", ["20"]);
+    enter(home, program.pid);
+    const lines: string[] = [];
+    setLogSink((_level, text) => void lines.push(text), LogLevel.DEBUG);
+    onTestFinished(() => setLogSink(undefined));
+    for (let round = 0; round < 8; round += 1) {
+      await checkpoint({
+        pid: program.pid,
+        imagesDir: imagesDirOf(program),
+        leave: "running",
+        freezeCgroup: home.directory,
+      });
+    }
+    expect(lines.filter((line) => line.endsWith("a task woke up"))).toEqual([]);
+  });
 
   test.each(["above", "home", "inner", "beside"] as const)(
     "a tree that is frozen %s",
