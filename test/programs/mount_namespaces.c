@@ -2,7 +2,9 @@
 // directories and files, peer groups and slaves, /proc, devpts, and a child in a further mount namespace. Files are open in both.
 // Run with "alone" it has no child. What is mounted on `outside` in the current directory when it starts, a directory or a file, stays mounted there, and is shared.
 #include "mounts.h"
+#include <sys/socket.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 
 static const char DEEP[] = "m/mem/dir/deep";
 static int in_memory, lost, twice;
@@ -81,6 +83,20 @@ static void check_files(void) {
   EXPECT(fstat(twice, &stat_of) == 0 && stat("m/bound/deep", &stat_of) == 0, "a file behind a bind: %m");
 }
 
+static int caller, called;
+
+// A connection whose listener is gone, and whose name will be covered: nothing of it may keep what covers it in use.
+static void connect_below(void) {
+  struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = "m/over/socket"};
+  int listener = (int)MUST(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  MUST(bind(listener, (void *)&name, sizeof name));
+  MUST(listen(listener, 1));
+  caller = (int)MUST(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  MUST(connect(caller, (void *)&name, sizeof name));
+  called = (int)MUST(accept(listener, NULL, NULL));
+  close(listener);
+}
+
 static void check_binds(void) {
   struct mount bound = mount_at("m/bound"), file = mount_at("m/filebind"), gone = mount_at("m/gone");
   EXPECT(bound.read_only && bound.no_exec && strcmp(bound.root, "/dir") == 0, "m/bound shows %s", bound.root);
@@ -90,6 +106,8 @@ static void check_binds(void) {
   EXPECT(access("m/mem/gone", F_OK) == -1, "a deleted directory is back");
   EXPECT_EQ(mount_at("m/over").count, 2);
   EXPECT(holds("m/over/file", "upper\n"), "the upper of two mounts has other content");
+  char byte = 'x';
+  EXPECT(write(caller, &byte, 1) == 1 && read(called, &byte, 1) == 1, "the connection below a mount: %m");
   if (!final_round) return;
   EXPECT(umount("m/over") == 0 && holds("m/over/file", "lower\n"), "the lower of two mounts has other content");
 }
@@ -178,6 +196,7 @@ static void make_mounts(void) {
   MUST(rmdir("m/mem/gone"));
   MUST(mount("lower", "m/over", "tmpfs", 0, NULL));
   put("m/over/file", "lower\n");
+  connect_below();
   MUST(mount("upper", "m/over", "tmpfs", 0, NULL));
   put("m/over/file", "upper\n");
   MUST(mount("shared", "m/shared", "tmpfs", 0, NULL));
