@@ -88,10 +88,10 @@ describe.runIf(canRunDocker(VERSION))("containers of Docker", () => {
 
   test("what is set on the command line", { timeout: 60_000 }, async () => {
     const options = [
-      ...["--init", "--hostname=here", "--ulimit=nofile=100:200", "--oom-score-adj=300"],
-      ...["--sysctl=net.core.somaxconn=77", "--sysctl=kernel.msgmax=10000", "--shm-size=8m"],
-      ...["--security-opt=no-new-privileges", "--cap-drop=all", "--cpuset-cpus=0"],
-    ];
+      "--init --hostname=here --ulimit=nofile=100:200 --oom-score-adj=300 --shm-size=8m",
+      "--sysctl=net.core.somaxconn=77 --sysctl=kernel.msgmax=10000 --cpuset-cpus=0",
+      "--security-opt=no-new-privileges --cap-drop=all",
+    ].flatMap((line) => line.split(" "));
     const script = `echo kept > /dev/shm/file; exec 5</dev/shm/file; ${COUNT}`;
     const name = run(docker, "options", { options, command: ["sh", "-c", script] });
     const numbers = (): number[] => lines(docker.run("logs", name));
