@@ -247,6 +247,16 @@ export const interchangeExceptions: Exceptions = {
       says: /the first thread has our directory/,
     },
   },
+  task_settings: {
+    "restored by CRIU": {
+      why: "CRIU's format has no core dump filter and no autogroup",
+      says: /the core dump filter/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU saves neither the core dump filter nor the autogroup",
+      says: /the core dump filter/,
+    },
+  },
   tcp_signed: {
     "restored by CRIU": {
       why: "CRIU's format has no keys that sign segments (TCP_MD5SIG)",
@@ -273,6 +283,16 @@ export const interchangeExceptions: Exceptions = {
       says: /PIDFD_THREAD flag is currently not supported/,
     },
   },
+  odd_children: {
+    "restored by CRIU": {
+      why: "CRIU makes an orphan a child of pid 1, and every child send SIGCHLD",
+      says: /stat_field\((orphan, 4|teller, 38)\)/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save which signal a child sends at its end",
+      says: /stat_field\(teller, 38\)/,
+    },
+  },
   personality_oom: {
     "restored by CRIU": { why: "CRIU does not restore the personality", says: /personality is 0/ },
     "dumped by CRIU": { why: "CRIU does not save the personality", says: /personality is 0/ },
@@ -295,6 +315,13 @@ export const interchangeExceptions: Exceptions = {
     "dumped by CRIU": {
       why: "CRIU saves neither the slice of time nor the I/O priority, and refuses deadlines",
       says: /slice_of|I\/O priority 0|criu dump/,
+    },
+  },
+  sealed_maps: {
+    "restored by CRIU": { why: "CRIU's format has no seals of memory", says: /can be unmapped/ },
+    "dumped by CRIU": {
+      why: "CRIU cannot dump a sealed map without access, and saves no seal",
+      says: /can be unmapped|unprotect vmas/,
     },
   },
   segments: {

@@ -44,6 +44,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "numa_policies" },
     { name: "odd_maps", alone: "a shared mapping of a file" },
     { name: "personality_oom" },
+    { name: "sealed_maps" },
     { name: "shared_memory" },
     { name: "stack_grows" },
     { name: "sysv_ipc" },
@@ -80,9 +81,10 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "timerfds" },
     { name: "timerfds", args: ["alarm"] },
   ],
-  creds: [{ name: "creds" }, { name: "limits" }, { name: "prctls" }],
+  creds: [{ name: "creds" }, { name: "limits" }, { name: "prctls" }, { name: "task_settings" }],
   tree: [
     { name: "many_tasks" },
+    { name: "odd_children" },
     { name: "orphans" },
     { name: "sessions" },
     { name: "shared_fdtable" },
@@ -194,6 +196,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   restart: [
     { name: "endless_waits" },
     { name: "futex_restart" },
+    { name: "mutexes" },
     { name: "nanosleep_restart" },
     { name: "poll_restart" },
     { name: "read_restart" },

@@ -1,8 +1,11 @@
-// Memory of huge pages: private, shared with a child, and of a memfd; with content, and with pages of which there is none yet.
+// Memory of huge pages: private, shared with a child, of a memfd, and a System V segment; with content, with pages of which there is none
+// yet, and with content behind no access.
 #include "test.h"
+#include <sys/ipc.h>
+#include <sys/shm.h>
 
 enum { HUGE = 2 << 20, MFD_HUGE = 4 };
-static char *own, *shared, *mapped, *copied;
+static char *own, *shared, *mapped, *copied, *segment, *hidden;
 static int memfd;
 static pid_t child;
 
@@ -15,6 +18,7 @@ static void expect_huge(const void *map, const char *name) {
 static void check_child(void) {
   EXPECT(filled(shared, HUGE, 7), "the child sees other shared memory");
   EXPECT(filled(own, PAGE, 1), "the child's own memory changed");
+  EXPECT(filled(segment, PAGE, 5), "the child sees another segment");
 }
 
 static void check(void) {
@@ -22,6 +26,12 @@ static void check(void) {
   expect_huge(shared, "shared");
   expect_huge(mapped, "memfd");
   expect_huge(copied, "copied");
+  expect_huge(segment, "segment's");
+  expect_huge(hidden, "hidden");
+  EXPECT(filled(segment, PAGE, 5), "the segment changed");
+  MUST(mprotect(hidden, HUGE, PROT_READ));
+  EXPECT(filled(hidden, PAGE, 6), "what is behind no access changed");
+  MUST(mprotect(hidden, HUGE, PROT_NONE));
   EXPECT(filled(own, HUGE, 1) && all_zero(own + HUGE, HUGE), "private memory changed");
   EXPECT(filled(mapped, HUGE, 3), "the memfd changed");
   EXPECT(filled(copied, PAGE, 4) && filled(copied + PAGE, PAGE, 3) == false, "the copy changed");
@@ -54,6 +64,13 @@ int main(void) {
   fill(own, HUGE, 1);
   fill(mapped, HUGE, 3);
   fill(copied, PAGE, 4);
+  MUST(unshare(CLONE_NEWIPC));
+  int id = (int)MUST(shmget(IPC_PRIVATE, HUGE, SHM_HUGETLB | 0600));
+  segment = (char *)MUST(shmat(id, NULL, 0));
+  fill(segment, PAGE, 5);
+  hidden = (char *)MUST(mmap(NULL, HUGE, access, pages | MAP_PRIVATE | 21 << 26 /* MAP_HUGE_2MB */, -1, 0));
+  fill(hidden, PAGE, 6);
+  MUST(mprotect(hidden, HUGE, PROT_NONE));
   child = start_child(NULL, check_child);
   serve(check);
 }

@@ -1,6 +1,6 @@
 // Maps that cannot be made again in the plain way: locked ones whose pages cannot all be brought in (no access, behind the end of the
 // file), reservations larger than the memory of the machine, guard pages in shared memory and in maps of a file, a file
-// that was cut off under its maps, and both ways of mapping /dev/zero.
+// that was cut off under its maps, both ways of mapping /dev/zero, memory that may be dropped, and the vsyscall page.
 #include "test.h"
 #include <setjmp.h>
 #ifndef MADV_GUARD_INSTALL
@@ -12,6 +12,10 @@ static const size_t HUGE_RESERVATION = 1024 * 1024 * MIB; // 1 TiB
 static char *locked, *locked_empty, *locked_short, *reserved, *inside, *shared, *private_map, *cut, *cut_shared;
 static char *zero_private, *zero_shared;
 static bool guards;
+static void *droppable; // MAP_FAILED before Linux 6.11
+static bool has_vsyscall;
+
+#define VSYSCALL_TIME ((time_t(*)(time_t *))0xffffffffff600400UL)
 
 static sigjmp_buf back;
 
@@ -35,6 +39,15 @@ static void expect_pages(const char *what, const char *start) {
   if (guards) EXPECT_EQ(reads(start + PAGE), SIGSEGV);
 }
 
+static bool sees_vsyscall(void) {
+  char line[512];
+  bool seen = false;
+  FILE *file = fopen("/proc/self/maps", "re");
+  while (file != NULL && fgets(line, sizeof line, file) != NULL) seen |= strstr(line, "[vsyscall]") != NULL;
+  if (file != NULL) fclose(file);
+  return seen;
+}
+
 static void check(void) {
   char permissions[5];
   expect_flag("the locked map without access", locked, "lo");
@@ -54,6 +67,9 @@ static void check(void) {
   EXPECT(filled(cut_shared, PAGE, 8), "the shared page before the cut changed");
   EXPECT_EQ(reads(cut + 2 * PAGE), SIGBUS);
   EXPECT_EQ(reads(cut_shared + 2 * PAGE), SIGBUS);
+  if (droppable != MAP_FAILED) expect_flag("memory that may be dropped", droppable, "dp");
+  EXPECT(sees_vsyscall() == has_vsyscall, "the vsyscall page is %d", !has_vsyscall);
+  if (has_vsyscall) EXPECT(VSYSCALL_TIME(NULL) - time(NULL) <= 0, "time(): it is %ld", (long)VSYSCALL_TIME(NULL));
   EXPECT(filled(zero_private, PAGES * PAGE, 9), "private /dev/zero changed");
   EXPECT(filled(zero_shared, PAGES * PAGE, 10), "shared /dev/zero changed");
 }
@@ -105,6 +121,8 @@ int main(void) {
   cut = map(MAP_PRIVATE, fd);
   fill(cut, PAGES * PAGE, 7);
   MUST(ftruncate(fd, PAGE + 100));
+  droppable = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, 8 /* MAP_DROPPABLE */ | MAP_ANONYMOUS, -1, 0);
+  has_vsyscall = sees_vsyscall();
   fd = (int)MUST(open("/dev/zero", O_RDWR | O_CLOEXEC));
   zero_private = map(MAP_PRIVATE, fd);
   fill(zero_private, PAGES * PAGE, 9);
