@@ -30,12 +30,21 @@ async function main(): Promise<void> {
   }
 }
 
+const AFTER_HELP = `
+Example:
+  reprise run --name looper -- sh -c 'while sleep 1; do date; done'
+  reprise checkpoint looper && reprise restore looper && reprise logs looper
+
+Tasks and checkpoints live in $REPRISE_HOME (/var/lib/reprise).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such task, checkpoint or process, 4 not possible (yet).`;
+
 function program(): Command {
   const root = new Command("reprise")
     .description("Checkpoint, clone and restore running processes.")
     .version(PACKAGE_VERSION)
     .option("-v, --verbose", "print the engine's log to standard error")
     .enablePositionalOptions()
+    .addHelpText("after", AFTER_HELP)
     .exitOverride()
     .hook("preAction", async (command) => {
       if (command.opts()["verbose"] !== true) return;
@@ -157,7 +166,7 @@ function addLookCommands(root: Command): void {
     });
   root
     .command("check")
-    .description("ask the kernel, or what a checkpoint needs of it, before a restore is tried")
+    .description("tell what this machine allows, or whether a checkpoint fits it")
     .argument("[checkpoint]", "a task's name, ENGINE:NAME, or a directory with images")
     .option("-c, --checkpoint <number>", "another checkpoint than the newest")
     .action(async (what: string | undefined, options: { checkpoint?: string }) => {

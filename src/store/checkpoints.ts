@@ -1,19 +1,12 @@
 // Checkpoints of a named task, numbered from 1. The inventory is the last image that the engine writes, so a
 // checkpoint is whole when it has one.
 
-import {
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  readdirSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { imageName } from "../images/names.ts";
 import { taskDirectory } from "./home.ts";
+import { readRecord } from "./record.ts";
 import type { Placement } from "./tasks.ts";
 
 export interface CheckpointMeta {
@@ -77,13 +70,16 @@ export function findCheckpoint(task: string, number?: number): StoredCheckpoint 
   if (checkpoint !== undefined) return checkpoint;
   const which = number === undefined ? "a checkpoint" : `checkpoint ${number}`;
   throw new RepriseError("NO_SUCH_NAME", `${task} does not have ${which}`, {
-    hint: `Make one: reprise checkpoint ${task}`,
+    hint:
+      found.length === 0
+        ? `Make one: reprise checkpoint ${task}`
+        : `It has ${found.map((one) => one.number).join(", ")}: reprise inspect ${task}`,
   });
 }
 
 function load(task: string, number: number): StoredCheckpoint {
   const directory = checkpointDirectory(task, number);
-  const meta = JSON.parse(readFileSync(join(directory, "meta.json"), "utf8")) as CheckpointMeta;
+  const meta = readRecord(join(directory, "meta.json")) as CheckpointMeta;
   const imagesDir = join(directory, "images");
   const sizes = readdirSync(imagesDir).map((file) => statSync(join(imagesDir, file)).size);
   return { ...meta, imagesDir, bytes: sizes.reduce((sum, size) => sum + size, 0) };

@@ -96,6 +96,13 @@ describe("task records", () => {
     expect(() => readTask("nobody")).toThrow("there is no task nobody");
   });
 
+  it("tell a record that is damaged", async () => {
+    await createTask("a", () => recordOf("a"));
+    writeFileSync(join(taskDirectory("a"), "state.json"), "");
+    expect(() => readTask("a")).toThrow(/^cannot read .*state.json: it is damaged$/);
+    removeTask("a");
+  });
+
   it("do not take another process with the same pid for the task", () => {
     expect(isAlive({ ...recordOf("a"), pid: process.pid })).toBe(false);
   });

@@ -1,7 +1,7 @@
 // Records of named tasks. A task is known by its pid together with its start time, so that a pid that the
 // kernel has given to another process is never taken for it.
 
-import { existsSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
@@ -13,6 +13,7 @@ import {
   tasksDirectory,
 } from "./home.ts";
 import { takeLock, type Lock } from "./lock.ts";
+import { readRecord } from "./record.ts";
 
 /** Where a task runs: among the host's processes, or in a pid namespace of its own. */
 export type Placement = "host" | "pid-namespace";
@@ -103,11 +104,11 @@ export function writeTask(record: TaskRecord): void {
   renameSync(`${path}.new`, path);
 }
 
-/** @throws RepriseError NO_SUCH_NAME */
+/** @throws RepriseError NO_SUCH_NAME, BAD_IMAGE */
 export function readTask(name: string): TaskRecord {
   const path = statePath(name);
   if (!existsSync(path)) throw noSuchTask(name);
-  return JSON.parse(readFileSync(path, "utf8")) as TaskRecord;
+  return readRecord(path) as TaskRecord;
 }
 
 /** All tasks by name. */

@@ -7,6 +7,7 @@ import { fitsOf } from "../../engine/machine.ts";
 import { RepriseError } from "../../errors.ts";
 import { imageName } from "../../images/names.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
+import { readTask } from "../../store/tasks.ts";
 import { checkpointNumber, table } from "../text.ts";
 
 /** Returns the exit code: 0 when all fits. @throws RepriseError NO_SUCH_NAME, IMAGE_MISSING, BAD_IMAGE */
@@ -28,9 +29,17 @@ export async function checkSet(what: string, options: { checkpoint?: string }): 
 
 async function imagesOf(what: string, options: { checkpoint?: string }): Promise<string> {
   if (existsSync(join(what, imageName("inventory")))) return what;
+  if (what.includes("/")) {
+    throw new RepriseError("IMAGE_MISSING", `${what} has no images: no inventory.img`, {
+      hint: "The inventory is written last; a dump that failed has none.",
+    });
+  }
   const reference = parseReference(what);
-  if (reference === undefined)
-    return findCheckpoint(what, checkpointNumber(options.checkpoint)).imagesDir;
+  if (reference === undefined) {
+    const number = checkpointNumber(options.checkpoint);
+    readTask(what);
+    return findCheckpoint(what, number).imagesDir;
+  }
   const engine = await engineOf(reference);
   const chosen = await chooseCheckpoint(engine, reference.container, options.checkpoint);
   const imagesDir = await engine.images(reference.container, chosen);

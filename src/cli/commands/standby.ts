@@ -17,6 +17,7 @@ export interface StandbyOptions {
 
 const DEFAULT_DIRECTORY = "/run/reprise/standby";
 const DEFAULT_ENGINES = 2;
+const LARGEST_POOL = 16;
 /** As bin/criu starts it. */
 const NODE_SETTINGS = ["--min-semi-space-size=16"];
 
@@ -24,7 +25,13 @@ const NODE_SETTINGS = ["--min-semi-space-size=16"];
 export async function standby(options: StandbyOptions): Promise<number> {
   if (options.stop === true) return stop();
   if (options.status === true) return status();
-  const words = ["standby-keeper", standbyDirectory(), String(options.engines ?? DEFAULT_ENGINES)];
+  const engines = options.engines ?? DEFAULT_ENGINES;
+  if (engines < 1 || engines > LARGEST_POOL) {
+    throw new RepriseError("BAD_ARGUMENT", `${engines} is not a number of engines`, {
+      hint: `--engines takes 1 to ${LARGEST_POOL}.`,
+    });
+  }
+  const words = ["standby-keeper", standbyDirectory(), String(engines)];
   const program = join(import.meta.dirname, "criu.cjs");
   const keeper = spawn(process.execPath, [...NODE_SETTINGS, program, ...words], {
     detached: options.detach === true,

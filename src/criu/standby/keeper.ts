@@ -9,7 +9,6 @@ import { Slot } from "./slot.ts";
 
 /** Nobody waits for another keeper's end. */
 const NO_PATIENCE = { what: "standby", patienceMs: 0 };
-const LARGEST_POOL = 16;
 
 /**
  * Keeps engines ready until a signal ends it: `standby-keeper DIRECTORY NUMBER`. Prints a line when the first one is ready.
@@ -18,11 +17,8 @@ const LARGEST_POOL = 16;
  */
 export async function keep([directory = "", count = ""]: readonly string[]): Promise<number> {
   const workers = Number(count);
-  if (directory === "" || !Number.isInteger(workers) || workers < 1 || workers > LARGEST_POOL) {
-    throw new RepriseError("BAD_ARGUMENT", `${count} is not a number of engines`, {
-      hint: `reprise standby --engines takes 1 to ${LARGEST_POOL}.`,
-    });
-  }
+  if (directory === "" || !Number.isInteger(workers) || workers < 1)
+    throw new RepriseError("BAD_ARGUMENT", `${count} is not a number of engines`);
   makePrivate(directory);
   using lock = await takeLock(join(directory, "keeper"), NO_PATIENCE);
   if (lock === undefined) throw new RepriseError("BAD_ARGUMENT", `there is no ${directory}`);
