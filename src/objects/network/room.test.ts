@@ -279,12 +279,14 @@ it("carries over traffic control and IPsec policies", () => {
 it("knows what it loses", () => {
   using net = new NetNamespace(
     "ip link add a0 type veth peer name b0",
+    "ip maddr add 33:33:00:00:00:05 dev a0",
     "tc qdisc add dev a0 root handle 1: htb",
     "tc qdisc add dev b0 root stab overhead 8 linklayer ethernet tbf rate 1mbit burst 32kbit latency 1ms",
   );
   const [fresh] = carryOver([net]) as [NetNamespace];
   fresh[Symbol.dispose]();
-  expect(lost).toEqual([
+  expect(lost).toContain("network device a0: its multicast address 33:33:00:00:00:05 is not saved");
+  expect(lost.filter((one) => !one.includes("multicast"))).toEqual([
     "network device b0: its size table of queueing discipline tbf is not saved",
   ]);
 });
