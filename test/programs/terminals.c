@@ -16,7 +16,7 @@ static int waiting(int fd) {
 
 static void expect_read(int fd, const char *wanted) {
   char text[64] = "";
-  ssize_t got = WITHIN(5000, waiting(fd) > 0) ? read(fd, text, sizeof text - 1) : -1;
+  ssize_t got = WITHIN(5000, waiting(fd) > 0) ? read(fd, text, strlen(wanted)) : -1;
   EXPECT(got == (ssize_t)strlen(wanted) && memcmp(text, wanted, strlen(wanted)) == 0, "read %zd: %s, wanted %s", got, text, wanted);
 }
 
