@@ -4,7 +4,7 @@
 import { RepriseError } from "../errors.ts";
 
 /** Names of engines, as they stand before the colon of a container's reference. */
-export const ENGINE_NAMES = ["docker", "podman", "runc", "crun"] as const;
+const ENGINE_NAMES = ["docker", "podman", "runc", "crun"] as const;
 export type EngineName = (typeof ENGINE_NAMES)[number];
 
 /** `docker:looper`. */

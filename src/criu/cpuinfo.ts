@@ -62,7 +62,7 @@ export function cpuCapabilities({ values }: CriuOptions): {
 }
 
 /** Writes cpuinfo.img. */
-export function writeCpuInfo({ imagesDir }: Directories): void {
+function writeCpuInfo({ imagesDir }: Directories): void {
   const entry = entryBytes("cpuinfo_entry", cpuInfoEntry());
   writeFileSync(join(imagesDir, NAME), Buffer.concat([headBytes("cpuinfo"), entry]), {
     mode: 0o644,
@@ -70,7 +70,7 @@ export function writeCpuInfo({ imagesDir }: Directories): void {
 }
 
 /** Compares cpuinfo.img with this processor. @throws RepriseError IMAGE_MISSING, BAD_IMAGE, KERNEL_FEATURE */
-export function checkCpuInfo({ imagesDir }: Directories, compared: CpuCapabilities): void {
+function checkCpuInfo({ imagesDir }: Directories, compared: CpuCapabilities): void {
   const path = join(imagesDir, NAME);
   if (!existsSync(path)) {
     throw new RepriseError("IMAGE_MISSING", "No cpuinfo image", {

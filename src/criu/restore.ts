@@ -90,7 +90,7 @@ function callerPid(): number {
 }
 
 /** The engine's options that options of CRIU stand for. */
-export function engineOptions(options: CriuOptions): Omit<RestoreOptions, "imagesDir"> {
+function engineOptions(options: CriuOptions): Omit<RestoreOptions, "imagesDir"> {
   const { flags, values } = options;
   return {
     shellJob: flags.has("shell-job"),

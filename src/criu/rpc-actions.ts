@@ -261,7 +261,7 @@ async function attempt(
 }
 
 /** Always with a number: runc shows nothing else. */
-export function failureOf(error: RepriseError): Failure {
+function failureOf(error: RepriseError): Failure {
   return { cr_errno: errnoOf(error), cr_errmsg: error.message };
 }
 

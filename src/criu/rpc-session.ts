@@ -78,7 +78,7 @@ export function requestOptions(opts: CriuOpts): CriuOptions {
 }
 
 /** The pid of who made the connection (SO_PEERCRED). @throws RepriseError SYSCALL */
-export function peerPid(socket: number): number {
+function peerPid(socket: number): number {
   const credentials = getOption(socket, { level: SOL_SOCKET, name: SO_PEERCRED, size: 12 });
   if (typeof credentials === "number") {
     throw new RepriseError("BAD_ARGUMENT", `descriptor ${socket} is no socket of a client`, {

@@ -107,7 +107,7 @@ export function roomyJob(
 }
 
 /** Waits for the first stop of a child that a task has made, by the number that the task has for it. */
-export function adoptChild(maker: Tracee, pid: number): Tracee {
+function adoptChild(maker: Tracee, pid: number): Tracee {
   const outer = findChild(maker, pid)?.outer;
   const tracee = outer === undefined ? undefined : new Tracee(outer, outer, maker.counters);
   if (tracee?.waitInterrupted() !== undefined) return tracee;

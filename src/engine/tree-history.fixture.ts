@@ -24,7 +24,7 @@ export const OUTSIDE_SID = 7;
 export const OUTSIDE_PGID = 8;
 
 /** The kernel's rules for the little that a tree is made of. Every call throws where the kernel would fail. */
-export class ProcessTable {
+class ProcessTable {
   readonly #all = new Map<number, Process>();
 
   constructor(root: number) {

@@ -16,7 +16,7 @@ import {
 import { FdTypes, type MmEntry, type VmaEntry } from "./schema/messages.generated.ts";
 
 /** Status bits of a vma_entry, as CRIU numbers them. */
-export const VmaStatus = {
+const VmaStatus = {
   REGULAR: 0x1,
   STACK: 0x2,
   VSYSCALL: 0x4,

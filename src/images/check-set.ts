@@ -97,7 +97,7 @@ export interface LoadedSet extends FileIndex {
 }
 
 /** The kernel's PID_MAX_LIMIT on 64-bit systems. */
-export const MAX_PID = 4_194_304;
+const MAX_PID = 4_194_304;
 
 /**
  * Reads and checks a set. Reads no page and no payload.

@@ -17,10 +17,10 @@ export const TASK_DEAD = 2;
 export const TASK_STOPPED = 3;
 
 /** Signals 1 to 64 without SIGKILL and SIGSTOP. */
-export const SIGACTION_COUNT = 62;
-export const RLIMIT_COUNT = 16;
+const SIGACTION_COUNT = 62;
+const RLIMIT_COUNT = 16;
 /** The kernel's siginfo_t. */
-export const SIGINFO_BYTES = 128;
+const SIGINFO_BYTES = 128;
 /** TASK_COMM_LEN without the zero byte. */
 const MAX_COMM_BYTES = 15;
 /** NGROUPS_MAX. */

@@ -19,7 +19,7 @@ export const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
 /** Messages inside messages: only cgroup directories and AppArmor namespaces nest by themselves. */
 export const MAX_NESTING = 100;
 /** Elements of all repeated fields of one entry together. */
-export const MAX_ELEMENTS = 4_000_000;
+const MAX_ELEMENTS = 4_000_000;
 
 /** What `encode` takes: as the message, but lists may be left out. */
 export type MessageInput<T> = T extends Uint8Array | string | number | bigint | boolean | undefined

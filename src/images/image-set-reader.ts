@@ -13,7 +13,7 @@ import { PARENT_LINK, type PagemapSet } from "./pagemap-set.ts";
 import type { InventoryEntry, Messages } from "./schema/messages.generated.ts";
 
 /** Sets in an incremental chain: a limit against links in a circle. */
-export const MAX_CHAIN = 1000;
+const MAX_CHAIN = 1000;
 
 /** img_version of a set that only a later dump of the chain makes whole. */
 const PRE_DUMP_VERSION = 0;

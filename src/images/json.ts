@@ -33,7 +33,7 @@ export function imageToJson(file: ImageFile, kind: EntryKind): JsonValue {
 }
 
 /** A message as a JSON object; lists without elements are left out. */
-export function messageToJson(name: MessageName, value: unknown): Record<string, JsonValue> {
+function messageToJson(name: MessageName, value: unknown): Record<string, JsonValue> {
   const plain: Record<string, JsonValue> = {};
   for (const field of fieldsOf(name).list) {
     const content = (value as Record<string, unknown>)[field.name];

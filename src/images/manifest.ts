@@ -18,7 +18,7 @@ import { RepriseError } from "../errors.ts";
 import { parseImageName } from "./names.ts";
 
 export const MANIFEST_NAME = "reprise-manifest.json";
-export const MANIFEST_VERSION = 1;
+const MANIFEST_VERSION = 1;
 
 /** Above this many bytes, page images have their size alone: reading them back costs too much. */
 export const MAX_CHECKED_PAGES = 64 * 1024 * 1024;
@@ -48,7 +48,7 @@ export function describeFile(dir: string, name: string): ManifestFile {
 }
 
 /** Whether a file of this name and size has a checksum. */
-export function isChecked(name: string, size: number): boolean {
+function isChecked(name: string, size: number): boolean {
   return size <= MAX_CHECKED_PAGES || parseImageName(name)?.kind !== "pages";
 }
 

@@ -139,6 +139,6 @@ function cutOut(runs: readonly StoredPageRun[], wanted: readonly PageRun[]): Sto
 }
 
 /** First address behind a run. */
-export function pageRunEnd(run: PageRun): number {
+function pageRunEnd(run: PageRun): number {
   return run.vaddr + run.pages * PAGE_SIZE;
 }

@@ -54,7 +54,7 @@ export interface Pagemap {
 }
 
 /** Runs of one pagemap: more than any 128 TiB address space with 64 GB of single pages has. */
-export const MAX_RUNS = 16_777_216;
+const MAX_RUNS = 16_777_216;
 
 /** The whole content of a pagemap image, as CRIU 4.2 writes it. */
 export function encodePagemap(

@@ -43,7 +43,7 @@ export interface StoredMember extends TarMember {
   }[];
 }
 
-export const TAR_BLOCK = 512;
+const TAR_BLOCK = 512;
 /** Two empty blocks end an archive. */
 export const TAR_END: Buffer = Buffer.alloc(2 * TAR_BLOCK);
 const NANO = 1_000_000_000n;

@@ -5,7 +5,7 @@ import { readProcLink } from "./procfs.ts";
 import { RepriseError } from "../errors.ts";
 
 /** The entries of the ns directory. */
-export const NAMESPACE_LINKS = [
+const NAMESPACE_LINKS = [
   "cgroup",
   "ipc",
   "mnt",

@@ -5,7 +5,7 @@ import { parseMapsHeader, type MapsVma } from "./maps.ts";
 import { readProcText, undefinedIfGone } from "./procfs.ts";
 
 /** The VMA flags by the two letters of the line VmFlags, with their names in the kernel. */
-export const VM_FLAG_NAMES = {
+const VM_FLAG_NAMES = {
   rd: "VM_READ",
   wr: "VM_WRITE",
   ex: "VM_EXEC",

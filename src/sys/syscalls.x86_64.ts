@@ -248,12 +248,3 @@ export const SYSCALLS = {
 } as const satisfies Record<string, SyscallEntry>;
 
 export type SyscallName = keyof typeof SYSCALLS;
-
-const NAME_OF_NUMBER: ReadonlyMap<number, SyscallName> = new Map(
-  Object.entries(SYSCALLS).map(([name, entry]) => [entry.nr, name as SyscallName]),
-);
-
-/** The name of a system call number, or `syscall_N` for one that the table lacks. */
-export function syscallName(nr: number): string {
-  return NAME_OF_NUMBER.get(nr) ?? `syscall_${nr}`;
-}

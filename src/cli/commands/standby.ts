@@ -56,12 +56,12 @@ export async function standby(options: StandbyOptions): Promise<number> {
 }
 
 /** Where the slots are: bin/criu looks there, too. */
-export function standbyDirectory(): string {
+function standbyDirectory(): string {
   return process.env["REPRISE_STANDBY"] ?? DEFAULT_DIRECTORY;
 }
 
 /** The keeper that runs; undefined when there is none. */
-export async function findKeeper(): Promise<number | undefined> {
+async function findKeeper(): Promise<number | undefined> {
   const path = join(standbyDirectory(), "keeper");
   if (!existsSync(path)) return undefined;
   try {

@@ -63,9 +63,9 @@ export const memfdKind: FileKind = {
 };
 
 /** No further seals: what files have that were made without MFD_ALLOW_SEALING. */
-export const F_SEAL_SEAL = 1;
+const F_SEAL_SEAL = 1;
 /** No new shared writable mappings. */
-export const F_SEAL_FUTURE_WRITE = 0x10;
+const F_SEAL_FUTURE_WRITE = 0x10;
 
 const PREFIX = "/memfd:";
 const DELETED = " (deleted)";

@@ -23,7 +23,7 @@ export interface PipeContent {
  * Reads what is in a pipe and leaves it there. `fd` is any end; only one that can read shows content.
  * @throws RepriseError SYSCALL
  */
-export function peekPipe(fd: number, options: { readonly canRead: boolean }): PipeContent {
+function peekPipe(fd: number, options: { readonly canRead: boolean }): PipeContent {
   const size = syscall("fcntl", fd, F_GETPIPE_SZ, 0);
   const count = Buffer.alloc(4);
   if (options.canRead) syscall("ioctl", fd, FIONREAD, count);
@@ -45,7 +45,7 @@ export function notePipe(
 }
 
 /** The saved content of a pipe, if there is any. */
-export function findPipeData(
+function findPipeData(
   entries: readonly ImageEntry<PipeDataEntry>[],
   pipeId: number,
 ): ImageEntry<PipeDataEntry> | undefined {

@@ -162,7 +162,7 @@ function notInherited({ id, name }: RegFileEntry): RepriseError {
 }
 
 /** Adds the call that opens an entry's file under some path, with the entry's flags. */
-export function openByPath(program: Program, entry: RegFileEntry, path: string): Argument {
+function openByPath(program: Program, entry: RegFileEntry, path: string): Argument {
   return program.call("openat", [AT_FDCWD, pathArgument(program, path), openFlags(entry), 0], {
     label: () => `open ${entry.name} (file ${entry.id})`,
     hint: HINT_MISSING,
@@ -170,10 +170,7 @@ export function openByPath(program: Program, entry: RegFileEntry, path: string):
 }
 
 /** Flags for openat: without those that act only at the first open. */
-export function openFlags(entry: {
-  readonly flags: number;
-  readonly mode?: number | undefined;
-}): number {
+function openFlags(entry: { readonly flags: number; readonly mode?: number | undefined }): number {
   let flags = entry.flags & ~ONLY_AT_OPEN;
   const kind = (entry.mode ?? 0) & S_IFMT;
   // Where it means something, F_SETFL sets it, and only that; where it means nothing, only open(2) does.
@@ -256,7 +253,7 @@ export function wordsOf(id: Uint8Array | undefined): readonly number[] {
 const PROC_OF_TASK = /^\/proc\/(\d+)(\/.*|$)/s;
 
 /** Whether an entry's file is below /proc/PID and does not exist yet when files are opened. */
-export function isProcOfLaterTask(name: string, restore: FilesRestore): boolean {
+function isProcOfLaterTask(name: string, restore: FilesRestore): boolean {
   const [, number, rest = ""] = PROC_OF_TASK.exec(name) ?? [];
   const pid = Number(number ?? 0);
   // The root task is there, but not its descriptors, threads and memory.

@@ -459,7 +459,7 @@ function openOwnTerminal(
 }
 
 /** A path to the terminal of the engine: of its standard input, output or errors, or its controlling one. */
-export function ownTerminal(): string | undefined {
+function ownTerminal(): string | undefined {
   const standard = [0, 1, 2].find(
     (fd) => trySyscall("ioctl", fd, TCGETS, Buffer.alloc(TERMIOS_SIZE)) === 0,
   );

@@ -130,8 +130,8 @@ export interface DataInFlight {
 
 /** Who stopped output can let it go on: whoever is at the master by a character (^S, ^Q), or a program by tcflow(3). */
 export type Stop = typeof BY_CHARACTER | typeof BY_CALL;
-export const BY_CHARACTER = 1;
-export const BY_CALL = 2;
+const BY_CHARACTER = 1;
+const BY_CALL = 2;
 
 /** Whether a stop is made again by the character: only where that has its meaning. */
 export function stopsByCharacter(termios: Buffer, stopped: number): boolean {

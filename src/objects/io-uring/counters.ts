@@ -339,7 +339,7 @@ export function postingEntries(target: number): Buffer {
   return entries;
 }
 
-export function failureOf({ id }: RepriseIoUringEntry, why: string): RepriseError {
+function failureOf({ id }: RepriseIoUringEntry, why: string): RepriseError {
   return new RepriseError("SYSCALL", `cannot restore io_uring ring ${id}: ${why}`, {
     syscall: "io_uring_enter",
   });

@@ -35,13 +35,13 @@ export function savedVdso(vmas: readonly VmaEntry[]): VdsoLayout | undefined {
 }
 
 /** The layout that this kernel gives: that of the engine itself. */
-export function kernelVdso(): VdsoLayout | undefined {
+function kernelVdso(): VdsoLayout | undefined {
   own ??= { layout: findOwnVdso() };
   return own.layout;
 }
 
 /** This kernel's vdso code, to compare with a saved one. */
-export function kernelVdsoCode(): Buffer {
+function kernelVdsoCode(): Buffer {
   const layout = kernelVdso();
   if (own?.code !== undefined) return own.code;
   const code = Buffer.alloc(layout?.vdsoSize ?? 0);

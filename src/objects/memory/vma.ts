@@ -19,16 +19,16 @@ import { findMark, type MarkedVdso } from "./vdso-proxy.ts";
 export const VMA_REGULAR = 0x1;
 export const VMA_VSYSCALL = 0x4;
 export const VMA_VDSO = 0x8;
-export const VMA_HEAP = 0x20;
+const VMA_HEAP = 0x20;
 export const VMA_FILE_PRIVATE = 0x40;
 export const VMA_FILE_SHARED = 0x80;
-export const VMA_ANON_SHARED = 0x100;
+const VMA_ANON_SHARED = 0x100;
 export const VMA_ANON_PRIVATE = 0x200;
 export const VMA_SYSVIPC = 0x400;
 export const VMA_SOCKET = 0x800;
 export const VMA_VVAR = 0x1000;
 export const VMA_AIORING = 0x2000;
-export const VMA_MEMFD = 0x4000;
+const VMA_MEMFD = 0x4000;
 export const VMA_GUARD = 0x10000;
 
 /** A VMA that is dumped: its line of smaps and its entry. */
@@ -404,6 +404,6 @@ export function installGuard(program: Program, entry: VmaEntry): void {
 }
 
 /** For messages: "memory 7f00…-7f01…". */
-export function describeVma(entry: VmaEntry): string {
+function describeVma(entry: VmaEntry): string {
   return `memory ${entry.start.toString(16)}-${entry.end.toString(16)}`;
 }

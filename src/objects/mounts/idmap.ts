@@ -88,7 +88,7 @@ function linesAt(answer: Buffer, at: number): string {
 }
 
 /** Equal maps need one user namespace. */
-export function idmapKey({ uid_map, gid_map }: UsernsEntry): string {
+function idmapKey({ uid_map, gid_map }: UsernsEntry): string {
   return JSON.stringify([uid_map, gid_map].map((map) => map.map((one) => Object.values(one))));
 }
 
@@ -96,7 +96,7 @@ export function idmapKey({ uid_map, gid_map }: UsernsEntry): string {
 const HELPER_AREA = { address: 0x2000_0000_0000, size: 1024 * 1024 };
 
 /** A descriptor of a user namespace with these maps, in which nobody lives. @throws RepriseError SYSCALL */
-export function openIdmap(maps: UsernsEntry): number {
+function openIdmap(maps: UsernsEntry): number {
   const area = workAreaAt(HELPER_AREA.address, HELPER_AREA.size);
   const seed = startSeed(area, { stops: 0, remoteCalls: 0 });
   try {

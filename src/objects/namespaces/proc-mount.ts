@@ -18,10 +18,7 @@ export function foreignMount(pid: number): string | undefined {
 }
 
 /** Compares what is mounted where; ids, propagation and the order of mounting differ between any two namespaces. */
-export function firstDifference(
-  theirs: readonly Mount[],
-  ours: readonly Mount[],
-): string | undefined {
+function firstDifference(theirs: readonly Mount[], ours: readonly Mount[]): string | undefined {
   const missing = countByKey(ours);
   for (const mount of theirs.filter(isOutsideProc)) {
     const key = keyOf(mount);

@@ -85,7 +85,7 @@ export function furtherOffsets(
 }
 
 /** Adds the call that opens the namespace in which the next children of a task will be. */
-export function openForChildren(program: Program): Ref {
+function openForChildren(program: Program): Ref {
   const path = program.string("/proc/thread-self/ns/time_for_children");
   return program.call("openat", [AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0], {
     label: "open the time namespace",

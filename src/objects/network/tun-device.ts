@@ -12,7 +12,7 @@ import { trySyscall } from "../../sys/ffi.ts";
 import { attributes } from "../../sys/netlink.ts";
 import type { Link } from "./links.ts";
 
-export const TUN_PATH = "/dev/net/tun";
+const TUN_PATH = "/dev/net/tun";
 
 /** What only an attached file tells. */
 export interface TunState {

@@ -99,12 +99,6 @@ export function endpoint({ family, port, bytes }: SocketAddress): Endpoint {
   return { family: "ipv6", address: words.join(":"), port };
 }
 
-/** Whether an end is an IPv4 address in an IPv6 socket. */
-export function isMapped({ address }: Endpoint): boolean {
-  if (!address.startsWith("::ffff:") || !address.includes(".")) return false;
-  return process.getBuiltinModule("node:net").isIPv6(address);
-}
-
 /** The same end for the protocol on the wire: IPv4 for a mapped address. */
 export function unmapped(address: SocketAddress): SocketAddress {
   if (address.family === AF_INET || !isMappedBytes(address.bytes)) return address;

@@ -75,7 +75,7 @@ export class PacketSender {
 }
 
 /** A whole packet, with its checksums. */
-export function ipPacket({ from, to, protocol, body, checksumAt }: Payload): Buffer {
+function ipPacket({ from, to, protocol, body, checksumAt }: Payload): Buffer {
   const source = unmapped(from);
   const target = unmapped(to);
   const pseudo = Buffer.alloc(8);

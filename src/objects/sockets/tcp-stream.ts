@@ -41,7 +41,7 @@ const TCPI_UNACKED = 24;
 const TCPI_SACKED = 28;
 
 /** What TCP_INFO tells. `get` reads the option into the buffer. */
-export function parseTcpInfo(info: Buffer): TcpInfo {
+function parseTcpInfo(info: Buffer): TcpInfo {
   const scales = info.readUInt8(6);
   return {
     state: info.readUInt8(0),

@@ -14,7 +14,7 @@ import {
   O_DIRECTORY,
   O_PATH,
 } from "../../sys/abi/fcntl.ts";
-import { AF_UNIX, SIOCUNIXFILE, UNIX_PATH_MAX } from "../../sys/abi/socket.ts";
+import { AF_UNIX, SIOCUNIXFILE } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import type { Program } from "../../tracee/program.ts";
@@ -92,7 +92,7 @@ export function isPath({ name }: Pick<UnixSkEntry, "name">): boolean {
 }
 
 /** Absolute path of a socket that is a file. */
-export function fullPath(entry: SavedName): string {
+function fullPath(entry: SavedName): string {
   const path = pathText(entry.name);
   return path.startsWith("/") || entry.name_dir === undefined
     ? path
@@ -327,9 +327,4 @@ function nameError({ task, fd, target }: OpenFile, name: Uint8Array, why: string
     `cannot dump fd ${fd} of pid ${task.pid} (${target}): its name ${showName(name)}: ${why}`,
     { pid: task.pid, fd, hint: "The socket must be found by its name at the restore." },
   );
-}
-
-/** Checks that a name can be one. */
-export function isPossibleName(name: Uint8Array): boolean {
-  return name.length <= UNIX_PATH_MAX + 1;
 }

@@ -41,7 +41,7 @@ export const unixKind: FileKind = {
 /** uflags: its peer was the engine, of whom its owner asked for the dump. It is saved as a closed one. */
 const USK_SERVICE = 2;
 /** uflags: a socket outside of the tree that one of it is connected to. */
-export const USK_EXTERN = 1;
+const USK_EXTERN = 1;
 
 interface Seen {
   readonly file: OpenFile;

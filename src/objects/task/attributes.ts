@@ -226,7 +226,7 @@ export function restoreParentDeathSignal(program: Program, signal: number): void
 }
 
 /** Makes the process a subreaper, or not. */
-export function restoreChildSubreaper(
+function restoreChildSubreaper(
   program: Program,
   { isSubreaper }: { readonly isSubreaper: boolean },
 ): void {
@@ -278,7 +278,7 @@ export function restoreMdwe(program: Program, mdwe: number): void {
 }
 
 /** Registers the process for the membarrier(2) commands of a mask of MEMBARRIER_CMD_REGISTER_ bits. */
-export function restoreMembarriers(program: Program, mask: number): void {
+function restoreMembarriers(program: Program, mask: number): void {
   for (let bit = 0; bit < 31; bit += 1) {
     if ((mask & (1 << bit)) === 0) continue;
     program.call("membarrier", [1 << bit, 0, 0], {
@@ -299,7 +299,7 @@ export function restoreOomScoreAdj(program: Program, value: number): Probe<strin
 }
 
 /** Sets which memory a core dump holds. Returns a probe of what could not be set. */
-export function restoreCoredumpFilter(program: Program, mask: number): Probe<string[]> {
+function restoreCoredumpFilter(program: Program, mask: number): Probe<string[]> {
   if (mask === readCoredumpFilter(frontPid())) return () => [];
   return writeProcFile(program, "coredump_filter", `0x${mask.toString(16)}`);
 }
@@ -324,7 +324,7 @@ export function forgetLoginuid(program: Program): void {
 }
 
 /** Sets the nice value of the session's autogroup: by its leader. Returns a probe of what could not be set. */
-export function restoreAutogroupNice(program: Program, nice: number): Probe<string[]> {
+function restoreAutogroupNice(program: Program, nice: number): Probe<string[]> {
   if (nice === (readAutogroup(frontPid())?.nice ?? 0)) return () => [];
   return writeProcFile(program, "autogroup", nice.toString());
 }

@@ -141,7 +141,7 @@ interface EngineTraits {
 }
 
 /** They stay the same as long as the engine runs. */
-export function engineTraits(): EngineTraits {
+function engineTraits(): EngineTraits {
   traits ??= {
     isWatching: isActive(),
     status: readStatus(process.pid),

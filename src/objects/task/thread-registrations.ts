@@ -51,10 +51,7 @@ export function collectRobustList(tid: number): RobustList {
 }
 
 /** Sets the robust list of the thread that runs the program. */
-export function restoreRobustList(
-  program: Program,
-  { futex_rla, futex_rla_len }: RobustList,
-): void {
+function restoreRobustList(program: Program, { futex_rla, futex_rla_len }: RobustList): void {
   if (futex_rla_len === 0) return;
   program.call("set_robust_list", [futex_rla, futex_rla_len], { label: "set the robust list" });
 }

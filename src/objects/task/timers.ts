@@ -98,7 +98,7 @@ export interface CreateTimersOptions {
 }
 
 /** Whether this kernel can be told a timer's id (PR_TIMER_CREATE_RESTORE_IDS). */
-export function canCreateTimerIds(): boolean {
+function canCreateTimerIds(): boolean {
   const get = PR_TIMER_CREATE_RESTORE_IDS_GET;
   return trySyscall("prctl", PR_TIMER_CREATE_RESTORE_IDS, get, 0, 0, 0) >= 0;
 }

@@ -46,8 +46,6 @@ export const SIGTTOU = 22;
 /** Highest signal number (_NSIG): signals are 1..64. */
 export const SIGMAX = 64;
 
-export const SIG_BLOCK = 0;
-export const SIG_UNBLOCK = 1;
 export const SIG_SETMASK = 2;
 /** Size in bytes of the kernel's sigset_t. */
 export const SIGSET_SIZE = 8;
@@ -56,10 +54,8 @@ export const SIGSET_FULL = 0xffff_ffff_ffff_ffffn;
 /** struct siginfo as the kernel copies it. */
 export const SIGINFO_SIZE = 128;
 export const SI_TIMER = -2;
-export const SI_TKILL = -6;
 
 export const SS_ONSTACK = 1;
-export const SS_DISABLE = 2;
 /** stack_t: address, flags (padded), size. */
 export const STACK_T_SIZE = 24;
 
