@@ -76,7 +76,10 @@ export class UndoWatch implements Disposable {
     try {
       this.#memory ??= new KernelMemory();
       const kernel = new KernelObjects(this.#memory);
-      const lists = new Set(task.threads.map(({ tid }) => listOf(tid, kernel)));
+      // All threads of a process have one list, as a rule.
+      const [leader, ...others] = task.threads.map(({ tid }) => tid);
+      const differing = others.filter((tid) => !hasListOf(tid, leader ?? tid));
+      const lists = new Set([leader ?? task.pid, ...differing].map((tid) => listOf(tid, kernel)));
       return [...lists]
         .filter((list) => list !== 0n)
         .map((list) => ({ list, undo: readList(list, kernel, inside(task, namespace)) }))
@@ -133,6 +136,10 @@ function inside({ pid }: FrozenTask, { isOwn }: IpcNamespace): Inside {
 export function listsSemaphores(): boolean {
   const text = readText("/proc/sysvipc/sem");
   return typeof text === "string" && text.trim().includes("\n");
+}
+
+function hasListOf(tid: number, other: number): boolean {
+  return trySyscall("kcmp", tid, other, KCMP_SYSVSEM, 0, 0) === 0;
 }
 
 /** The list of a thread; 0 for none. */
