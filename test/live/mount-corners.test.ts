@@ -81,11 +81,16 @@ async function again(
   script: string,
   {
     how = ["-m"],
+    propagation = "private",
     external = [],
+    back = external,
     look = (): void => undefined,
   }: {
     readonly how?: readonly string[];
+    readonly propagation?: "private" | "unchanged";
     readonly external?: readonly string[];
+    /** At the restore. @default external */
+    readonly back?: readonly string[];
     readonly look?: (before: Held) => void;
   } = {},
 ): Promise<{ before: readonly string[]; after: readonly string[]; held: Held }> {
@@ -94,7 +99,7 @@ async function again(
   const work = join(dir, "work");
   mkdirSync(work);
   const body = `set -e; cd ${work}; ${script}\ncd /; touch ${dir}/up; exec sleep 1000`;
-  const first = spawn("unshare", [...how, "--propagation=private", "sh", "-c", body], {
+  const first = spawn("unshare", [...how, `--propagation=${propagation}`, "sh", "-c", body], {
     stdio: "ignore",
     detached: true,
   });
@@ -111,7 +116,7 @@ async function again(
   const before = mountsOf(seen);
   const imagesDir = mkdtempSync(join(dir, "images-"));
   await checkpoint({ pid, imagesDir, external });
-  const restored = await restore({ imagesDir, external });
+  const restored = await restore({ imagesDir, external: back });
   const child = Number(childOf(restored.pid) ?? restored.pid);
   onTestFinished(() => {
     for (const one of new Set([child, restored.pid])) process.kill(one, "SIGKILL");
@@ -173,6 +178,28 @@ test("two file systems of one place outside", async () => {
   const { before, after, held: now } = await again("true", { external: ["mnt[]:ms"] });
   expect(after).toEqual(before);
   expect(now.run("cat /mnt/file; umount /mnt; cat /mnt/file")).toBe("upper\nlower\n");
+});
+
+test("volumes that share their mounts with the host do so again", async () => {
+  for (const way of ["shared", "slave"]) {
+    mkdirSync(`/mnt/${way}`);
+    execFileSync("mount", ["-t", "tmpfs", way, `/mnt/${way}`]);
+    execFileSync("mount", ["--make-shared", `/mnt/${way}`]);
+  }
+  const names = ["shared", "slave"];
+  const { held: now } = await again("mount --make-slave /mnt/slave", {
+    propagation: "unchanged",
+    external: ["mnt[]:ms", ...names.map((name) => `mnt[/mnt/${name}]:${name}`)],
+    back: ["mnt[]", ...names.map((name) => `mnt[${name}]:/mnt/${name}`)],
+  });
+  for (const name of names) execFileSync("mount", ["-m", "-t", "tmpfs", "in", `/mnt/${name}/in`]);
+  expect(now.run("grep -o '/mnt/.*/in' /proc/mounts | sort")).toBe(
+    "/mnt/shared/in\n/mnt/slave/in\n",
+  );
+  now.run(
+    "mkdir /mnt/shared/up /mnt/slave/up; mount -t tmpfs up /mnt/shared/up; mount -t tmpfs up /mnt/slave/up",
+  );
+  expect(readMountinfo(process.pid).filter(({ source }) => source === "up")).toHaveLength(1);
 });
 
 test("the /proc of a further pid namespace, in the root task's mount namespace", async () => {

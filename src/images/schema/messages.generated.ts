@@ -912,6 +912,7 @@ export interface MntEntry {
   readonly pid_ns_id?: number | undefined;
   readonly idmap?: UsernsEntry | undefined;
   readonly gone?: RepriseDeletedRoot | undefined;
+  readonly host_group?: boolean | undefined;
 }
 
 export interface NetDeviceEntry {
@@ -2437,7 +2438,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   mm_entry:
     "1,mm_start_code,N! 2,mm_end_code,N! 3,mm_start_data,N! 4,mm_end_data,N! 5,mm_start_stack,N! 6,mm_start_brk,N! 7,mm_brk,N! 8,mm_arg_start,N! 9,mm_arg_end,N! 10,mm_env_start,N! 11,mm_env_end,N! 12,exe_file_id,u! 13,mm_saved_auxv,U* 14,vmas,m*,vma_entry 15,dumpable,i? 16,aios,m*,aio_ring_entry 17,thp_disabled,b? 30001,reprise,m?,reprise_mm_entry",
   mnt_entry:
-    "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t? 30001,pid_ns_id,u? 30002,idmap,m?,userns_entry 30003,gone,m?,reprise_deleted_root",
+    "1,fstype,u! 2,mnt_id,u! 3,root_dev,u! 4,parent_mnt_id,u! 5,flags,u! 6,root,t! 7,mountpoint,t! 8,source,t! 9,options,t! 10,shared_id,u? 11,master_id,u? 12,with_plugin,b? 13,ext_mount,b? 14,fsname,t? 15,internal_sharing,b? 16,deleted,b? 17,sb_flags,u? 18,ext_key,t? 30001,pid_ns_id,u? 30002,idmap,m?,userns_entry 30003,gone,m?,reprise_deleted_root 30004,host_group,b?",
   net_device_entry:
     "1,type,e!,nd_type 2,ifindex,u! 3,mtu,u! 4,flags,u! 5,name,t! 6,tun,m?,tun_link_entry 7,address,y? 8,conf,i* 9,conf4,m*,sysctl_entry 10,conf6,m*,sysctl_entry 11,macvlan,m?,macvlan_link_entry 12,peer_ifindex,u? 13,peer_nsid,u? 14,master,u? 15,sit,m?,sit_entry 30001,link_info,y? 30002,link_attributes,y? 30003,neighbours,y?",
   netlink_sk_entry:

@@ -343,7 +343,8 @@ export class Assembly {
         this.#setGroup(this.#peers.get(master?.index ?? -1) ?? -1, fd, what);
       }
       if (!group.withHost && group.master !== 0) propagate(abi.MS_SLAVE);
-      if (!group.withHost && group.shared !== 0) propagate(abi.MS_SHARED);
+      // A peer of the host's stays one; where the host's is shared with nobody now, the tree's are among themselves.
+      if (group.shared !== 0) propagate(abi.MS_SHARED);
       for (const member of copy.members.filter(({ isTerminal }) => !isTerminal))
         this.#setGroup(fd, this.#fd(member), member.entry.mountpoint);
     }

@@ -98,7 +98,7 @@ export function resolveExternal(
 function nameExternal(entry: MntEntry, context: ExternalContext): MntEntry | undefined {
   const { external, isRootNamespace } = context;
   const name = isRootNamespace ? external.named.get(entry.mountpoint) : undefined;
-  if (name !== undefined) return { ...entry, ext_key: name };
+  if (name !== undefined) return { ...entry, ext_key: name, ...hostGroup(entry, context) };
   if (entry.fstype !== Fstype.UNSUPPORTED || entry.root !== "/") return undefined;
   const device = `${entry.root_dev >>> 20}/${entry.root_dev & 0xf_ffff}`;
   const deviceName = external.devices.get(device);
@@ -109,6 +109,12 @@ function nameExternal(entry: MntEntry, context: ExternalContext): MntEntry | und
     fstype: Fstype.AUTO,
     source: `dev[${deviceName}]`,
   };
+}
+
+/** What the host mounts on its side of a shared mount comes into the tree, and the other way round: so it will again. */
+function hostGroup({ shared_id = 0 }: MntEntry, { host }: ExternalContext): { host_group?: true } {
+  const isPeer = shared_id !== 0 && host().some(({ shared }) => shared === shared_id);
+  return isPeer ? { host_group: true } : {};
 }
 
 function findExternal(entry: MntEntry, { external, host }: ExternalContext): MntEntry {
