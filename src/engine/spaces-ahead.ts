@@ -52,18 +52,14 @@ export class SpacesAhead implements Disposable {
     images: ImageSetWriter,
     options: SpacesOptions,
   ): SpacesAhead | undefined {
-    let ahead: SpacesAhead | undefined;
+    const ahead = undefinedIfRefused("namespaces", () => new SpacesAhead(tasks, images, options));
+    if (ahead === undefined) return undefined;
     try {
-      ahead = new SpacesAhead(tasks, images, options);
       ahead.#save(tasks);
       return ahead;
-    } catch (thrown) {
-      ahead?.discard();
-      // A running task may end, or change what is looked at. What cannot be saved the dump will meet again.
-      const error = asRepriseError(thrown, "look at the namespaces of a running task");
-      if (!(error instanceof RepriseError)) throw error;
-      log.debug(`namespaces are looked at later: ${error.message}`);
-      return undefined;
+    } catch (error) {
+      ahead.discard();
+      throw error;
     }
   }
 
@@ -149,19 +145,26 @@ export class SpacesAhead implements Disposable {
       if (namespace.externalKey === undefined) this.#saveOne(namespace, dump);
     }
     const pids = tasks.map(({ pid }) => pid);
-    this.#cgroups = withoutLog(() =>
+    const saveCgroups = (): CgroupsAhead | undefined =>
       CgroupsAhead.of(pids, {
         images: this.#images,
         namespaces: cgroupNamespaces(this.#namespaces),
         options: this.#options.cgroups,
-      }),
-    );
+      });
+    const names = this.#images.writtenIn(() => {
+      this.#cgroups = undefinedIfRefused("cgroups", () => withoutLog(saveCgroups));
+    });
+    if (this.#cgroups === undefined) this.#images.takeBack(names);
   }
 
   #saveOne(namespace: CollectedNamespace, dump: NamespacesDump): void {
     const room = NAMESPACE_ROOMS.find(({ kind }) => kind === namespace.kind);
     let ahead: SavedAhead | undefined;
-    const names = this.#images.writtenIn(() => (ahead = room?.saveAhead?.(namespace, dump)));
+    const names = this.#images.writtenIn(() => {
+      ahead = undefinedIfRefused(`${namespace.kind} namespace ${namespace.id}`, () =>
+        room?.saveAhead?.(namespace, dump),
+      );
+    });
     if (ahead === undefined) this.#images.takeBack(names);
     else this.#saved.set(namespace.id, { ahead, names });
   }
@@ -190,6 +193,18 @@ export class SpacesAhead implements Disposable {
         before.all.find(({ namespace: { id } }) => id === now.ofTask(pid, "mnt")?.id),
     };
     return true;
+  }
+}
+
+/** A running task may end, or change what is looked at; files may be too many to be open. What cannot be saved the dump meets again. */
+function undefinedIfRefused<T>(what: string, step: () => T): T | undefined {
+  try {
+    return step();
+  } catch (thrown) {
+    const error = asRepriseError(thrown, `look at the ${what} of a running tree`);
+    if (!(error instanceof RepriseError)) throw error;
+    log.debug(`${what} will be saved later: ${error.message}`);
+    return undefined;
   }
 }
 
