@@ -10,6 +10,7 @@ import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { ERROR_CODES } from "../../src/errors.ts";
 import { MANIFEST_NAME } from "../../src/images/manifest.ts";
+import { damageMessage } from "./damage.ts";
 import type { EngineOrder } from "./engine-child.ts";
 import { BUNDLE, randomOf, useEngineBundle } from "./engine-death.ts";
 import { start } from "./suite.ts";
@@ -59,7 +60,7 @@ function restoreApart(order: EngineOrder): string {
   return signal === null ? stderr.trimEnd() : `ended by ${signal}`;
 }
 
-/** Changes a byte, or cuts a file off. */
+/** Changes a message, or a byte, or cuts a file off. */
 function damage(
   dir: string,
   random: ReturnType<typeof randomOf>,
@@ -70,10 +71,16 @@ function damage(
   const original = readFileSync(path);
   const at = random.below(original.length);
   const bytes = Buffer.from(original);
+  const undo = (): void => writeFileSync(path, original);
+  const damaged = random.below(2) === 0 ? damageMessage(original, random) : undefined;
+  if (damaged !== undefined) {
+    writeFileSync(path, damaged);
+    return { what: `a message of ${name}`, undo };
+  }
   if (random.below(6) === 0) writeFileSync(path, original.subarray(0, at));
   else {
     bytes[at] = (bytes[at] ?? 0) ^ (1 + random.below(255));
     writeFileSync(path, bytes);
   }
-  return { what: `${name} at ${at}`, undo: () => writeFileSync(path, original) };
+  return { what: `${name} at ${at}`, undo };
 }
