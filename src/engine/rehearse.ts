@@ -13,6 +13,7 @@ import { MFD_CLOEXEC } from "../sys/abi/mman.ts";
 import { syscall } from "../sys/ffi.ts";
 import { cure } from "../tracee/injection.ts";
 import { isStandIn } from "../sys/front.ts";
+import { RESTORE_OPTIONS } from "../tracee/seed.ts";
 import { dummyPid, endDummy, startDummy } from "../tracee/dummy.ts";
 import { collectTree } from "./collect.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
@@ -56,6 +57,9 @@ async function dumpOnce(pid: number): Promise<void> {
   );
   try {
     const tree = freezeTree(pid, { timeoutMs: PATIENCE_MS });
+    // Ours alone, it ends with us: else it would stay stopped for good when we are killed while it runs one of our programs.
+    for (const { threads } of tree.tasks)
+      for (const { stopped } of threads) stopped.tracee.setOptions(RESTORE_OPTIONS);
     const lock = NetworkLock.forDump(openNetNamespaces(tree.tasks, []));
     const collected = collectTree(tree, images, {
       shellJob: true,
