@@ -12,6 +12,7 @@ export class CgroupsAhead implements Disposable {
   readonly #witness: Witness;
   readonly #files: WitnessedFiles;
   readonly #key: string;
+  readonly #table: CgroupTable;
   readonly #images: ImageSetWriter;
   readonly #names: readonly string[];
 
@@ -38,13 +39,15 @@ export class CgroupsAhead implements Disposable {
     const witness = new Witness();
     try {
       const files = new WitnessedFiles(witness);
-      if (table.entry(files.asked) !== undefined && witness.take() && files.isWhole)
+      if (table.entryFrom(files.asked) !== undefined && witness.take() && files.isWhole)
         return new CgroupsAhead(table, { witness, files, images });
     } catch (error) {
       witness[Symbol.dispose]();
+      table.close();
       throw error;
     }
     witness[Symbol.dispose]();
+    table.close();
     return undefined;
   }
 
@@ -64,7 +67,8 @@ export class CgroupsAhead implements Disposable {
     this.#files = files;
     this.#key = table.key;
     this.#images = images;
-    const entry = table.entry(files);
+    this.#table = table;
+    const entry = table.entryFrom(files);
     this.#names = images.writtenIn(() => {
       if (entry !== undefined) images.write("cgroup", 0, [entry]);
     });
@@ -88,5 +92,6 @@ export class CgroupsAhead implements Disposable {
 
   [Symbol.dispose](): void {
     this.#witness[Symbol.dispose]();
+    this.#table.close();
   }
 }

@@ -120,15 +120,25 @@ export class CgroupTable {
   }
 
   /** cgroup.img, from files as they are; undefined when all threads are in the engine's own cgroups. */
-  entry(files: CgroupFiles = PLAIN_FILES): MessageInput<CgroupEntry> | undefined {
+  entry(): MessageInput<CgroupEntry> | undefined {
+    try {
+      return this.entryFrom(PLAIN_FILES);
+    } finally {
+      this.close();
+    }
+  }
+
+  /** The same from files by their paths, which lead somewhere until `close`. */
+  entryFrom(files: CgroupFiles): MessageInput<CgroupEntry> | undefined {
     const sets = [...this.#sets.values()].filter(({ id }) => id !== OWN_CGROUP_SET);
     if (sets.length === 0) return undefined;
     this.#files = files;
-    try {
-      return this.#entryOf(sets);
-    } finally {
-      this.#hierarchies?.close();
-    }
+    return this.#entryOf(sets);
+  }
+
+  /** Lets go of hierarchies that are mounted nowhere here. */
+  close(): void {
+    this.#hierarchies?.close();
   }
 
   /** All that decides on the entry but the files of cgroups: equal for tables of equal trees. */
