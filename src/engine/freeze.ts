@@ -95,6 +95,7 @@ export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: 
   if (options.leaveStopped)
     for (const { pid, state } of tree.tasks) if (state !== "zombie") waitUntilStopped(pid);
   tree.bystanders.letGo();
+  tree.freezer.close();
 }
 
 function hasEnded(pid: number): RepriseError {
@@ -394,6 +395,7 @@ class Freezer {
     this.#early?.tracee.detach();
     for (const tracee of deaf) detachLater(tracee);
     this.bystanders.letGo();
+    this.#cgroup.close();
   }
 }
 

@@ -24,6 +24,7 @@ const ENDING_PATIENCE_MS = 60_000;
 export function killTree(tree: FrozenTree): void {
   tree.bystanders.awaitStops();
   tree.bystanders.letGo();
+  tree.freezer.close();
   const slow = tree.tasks.filter(endsSlowly);
   if (slow.length > 0) reapLater(slow.flatMap(tidsOf));
   for (const task of tree.tasks) if (task.state !== "zombie") sendSignal(task.pid, SIGKILL);

@@ -93,6 +93,13 @@ export class CgroupFreezer {
     for (const file of this.#found.values()) write(file, file.frozen);
   }
 
+  /** Forgets all of them, when the tasks have gone on or have ended. */
+  close(): void {
+    this.#found.clear();
+    this.#own = undefined;
+    this.#hierarchies.close();
+  }
+
   #all(): FreezerFile[] {
     return [...(this.#own === undefined ? [] : [this.#own]), ...this.#found.values()];
   }
