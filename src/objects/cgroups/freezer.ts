@@ -216,6 +216,14 @@ function read(path: string): string | undefined {
 /** Freezing the engine's own cgroup, or one above it, would be the end of both. */
 function refuseOwn(directory: string): void {
   const hierarchies = new Hierarchies();
+  try {
+    refuseOwnAmong(directory, hierarchies);
+  } finally {
+    hierarchies.close();
+  }
+}
+
+function refuseOwnAmong(directory: string, hierarchies: Hierarchies): void {
   for (const entry of ownPids().flatMap(readCgroups)) {
     const name = hierarchyName(entry);
     if (name !== "" && !entry.controllers.includes("freezer")) continue;
