@@ -20,7 +20,7 @@ import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
-import { readStatus } from "../proc/status.ts";
+import { readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { KCMP_FILE, KCMP_FILES, KCMP_FS, KCMP_VM } from "../sys/abi/sched.ts";
 import { O_CLOEXEC, O_PATH, O_RDONLY, S_IFMT, S_IFREG } from "../sys/abi/fcntl.ts";
 import { KernelOrder, type KernelObject } from "../sys/process.ts";
@@ -208,12 +208,14 @@ export class LookAhead {
 export function runningTasks(pids: readonly number[]): FrozenTask[] {
   return pids.flatMap((pid) => {
     const stat = readStatIfAlive(pid);
-    return stat === undefined || stat.state === "Z" ? [] : [runningTask(pid, stat)];
+    const status = stat === undefined ? undefined : readStatusIfAlive(pid);
+    if (stat === undefined || status === undefined || stat.state === "Z") return [];
+    return [runningTask(pid, stat, status)];
   });
 }
 
 /** A task as far as its files are concerned; it runs, so there is nothing to say about its threads. */
-function runningTask(pid: number, stat: TaskStat): FrozenTask {
+function runningTask(pid: number, stat: TaskStat, status: TaskStatus): FrozenTask {
   return {
     pid,
     innerPid: pid,
@@ -221,7 +223,7 @@ function runningTask(pid: number, stat: TaskStat): FrozenTask {
     state: "alive",
     stopSignal: 0,
     stat,
-    status: readStatus(pid),
+    status,
     threads: [],
   };
 }

@@ -11,6 +11,7 @@
 import { closeSync, openSync } from "node:fs";
 import { log } from "../../log.ts";
 import { readNamespace } from "../../proc/ns.ts";
+import { undefinedIfGone } from "../../proc/procfs.ts";
 import { readStatus, type TaskStatus } from "../../proc/status.ts";
 import { LANDLOCK_CREATE_RULESET_VERSION } from "../../sys/abi/landlock.ts";
 import {
@@ -45,7 +46,8 @@ export class LandlockWatch implements Disposable {
   /** Makes the helpers that running processes will probably need: it takes long to make one, for a tree that stands still. */
   prepare(running: readonly TaskStatus[]): void {
     if (!this.#engine.isWatching) return;
-    for (const status of running) this.#targetOf(status);
+    // One that ends meanwhile needs none.
+    for (const status of running) undefinedIfGone(() => this.#targetOf(status));
     // They may go to other namespaces.
     this.#places = new Map();
   }
