@@ -236,6 +236,8 @@ describe("dump and restore", () => {
     onTestFinished(() => sendSignal(pid, SIGKILL));
     const key = readlinkSync(`/proc/${pid}/fd/1`);
     expect(key).toMatch(/^pipe:/);
+    // The loader has libraries open until the program sleeps (clock_nanosleep).
+    await until(() => readFileSync(`/proc/${pid}/syscall`, "latin1").startsWith("230 "));
     const before = readdirSync(`/proc/${pid}/fd`);
     const opts = { images_dir_fd: imagesFd };
     expect((await askOnce({ type: Type.DUMP, opts: { ...opts, pid } })).response?.success).toBe(
