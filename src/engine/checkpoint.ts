@@ -1,13 +1,8 @@
 // The dump, as a story: freeze the tree, look from outside, look from inside, write memory and images, commit, and only
 // then end the tasks (or let them go on). Until the commit every error leaves the tasks running as they were.
 
-import { closeSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log, refuseLosses } from "../log.ts";
-import { PE_LAZY } from "../images/pagemap.ts";
-import { TaskMemory } from "../objects/memory/task-memory.ts";
-import type { MessageInput } from "../images/codec.ts";
-import type { InventoryEntry } from "../images/schema/messages.generated.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
@@ -15,7 +10,6 @@ import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
 import { LandlockWatch } from "../objects/task/landlock.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
-import type { FileTable } from "../objects/files/table.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { endDummy } from "../tracee/dummy.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
@@ -28,7 +22,7 @@ import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener, ScriptAction } from "./progress.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
-import { killTree, reapOwn } from "./kill-tree.ts";
+import { reapOwn } from "./kill-tree.ts";
 import { prepareImages, prepareKernelTypes } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
@@ -36,13 +30,11 @@ import { lookInside } from "./look-inside.ts";
 import { prepareRehearsal, rehearse } from "./rehearse.ts";
 import { runningTree } from "./running-tree.ts";
 import { SpacesAhead } from "./spaces-ahead.ts";
-import { syncDirectory } from "./sync.ts";
-import { writeDumpStats } from "./stats.ts";
-import { leftPages, servePages } from "./page-source.ts";
 import { PageClient, type PageServerPlace } from "./page-client.ts";
 import { asRepriseError } from "./system-error.ts";
 import { WrittenAhead } from "./write-ahead.ts";
-import { writeTree, type WrittenTree } from "./write.ts";
+import { writeTree } from "./write.ts";
+import { commitAndKill, commitAndLetGo, goOnAndCommit, unlock } from "./ends.ts";
 
 export interface CheckpointOptions extends NamespacesDumpOptions {
   /** Root of the tree, in the engine's pid namespace. */
@@ -304,87 +296,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   }
 }
 
-/** A tree that stands still, and what was found out and written of it. */
-interface Captured {
-  readonly tree: FrozenTree;
-  readonly images: ImageSetWriter;
-  readonly files: FileTable;
-  readonly lock: NetworkLock;
-  readonly landlock: LandlockWatch;
-  readonly memory: WrittenTree;
-  readonly inventory: MessageInput<InventoryEntry>;
-  readonly phase: (done: string) => void;
-  readonly tell: (kind: "resumed" | "committed" | "killed") => void;
-  /** To be called when the tree stands still no longer, or is about to be killed. */
-  readonly stats: () => DumpStats;
-}
-
-/** The tasks go on, and then their images are encoded. */
-function goOnAndCommit(options: CheckpointOptions, captured: Captured): DumpStats {
-  const { tree, images, files, lock, inventory, phase, tell } = captured;
-  files.end("alive");
-  unlock(lock, options);
-  releaseTree(tree, { leaveStopped: false });
-  const stats = captured.stats();
-  tell("resumed");
-  phase("let it go");
-  images.commit(inventory);
-  finish(options, images, stats);
-  return stats;
-}
-
-/** The tasks go on, or stay stopped, when the set is whole, but before the disk has caught up. */
-function commitAndLetGo(options: CheckpointOptions, captured: Captured): DumpStats {
-  const { tree, images, files, lock, memory, inventory, phase, tell } = captured;
-  images.commit(inventory);
-  if (options.hooks?.script !== undefined) {
-    // A script may save more (a file system) that belongs to this state.
-    syncDirectory(options.imagesDir);
-    options.hooks.script("post-dump", options.pid);
-  }
-  serveLeftPages(memory, options);
-  const isStopped = options.leave === "stopped";
-  files.end(isStopped ? "stopped" : "alive");
-  // Who leaves tasks stopped is going to end them: nobody must hear of it.
-  if (isStopped) lock.leave();
-  else unlock(lock, options);
-  releaseTree(tree, { leaveStopped: isStopped });
-  const stats = captured.stats();
-  tell("resumed");
-  phase("let it go");
-  finish(options, images, stats);
-  return stats;
-}
-
-/** The tasks end when the set is on the disk. */
-function commitAndKill(options: CheckpointOptions, captured: Captured): DumpStats {
-  const { tree, images, files, lock, landlock, memory, inventory, phase, tell } = captured;
-  images.commit(inventory);
-  const stats = captured.stats();
-  phase("committed");
-  writeDumpStats(options.workDir ?? options.imagesDir, stats);
-  syncDirectory(options.imagesDir);
-  tell("committed");
-  // When this throws the tasks go on.
-  options.hooks?.script?.("post-dump", options.pid);
-  serveLeftPages(memory, options);
-  lock.leave();
-  // The end of a pid namespace waits for all that are in it.
-  landlock[Symbol.dispose]();
-  killTree(tree);
-  images.tidy();
-  files.end("dead");
-  tell("killed");
-  return stats;
-}
-
-/** What need not be waited for by the tasks. */
-function finish(options: CheckpointOptions, images: ImageSetWriter, stats: DumpStats): void {
-  writeDumpStats(options.workDir ?? options.imagesDir, stats);
-  images.tidy();
-  syncDirectory(options.imagesDir);
-}
-
 /** Begins a step; it is over when the function that is given returns. */
 function beginScript(action: ScriptAction, { hooks, pid }: CheckpointOptions): () => void {
   return hooks?.beginScript?.(action, pid) ?? ((): void => hooks?.script?.(action, pid));
@@ -433,23 +344,6 @@ function makeDirectory({
     return images;
   } catch (error) {
     throw asRepriseError(error, `dump pid ${pid}`);
-  }
-}
-
-/** Gives a lazy-pages daemon what the images lack. When it does not take all, the tasks go on. */
-function serveLeftPages({ pagemaps }: WrittenTree, { lazyPages }: CheckpointOptions): void {
-  if (lazyPages === undefined) return;
-  const connection = lazyPages.connect();
-  const tasks = pagemaps.map(({ task, runs }) => ({
-    pid: task.innerPid,
-    runs: runs.filter(({ flags }) => flags === PE_LAZY),
-    memory: new TaskMemory(task.pid),
-  }));
-  try {
-    servePages(connection, leftPages(tasks), lazyPages);
-  } finally {
-    for (const { memory } of tasks) memory[Symbol.dispose]();
-    closeSync(connection);
   }
 }
 
@@ -505,10 +399,4 @@ function undo({
       );
     }
   }
-}
-
-function unlock(lock: NetworkLock, { hooks, pid }: CheckpointOptions): void {
-  const announced = lock.isElsewhere;
-  lock.unlock();
-  if (announced) hooks?.script?.("network-unlock", pid);
 }

@@ -19,7 +19,7 @@ import { KernelTypes } from "../sys/kernel-types.ts";
 const ALWAYS = ["pstree", "files", "seccomp", "timens"] as const satisfies readonly ImageKind[];
 /** Images of each task that has its number. */
 const OF_A_TASK = ["core", "ids", "mm", "fs", "pagemap"] as const satisfies readonly ImageKind[];
-/** Number of the first table of descriptors: see ObjectIds in collect.ts. */
+/** Number of the first table of descriptors: see object-ids.ts. */
 const FIRST_FILES_ID = 2;
 
 /** Makes the images that a dump of a running tree (the root first) will probably write. */

@@ -5,7 +5,6 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
 import { checkWorker } from "../objects/io-uring/ring-memory.ts";
-import { collectRseq } from "../objects/task/thread-registrations.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatIfAlive, readThreadStatIfAlive, type TaskStat } from "../proc/stat.ts";
@@ -20,16 +19,13 @@ import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGSTOP } from "../sys/abi/signal.ts";
 import { ownPids } from "../sys/front.ts";
-import { readMemory } from "../sys/memory.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
-import { USER_CS_64, withoutSpuriousEintr } from "../tracee/arch/x86_64/registers.ts";
-import { isRestarted, restartedCall, type ReadTask } from "../tracee/arch/x86_64/restarted-call.ts";
-import { standsInLeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 import { retryAfterVfork, type EarlyStop } from "./after-vfork.ts";
 import { Bystanders } from "./bystanders.ts";
 import { detachLater, detachThreads, stopsAtLast, waitUntilStopped } from "./let-go.ts";
 import { isInVfork, UNINTERRUPTIBLE, VforkWait, waitForVfork } from "./vfork-wait.ts";
+import { stoppedThread } from "./stopped-thread.ts";
 
 /** A tree in which no thread runs. */
 export interface FrozenTree {
@@ -408,64 +404,6 @@ function doesNotStop(pid: number, tid: number): RepriseError {
     `cannot stop pid ${pid}: thread ${tid} is in a wait that cannot be interrupted`,
     { pid, hint: "It waits for a disk, a network file system or a debugger. Try again later." },
   );
-}
-
-function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
-  const regs = withoutSpuriousEintr(tracee.registers());
-  if (regs.get("cs") !== USER_CS_64) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump pid ${tracee.leader}: it is a 32-bit program`,
-      {
-        pid: tracee.leader,
-        hint: "Only 64-bit programs can be saved.",
-      },
-    );
-  }
-  if (tracee.syscallUserDispatch()) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump pid ${tracee.leader}: thread ${tracee.tid} uses Syscall User Dispatch`,
-      {
-        pid: tracee.leader,
-        hint: "Programs like Wine use it to catch system calls; it cannot be saved yet.",
-      },
-    );
-  }
-  if (standsInLeftCode(tracee.leader, regs.getNumber("rip"))) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump pid ${tracee.leader}: thread ${tracee.tid} stands where an engine left it that was killed`,
-      {
-        pid: tracee.leader,
-        hint: `Continue the process (kill -CONT ${tracee.leader}), and dump it then.`,
-      },
-    );
-  }
-  if (isRestarted(regs)) {
-    // The thread itself goes on with what the kernel knows, a restored one makes the call again.
-    regs.set("orig_rax", restartedCall(regs, readerOf(tracee)));
-  }
-  const rseq = collectRseq(tracee, regs.getNumber("rip"));
-  // Any call that we make in the thread ends its restartable sequence, so it goes on at the sequence's abort address, as
-  // after any interruption.
-  if (rseq.abortAddress !== undefined) regs.set("rip", rseq.abortAddress);
-  return {
-    stopped: { tracee, regs, xstate: tracee.extendedState(), mask: tracee.signalMask() },
-    rseq: rseq.entry,
-  };
-}
-
-function readerOf({ leader }: Tracee): ReadTask {
-  return (address, length) => {
-    const bytes = Buffer.alloc(length);
-    try {
-      readMemory(leader, [{ address, length }], bytes);
-      return bytes;
-    } catch {
-      return undefined; // nothing is mapped there
-    }
-  };
 }
 
 function refuseOwnTree(root: number): void {

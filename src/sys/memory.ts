@@ -6,7 +6,7 @@ import { EIO } from "./errno.ts";
 import { addressOf, syscall, syscallError, trySyscall } from "./ffi.ts";
 
 /** struct iovec: base and length. */
-const IOVEC_SIZE = 16;
+export const IOVEC_SIZE = 16;
 /** UIO_MAXIOV: vectors in one call. */
 export const IOV_MAX = 1024;
 

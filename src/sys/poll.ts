@@ -31,3 +31,21 @@ export function waitReadable(fds: readonly number[], timeoutMs?: number): Readon
     return new Set(fds.filter((_, index) => table.readUInt16LE(index * POLLFD_SIZE + 6) !== 0));
   }
 }
+
+const lookup = Buffer.alloc(POLLFD_SIZE);
+const NO_TIME = Buffer.alloc(16);
+
+/**
+ * What poll(2) tells of a descriptor at once: those of the events that were asked for, and POLLERR and POLLHUP unasked.
+ *
+ * @throws RepriseError SYSCALL
+ */
+export function pollNow(fd: number, events = 0): number {
+  lookup.writeInt32LE(fd, 0);
+  lookup.writeUInt32LE(events, 4);
+  // A signal to the engine ends even a look.
+  let result = -EINTR;
+  while (result === -EINTR) result = trySyscall("ppoll", lookup, 1, NO_TIME, 0, 0);
+  if (result < 0) throw syscallError("ppoll", -result);
+  return lookup.readUInt16LE(6);
+}

@@ -2,7 +2,7 @@
 
 import { SOCK_CLOEXEC, SOL_SOCKET, SO_DOMAIN, MSG_CMSG_CLOEXEC } from "./abi/socket.ts";
 import { addressOf, syscall, syscallError, trySyscall } from "./ffi.ts";
-import { writeU64 } from "./memory.ts";
+import { writeU64, IOVEC_SIZE } from "./memory.ts";
 
 /** Both ends, close-on-exec. @throws RepriseError SYSCALL */
 export function socketPair(family: number, type: number): [number, number] {
@@ -120,7 +120,6 @@ export function receiveWholeMessages(fd: number, into: Buffer, flags: number): n
   return trySyscall("recvmsg", fd, header, flags);
 }
 
-const IOVEC_SIZE = 16;
 /** In the first page, where nothing is ever mapped. */
 const UNMAPPED = 1;
 

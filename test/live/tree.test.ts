@@ -1,11 +1,12 @@
 import { execFileSync, spawn } from "node:child_process";
-import { mkdtempSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { freezeTree, releaseTree } from "../../src/engine/freeze.ts";
 import { readStatIfAlive } from "../../src/proc/stat.ts";
+import { readStatus } from "../../src/proc/status.ts";
 import { spawnProgram } from "../../src/sys/ffi.ts";
 import { waitFor } from "../../src/sys/process.ts";
 import { imagesDirOf, start, testRoom } from "./suite.ts";
@@ -20,6 +21,26 @@ test.each([
   const imagesDir = imagesDirOf(program);
   const { stats } = await checkpoint({ pid: program.pid, imagesDir, leave: "running" });
   expect(stats.pages_shared_by_fork > 0).toBe(grows);
+});
+
+test("a tree that went on before its images were complete goes on when they cannot be completed", async () => {
+  const program = await start("counter");
+  const imagesDir = imagesDirOf(program);
+  const { pid } = program;
+  const taken = checkpoint({
+    pid,
+    imagesDir,
+    leave: "running",
+    onEvent: ({ kind }) => {
+      if (kind === "resumed") rmSync(imagesDir, { recursive: true });
+    },
+  });
+  await expect(taken).rejects.toMatchObject({ code: "SYSCALL" });
+  expect(existsSync(imagesDir)).toBe(false);
+  expect(await program.ask()).toMatch(/^ok/);
+  expect(readStatus(pid).tracerPid).toBe(0);
+  await checkpoint({ pid, imagesDir, leave: "running" });
+  expect(await program.ask()).toMatch(/^ok/);
 });
 
 test("a process that has ended, and waits to be asked how, is no tree", async () => {

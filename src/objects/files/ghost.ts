@@ -44,6 +44,11 @@ import type { FilesDump, OpenFile } from "./file-kind.ts";
 import { asOwner } from "../mounts/as-owner.ts";
 import { NO_OWNER } from "./owner.ts";
 import { locate, mountIdField, mountRoot, pathBytes, type Whereabouts } from "./path.ts";
+import {
+  DEVPTS_SUPER_MAGIC,
+  OVERLAYFS_SUPER_MAGIC,
+  PROC_SUPER_MAGIC,
+} from "../../sys/abi/mount.ts";
 
 /** What this room keeps during one dump. */
 interface Ghosts {
@@ -113,9 +118,6 @@ function refuseCovered(file: OpenFile, { kind, name }: Whereabouts, dump: FilesD
   throw refused(file, `something is mounted over it (at ${path})`, "Take that mount away first.");
 }
 
-const DEVPTS_SUPER_MAGIC = 0x1cd1;
-const OVERLAYFS_SUPER_MAGIC = 0x794c7630;
-const PROC_SUPER_MAGIC = 0x9fa0;
 /** Kinds of file that a ghost can be. */
 const GHOST_KINDS: ReadonlySet<number> = new Set([
   S_IFREG,

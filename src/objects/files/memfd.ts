@@ -27,6 +27,8 @@ import {
   S_IFMT,
   S_IFREG,
   SEEK_SET,
+  F_SEAL_SEAL,
+  F_SEAL_FUTURE_WRITE,
 } from "../../sys/abi/fcntl.ts";
 import {
   MAP_ANONYMOUS,
@@ -61,11 +63,6 @@ export const memfdKind: FileKind = {
     `/memfd:${memfdInodes.get(memfd?.inode_id ?? 0)?.name}`,
   ],
 };
-
-/** No further seals: what files have that were made without MFD_ALLOW_SEALING. */
-const F_SEAL_SEAL = 1;
-/** No new shared writable mappings. */
-const F_SEAL_FUTURE_WRITE = 0x10;
 
 const PREFIX = "/memfd:";
 const DELETED = " (deleted)";

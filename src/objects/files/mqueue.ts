@@ -31,7 +31,7 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { KernelObjects } from "../../sys/kernel-objects.ts";
 import { readU64, writeU64 } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
-import { CLONE_NEWIPC } from "../../sys/abi/sched.ts";
+import { CLONE_NEWIPC, SIGEV_THREAD, SIGEVENT_SIZE } from "../../sys/abi/sched.ts";
 import { goBack, openOwn } from "../namespaces/nested.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { kernelMemory } from "./kernel-view.ts";
@@ -139,7 +139,6 @@ function readNotification(
 }
 
 const NOTIFICATION = /NOTIFY:(\d+)\s+SIGNO:(\d+)\s+NOTIFY_PID:(\d+)/;
-const SIGEV_THREAD = 2;
 
 function notificationValue(file: OpenFile, fd: number, dump: FilesDump): bigint {
   try {
@@ -183,8 +182,6 @@ export function restoreNotification(
   });
   return pid;
 }
-
-const SIGEVENT_SIZE = 64;
 
 function copyMessages(file: OpenFile, fd: number, size: number): RepriseMqueueEntry["messages"] {
   const messages: { priority: number; data: Uint8Array }[] = [];

@@ -24,12 +24,14 @@ import {
   S_IFIFO,
   S_IFMT,
 } from "../../sys/abi/fcntl.ts";
-import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { syscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { idsInside } from "../namespaces/user.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import { fillPipe, notePipe } from "./pipe-data.ts";
+import { POLLERR, POLLHUP } from "../../sys/abi/poll.ts";
+import { pollNow } from "../../sys/poll.ts";
 
 export const pipeKind: FileKind = {
   name: "pipe",
@@ -117,14 +119,8 @@ function noteEnds(file: OpenFile, access: number, dump: FilesDump): void {
 
 /** The kernel tells by poll(2) of an end whose others are all closed. */
 function hasNoOtherEnd(file: OpenFile, dump: FilesDump): boolean {
-  const pollfd = Buffer.alloc(8);
-  pollfd.writeInt32LE(dump.borrow(file), 0);
-  trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0);
-  return (pollfd.readInt16LE(6) & (POLLERR | POLLHUP)) !== 0;
+  return (pollNow(dump.borrow(file)) & (POLLERR | POLLHUP)) !== 0;
 }
-
-const POLLERR = 8;
-const POLLHUP = 0x10;
 
 function warnOfHalves(pipes: ReadonlyMap<number, Ends>, dump: FilesDump): void {
   for (const { file, reads, writes } of pipes.values()) {

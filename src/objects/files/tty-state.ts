@@ -21,6 +21,8 @@ import {
   WINSIZE_SIZE,
 } from "../../sys/abi/tty.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { POLLIN, POLLOUT } from "../../sys/abi/poll.ts";
+import { pollNow } from "../../sys/poll.ts";
 
 const C_LFLAG = 12;
 const C_LINE = 16;
@@ -162,14 +164,8 @@ function stopAgain(master: number, slave: number, stopped: Stop): void {
 }
 
 function isWritable(fd: number): boolean {
-  const pollfd = Buffer.alloc(8);
-  pollfd.writeInt32LE(fd, 0);
-  pollfd.writeInt16LE(POLLOUT, 4);
-  trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0);
-  return (pollfd.readInt16LE(6) & POLLOUT) !== 0;
+  return (pollNow(fd, POLLOUT) & POLLOUT) !== 0;
 }
-
-const POLLOUT = 4;
 
 /** Copies the data between two ends: takes it out, the unfinished line included, and puts it back. */
 export function copyDataInFlight(master: number, slave: number): DataInFlight {
@@ -207,7 +203,7 @@ function drain(fd: number): Buffer {
   const parts: Buffer[] = [];
   for (;;) {
     // Polling makes the kernel hand over what it has queued for this end.
-    pollNow(fd);
+    pollNow(fd, POLLIN);
     const waiting = readNumber(fd, FIONREAD);
     if (waiting <= 0) return Buffer.concat(parts);
     const part = Buffer.alloc(waiting);
@@ -217,16 +213,9 @@ function drain(fd: number): Buffer {
   }
 }
 
-function pollNow(fd: number): void {
-  const pollfd = Buffer.alloc(8);
-  pollfd.writeInt32LE(fd, 0);
-  pollfd.writeInt16LE(1, 4);
-  trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0);
-}
-
 /** Waits until what was written to the other end has arrived: see ONE_PIECE. */
 function letArrive(fd: number): void {
-  pollNow(fd);
+  pollNow(fd, POLLIN);
   // Asking for the number takes termios_rwsem, too (n_tty_ioctl).
   readNumber(fd, FIONREAD);
 }

@@ -31,13 +31,15 @@ import {
   UNIX98_PTY_SLAVE_MAJOR,
   USB_SERIAL_MAJOR,
 } from "../../sys/abi/tty.ts";
-import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { syscall } from "../../sys/ffi.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { readOwner } from "./owner.ts";
 import { openInheritedTerminal, openTerminal, settleTerminal } from "./tty-restore.ts";
 import { terminalKey } from "./controlling-terminal.ts";
 import { copyDataInFlight, readNumber, readSettings, type Stop } from "./tty-state.ts";
 import { idsInside } from "../namespaces/user.ts";
+import { POLLPRI } from "../../sys/abi/poll.ts";
+import { pollNow } from "../../sys/poll.ts";
 
 export const ttyKind: FileKind = {
   name: "terminal",
@@ -230,13 +232,8 @@ function lookBetween(master: Seen, slave: Seen): Between {
 
 /** A byte of status waits to be read: only that shows as POLLPRI (n_tty_poll). What it is, only reading it tells. */
 function hasStatus(master: number): boolean {
-  const pollfd = Buffer.alloc(8);
-  pollfd.writeInt32LE(master, 0);
-  pollfd.writeInt16LE(POLLPRI, 4);
-  return trySyscall("ppoll", pollfd, 1, Buffer.alloc(16), 0, 0) > 0;
+  return pollNow(master, POLLPRI) !== 0;
 }
-
-const POLLPRI = 2;
 
 function tellStatus({ task, fd, target }: OpenFile): void {
   log.loss(

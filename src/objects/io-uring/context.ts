@@ -11,6 +11,7 @@ import { syscall } from "../../sys/ffi.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
 import { foreignWork, pendingRequests, type PendingRequest } from "./pending.ts";
 import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
+import { CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE } from "../../sys/abi/event-files.ts";
 
 /** A ring as the kernel has it. */
 export interface RingContext {
@@ -353,8 +354,6 @@ function tickNs(): number {
   return Number(resolution.readBigInt64LE(8));
 }
 
-const CLOCK_MONOTONIC = 1;
-const CLOCK_MONOTONIC_COARSE = 6;
 /** IO_RINGFD_REG_MAX */
 const RINGS_OF_TASK = 16;
 /** As much of a name as is looked at; names are in larger blocks. */

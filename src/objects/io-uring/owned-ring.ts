@@ -16,7 +16,6 @@ import { Program } from "../../tracee/program.ts";
 import { settleOwner } from "../files/owner.ts";
 import { bringToState, RingWindows, takenFirst } from "./counters.ts";
 import { isMadeByOwner, paramsOf } from "./layout.ts";
-import { SQE_ADDR } from "./pending.ts";
 import { bringToStateInThread } from "./thread-counters.ts";
 
 /** The engine's descriptors of the memory of rings that are made last. */
@@ -72,7 +71,7 @@ export function beginRequests(
       batch.forEach((request, index) => {
         const entry = Buffer.from(request.entry);
         if (request.seconds !== undefined)
-          writeU64(entry, SQE_ADDR, data + (times[index]?.offset ?? 0));
+          writeU64(entry, uring.SQE_ADDR, data + (times[index]?.offset ?? 0));
         windows.put(first + index, entry);
       });
       rings.write(places.sqTail, first + batch.length);

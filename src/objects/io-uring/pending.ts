@@ -6,6 +6,7 @@ import { KernelObjects } from "../../sys/kernel-objects.ts";
 import type { KernelMemory } from "../../sys/kernel-memory.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import { syscall } from "../../sys/ffi.ts";
+import { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME } from "../../sys/abi/event-files.ts";
 
 /** A request that waits. */
 export interface PendingRequest {
@@ -110,9 +111,9 @@ function describe(request: bigint, objects: KernelObjects): PendingRequest | str
     return `${what} that is being cancelled`;
   const build = BUILDERS.get(opcode);
   const entry = Buffer.alloc(uring.SQE_SIZE);
-  entry.writeUInt8(opcode, SQE_OPCODE);
-  entry.writeUInt8(Number(flags & IOSQE_FLAGS), SQE_FLAGS);
-  entry.writeBigUInt64LE(objects.word(request, "io_kiocb.cqe.user_data"), SQE_USER_DATA);
+  entry.writeUInt8(opcode, uring.SQE_OPCODE);
+  entry.writeUInt8(Number(flags & IOSQE_FLAGS), uring.SQE_FLAGS);
+  entry.writeBigUInt64LE(objects.word(request, "io_kiocb.cqe.user_data"), uring.SQE_USER_DATA);
   const built =
     build === undefined ? `${what} that waits` : build({ request, flags, entry, objects });
   if (typeof built === "string") return built;
@@ -130,17 +131,6 @@ function describe(request: bigint, objects: KernelObjects): PendingRequest | str
 const IOSQE_FLAGS = 0xffn;
 /** IO_POLL_CANCEL_FLAG, the highest bit. */
 const POLL_CANCELLED = 0x8000_0000;
-
-/** struct io_uring_sqe. */
-const SQE_OPCODE = 0;
-const SQE_FLAGS = 1;
-const SQE_IOPRIO = 2;
-export const SQE_FD = 4;
-const SQE_OFF = 8;
-export const SQE_ADDR = 16;
-const SQE_LEN = 24;
-const SQE_OP_FLAGS = 28;
-const SQE_USER_DATA = 32;
 
 interface Building {
   readonly request: bigint;
@@ -163,15 +153,13 @@ const BUILDERS: ReadonlyMap<number, Builder> = new Map([
 
 const EPOLLONESHOT = 0x4000_0000;
 const EPOLLET = 0x8000_0000;
-const IORING_POLL_ADD_MULTI = 1 << 0;
-const IORING_POLL_ADD_LEVEL = 1 << 3;
 
 function buildPoll({ request, entry, objects }: Building): undefined {
   const events = objects.number(request, "io_poll.events");
-  const multi = (events & EPOLLONESHOT) === 0 ? IORING_POLL_ADD_MULTI : 0;
-  const level = (events & EPOLLET) === 0 ? IORING_POLL_ADD_LEVEL : 0;
-  entry.writeUInt32LE(multi | level, SQE_LEN);
-  entry.writeUInt32LE((events & ~(EPOLLONESHOT | EPOLLET)) >>> 0, SQE_OP_FLAGS);
+  const multi = (events & EPOLLONESHOT) === 0 ? uring.IORING_POLL_ADD_MULTI : 0;
+  const level = (events & EPOLLET) === 0 ? uring.IORING_POLL_ADD_LEVEL : 0;
+  entry.writeUInt32LE(multi | level, uring.SQE_LEN);
+  entry.writeUInt32LE((events & ~(EPOLLONESHOT | EPOLLET)) >>> 0, uring.SQE_OP_FLAGS);
   return undefined;
 }
 
@@ -179,10 +167,10 @@ function buildAccept({ request, entry, objects }: Building): undefined | string 
   const word = (field: string): bigint => objects.word(request, `io_accept.${field}`);
   if (objects.number(request, "io_accept.file_slot") !== 0)
     return "an accept into a registered place";
-  entry.writeBigUInt64LE(word("addr"), SQE_ADDR);
-  entry.writeBigUInt64LE(word("addr_len"), SQE_OFF);
-  entry.writeUInt32LE(objects.number(request, "io_accept.flags"), SQE_OP_FLAGS);
-  entry.writeUInt16LE(objects.number(request, "io_accept.iou_flags") & 0xffff, SQE_IOPRIO);
+  entry.writeBigUInt64LE(word("addr"), uring.SQE_ADDR);
+  entry.writeBigUInt64LE(word("addr_len"), uring.SQE_OFF);
+  entry.writeUInt32LE(objects.number(request, "io_accept.flags"), uring.SQE_OP_FLAGS);
+  entry.writeUInt16LE(objects.number(request, "io_accept.iou_flags") & 0xffff, uring.SQE_IOPRIO);
   return undefined;
 }
 
@@ -195,11 +183,11 @@ function buildTransfer({ request, flags, entry, objects }: Building): undefined 
   const position = objects.hasBit(flags, "REQ_F_CUR_POS_BIT")
     ? CURRENT_POSITION
     : objects.word(request, "io_rw.kiocb.ki_pos");
-  entry.writeUInt16LE(objects.short(request, "io_rw.kiocb.ki_ioprio"), SQE_IOPRIO);
-  entry.writeBigUInt64LE(position, SQE_OFF);
-  entry.writeBigUInt64LE(objects.word(request, "io_rw.addr"), SQE_ADDR);
-  entry.writeUInt32LE(objects.number(request, "io_rw.len"), SQE_LEN);
-  entry.writeUInt32LE(objects.number(request, "io_rw.flags"), SQE_OP_FLAGS);
+  entry.writeUInt16LE(objects.short(request, "io_rw.kiocb.ki_ioprio"), uring.SQE_IOPRIO);
+  entry.writeBigUInt64LE(position, uring.SQE_OFF);
+  entry.writeBigUInt64LE(objects.word(request, "io_rw.addr"), uring.SQE_ADDR);
+  entry.writeUInt32LE(objects.number(request, "io_rw.len"), uring.SQE_LEN);
+  entry.writeUInt32LE(objects.number(request, "io_rw.flags"), uring.SQE_OP_FLAGS);
   return undefined;
 }
 
@@ -209,39 +197,30 @@ function buildReceive({ request, flags, entry, objects }: Building): undefined |
   if (objects.number(request, "io_sr_msg.done_io") !== 0)
     return "a reception of which a part is done";
   const how = objects.short(request, "io_sr_msg.flags") & RECEIVE_FLAGS;
-  if ((how & ~IORING_RECVSEND_POLL_FIRST) !== 0) return "a reception of an unusual kind";
+  if ((how & ~uring.IORING_RECVSEND_POLL_FIRST) !== 0) return "a reception of an unusual kind";
   if (objects.hasBit(flags, "REQ_F_APOLL_MULTISHOT_BIT")) return "a reception of many messages";
-  entry.writeBigUInt64LE(objects.word(request, "io_sr_msg.buf"), SQE_ADDR);
-  entry.writeUInt32LE(objects.number(request, "io_sr_msg.len"), SQE_LEN);
-  entry.writeUInt32LE(objects.number(request, "io_sr_msg.msg_flags"), SQE_OP_FLAGS);
-  entry.writeUInt16LE(how, SQE_IOPRIO);
+  entry.writeBigUInt64LE(objects.word(request, "io_sr_msg.buf"), uring.SQE_ADDR);
+  entry.writeUInt32LE(objects.number(request, "io_sr_msg.len"), uring.SQE_LEN);
+  entry.writeUInt32LE(objects.number(request, "io_sr_msg.msg_flags"), uring.SQE_OP_FLAGS);
+  entry.writeUInt16LE(how, uring.SQE_IOPRIO);
   return undefined;
 }
 
-const IORING_RECVSEND_POLL_FIRST = 1 << 0;
 /** The others are the kernel's own. */
 const RECEIVE_FLAGS = 0xff;
-
-const IORING_TIMEOUT_ABS = 1 << 0;
-const IORING_TIMEOUT_BOOTTIME = 1 << 2;
-const IORING_TIMEOUT_REALTIME = 1 << 3;
-const IORING_TIMEOUT_MULTISHOT = 1 << 6;
-const CLOCK_REALTIME = 0;
-const CLOCK_MONOTONIC = 1;
-const CLOCK_BOOTTIME = 7;
 
 function buildTimeout({ request, entry, objects }: Building): PendingRequest["time"] | string {
   if (objects.number(request, "io_timeout.off") !== 0)
     return "a timeout that a number of completions ends as well";
   const data = objects.word(request, "io_kiocb.async_data");
   const flags = objects.number(data, "io_timeout_data.flags");
-  if ((flags & IORING_TIMEOUT_MULTISHOT) !== 0) return "a timeout that repeats";
-  entry.writeInt32LE(-1, SQE_FD);
-  entry.writeUInt32LE(1, SQE_LEN);
-  entry.writeUInt32LE(flags, SQE_OP_FLAGS);
+  if ((flags & uring.IORING_TIMEOUT_MULTISHOT) !== 0) return "a timeout that repeats";
+  entry.writeInt32LE(-1, uring.SQE_FD);
+  entry.writeUInt32LE(1, uring.SQE_LEN);
+  entry.writeUInt32LE(flags, uring.SQE_OP_FLAGS);
   const seconds = objects.word(data, "io_timeout_data.ts.tv_sec");
   const nanoseconds = Number(objects.word(data, "io_timeout_data.ts.tv_nsec"));
-  if ((flags & IORING_TIMEOUT_ABS) !== 0) return { seconds, nanoseconds };
+  if ((flags & uring.IORING_TIMEOUT_ABS) !== 0) return { seconds, nanoseconds };
   const end = objects.word(data, "io_timeout_data.timer.node.expires");
   const left = BigInt.asIntN(64, end) - now(clockOf(flags));
   const rest = left > 0n ? left : 0n;
@@ -251,8 +230,8 @@ function buildTimeout({ request, entry, objects }: Building): PendingRequest["ti
 const SECOND = 1_000_000_000n;
 
 function clockOf(flags: number): number {
-  if ((flags & IORING_TIMEOUT_BOOTTIME) !== 0) return CLOCK_BOOTTIME;
-  return (flags & IORING_TIMEOUT_REALTIME) === 0 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
+  if ((flags & uring.IORING_TIMEOUT_BOOTTIME) !== 0) return CLOCK_BOOTTIME;
+  return (flags & uring.IORING_TIMEOUT_REALTIME) === 0 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
 }
 
 function now(clock: number): bigint {

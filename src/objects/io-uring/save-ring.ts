@@ -27,7 +27,6 @@ import {
 } from "./context.ts";
 import { placesOf } from "./counters.ts";
 import { isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
-import { SQE_FD } from "./pending.ts";
 import { areasOf, MEMORY_NAME, noteOwned } from "./ring-memory.ts";
 
 /** What is another way to the same ring; threads of the kernel that rings share are each ring's own then. */
@@ -167,10 +166,10 @@ function savedRequests(
     if (address !== 0n) {
       const own = open.get(pid) ?? openFilesOf(pid, file, dump);
       open.set(pid, own);
-      const isFixed = (entry.readUInt8(1) & IOSQE_FIXED_FILE) !== 0;
+      const isFixed = (entry.readUInt8(uring.SQE_FLAGS) & uring.IOSQE_FIXED_FILE) !== 0;
       const number = isFixed ? files.indexOf(address) : own.numberOf(address);
       if (number < 0) throw refusal(file, "a request waits for a file that has been closed", BUSY);
-      entry.writeInt32LE(number, SQE_FD);
+      entry.writeInt32LE(number, uring.SQE_FD);
     }
     const left = time === undefined ? {} : { seconds: time.seconds, nanoseconds: time.nanoseconds };
     return { thread, entry, ...left };
@@ -214,8 +213,6 @@ function awaitRelease(ring: number, files: ReadonlySet<bigint>): void {
 
 /** Somebody outside of the tree may have them open as well. */
 const RELEASE_PATIENCE_MS = 200;
-
-const IOSQE_FIXED_FILE = 1 << 0;
 
 /** The words that the program writes may be anything; the kernel's must be what it counts itself. */
 function checkQueues(file: OpenFile, ring: RepriseIoUringEntry, rings: Buffer): void {

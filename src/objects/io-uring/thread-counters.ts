@@ -4,7 +4,7 @@
 import type { RepriseIoUringEntry } from "../../images/schema/messages.generated.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import { MAP_SHARED, PAGE_SIZE, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
-import { iovecs } from "../../sys/memory.ts";
+import { iovecs, IOVEC_SIZE } from "../../sys/memory.ts";
 import { Program, type Pointer, type Ref } from "../../tracee/program.ts";
 import {
   POSTED_AT_ONCE,
@@ -145,5 +145,4 @@ function makePoster(
   };
 }
 
-const IOVEC_SIZE = 16;
 const IOVEC_LENGTH = 8;

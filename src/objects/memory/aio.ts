@@ -8,7 +8,7 @@ import { RepriseError } from "../../errors.ts";
 import type { AioRingEntry, VmaEntry } from "../../images/schema/messages.generated.ts";
 import * as mm from "../../sys/abi/mman.ts";
 import { AF_UNIX, SOCK_STREAM } from "../../sys/abi/socket.ts";
-import { writeU64 } from "../../sys/memory.ts";
+import { writeU64, IOVEC_SIZE } from "../../sys/memory.ts";
 import type { Pointer, Program } from "../../tracee/program.ts";
 import { VMA_AIORING } from "./vma.ts";
 
@@ -143,8 +143,6 @@ function addEvents(program: Program, ring: AioRing, what: string): void {
     expect: events.length,
   });
 }
-
-const IOVEC_SIZE = 16;
 
 function batches(total: number): number[] {
   const full = Array.from({ length: Math.floor(total / BATCH) }, () => BATCH);

@@ -11,7 +11,7 @@ import type { VmaEntry } from "../../images/schema/messages.generated.ts";
 import type { SmapsVma } from "../../proc/smaps.ts";
 import * as mm from "../../sys/abi/mman.ts";
 import { ARCH_MAP_VDSO_64 } from "../../sys/abi/sched.ts";
-import { readMemory, readU64, writeU64 } from "../../sys/memory.ts";
+import { readMemory, readU64, writeU64, IOVEC_SIZE } from "../../sys/memory.ts";
 import { SYSCALLS } from "../../sys/syscalls.x86_64.ts";
 import { jumpTo, systemCall, TRAMPOLINE_SIZE } from "../../tracee/arch/x86_64/trampoline.ts";
 import type { Program } from "../../tracee/program.ts";
@@ -138,8 +138,6 @@ function write(program: Program, address: number, bytes: Buffer): void {
     expect: bytes.length,
   });
 }
-
-const IOVEC_SIZE = 16;
 
 /** The mark: signature, old vdso, version, old vvar, running kernel's vvar. */
 const SIGNATURE = "CRIUvDSO";

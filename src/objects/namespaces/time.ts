@@ -17,9 +17,8 @@ import { Program, type Ref } from "../../tracee/program.ts";
 import type { CollectedNamespace, CollectedNamespaces } from "./collect.ts";
 import { visit } from "./relations.ts";
 import type { NamespaceRoom, NamespacesRestore } from "./room.ts";
+import { CLOCK_MONOTONIC, CLOCK_BOOTTIME } from "../../sys/abi/event-files.ts";
 
-const CLOCK_MONOTONIC = 1;
-const CLOCK_BOOTTIME = 7;
 const NSEC_PER_SEC = 1_000_000_000n;
 
 /** How far clocks are from those of the machine, in nanoseconds. */

@@ -5,7 +5,13 @@
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import type { NetDeviceEntry, NetnsEntry } from "../../images/schema/messages.generated.ts";
-import { NLA_F_NESTED } from "../../sys/abi/netlink.ts";
+import {
+  NLA_F_NESTED,
+  NLM_F_REPLACE,
+  NLM_F_EXCL,
+  NLM_F_CREATE,
+  NLM_F_APPEND,
+} from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { AF_BRIDGE } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
@@ -472,10 +478,6 @@ interface LinkChange {
   readonly parts: readonly Buffer[];
 }
 
-const NLM_F_REPLACE = 0x100;
-const NLM_F_EXCL = 0x200;
-const NLM_F_CREATE = 0x400;
-const NLM_F_APPEND = 0x800;
 const NONE = Buffer.alloc(0);
 
 /** A bridge's groups are not replaced; a forwarding entry may be one of several for its address: where a vxlan sends what is for all. */

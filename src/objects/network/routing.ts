@@ -2,7 +2,7 @@
 // own messages, one behind the other (ip-address(8), ip-route(8), ip-rule(8): save and restore). format.md section 14.
 
 import { RepriseError } from "../../errors.ts";
-import { NLA_F_NESTED } from "../../sys/abi/netlink.ts";
+import { NLA_F_NESTED, NLM_F_CREATE } from "../../sys/abi/netlink.ts";
 import * as rt from "../../sys/abi/rtnetlink.ts";
 import { AF_INET, AF_INET6, AF_UNSPEC } from "../../sys/abi/socket.ts";
 import { EEXIST, ENOENT, EOPNOTSUPP, errnoName } from "../../sys/errno.ts";
@@ -272,8 +272,6 @@ function messagesOf(kind: RoutingImage, content: Buffer): NetlinkMessage[] {
   }
   return decodeMessages(content.subarray(4));
 }
-
-const NLM_F_CREATE = 0x400;
 
 function must(socket: NetlinkSocket, what: string, { type, body }: NetlinkMessage): void {
   const answer = socket.tryRequest({ type, flags: NLM_F_CREATE, body });

@@ -16,6 +16,7 @@ import {
   type NetlinkSocket,
 } from "../../sys/netlink.ts";
 import type { Link } from "./links.ts";
+import { NLM_F_CREATE, NLM_F_REPLACE } from "../../sys/abi/netlink.ts";
 
 /** Disciplines whose options are told as they are taken. */
 const DISCIPLINES: readonly string[] = [
@@ -67,9 +68,6 @@ export function restoreTraffic(socket: NetlinkSocket, content: Uint8Array): void
   for (const message of wanted)
     if (!now.has(keyOf(message))) log.warn(`${describe(message)} is another one after the restore`);
 }
-
-const NLM_F_REPLACE = 0x100;
-const NLM_F_CREATE = 0x400;
 
 /** @returns 0, or the negative error number */
 function make(socket: NetlinkSocket, { type, body }: NetlinkMessage): number {
@@ -159,13 +157,12 @@ function isRootTable(message: NetlinkMessage): boolean {
   const handle = handleOf(message);
   if (kindOf(message) !== "u32" || (handle & U32_NOT_TABLE) !== 0) return false;
   const options = attributes(message.body, rt.TCMSG_SIZE).get(rt.TCA_OPTIONS);
-  const divisor = attributes(options ?? Buffer.alloc(0), 0).get(TCA_U32_DIVISOR);
+  const divisor = attributes(options ?? Buffer.alloc(0), 0).get(rt.TCA_U32_DIVISOR);
   return handle >>> 20 >= U32_FIRST_ROOT && divisor?.readUInt32LE(0) === 1;
 }
 
 const U32_NOT_TABLE = 0xfffff;
 const U32_FIRST_ROOT = 0x800;
-const TCA_U32_DIVISOR = 4;
 
 function list(
   socket: NetlinkSocket,
@@ -240,7 +237,7 @@ function optionsOf(type: number, kind: string, value: Buffer): Buffer {
 /** The version is told with its minor number, and taken without; packets that went by no class are counted there, too. */
 function optionsOfHtb(value: Buffer): Buffer {
   return rebuilt(value, (type, content) => {
-    if (type !== TCA_HTB_INIT) return content;
+    if (type !== rt.TCA_HTB_INIT) return content;
     const copy = Buffer.from(content);
     copy.writeUInt32LE(HTB_VERSION, 0);
     copy.writeUInt32LE(0, HTB_DIRECT_PACKETS);
@@ -248,7 +245,6 @@ function optionsOfHtb(value: Buffer): Buffer {
   });
 }
 
-const TCA_HTB_INIT = 2;
 const HTB_VERSION = 3;
 const HTB_DIRECT_PACKETS = 16;
 

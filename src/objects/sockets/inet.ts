@@ -17,8 +17,8 @@ import { readInetSockets, type InetSocket } from "../../proc/sock-diag.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { EINTR, errnoName } from "../../sys/errno.ts";
-import { syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { getNumber, getOption, setNumber, socketFamily } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
@@ -42,6 +42,8 @@ import { readSocketUser } from "./socket-users.ts";
 import { optionMemory, readKeys } from "./tcp-signatures.ts";
 import { hasUrgentData, readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
 import { peekDatagrams } from "./udp-queue.ts";
+import { POLLHUP, POLLRDHUP } from "../../sys/abi/poll.ts";
+import { pollNow } from "../../sys/poll.ts";
 
 export const inetKind: FileKind = {
   name: "internet socket",
@@ -191,19 +193,10 @@ const CLOSED_FOR_WRITING: readonly number[] = [
   inet.TCP_CLOSING,
   inet.TCP_LAST_ACK,
 ];
-const POLLHUP = 0x10;
-const POLLRDHUP = 0x2000;
 
 /** The kernel tells it by poll(2); a shutdown for writing shows in the state. */
 function tcpShutdown(fd: number, state: number): number {
-  const request = Buffer.alloc(8);
-  request.writeInt32LE(fd, 0);
-  request.writeInt16LE(POLLRDHUP, 4);
-  // A signal to the engine ends even a look.
-  let result = -EINTR;
-  while (result === -EINTR) result = trySyscall("ppoll", request, 1, Buffer.alloc(16), 0, 0);
-  if (result < 0) throw syscallError("ppoll", -result, "look at a TCP socket");
-  const events = request.readUInt16LE(6);
+  const events = pollNow(fd, POLLRDHUP);
   const read = (events & POLLRDHUP) === 0 ? 0 : SHUTDOWN_READ;
   if (state === inet.TCP_CLOSE) return (events & POLLHUP) === 0 ? 0 : read;
   return read | (CLOSED_FOR_WRITING.includes(state) ? SHUTDOWN_WRITE : 0);

@@ -10,6 +10,8 @@ import { trySyscall } from "../../sys/ffi.ts";
 import { getOption, getNumber } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { OpenFile } from "../files/file-kind.ts";
+import { POLLERR } from "../../sys/abi/poll.ts";
+import { pollNow } from "../../sys/poll.ts";
 
 /** struct sock_filter. */
 const INSTRUCTION_SIZE = 8;
@@ -60,17 +62,9 @@ export function collectOptions(
 
 /** An error that waits to be told to the process (SO_ERROR), or a message about one (MSG_ERRQUEUE). Reading it would take it. */
 function tellError({ task, fd, target }: OpenFile, copy: number): void {
-  POLLED.writeInt32LE(copy, 0);
-  POLLED.writeInt16LE(0, 4);
-  if (trySyscall("ppoll", POLLED, 1, NO_WAIT, 0, 0) <= 0) return;
-  if ((POLLED.readUInt16LE(6) & POLLERR) === 0) return;
+  if ((pollNow(copy) & POLLERR) === 0) return;
   log.loss(`fd ${fd} of pid ${task.pid} (${target}): an error that it has not read yet is lost`);
 }
-
-/** struct pollfd, struct timespec. */
-const POLLED = Buffer.alloc(8);
-const NO_WAIT = Buffer.alloc(16);
-const POLLERR = 0x8;
 
 /** Options of a socket that nobody has looked at: of the outer end of a connection that leads out of the tree. */
 export const NO_OPTIONS: SkOptsEntry = {

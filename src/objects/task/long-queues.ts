@@ -9,7 +9,7 @@ import { RepriseError } from "../../errors.ts";
 import type { SignalQueueEntry } from "../../images/schema/messages.generated.ts";
 import { readTimers } from "../../proc/timers.ts";
 import type { TaskStatus } from "../../proc/status.ts";
-import { SIGINFO_SIZE, SIGMAX, SIGSET_SIZE } from "../../sys/abi/signal.ts";
+import { SIGINFO_SIZE, SIGMAX, SIGSET_SIZE, SIGRTMIN } from "../../sys/abi/signal.ts";
 import type { Program, Ref } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import type { Probe } from "../probe.ts";
@@ -20,8 +20,6 @@ const LONG = 4096;
 const LONGEST = 400_000;
 /** Signals that others of the same user may send meanwhile without reaching the limit. */
 const RESERVE = 1024;
-/** The kernel's first real-time signal. */
-const SIGRTMIN = 32;
 
 /** What was taken from a queue and put back, oldest first. */
 export interface TakenSignals {

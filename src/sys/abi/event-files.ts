@@ -25,6 +25,8 @@ export const TFD_IOC_SET_TICKS = 0x40085400;
 export const ITIMERSPEC_SIZE = 32;
 export const CLOCK_REALTIME = 0;
 export const CLOCK_MONOTONIC = 1;
+export const CLOCK_MONOTONIC_COARSE = 6;
+export const CLOCK_BOOTTIME = 7;
 export const CLOCK_REALTIME_ALARM = 8;
 
 /** Of a pidfd's open flags (it is O_EXCL): it stands for a thread. */

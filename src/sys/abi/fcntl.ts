@@ -44,6 +44,10 @@ export const F_SETPIPE_SZ = 1031;
 export const F_GETPIPE_SZ = 1032;
 export const F_ADD_SEALS = 1033;
 export const F_GET_SEALS = 1034;
+/** No further seals: what files have that were made without MFD_ALLOW_SEALING. */
+export const F_SEAL_SEAL = 1;
+/** No new shared writable mappings. */
+export const F_SEAL_FUTURE_WRITE = 0x10;
 export const FD_CLOEXEC = 1;
 
 /** Lock types of fcntl(2), and what a lease is. */

@@ -51,9 +51,19 @@ export const IORING_OP_READ = 22;
 export const IORING_OP_WRITE = 23;
 export const IORING_OP_RECV = 27;
 export const IORING_OP_MSG_RING = 40;
+export const IOSQE_FIXED_FILE = 1 << 0;
 export const IOSQE_CQE_SKIP_SUCCESS = 1 << 6;
-/** struct io_uring_sqe: opcode, flags, ioprio, fd, offset, … */
+/** struct io_uring_sqe, and where its fields are. */
 export const SQE_SIZE = 64;
+export const SQE_OPCODE = 0;
+export const SQE_FLAGS = 1;
+export const SQE_IOPRIO = 2;
+export const SQE_FD = 4;
+export const SQE_OFF = 8;
+export const SQE_ADDR = 16;
+export const SQE_LEN = 24;
+export const SQE_OP_FLAGS = 28;
+export const SQE_USER_DATA = 32;
 
 /** Flags of io_uring_enter(2). */
 export const IORING_ENTER_GETEVENTS = 1 << 0;
@@ -64,3 +74,12 @@ export const IORING_REGISTER_BUFFERS = 0;
 export const IORING_REGISTER_FILES = 2;
 export const IORING_REGISTER_EVENTFD = 4;
 export const IORING_REGISTER_EVENTFD_ASYNC = 7;
+
+/** Flags of requests: of polls in `len`, of receiving in `ioprio`, of timeouts in `timeout_flags`. */
+export const IORING_POLL_ADD_MULTI = 1 << 0;
+export const IORING_POLL_ADD_LEVEL = 1 << 3;
+export const IORING_RECVSEND_POLL_FIRST = 1 << 0;
+export const IORING_TIMEOUT_ABS = 1 << 0;
+export const IORING_TIMEOUT_BOOTTIME = 1 << 2;
+export const IORING_TIMEOUT_REALTIME = 1 << 3;
+export const IORING_TIMEOUT_MULTISHOT = 1 << 6;

@@ -52,3 +52,8 @@ export const MOUNT_ATTR_SIZE = 32;
 export const RESOLVE_NO_MAGICLINKS = 0x02;
 export const RESOLVE_IN_ROOT = 0x10;
 export const OPEN_HOW_SIZE = 24;
+
+/** Kinds of file systems, for statfs(2): include/uapi/linux/magic.h. */
+export const DEVPTS_SUPER_MAGIC = 0x1cd1;
+export const OVERLAYFS_SUPER_MAGIC = 0x794c7630;
+export const PROC_SUPER_MAGIC = 0x9fa0;

@@ -40,6 +40,7 @@ export const INET_DIAG_MD5SIG = 18;
 export const TCP_DIAG_MD5SIG_SIZE = 100;
 
 export const NETLINK_NETFILTER = 12;
+export const NLM_F_REPLACE = 0x100;
 export const NLM_F_EXCL = 0x200;
 export const NLM_F_CREATE = 0x400;
 export const NLM_F_APPEND = 0x800;

@@ -145,6 +145,9 @@ export const TCA_KIND = 1;
 export const TCA_OPTIONS = 2;
 export const TCA_STAB = 8;
 export const TCA_CHAIN = 11;
+/** Options of some kinds. */
+export const TCA_HTB_INIT = 2;
+export const TCA_U32_DIVISOR = 4;
 export const TCA_INGRESS_BLOCK = 13;
 export const TCA_EGRESS_BLOCK = 14;
 export const RTM_NEWLINKPROP = 108;

@@ -44,6 +44,8 @@ export const SIGTSTP = 20;
 export const SIGTTIN = 21;
 export const SIGTTOU = 22;
 /** Highest signal number (_NSIG): signals are 1..64. */
+/** The kernel's first real-time signal. */
+export const SIGRTMIN = 32;
 export const SIGMAX = 64;
 
 export const SIG_SETMASK = 2;
