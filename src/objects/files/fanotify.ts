@@ -92,9 +92,10 @@ function markEntry(
   switch (line.kind) {
     case "inode": {
       const { ino, sdev, handle } = line;
-      const found = finder.find({ wd: -1, ino, sdev, mask: 0, ignoredMask: 0, handle });
+      const watched = { wd: -1, ino, sdev, mask: 0, ignoredMask: 0, handle };
+      const { device = sdev, ...found } = finder.find(watched);
       const ie = { i_ino: ino, f_handle: handleEntry(handle, found) };
-      return { ...masks, type: MarkType.INODE, s_dev: sdev, ie };
+      return { ...masks, type: MarkType.INODE, s_dev: device, ie };
     }
     case "mount": {
       const mounts = readMountinfo(file.task.pid);

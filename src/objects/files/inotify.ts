@@ -134,14 +134,14 @@ function warnOfEvents(file: OpenFile, dump: FilesDump): void {
 
 function watchEntry(
   mark: InotifyMark,
-  { mnt_id, ...found }: WatchedPath & { readonly mnt_id?: number },
+  { mnt_id, device = mark.sdev, ...found }: WatchedPath & { readonly mnt_id?: number },
 ): InotifyWdEntry {
   return {
     id: 0,
     i_ino: mark.ino,
     mask: mark.mask,
     ignored_mask: mark.ignoredMask,
-    s_dev: mark.sdev,
+    s_dev: device,
     wd: mark.wd,
     f_handle: {
       ...handleEntry(mark.handle, found),

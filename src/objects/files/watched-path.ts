@@ -8,6 +8,7 @@ import { RepriseError } from "../../errors.ts";
 import { bytesToText, textToBytes } from "../../images/text.ts";
 import { log } from "../../log.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
+import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
 import type { InotifyMark } from "../../proc/notify-marks.ts";
 import { FILE_HANDLE_HEAD, IN_DONT_FOLLOW, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
@@ -29,6 +30,8 @@ export interface WatchedPath {
   readonly path: string;
   /** The watch is on the link itself (IN_DONT_FOLLOW). */
   readonly symlink?: boolean;
+  /** Of a deleted file: the device by which the images know it. On btrfs that is the subvolume's, and not that of the mount. */
+  readonly device?: number;
 }
 
 /** Finds paths for the watches of one inotify. Holds a scratch inotify and the mounts open: dispose of it. */
@@ -72,7 +75,7 @@ export class PathFinder implements Disposable {
       if (path !== undefined) return this.#described(path);
     }
     const deleted = this.#deleted(mark);
-    if (deleted !== undefined) return { path: deleted };
+    if (deleted !== undefined) return deleted;
     throw this.#notFound(mark);
   }
 
@@ -123,14 +126,15 @@ export class PathFinder implements Disposable {
   }
 
   /** The name that a deleted file had which the task has open: it is a ghost of the dump. */
-  #deleted(mark: InotifyMark): string | undefined {
+  #deleted(mark: InotifyMark): WatchedPath | undefined {
     const { pid } = this.#file.task;
     for (const fd of readdirSync(`/proc/${pid}/fd`)) {
       const link = `/proc/${pid}/fd/${fd}`;
       const stat = statSync(link, { bigint: true, throwIfNoEntry: false });
       if (stat?.ino !== mark.ino || stat.nlink !== 0n) continue;
       if (!this.#isSame(mark, link, { follow: true })) continue;
-      return linkText(link).replace(/ \(deleted\)$/, "");
+      const device = deviceOf({ devMajor: deviceMajor(stat.dev), devMinor: deviceMinor(stat.dev) });
+      return { path: linkText(link).replace(/ \(deleted\)$/, ""), device };
     }
     return undefined;
   }
@@ -227,7 +231,7 @@ export function isSameInode(a: InotifyMark, b: InotifyMark): boolean {
   return a.handle.type === b.handle.type && Buffer.compare(a.handle.bytes, b.handle.bytes) === 0;
 }
 
-function deviceOf({ devMajor, devMinor }: Mount): number {
+function deviceOf({ devMajor, devMinor }: Pick<Mount, "devMajor" | "devMinor">): number {
   return devMajor * 2 ** MINOR_BITS + devMinor;
 }
 
