@@ -320,7 +320,7 @@ function lookAtMapped(
 ): MappedFile {
   if (isSocketRing(area)) return { id: files.describe(socketOfRing(task, area)).id, memfd: false };
   if (isRingArea(area)) {
-    const rings = openRings(task);
+    const rings = (): OpenFile[] => openRings(task);
     const ring = ringOfArea(task.pid, area, { rings, dump: files });
     return { id: files.describe(ring).id, memfd: false };
   }

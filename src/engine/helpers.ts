@@ -1,7 +1,7 @@
 // Helpers of a restore: children of tasks that share the descriptors of who made them, do what that one could not do or could not take
 // back, and end before the tree is let go.
 
-import { RepriseError } from "../errors.ts";
+import { assert, RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatus, readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { AT_FDCWD, F_DUPFD, O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY } from "../sys/abi/fcntl.ts";
@@ -21,7 +21,7 @@ import { runPrograms, type Job } from "../tracee/run.ts";
 import { endProcess } from "../tracee/seed.ts";
 import { Tracee } from "../tracee/tracee.ts";
 import { addClone } from "../tracee/clone.ts";
-import { firstPoolFd, job, type Growth } from "./growth.ts";
+import { firstPoolFd, job, roomOfEach, type Growth } from "./growth.ts";
 import type { RestorePlan } from "./plan.ts";
 
 /** A child for a while. */
@@ -95,15 +95,69 @@ export function roomyJob(
   const usual = job(plan, tracee, program);
   const { address, size, programs } = plan.area;
   if (program.size <= address + size - programs) return { job: usual, done: () => {} };
+  const { bases, clear } = makeRooms([usual]);
+  return { job: { ...usual, base: bases[0] ?? usual.base }, done: clear };
+}
+
+/** Runs programs of any length, one in each of some threads, at the same time. */
+export function runRoomy(
+  plan: RestorePlan,
+  growth: Growth,
+  programs: readonly { readonly tid: number; readonly program: Program }[],
+): void {
+  const memoryOf = new Map(
+    [...plan.tasks.values()].flatMap(({ threads, sharing }) =>
+      threads.map(({ tid }) => [tid, sharing.memoryOf[0]] as const),
+    ),
+  );
+  // Threads and tasks in one address space have a part each of the work area.
+  const counts = new Map<number | undefined, number>();
+  const placed = programs.map(({ tid, program }) => {
+    const memory = memoryOf.get(tid);
+    const index = counts.get(memory) ?? 0;
+    counts.set(memory, index + 1);
+    return { tid, program, memory, index };
+  });
+  const jobs = placed.map(({ tid, program, memory, index }) => {
+    const tracee = growth.tracees.get(tid);
+    assert(tracee !== undefined, `there is no thread ${tid}`);
+    const room = roomOfEach(plan, counts.get(memory) ?? 1);
+    const small = job(plan, tracee, program);
+    return { room, job: { ...small, base: small.base + index * room } };
+  });
+  const long = jobs.filter(({ room, job: { program } }) => program.size > room);
+  const rooms = makeRooms(long.map((one) => one.job));
+  runPrograms(
+    jobs.map((one) => ({ ...one.job, base: rooms.bases[long.indexOf(one)] ?? one.job.base })),
+  );
+  rooms.clear();
+}
+
+/** Makes room in the memory of threads, outside of the work area, for programs that are too long for that. */
+function makeRooms(jobs: readonly Job[]): {
+  readonly bases: readonly number[];
+  readonly clear: () => void;
+} {
   const label = "make room for a long program";
-  const making = new Program();
-  const length = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
+  const lengths = jobs.map(({ program }) => Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE);
   const flags = MAP_PRIVATE | MAP_ANONYMOUS;
-  const made = making.call("mmap", [0, length, PROT_READ | PROT_WRITE, flags, -1, 0], { label });
-  const base = runIn(plan, tracee, making).value(made);
-  const clearing = new Program();
-  clearing.call("munmap", [base, length], { label });
-  return { job: { ...usual, base }, done: () => void runIn(plan, tracee, clearing) };
+  const made = jobs.map((one, index) => {
+    const program = new Program();
+    const args = [0, lengths[index] ?? 0, PROT_READ | PROT_WRITE, flags, -1, 0];
+    return { job: { ...one, program }, base: program.call("mmap", args, { label }) };
+  });
+  const results = runPrograms(made.map((one) => one.job));
+  const bases = made.map(({ base }, index) => results[index]?.value(base) ?? 0);
+  const clear = (): void => {
+    runPrograms(
+      jobs.map((one, index) => {
+        const program = new Program();
+        program.call("munmap", [bases[index] ?? 0, lengths[index] ?? 0], { label });
+        return { ...one, program };
+      }),
+    );
+  };
+  return { bases, clear };
 }
 
 /** Waits for the first stop of a child that a task has made, by the number that the task has for it. */

@@ -14,7 +14,7 @@ import type {
   TaskKobjIdsEntry,
   VmaEntry,
 } from "../images/schema/messages.generated.ts";
-import { hasNotification } from "../objects/files/mqueue.ts";
+import { notifiedProcess } from "../objects/files/mqueue.ts";
 import { hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
 import { isThreadPidfd } from "../objects/files/pidfd.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
@@ -159,7 +159,9 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     files,
     inFlight: filesInFlight(set, files),
     hasThreadPidfds: files.some(isThreadPidfd),
-    hasLateParts: files.some((entry) => hasOwnerPart(entry) || hasNotification(entry)),
+    hasLateParts: files.some(
+      (entry) => hasOwnerPart(entry) || notifiedProcess(entry) !== undefined,
+    ),
     area: chooseWorkArea([...tasks.values()], set),
     firstFreeFd: 1 + highestDescriptor(tasks.values()),
     namespaces,

@@ -64,12 +64,17 @@ export class KernelMemory implements Disposable {
 
   /** The struct file behind a descriptor of this process. */
   file(fd: number, types: KernelTypes): bigint {
+    return this.files([fd], types)[0] as bigint;
+  }
+
+  /** The same of several. */
+  files(fds: readonly number[], types: KernelTypes): bigint[] {
     const at = (path: string): bigint => BigInt(types.field(path).offset);
     const task = this.read(0n, types.field("task_struct.files").offset + 8);
     const files = task.readBigUInt64LE(types.field("task_struct.files").offset);
     const table = this.word(files + at("files_struct.fdt"));
     const array = this.word(table + at("fdtable.fd"));
-    return this.word(array + BigInt(fd * 8));
+    return fds.map((fd) => this.word(array + BigInt(fd * 8)));
   }
 
   #copy(address: bigint, length: number): void {

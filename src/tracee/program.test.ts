@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import type { RepriseError } from "../errors.ts";
 import { AT_FDCWD, O_RDONLY } from "../sys/abi/fcntl.ts";
+import { syscall } from "../sys/ffi.ts";
 import { ENTRY_ARGUMENTS, ENTRY_SIZE } from "./arch/x86_64/code.ts";
 import { cpuid, runHere } from "./local.ts";
 import { Program, type ProgramImage } from "./program.ts";
@@ -216,3 +217,44 @@ test("cpuid() tells the maker of the processor", () => {
   expect(text).toMatch(/^[\w ]{12}$/);
   expect(readFileSync("/proc/cpuinfo", "latin1")).toContain(text);
 });
+
+test("repeat(): steps are done so many times, with references among them, and what follows once", () => {
+  const [reading, writing] = openPipe();
+  try {
+    for (const count of [1, 2, 1000]) {
+      const program = new Program();
+      program.call("getpid", []);
+      program.repeat(count, () => {
+        const wrote = program.call("write", [writing, program.string("xyz"), 3], { expect: 3 });
+        program.call("read", [reading, program.output(4), wrote], { expect: 3 });
+        program.call("write", [writing, program.string("x"), 1]);
+      });
+      const after = program.call("read", [reading, program.output(2000), 2000]);
+      expect(runHere(program).value(after)).toBe(count);
+    }
+  } finally {
+    closeSync(reading);
+    closeSync(writing);
+  }
+});
+
+test("repeat(): a failure tells the call that failed", () => {
+  const [reading, writing] = openPipe();
+  closeSync(writing);
+  try {
+    const program = new Program();
+    program.repeat(3, () => {
+      program.call("getpid", []);
+      program.call("read", [reading, program.output(4), 4], { expect: 1, label: "read on" });
+    });
+    expect(failureOf(program).message).toContain("read on");
+  } finally {
+    closeSync(reading);
+  }
+});
+
+function openPipe(): [number, number] {
+  const fds = Buffer.alloc(8);
+  syscall("pipe2", fds, 0);
+  return [fds.readInt32LE(0), fds.readInt32LE(4)];
+}

@@ -18,6 +18,7 @@ import {
   ENTRY_EXPECT,
   ENTRY_EXPECTED,
   ENTRY_MAY_FAIL,
+  ENTRY_REPEAT,
   ENTRY_SIZE,
 } from "./arch/x86_64/code.ts";
 
@@ -72,7 +73,7 @@ interface Entry {
   readonly flags: number;
   readonly expect: number | undefined;
   readonly args: readonly (Argument | ArgumentPlace)[];
-  /** Undefined where a word is copied. */
+  /** Undefined where a word is copied, or something repeated. */
   readonly name: SyscallName | undefined;
   readonly label: CallOptions["label"];
   readonly hint: string | undefined;
@@ -156,6 +157,26 @@ export class Program {
   /** Adds the copying of a word (the address that mmap gave, say) into the program's data, for a structure that a later call takes. */
   copy(from: Ref | Load, to: Pointer): void {
     this.#addWordCopy(from, to);
+  }
+
+  /** Adds steps that are done so many times, at least once. What they bring is of the last time. */
+  repeat(count: number, steps: () => void): void {
+    const first = this.#entries.length;
+    steps();
+    if (count <= 1) return;
+    const counter = Buffer.alloc(8);
+    counter.writeBigUInt64LE(BigInt(count));
+    // It goes on behind where it goes back to.
+    const back = (this.#entries.length - first + 1) * ENTRY_SIZE;
+    this.#entries.push({
+      nr: ENTRY_REPEAT,
+      flags: 0,
+      args: [this.data(counter), back],
+      expect: undefined,
+      name: undefined,
+      label: undefined,
+      hint: undefined,
+    });
   }
 
   /** Reserves `size` bytes of output. They may hold anything before: what must be zero goes into data. */
@@ -243,7 +264,7 @@ export class Program {
   /** One entry as text: `openat(AT_FDCWD, "/a", 0x2, 0)`. */
   describe(entry: number): string {
     const shown = this.#entries[entry];
-    if (shown?.name === undefined) return "copy a word";
+    if (shown?.name === undefined) return shown?.nr === ENTRY_REPEAT ? "repeat" : "copy a word";
     const kinds = SYSCALLS[shown.name].args.split(" ");
     const args = shown.args
       .slice(0, kinds.length)

@@ -127,6 +127,16 @@ export const interchangeExceptions: Exceptions = {
       says: /io_uring/,
     },
   },
+  many_rooms: {
+    "restored by CRIU": {
+      why: "CRIU has no io_uring, and no maps of bpf(2) in this build",
+      says: /Unknown file type|No entry for reg-file-ID/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU cannot save io_uring",
+      says: /io_uring/,
+    },
+  },
   mlock_flags: {
     "restored by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },
     "dumped by CRIU": { why: "CRIU's format has no MLOCK_ONFAULT", says: /on-fault map/ },

@@ -140,6 +140,13 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "umask_cwd_root" },
     { name: "umask_cwd_root", args: ["chroot"] },
   ],
+  stops: [
+    {
+      name: "many_rooms",
+      checkpoint: { fileLocks: true },
+      alone: "its locks, and the names of its files",
+    },
+  ],
   unix: [
     { name: "unix_dgram", alone: "its abstract names" },
     { name: "unix_listen", alone: "its abstract names" },

@@ -216,20 +216,13 @@ function objectOf(program: Program, inode: MemfdInodeEntry, restore: FilesRestor
   if (known === undefined) objects.set(restore, (known = new Map()));
   let object = known.get(inode.inode_id);
   if (object === undefined) {
-    object = { fd: makeObject(program, inode, { restore, index: known.size }), isGiven: false };
+    object = { fd: makeObject(program, inode, restore), isGiven: false };
     known.set(inode.inode_id, object);
   }
   return object;
 }
 
-interface MakeOptions {
-  readonly restore: FilesRestore;
-  /** Counts the objects. */
-  readonly index: number;
-}
-
-function makeObject(program: Program, inode: MemfdInodeEntry, options: MakeOptions): number {
-  const { restore } = options;
+function makeObject(program: Program, inode: MemfdInodeEntry, restore: FilesRestore): number {
   const label = `make memfd ${inode.name} (${inode.size} bytes)`;
   const huge = inode.hugetlb_flag ?? 0;
   const flags = MFD_CLOEXEC | huge | (inode.seals === F_SEAL_SEAL ? 0 : MFD_ALLOW_SEALING);
@@ -241,8 +234,8 @@ function makeObject(program: Program, inode: MemfdInodeEntry, options: MakeOptio
   program.call("dup3", [made, fd, O_CLOEXEC], { label });
   program.call("close", [made], { label });
   if ((inode.name === ANONYMOUS || inode.name === ANONYMOUS_HUGE) && inode.size > 0)
-    replaceByAnonymous(program, { inode, fd, options });
-  const window = huge === 0 ? undefined : scratchAddress(options.index);
+    replaceByAnonymous(program, inode, fd);
+  const window = huge === 0 ? undefined : SCRATCH_ADDRESS;
   fillSharedMemory(program, { fd, shmid: inode.shmid, size: inode.size, label, window }, restore);
   setAttributes(program, inode, fd);
   restoreXattrs(program, fd, {
@@ -258,23 +251,12 @@ function makeObject(program: Program, inode: MemfdInodeEntry, options: MakeOptio
 const HINT_HUGE =
   "Huge pages of this size must be offered by the kernel and set aside (vm.nr_hugepages).";
 
-/** Where shared anonymous memory is mapped for a moment: far from where the kernel puts anything by itself. */
+/** Where an object is mapped for a moment, one after the other: far from where the kernel puts anything by itself. */
 const SCRATCH_ADDRESS = 0x1000_0000_0000;
-const SCRATCH_DISTANCE = 0x100_0000_0000;
-
-function scratchAddress(index: number): number {
-  return SCRATCH_ADDRESS + index * SCRATCH_DISTANCE;
-}
-
-interface AnonymousOptions {
-  readonly inode: MemfdInodeEntry;
-  readonly fd: number;
-  readonly options: MakeOptions;
-}
 
 /** Puts real shared anonymous memory in the place of the memfd, where the kernel allows it; else the memfd must do. */
-function replaceByAnonymous(program: Program, { inode, fd, options }: AnonymousOptions): void {
-  const start = scratchAddress(options.index);
+function replaceByAnonymous(program: Program, inode: MemfdInodeEntry, fd: number): void {
+  const start = SCRATCH_ADDRESS;
   const size = Math.ceil(inode.size / PAGE_SIZE) * PAGE_SIZE;
   const may = { label: "make shared anonymous memory", mayFail: true };
   const huge =

@@ -155,21 +155,16 @@ function notificationValue(file: OpenFile, fd: number, dump: FilesDump): bigint 
   }
 }
 
-/** Whether somebody is to be told of a queue's next message. */
-export function hasNotification({ reprise_mqueue: queue }: FileEntry): boolean {
-  return queue?.notification !== undefined;
+/** The process that is to be told of a queue's next message. */
+export function notifiedProcess({ reprise_mqueue: queue }: FileEntry): number | undefined {
+  return queue?.notification?.pid;
 }
 
 /**
- * Adds the call that has a process told of the next message. Afterwards it must close no descriptor of the queue: that would be the end
- * of it.
- *
- * @returns the process in which it has to run
+ * Adds the call by which a process is told of the next message. Afterwards it must close no descriptor of the queue: that would be the
+ * end of it.
  */
-export function restoreNotification(
-  program: Program,
-  { reprise_mqueue: queue }: FileEntry,
-): number {
+export function restoreNotification(program: Program, { reprise_mqueue: queue }: FileEntry): void {
   assert(queue?.notification !== undefined, "nobody is to be told of this queue");
   const { pid, fd, method, signal, value } = queue.notification;
   const event = Buffer.alloc(SIGEVENT_SIZE);
@@ -180,7 +175,6 @@ export function restoreNotification(
     label: `have pid ${pid} told of the next message of queue /${queue.name}`,
     hint: "Another process may wait for it by now.",
   });
-  return pid;
 }
 
 function copyMessages(file: OpenFile, fd: number, size: number): RepriseMqueueEntry["messages"] {

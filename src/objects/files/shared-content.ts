@@ -8,6 +8,7 @@ import { PE_PRESENT, type PageRun, type PageSink } from "../../images/pagemap.ts
 import { SEEK_SET } from "../../sys/abi/fcntl.ts";
 import {
   MAP_FIXED_NOREPLACE,
+  MAP_NORESERVE,
   MAP_SHARED,
   PAGE_SIZE,
   PROT_READ,
@@ -125,7 +126,8 @@ function mapWindow(
   { fd, size, label, window }: Pick<CopyTarget, "fd" | "size" | "label"> & { window: number },
 ): void {
   const access = PROT_READ | PROT_WRITE;
-  const flags = MAP_SHARED | MAP_FIXED_NOREPLACE;
+  // Huge pages are set aside by who maps them for good.
+  const flags = MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_NORESERVE;
   program.call("mmap", [window, size, access, flags, fd, 0], { label });
 }
 

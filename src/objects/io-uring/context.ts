@@ -82,7 +82,7 @@ export function seesKernelNumbers(memory: KernelMemory): boolean {
 
 /** Addresses in the kernel of files that the engine has open, by their descriptors. */
 export function fileAddresses(fds: readonly number[], memory: KernelMemory): bigint[] {
-  return fds.map((fd) => memory.file(fd, KernelTypes.ofKernel()));
+  return memory.files(fds, KernelTypes.ofKernel());
 }
 
 /** How many there are that have a file at an address in the kernel open. */

@@ -76,6 +76,40 @@ export function takenFirst({ sq_head, requests }: RepriseIoUringEntry): number {
   return sq_head - requests.length;
 }
 
+/** Where the head of the completions is to be before the first request. */
+export function firstHead(saved: RepriseIoUringEntry): number {
+  return Math.min(0, finalHead(saved));
+}
+
+/** Entries that all complete in silence. */
+export function skippingEntries(saved: RepriseIoUringEntry): Buffer {
+  const entries = Buffer.alloc(saved.sq_entries * entrySize(saved));
+  for (let at = 0; at < entries.length; at += entrySize(saved))
+    entries.writeUInt8(uring.IOSQE_CQE_SKIP_SUCCESS, at + uring.SQE_FLAGS);
+  return entries;
+}
+
+/** An array of the queue that names no entry that exists, so that all are dropped. */
+export function droppedArray(saved: RepriseIoUringEntry): Buffer {
+  if (placesOf(saved).sqArray === 0) throw failureOf(saved, "it took more than it completed");
+  return Buffer.alloc(saved.sq_entries * 4, 0xff);
+}
+
+function entrySize({ setup_flags }: RepriseIoUringEntry): number {
+  const isLarge = (setup_flags & uring.IORING_SETUP_SQE128) !== 0;
+  return isLarge ? 2 * uring.SQE_SIZE : uring.SQE_SIZE;
+}
+
+/** Where an entry goes that is the one with this number: its place among the entries, and in the array of the queue (if there is one). */
+export function slotOf(
+  saved: RepriseIoUringEntry,
+  number: number,
+): { readonly slot: number; readonly entryAt: number; readonly arrayAt: number } {
+  const slot = (number & (saved.sq_entries - 1)) >>> 0;
+  const { sqArray } = placesOf(saved);
+  return { slot, entryAt: slot * entrySize(saved), arrayAt: sqArray + slot * 4 };
+}
+
 /** Where the program takes its next completion from, as a count that does not wrap: negative where the tail has wrapped and the head not. */
 function finalHead(saved: RepriseIoUringEntry): number {
   const at = Buffer.from(saved.cq_off).readUInt32LE(uring.CQ_OFF_HEAD);
@@ -101,28 +135,17 @@ export class RingWindows implements Disposable {
 
   /** Before the first request. */
   begin(): void {
-    this.rings.write(this.places.cqHead, Math.min(0, finalHead(this.#saved)));
+    this.rings.write(this.places.cqHead, firstHead(this.#saved));
   }
 
   /** Has all entries complete in silence from now on. */
   skipCompletions(): void {
-    for (let index = 0; index < this.#saved.sq_entries; index++)
-      this.entries.writeByte(index * this.#entrySize() + 1, uring.IOSQE_CQE_SKIP_SUCCESS);
+    this.entries.fill(skippingEntries(this.#saved));
   }
 
-  /** Has all entries be dropped from now on: the array names none that exists. */
+  /** Has all entries be dropped from now on. */
   dropEntries(): void {
-    if (this.places.sqArray === 0) throw failureOf(this.#saved, "it took more than it completed");
-    for (let index = 0; index < this.#saved.sq_entries; index++)
-      this.rings.write(this.places.sqArray + index * 4, 0xffff_ffff);
-  }
-
-  /** Puts an entry into the queue, as the one with this number. */
-  put(number: number, entry: Buffer): void {
-    const { sq_entries } = this.#saved;
-    const slot = (number & (sq_entries - 1)) >>> 0;
-    this.entries.copy(entry, slot * this.#entrySize());
-    if (this.places.sqArray !== 0) this.rings.write(this.places.sqArray + slot * 4, slot);
+    this.rings.copy(droppedArray(this.#saved), this.places.sqArray);
   }
 
   /** Takes entries out again that were put there. */
@@ -136,11 +159,6 @@ export class RingWindows implements Disposable {
       this.rings.copy(array, sqArray);
     }
     this.rings.write(sqTail, tail);
-  }
-
-  #entrySize(): number {
-    const isLarge = (this.#saved.setup_flags & uring.IORING_SETUP_SQE128) !== 0;
-    return isLarge ? 2 * uring.SQE_SIZE : uring.SQE_SIZE;
   }
 
   /** Gives the ring all that was in it. The kernel's own flags stay: the ring of a thread of the kernel says there whether that sleeps. */
@@ -184,10 +202,6 @@ class Window implements Disposable {
 
   copy(bytes: Uint8Array, at: number): void {
     this.#bytes.set(bytes, at);
-  }
-
-  writeByte(at: number, value: number): void {
-    this.#bytes.writeUInt8(value, at);
   }
 
   /** Bytes from the beginning on, zeros behind them, but for one word that stays. */
@@ -234,6 +248,12 @@ export function bringToState(saved: RepriseIoUringEntry, { fd, memory }: NewRing
       rest -= step;
     }
   }
+  windows.finish();
+}
+
+/** Gives a ring that is at its counters the content of the saved one. */
+export function finishContent(saved: RepriseIoUringEntry, memory: number): void {
+  using windows = new RingWindows(saved, memory);
   windows.finish();
 }
 

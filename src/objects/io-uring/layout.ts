@@ -53,3 +53,8 @@ export const KEPT_FLAGS =
 export function isMadeByOwner({ setup_flags }: Pick<RingShape, "setup_flags">): boolean {
   return (setup_flags & (uring.IORING_SETUP_SQPOLL | uring.IORING_SETUP_SINGLE_ISSUER)) !== 0;
 }
+
+/** Whether an array says which entries are in the queue. */
+export function hasArray({ setup_flags }: Pick<RingShape, "setup_flags">): boolean {
+  return (setup_flags & uring.IORING_SETUP_NO_SQARRAY) === 0;
+}

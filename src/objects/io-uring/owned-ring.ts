@@ -2,6 +2,7 @@
 // process or thread is made there, from the memory where the program has it, and takes the place of its stand-in; then what is registered
 // with a ring: an eventfd, files, buffers.
 
+import { closeSync } from "node:fs";
 import { assert, RepriseError } from "../../errors.ts";
 import type {
   FdinfoEntry,
@@ -12,11 +13,11 @@ import type {
 import { F_SETFL, FD_CLOEXEC, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import { iovecs, writeU64 } from "../../sys/memory.ts";
-import { Program } from "../../tracee/program.ts";
+import { Program, type Pointer, type Ref } from "../../tracee/program.ts";
 import { settleOwner } from "../files/owner.ts";
-import { bringToState, RingWindows, takenFirst } from "./counters.ts";
-import { isMadeByOwner, paramsOf } from "./layout.ts";
-import { bringToStateInThread } from "./thread-counters.ts";
+import { bringToState, finishContent, RingWindows, slotOf, takenFirst } from "./counters.ts";
+import { hasArray, isMadeByOwner, paramsOf } from "./layout.ts";
+import { addWrites, bringToStateInThread } from "./thread-counters.ts";
 
 /** The engine's descriptors of the memory of rings that are made last. */
 const memories = new WeakMap<RepriseIoUringEntry, number>();
@@ -31,68 +32,189 @@ export function hasOwnerPart({ reprise_io_uring: ring }: FileEntry): boolean {
   return ring?.owner !== undefined;
 }
 
-/** A thread that has requests of a ring waiting. */
-export interface RequestThread {
-  /** A descriptor of the ring in its process. */
-  readonly fd: number;
-  /** Runs a program in it; `before` gets the address of the program's data. */
-  run(program: Program, before: (data: number) => void): void;
+/** The process that a ring belongs to, or that uses it. */
+export interface RingOwner {
+  /** The descriptors that lead to the ring. */
+  readonly fds: readonly FdinfoEntry[];
+  /** The areas that are mapped from it. */
+  readonly areas: readonly VmaEntry[];
+}
+
+/** A ring of which a part is left for the end. */
+export class LateRing {
+  /** The thread that does what only the owner can. */
+  readonly tid: number;
+  readonly #entry: FileEntry;
+  readonly #ring: RepriseIoUringEntry;
+  readonly #owner: RingOwner;
+
+  /** @throws RepriseError BAD_IMAGE */
+  constructor(entry: FileEntry, owner: RingOwner) {
+    const ring = entry.reprise_io_uring;
+    assert(ring?.owner !== undefined, `file ${entry.id} has nothing left for its owner`);
+    if (owner.fds.length === 0) throw broken(ring, "its owner has no descriptor of it");
+    this.#entry = entry;
+    this.#ring = ring;
+    this.#owner = owner;
+    this.tid = ring.thread ?? ring.owner;
+  }
+
+  /** Adds the making of a ring that its owner makes, and its way to its counters where the thread has to do that. */
+  make(program: Program): void {
+    const ring = this.#ring;
+    if (!isMadeByOwner(ring)) return;
+    const label = `make io_uring ring ${ring.id}`;
+    const rings = placeOf(ring, this.#owner, { offset: 0, size: ring.rings_size });
+    const entries = placeOf(ring, this.#owner, {
+      offset: uring.IORING_OFF_SQES,
+      size: ring.entries_size,
+    });
+    const params = paramsOf(ring, uring.IORING_SETUP_NO_MMAP);
+    writeU64(params, uring.PARAMS_CQ_OFF + uring.OFFSETS_USER_ADDR, rings);
+    writeU64(params, uring.PARAMS_SQ_OFF + uring.OFFSETS_USER_ADDR, entries);
+    const made = program.call("io_uring_setup", [ring.sq_entries, program.data(params)], {
+      label,
+      hint: "Rings may be forbidden here (kernel.io_uring_disabled), or take more memory than may be locked (ulimit -l).",
+    });
+    if ((ring.flags & O_NONBLOCK) !== 0)
+      program.call("fcntl", [made, F_SETFL, O_NONBLOCK], { label });
+    for (const { fd, flags } of this.#owner.fds)
+      program.call("dup3", [made, fd, (flags & FD_CLOEXEC) === 0 ? 0 : O_CLOEXEC], { label });
+    program.call("close", [made], { label });
+    settleOwner(program, this.#entry, this.#fd);
+    if (!this.#hasOwnThread) bringToStateInThread(program, ring, { fd: this.#fd, rings, entries });
+  }
+
+  /** Does the engine's part when it is made; `copyOf` gives a copy of a descriptor of the owner's. */
+  finish(copyOf: (pid: number, fd: number) => number): void {
+    const ring = this.#ring;
+    if (!isMadeByOwner(ring)) return;
+    const memory = memoryOf(ring);
+    if (!this.#hasOwnThread) {
+      finishContent(ring, memory);
+      return;
+    }
+    const copy = copyOf(ring.owner ?? -1, this.#fd);
+    try {
+      bringToState(ring, { fd: copy, memory });
+    } finally {
+      closeSync(copy);
+    }
+  }
+
+  /** Adds the registering of what is registered with it. */
+  register(program: Program): void {
+    register(program, this.#ring, this.#fd);
+  }
+
+  get #fd(): number {
+    return this.#owner.fds[0]?.fd ?? -1;
+  }
+
+  /** A thread of the kernel takes its requests. */
+  get #hasOwnThread(): boolean {
+    return (this.#ring.setup_flags & uring.IORING_SETUP_SQPOLL) !== 0;
+  }
 }
 
 /**
- * Begins the requests anew that waited. To be done last of all: they may end at once.
+ * Begins the requests anew that waited in rings. To be done last of all: they may end at once.
  *
- * @throws RepriseError REMOTE_CALL
+ * Each thread begins its own, of all rings in one program. It puts them into the queues itself, since these may be shorter.
+ *
+ * @throws RepriseError REMOTE_CALL, BAD_IMAGE
  */
 export function beginRequests(
-  { reprise_io_uring: ring }: FileEntry,
-  threadOf: (tid: number) => RequestThread,
+  files: readonly FileEntry[],
+  ownerOf: (tid: number, fileId: number) => RingOwner | undefined,
+  run: (tid: number, program: Program) => void,
 ): void {
-  if (ring === undefined || ring.requests.length === 0) return;
-  const memory = memories.get(ring);
-  assert(memory !== undefined, `the memory of io_uring ring ${ring.id} was not kept`);
-  using windows = new RingWindows(ring, memory);
-  const { rings, places } = windows;
-  const tail = rings.read(places.sqTail);
-  let taken = takenFirst(ring);
-  for (const batch of batchesOf(ring)) {
-    const thread = threadOf(batch[0]?.thread ?? 0);
+  const rings = files.flatMap(({ id, reprise_io_uring: ring }) =>
+    ring === undefined || ring.requests.length === 0 ? [] : [new WaitingRing(id, ring)],
+  );
+  const threads = new Set(rings.flatMap(({ ring }) => ring.requests.map(({ thread }) => thread)));
+  for (const ring of rings) ring.begin();
+  for (const tid of threads) {
     const program = new Program();
-    const times = batch.map((request) => program.data(timeOf(request)));
-    for (let index = 0; index < batch.length; index++) {
-      // One by one: of several the kernel leaves those out that follow one that it refuses.
-      program.call("io_uring_enter", [thread.fd, 1, 0, 0, 0, 0], {
-        label: `begin a request of io_uring ring ${ring.id} anew`,
-        expect: 1,
-      });
-    }
-    const first = taken;
-    thread.run(program, (data) => {
-      batch.forEach((request, index) => {
-        const entry = Buffer.from(request.entry);
-        if (request.seconds !== undefined)
-          writeU64(entry, uring.SQE_ADDR, data + (times[index]?.offset ?? 0));
-        windows.put(first + index, entry);
-      });
-      rings.write(places.sqTail, first + batch.length);
-    });
-    taken += batch.length;
+    const self = program.call("getpid", []);
+    for (const ring of rings) ring.add(program, { tid, self, owner: (id) => ownerOf(tid, id) });
+    run(tid, program);
   }
-  windows.putBack(tail);
+  for (const ring of rings) ring.end();
+}
+
+/** A ring with requests to begin. */
+class WaitingRing {
+  readonly ring: RepriseIoUringEntry;
+  readonly #fileId: number;
+  #next: number;
+  /** Where the program's own queue ends. */
+  #tail = 0;
+
+  constructor(fileId: number, ring: RepriseIoUringEntry) {
+    this.ring = ring;
+    this.#fileId = fileId;
+    this.#next = takenFirst(ring);
+  }
+
+  begin(): void {
+    using windows = new RingWindows(this.ring, memoryOf(this.ring));
+    const { rings, places } = windows;
+    this.#tail = rings.read(places.sqTail);
+    rings.write(places.sqTail, this.#next + this.ring.requests.length);
+  }
+
+  add(
+    program: Program,
+    {
+      tid,
+      self,
+      owner: ownerOf,
+    }: {
+      readonly tid: number;
+      readonly self: Ref;
+      readonly owner: (fileId: number) => RingOwner | undefined;
+    },
+  ): void {
+    const { ring } = this;
+    const requests = ring.requests.filter(({ thread }) => thread === tid);
+    if (requests.length === 0) return;
+    const owner = ownerOf(this.#fileId);
+    const fd = owner?.fds[0]?.fd;
+    if (owner === undefined || fd === undefined)
+      throw broken(ring, `thread ${tid} waits for a request and has no descriptor of the ring`);
+    const label = `begin a request of io_uring ring ${ring.id} anew`;
+    const entries = placeOf(ring, owner, {
+      offset: uring.IORING_OFF_SQES,
+      size: ring.entries_size,
+    });
+    const queue = hasArray(ring)
+      ? placeOf(ring, owner, { offset: 0, size: ring.rings_size })
+      : undefined;
+    for (const request of requests) {
+      const { slot, entryAt, arrayAt } = slotOf(ring, this.#next);
+      const number = Buffer.alloc(4);
+      number.writeUInt32LE(slot);
+      const pieces = [
+        { at: entries + entryAt, bytes: Buffer.from(request.entry) },
+        ...(queue === undefined ? [] : [{ at: queue + arrayAt, bytes: number }]),
+      ];
+      const pointers: Record<number, Pointer> =
+        request.seconds === undefined ? {} : { [uring.SQE_ADDR]: program.data(timeOf(request)) };
+      addWrites(program, pieces, { self, label, pointers });
+      // One by one: of several the kernel leaves those out that follow one that it refuses.
+      program.call("io_uring_enter", [fd, 1, 0, 0, 0, 0], { label, expect: 1 });
+      this.#next += 1;
+    }
+  }
+
+  end(): void {
+    using windows = new RingWindows(this.ring, memoryOf(this.ring));
+    windows.putBack(this.#tail);
+  }
 }
 
 type Request = RepriseIoUringEntry["requests"][number];
-
-/** Requests of one thread each, no more than the queue holds. */
-function batchesOf({ requests, sq_entries }: RepriseIoUringEntry): Request[][] {
-  const batches: Request[][] = [];
-  for (const request of requests) {
-    const last = batches.at(-1);
-    if (last?.[0]?.thread === request.thread && last.length < sq_entries) last.push(request);
-    else batches.push([request]);
-  }
-  return batches;
-}
 
 /** struct __kernel_timespec. */
 function timeOf({ seconds = 0n, nanoseconds = 0 }: Request): Buffer {
@@ -102,72 +224,13 @@ function timeOf({ seconds = 0n, nanoseconds = 0 }: Request): Buffer {
   return time;
 }
 
-/** The process that a ring belongs to. */
-export interface RingOwner {
-  /** The descriptors that lead to the ring. */
-  readonly fds: readonly FdinfoEntry[];
-  /** The areas that are mapped from it. */
-  readonly areas: readonly VmaEntry[];
-  /** Runs a program in the thread that the ring belongs to. */
-  run(program: Program): void;
-  /** The engine's own copy of a descriptor, for as long as `use` runs. */
-  withCopy(fd: number, use: (copy: number) => void): void;
-}
-
-/**
- * Does what is left of a ring.
- *
- * @throws RepriseError REMOTE_CALL, SYSCALL, BAD_IMAGE
- */
-export function finishRing(entry: FileEntry, owner: RingOwner): void {
-  const { reprise_io_uring: ring } = entry;
-  assert(ring !== undefined, `file ${entry.id} is no io_uring ring`);
-  const [first] = owner.fds;
-  if (first === undefined) throw broken(ring, "its owner has no descriptor of it");
-  if (isMadeByOwner(ring)) make(entry, ring, owner);
-  const program = new Program();
-  register(program, ring, first.fd);
-  if (program.calls > 0) owner.run(program);
-}
-
-function make(entry: FileEntry, ring: RepriseIoUringEntry, owner: RingOwner): void {
-  const label = `make io_uring ring ${ring.id}`;
-  const rings = placeOf(ring, owner, { offset: 0, size: ring.rings_size });
-  const entries = placeOf(ring, owner, {
-    offset: uring.IORING_OFF_SQES,
-    size: ring.entries_size,
-  });
-  const params = paramsOf(ring, uring.IORING_SETUP_NO_MMAP);
-  writeU64(params, uring.PARAMS_CQ_OFF + uring.OFFSETS_USER_ADDR, rings);
-  writeU64(params, uring.PARAMS_SQ_OFF + uring.OFFSETS_USER_ADDR, entries);
-  const program = new Program();
-  const made = program.call("io_uring_setup", [ring.sq_entries, program.data(params)], {
-    label,
-    hint: "Rings may be forbidden here (kernel.io_uring_disabled), or take more memory than may be locked (ulimit -l).",
-  });
-  if ((ring.flags & O_NONBLOCK) !== 0)
-    program.call("fcntl", [made, F_SETFL, O_NONBLOCK], { label });
-  for (const { fd, flags } of owner.fds)
-    program.call("dup3", [made, fd, (flags & FD_CLOEXEC) === 0 ? 0 : O_CLOEXEC], { label });
-  program.call("close", [made], { label });
-  const fd = owner.fds[0]?.fd ?? -1;
-  settleOwner(program, entry, fd);
-  owner.run(program);
-  const memory = memories.get(ring);
-  assert(memory !== undefined, `the memory of io_uring ring ${ring.id} was not kept`);
-  const isThreads = (ring.setup_flags & uring.IORING_SETUP_SQPOLL) === 0;
-  if (isThreads)
-    bringToStateInThread(ring, { fd, rings, memory, run: (batch) => owner.run(batch) });
-  else owner.withCopy(fd, (copy) => bringToState(ring, { fd: copy, memory }));
-}
-
 function placeOf(
   ring: RepriseIoUringEntry,
   { areas }: RingOwner,
   { offset, size }: { readonly offset: number; readonly size: number },
 ): number {
   const area = areas.find(({ pgoff, start, end }) => pgoff === offset && end - start >= size);
-  if (area === undefined) throw broken(ring, "its owner has not mapped its memory");
+  if (area === undefined) throw broken(ring, "who uses it has not mapped its memory");
   return area.start;
 }
 
@@ -193,6 +256,13 @@ function register(program: Program, ring: RepriseIoUringEntry, fd: number): void
         : uring.IORING_REGISTER_EVENTFD;
     add("an eventfd", operation, numbers([ring.eventfd]), 1);
   }
+}
+
+/** The engine's descriptor of the memory of a ring. */
+function memoryOf(ring: RepriseIoUringEntry): number {
+  const memory = memories.get(ring);
+  assert(memory !== undefined, `the memory of io_uring ring ${ring.id} was not kept`);
+  return memory;
 }
 
 function broken({ id }: RepriseIoUringEntry, why: string): RepriseError {

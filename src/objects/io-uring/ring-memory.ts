@@ -28,6 +28,36 @@ function ringOffset({ offset }: Pick<SmapsVma, "offset">): number {
   return isQueue ? offset - uring.IORING_OFF_CQ_RING : offset;
 }
 
+/** The open rings of a task. There may be many, and each has several areas. */
+interface OpenRings {
+  readonly byInode: ReadonlyMap<bigint, OpenFile>;
+  /** By the inode of the memory file that the ring has. */
+  byMemory(inode: bigint): OpenFile | undefined;
+}
+
+const open = new WeakMap<FilesDump, Map<number, OpenRings>>();
+
+function openRingsOf(pid: number, dump: FilesDump, look: () => readonly OpenFile[]): OpenRings {
+  const known = open.get(dump) ?? new Map<number, OpenRings>();
+  open.set(dump, known);
+  let rings = known.get(pid);
+  if (rings === undefined) known.set(pid, (rings = indexRings(look(), dump)));
+  return rings;
+}
+
+function indexRings(rings: readonly OpenFile[], dump: FilesDump): OpenRings {
+  let memories: Map<bigint | undefined, OpenFile> | undefined;
+  return {
+    byInode: new Map(rings.map((ring) => [ring.stat.inode, ring])),
+    byMemory: (inode) => {
+      memories ??= new Map(
+        rings.map((ring) => [ringMemoryOf(dump.borrow(ring), kernelMemory(dump))?.inode, ring]),
+      );
+      return memories.get(inode);
+    },
+  };
+}
+
 /**
  * The ring that an area belongs to, among the open rings of its task.
  *
@@ -36,13 +66,11 @@ function ringOffset({ offset }: Pick<SmapsVma, "offset">): number {
 export function ringOfArea(
   pid: number,
   area: SmapsVma,
-  { rings, dump }: { readonly rings: readonly OpenFile[]; readonly dump: FilesDump },
+  { rings: look, dump }: { readonly rings: () => readonly OpenFile[]; readonly dump: FilesDump },
 ): OpenFile {
-  const found = rings.find((ring) =>
-    area.path === RING_LINK
-      ? ring.stat.inode === area.inode
-      : ringMemoryOf(dump.borrow(ring), kernelMemory(dump))?.inode === area.inode,
-  );
+  const rings = openRingsOf(pid, dump, look);
+  const found =
+    area.path === RING_LINK ? rings.byInode.get(area.inode) : rings.byMemory(area.inode);
   if (found === undefined) throw unsupportedMemory(pid, area);
   if (!area.shared || ringOffset(area) >= END_OF_PARTS) {
     throw new RepriseError(

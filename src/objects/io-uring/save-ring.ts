@@ -26,7 +26,7 @@ import {
   type RingContext,
 } from "./context.ts";
 import { placesOf } from "./counters.ts";
-import { isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
+import { hasArray, isMadeByOwner, KEPT_FLAGS, offsetsOf } from "./layout.ts";
 import { areasOf, MEMORY_NAME, noteOwned } from "./ring-memory.ts";
 
 /** What is another way to the same ring; threads of the kernel that rings share are each ring's own then. */
@@ -64,21 +64,21 @@ export function writeRing(file: OpenFile, id: number, dump: FilesDump): FileEntr
     rings: withoutZeros(ring.rings),
     entries: withoutZeros(ring.entries),
     ...ownerPart(file, ring, { setup_flags, dump }),
-    ...registeredEventfd(file, ring),
+    ...registeredEventfd(file, ring, dump),
     requests: savedRequests(file, ring, dump),
     files: registeredFiles(file, ring, dump),
     buffers: ring.buffers.map(({ address, length }) => ({ start: address, length })),
   };
   checkQueues(file, entry, ring.rings);
-  const held = new Set([...ring.files, ...waitedFor(ring)].filter((address) => address !== 0n));
-  const copy = dump.borrow(file);
-  if (held.size > 0)
-    dump.atEnd((tasks) => {
-      if (tasks === "dead") tryToAwaitRelease(copy, held);
-    });
+  const held = [...ring.files, ...waitedFor(ring)].filter((address) => address !== 0n);
+  if (held.length > 0) noteHolder(dump, dump.borrow(file), held);
   if (isMadeByOwner(entry)) {
     noteOwned(dump, id, file);
     dump.later(() => checkMapped(file, entry, dump));
+  }
+  if (typeof ring.pending !== "string") {
+    const pids = new Set(ring.pending.map(({ pid }) => pid));
+    for (const pid of pids) dump.later(() => checkMapped(file, entry, dump, { user: pid }));
   }
   return {
     type: FdTypes.EXT,
@@ -158,14 +158,12 @@ function savedRequests(
       "requests wait, and by which threads can be told only from outside of pid namespaces",
       BUSY,
     );
-  const open = new Map<number, OpenFiles>();
   return pending.map(({ tid, pid, file: address, entry, time }) => {
     const thread = dump.innerThread?.(tid);
     if (thread === undefined)
       throw refusal(file, `thread ${tid}, which is not in the tree, waits for a request`, BUSY);
     if (address !== 0n) {
-      const own = open.get(pid) ?? openFilesOf(pid, file, dump);
-      open.set(pid, own);
+      const own = openFilesOf(pid, file, dump);
       const isFixed = (entry.readUInt8(uring.SQE_FLAGS) & uring.IOSQE_FIXED_FILE) !== 0;
       const number = isFixed ? files.indexOf(address) : own.numberOf(address);
       if (number < 0) throw refusal(file, "a request waits for a file that has been closed", BUSY);
@@ -181,10 +179,25 @@ function waitedFor({ pending }: RingContext): bigint[] {
   return typeof pending === "string" ? [] : pending.map((request) => request.file);
 }
 
+/** Rings that hold files, by the engine's descriptors. */
+const holders = new WeakMap<FilesDump, Map<number, readonly bigint[]>>();
+
+function noteHolder(dump: FilesDump, ring: number, files: readonly bigint[]): void {
+  let known = holders.get(dump);
+  if (known === undefined) {
+    const all = new Map<number, readonly bigint[]>();
+    holders.set(dump, (known = all));
+    dump.atEnd((tasks) => {
+      if (tasks === "dead") tryToAwaitRelease(all);
+    });
+  }
+  known.set(ring, files);
+}
+
 /** The dump is done: that this cannot be waited for is no failure. */
-function tryToAwaitRelease(ring: number, files: ReadonlySet<bigint>): void {
+function tryToAwaitRelease(rings: ReadonlyMap<number, readonly bigint[]>): void {
   try {
-    awaitRelease(ring, files);
+    awaitRelease(rings);
   } catch (error) {
     log.debug(`files of io_uring requests are given up later: ${String(error)}`);
   }
@@ -194,20 +207,22 @@ function tryToAwaitRelease(ring: number, files: ReadonlySet<bigint>): void {
  * Requests live as long as their ring, of which the engine has copies, and hold the files that they wait for: until then a port is not
  * free, say. What ends them, when nobody has the ring any more, is a thread of the kernel, some milliseconds later.
  */
-function awaitRelease(ring: number, files: ReadonlySet<bigint>): void {
+function awaitRelease(rings: ReadonlyMap<number, readonly bigint[]>): void {
   using memory = new KernelMemory();
   const fds = readFdNumbers(process.pid);
   const own = fileAddresses(fds, memory);
-  const ringAt = own[fds.indexOf(ring)];
+  const ours = new Set([...rings.keys()].map((ring) => own[fds.indexOf(ring)]));
   const nothing = openSync("/dev/null", "r");
   // The numbers stay ours, and are closed with all others.
-  fds.forEach((fd, index) => own[index] === ringAt && syscall("dup3", nothing, fd, O_CLOEXEC));
+  fds.forEach((fd, index) => ours.has(own[index]) && syscall("dup3", nothing, fd, O_CLOEXEC));
   closeSync(nothing);
+  const copies = new Map<bigint, number>();
+  for (const address of own) copies.set(address, (copies.get(address) ?? 0) + 1);
   const end = performance.now() + RELEASE_PATIENCE_MS;
-  for (const file of files) {
-    const copies = own.filter((address) => address === file).length;
+  for (const file of new Set([...rings.values()].flat())) {
     // Without one the address may be another file's by now.
-    if (copies > 0) while (holdersOf(file, memory) > copies && performance.now() < end) sleepMs(1);
+    const count = copies.get(file) ?? 0;
+    if (count > 0) while (holdersOf(file, memory) > count && performance.now() < end) sleepMs(1);
   }
 }
 
@@ -280,10 +295,10 @@ function ownerPart(
 function registeredEventfd(
   file: OpenFile,
   { eventfd }: RingContext,
+  dump: FilesDump,
 ): Pick<RepriseIoUringEntry, "eventfd" | "eventfd_async"> {
   if (eventfd === undefined) return {};
-  const { pid } = file.task;
-  const found = readFdNumbers(pid).find((fd) => readFdInfo({ pid, fd }).eventfd?.id === eventfd.id);
+  const found = openFilesOf(file.task.pid, file, dump).eventfd(eventfd.id);
   if (found === undefined)
     throw refusal(file, "it has a registered eventfd that the process has closed", WITHOUT_RINGS);
   return { eventfd: found, ...(eventfd.isAsync ? { eventfd_async: true } : {}) };
@@ -303,30 +318,91 @@ function registeredFiles(file: OpenFile, { files }: RingContext, dump: FilesDump
 
 /** The files that a process has open. */
 interface OpenFiles {
-  /** The descriptor of the one at an address in the kernel; -1 for none. */
+  /** The descriptor of the one at an address in the kernel, of which the engine has a copy then; -1 for none. */
   numberOf(address: bigint): number;
+  /** The descriptor of the eventfd with an id of the kernel's. */
+  eventfd(id: number): number | undefined;
 }
+
+/** By pid: there may be many rings. */
+const openFiles = new WeakMap<FilesDump, Map<number, OpenFiles>>();
 
 function openFilesOf(pid: number, file: OpenFile, dump: FilesDump): OpenFiles {
-  const numbers = readFdNumbers(pid);
-  const copies = numbers.map((fd) => {
-    const task = { ...file.task, pid };
-    const place = { fd, stat: readFdStat(pid, fd), target: "", procPath: `/proc/${pid}/fd/${fd}` };
-    return dump.borrow({ ...file, task, ...place });
-  });
-  const addresses = fileAddresses(copies, kernelMemory(dump));
-  return { numberOf: (address) => numbers[addresses.indexOf(address)] ?? -1 };
+  const known = openFiles.get(dump) ?? new Map<number, OpenFiles>();
+  openFiles.set(dump, known);
+  const found = known.get(pid) ?? lookAtFiles(pid, file, dump);
+  known.set(pid, found);
+  return found;
 }
 
-/** Whoever makes it gives it its memory, where the program has it. */
-function checkMapped(file: OpenFile, ring: RepriseIoUringEntry, dump: FilesDump): void {
-  const areas = areasOf(dump, ring.id).filter(({ pid }) => pid === file.task.pid);
+function lookAtFiles(pid: number, file: OpenFile, dump: FilesDump): OpenFiles {
+  const fds = readFdNumbers(pid);
+  let addresses: Map<bigint, number> | undefined;
+  let eventfds: Map<number | undefined, number> | undefined;
+  const kept = new Set<number>();
+  const keep = (fd: number): void => {
+    const task = { ...file.task, pid };
+    const place = { fd, stat: readFdStat(pid, fd), target: "", procPath: `/proc/${pid}/fd/${fd}` };
+    if (!kept.has(fd)) dump.borrow({ ...file, task, ...place });
+    kept.add(fd);
+  };
+  return {
+    numberOf: (address) => {
+      addresses ??= addressesOf(pid, fds, dump);
+      const fd = addresses.get(address) ?? -1;
+      if (fd >= 0) keep(fd);
+      return fd;
+    },
+    eventfd: (id) => {
+      eventfds ??= new Map(fds.map((fd) => [readFdInfo({ pid, fd }).eventfd?.id, fd]));
+      return eventfds.get(id);
+    },
+  };
+}
+
+/** The descriptors of a process by the addresses of their files in the kernel. */
+function addressesOf(pid: number, fds: readonly number[], dump: FilesDump): Map<bigint, number> {
+  const memory = kernelMemory(dump);
+  const found = new Map<bigint, number>();
+  const pidfd = syscall("pidfd_open", pid, 0);
+  try {
+    for (let from = 0; from < fds.length; from += COPIES_AT_ONCE) {
+      const some = fds.slice(from, from + COPIES_AT_ONCE);
+      const copies: number[] = [];
+      try {
+        for (const fd of some) copies.push(syscall("pidfd_getfd", pidfd, fd, 0));
+        fileAddresses(copies, memory).forEach((address, index) => {
+          if (!found.has(address)) found.set(address, some[index] ?? -1);
+        });
+      } finally {
+        copies.forEach((copy) => closeSync(copy));
+      }
+    }
+  } finally {
+    closeSync(pidfd);
+  }
+  return found;
+}
+
+const COPIES_AT_ONCE = 64;
+
+/** Whoever makes it gives it its memory, where the program has it; who begins requests anew writes them there. */
+function checkMapped(
+  file: OpenFile,
+  ring: RepriseIoUringEntry,
+  dump: FilesDump,
+  { user }: { readonly user?: number } = {},
+): void {
+  const owner = user ?? file.task.pid;
+  const areas = areasOf(dump, ring.id).filter(({ pid }) => pid === owner);
   const isThere = (offset: number, size: number): boolean =>
     areas.some(
       ({ area, offset: at }) => at === offset && area.write && area.end - area.start >= size,
     );
-  if (isThere(0, ring.rings_size) && isThere(uring.IORING_OFF_SQES, ring.entries_size)) return;
-  throw refusal(file, "the process has not all of its memory mapped", WITHOUT_RINGS);
+  const needsQueues = user === undefined || hasArray(ring);
+  const hasQueues = !needsQueues || isThere(0, ring.rings_size);
+  if (hasQueues && isThere(uring.IORING_OFF_SQES, ring.entries_size)) return;
+  throw refusal(file, `pid ${owner} has not all of its memory mapped`, WITHOUT_RINGS);
 }
 
 function withoutZeros(bytes: Buffer): Buffer {

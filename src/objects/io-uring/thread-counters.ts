@@ -1,113 +1,139 @@
-// The same as counters.ts for a ring that only one thread may use (IORING_SETUP_SINGLE_ISSUER): the thread does the requests, by programs
-// of many calls each. That completions are taken is a copy of one word in its own memory over another.
+// The same as counters.ts for a ring that only one thread may use (IORING_SETUP_SINGLE_ISSUER): the thread does the requests, by repeated
+// steps of its program. What is written into the ring's memory meanwhile, the thread writes: copies from its own memory to its own memory.
 
 import type { RepriseIoUringEntry } from "../../images/schema/messages.generated.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import { MAP_SHARED, PAGE_SIZE, PROT_READ, PROT_WRITE } from "../../sys/abi/mman.ts";
 import { iovecs, IOVEC_SIZE } from "../../sys/memory.ts";
-import { Program, type Pointer, type Ref } from "../../tracee/program.ts";
+import type { Pointer, Program, Ref } from "../../tracee/program.ts";
 import {
+  droppedArray,
+  firstHead,
+  placesOf,
   POSTED_AT_ONCE,
   postingEntries,
-  RingWindows,
   segmentsOf,
+  skippingEntries,
   takenFirst,
   type Segment,
 } from "./counters.ts";
 
-/** A new ring in the thread that may use it. */
+/** A new ring in the thread that may use it, all of whose memory is zeros but for what the kernel has written. */
 export interface ThreadRing {
   readonly fd: number;
-  /** Where the queues are in the thread's memory. */
+  /** Where the queues and the entries are in the thread's memory. */
   readonly rings: number;
-  /** The engine's descriptor of the ring's memory. */
-  readonly memory: number;
-  /** Runs a program in the thread. */
-  run(program: Program): void;
+  readonly entries: number;
 }
 
-/** Calls for so many requests are in one program. */
-const BATCHES = 500;
-
-/**
- * Gives a new ring the counters and the content of the saved one.
- *
- * @throws RepriseError SYSCALL, REMOTE_CALL
- */
-export function bringToStateInThread(saved: RepriseIoUringEntry, ring: ThreadRing): void {
-  using windows = new RingWindows(saved, ring.memory);
-  windows.begin();
-  windows.rings.write(windows.places.sqTail, takenFirst(saved));
-  const most = Math.min(saved.sq_entries, saved.cq_entries);
+/** Adds the calls that give a new ring the counters of the saved one. Its content comes afterwards (finishContent). */
+export function bringToStateInThread(
+  program: Program,
+  saved: RepriseIoUringEntry,
+  ring: ThreadRing,
+): void {
+  const segments = segmentsOf(saved);
+  const label = `bring io_uring ring ${saved.id} to its counters`;
+  const self = program.call("getpid", [], { label });
+  const write: Write = (pieces) => addWrites(program, pieces, { self, label });
+  const { cqHead, sqTail } = placesOf(saved);
+  write([
+    { at: ring.rings + cqHead, bytes: word(firstHead(saved)) },
+    { at: ring.rings + sqTail, bytes: word(takenFirst(saved)) },
+  ]);
   let waiting = 0;
-  for (const segment of segmentsOf(saved)) {
-    const { what, count, taken } = segment;
-    if (what === "skip") windows.skipCompletions();
-    if (what === "drop") windows.dropEntries();
-    const step = what === "drop" ? 1 : what === "post" ? Math.min(POSTED_AT_ONCE, most) : most;
-    const around = { saved, windows, ring, segment, waiting };
-    const whole = Math.floor(count / (step * BATCHES));
-    if (whole > 0) {
-      const program = programOf(around, { step, batches: BATCHES });
-      for (let index = 0; index < whole; index++) ring.run(program);
-    }
-    const rest = count - whole * step * BATCHES;
-    const batches = Math.floor(rest / step);
-    if (batches > 0) ring.run(programOf(around, { step, batches }));
-    const last = rest - batches * step;
-    const before = taken ? waiting : waiting + batches * step;
-    if (last > 0) ring.run(programOf({ ...around, waiting: before }, { step: last, batches: 1 }));
-    if (!taken && (what === "request" || what === "post")) waiting += count;
+  for (const segment of segments) {
+    addSegment(program, { saved, ring, segment, waiting, self, label, write });
+    if (!segment.taken && (segment.what === "request" || segment.what === "post"))
+      waiting += segment.count;
   }
-  windows.finish();
+}
+
+type Write = (pieces: readonly Piece[]) => void;
+
+/** Bytes for a place in the thread's memory. */
+export interface Piece {
+  readonly at: number;
+  readonly bytes: Buffer;
+}
+
+/** Adds the writing of some pieces by the process itself; some words of the first may be addresses in the program. */
+export function addWrites(
+  program: Program,
+  pieces: readonly Piece[],
+  {
+    self,
+    label,
+    pointers = {},
+  }: {
+    readonly self: Ref;
+    readonly label: string;
+    readonly pointers?: Readonly<Record<number, Pointer>>;
+  },
+): void {
+  const bytes = Buffer.concat(pieces.map((piece) => piece.bytes));
+  const source = program.structure(iovecs([{ address: 0, length: bytes.length }]), {
+    0: program.structure(bytes, pointers),
+  });
+  const target = program.data(
+    iovecs(pieces.map(({ at, bytes: { length } }) => ({ address: at, length }))),
+  );
+  program.call("process_vm_writev", [self, source, 1, target, pieces.length, 0], {
+    label,
+    expect: bytes.length,
+  });
 }
 
 interface Around {
   readonly saved: RepriseIoUringEntry;
-  readonly windows: RingWindows;
   readonly ring: ThreadRing;
   readonly segment: Segment;
   /** Completions that wait already. */
   readonly waiting: number;
+  readonly self: Ref;
+  readonly label: string;
+  readonly write: Write;
 }
 
-interface Batches {
-  readonly step: number;
-  readonly batches: number;
-}
-
-function programOf(around: Around, { step, batches }: Batches): Program {
-  const { saved, windows, ring, segment } = around;
-  const { what, taken } = segment;
-  const program = new Program();
-  const label = `bring io_uring ring ${saved.id} to its counters`;
-  const { cqHead, cqTail } = windows.places;
-  const word = (at: number): Pointer =>
+function addSegment(program: Program, around: Around): void {
+  const { saved, ring, segment, waiting, self, label, write } = around;
+  const { what, count, taken } = segment;
+  const { cqHead, cqTail, sqArray } = placesOf(saved);
+  if (what === "skip") write([{ at: ring.entries, bytes: skippingEntries(saved) }]);
+  if (what === "drop") write([{ at: ring.rings + sqArray, bytes: droppedArray(saved) }]);
+  const most = Math.min(saved.sq_entries, saved.cq_entries);
+  // The kernel goes no further in one call than to the first entry that it drops.
+  const step = what === "drop" ? 1 : what === "post" ? Math.min(POSTED_AT_ONCE, most) : most;
+  const place = (at: number): Pointer =>
     program.data(iovecs([{ address: ring.rings + at, length: 4 }]));
-  const [from, to] = [word(cqTail), word(cqHead)];
-  const self = program.call("getpid", []);
-  const poster = what === "post" ? makePoster(program, around, { self, label }) : undefined;
-  for (let index = 0; index < batches; index++) {
-    const submitted = poster?.fd ?? ring.fd;
-    const expect = what === "drop" ? 0 : step;
-    program.call("io_uring_enter", [submitted, step, 0, 0, 0, 0], { label, expect });
+  const [from, to] = [place(cqTail), place(cqHead)];
+  const poster = what === "post" ? makePoster(program, around) : undefined;
+  const add = (some: number, wanted: number): void => {
+    const expect = what === "drop" ? 0 : some;
+    program.call("io_uring_enter", [poster?.fd ?? ring.fd, some, 0, 0, 0, 0], { label, expect });
     if (poster !== undefined) {
       // What others post is put into the queue only when the thread asks for it (IORING_SETUP_DEFER_TASKRUN).
-      const wanted = taken ? step : around.waiting + (index + 1) * step;
       const flags = uring.IORING_ENTER_GETEVENTS;
       program.call("io_uring_enter", [ring.fd, 0, wanted, flags, 0, 0], { label });
     }
     if (taken) program.call("process_vm_writev", [self, from, 1, to, 1, 0], { label, expect: 4 });
+  };
+  const whole = Math.floor(count / step);
+  const rest = count - whole * step;
+  if (poster === undefined || taken) {
+    if (whole > 0) program.repeat(whole, () => add(step, step));
+  } else {
+    // No more than there is room for in the queue.
+    for (let index = 1; index <= whole; index++) add(step, waiting + index * step);
   }
+  if (rest > 0) add(rest, taken ? rest : waiting + count);
   poster?.close();
-  return program;
 }
 
 /** Adds the making of a ring that posts to the other, with all its entries in the queue. */
 function makePoster(
   program: Program,
-  { windows, ring, segment }: Around,
-  { self, label }: { readonly self: Ref; readonly label: string },
+  { saved, ring, segment, self, label }: Around,
 ): { readonly fd: Ref; readonly close: () => void } {
   const params = Buffer.alloc(uring.PARAMS_SIZE);
   params.writeUInt32LE(uring.IORING_SETUP_NO_SQARRAY, uring.PARAMS_FLAGS);
@@ -132,9 +158,7 @@ function makePoster(
     });
   };
   write(entries, places, 0);
-  const tail = Buffer.alloc(4);
-  tail.writeUInt32LE(segment.count);
-  write(tail, queue, windows.places.sqTail);
+  write(word(segment.count), queue, placesOf(saved).sqTail);
   return {
     fd,
     close: () => {
@@ -143,6 +167,12 @@ function makePoster(
       program.call("close", [fd], { label });
     },
   };
+}
+
+function word(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value >>> 0);
+  return bytes;
 }
 
 const IOVEC_LENGTH = 8;

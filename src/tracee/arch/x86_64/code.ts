@@ -31,6 +31,8 @@ export const ENTRY_EXPECTED = 56;
 /** Entry operations instead of a call number: copy a word, or a sign-extended half word, plus an offset. */
 export const ENTRY_COPY_64 = 0xffff_ffff;
 export const ENTRY_COPY_32 = 0xffff_fffe;
+/** Entry operation: count a word down, and as long as it is not 0 then, go back so many bytes in the table. */
+export const ENTRY_REPEAT = 0xffff_fffd;
 
 /**
  * The loop over the table. r12 points to the entry, r13 to the place of its result, r14 to the end of the table.
@@ -38,7 +40,7 @@ export const ENTRY_COPY_32 = 0xffff_fffe;
  */
 const LOOP: readonly Instruction[] = [
   { label: "loop", bytes: [0x4d, 0x39, 0xf4], text: "cmp r12,r14" },
-  { bytes: [0x73, 0], text: "jae done", target: "done" },
+  { bytes: [0x73, 0], text: "jae over", target: "over" },
   { bytes: [0x41, 0x8b, 0x04, 0x24], text: "mov eax,DWORD PTR [r12]" },
   { bytes: [0x85, 0xc0], text: "test eax,eax" },
   { bytes: [0x78, 0], text: "js copy", target: "copy" },
@@ -66,6 +68,8 @@ const LOOP: readonly Instruction[] = [
   { label: "next", bytes: [0x49, 0x83, 0xc5, 0x08], text: "add r13,0x8" },
   { bytes: [0x49, 0x83, 0xc4, ENTRY_SIZE], text: "add r12,0x40" },
   { bytes: [0xeb, 0], text: "jmp loop", target: "loop" },
+  // On the way, as a short jump from the beginning does not reach so far.
+  { label: "over", bytes: [0xeb, 0], text: "jmp done", target: "done" },
   // A copy moves an earlier result (or a word that the kernel wrote) into an argument of a later entry.
   { label: "copy", bytes: [0x49, 0x8b, 0x74, 0x24, 0x08], text: "mov rsi,QWORD PTR [r12+0x8]" },
   { bytes: [0x49, 0x8b, 0x7c, 0x24, 0x10], text: "mov rdi,QWORD PTR [r12+0x10]" },
@@ -73,10 +77,19 @@ const LOOP: readonly Instruction[] = [
   { bytes: [0x75, 0], text: "jne half", target: "half" },
   { bytes: [0x48, 0x8b, 0x06], text: "mov rax,QWORD PTR [rsi]" },
   { bytes: [0xeb, 0], text: "jmp store", target: "store" },
-  { label: "half", bytes: [0x48, 0x63, 0x06], text: "movsxd rax,DWORD PTR [rsi]" },
+  { label: "half", bytes: [0xff, 0xc0], text: "inc eax" },
+  { bytes: [0x75, 0], text: "jne again", target: "again" },
+  { bytes: [0x48, 0x63, 0x06], text: "movsxd rax,DWORD PTR [rsi]" },
   { label: "store", bytes: [0x49, 0x03, 0x44, 0x24, 0x18], text: "add rax,QWORD PTR [r12+0x18]" },
   { bytes: [0x48, 0x89, 0x07], text: "mov QWORD PTR [rdi],rax" },
   { bytes: [0x49, 0x89, 0x45, 0x00], text: "mov QWORD PTR [r13+0x0],rax" },
+  { bytes: [0xeb, 0], text: "jmp next", target: "next" },
+  // A repetition: of results there are 8 bytes an entry.
+  { label: "again", bytes: [0x48, 0xff, 0x0e], text: "dec QWORD PTR [rsi]" },
+  { bytes: [0x74, 0], text: "je next", target: "next" },
+  { bytes: [0x49, 0x29, 0xfc], text: "sub r12,rdi" },
+  { bytes: [0x48, 0xc1, 0xef, 0x03], text: "shr rdi,0x3" },
+  { bytes: [0x49, 0x29, 0xfd], text: "sub r13,rdi" },
   { bytes: [0xeb, 0], text: "jmp next", target: "next" },
 ];
 
