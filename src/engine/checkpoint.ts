@@ -306,6 +306,7 @@ function filesOptions(options: CheckpointOptions): FilesDumpOptions {
     shellJob: options.shellJob ?? false,
     orphanPtsMaster: options.orphanPtsMaster ?? false,
     linkRemap: options.linkRemap ?? false,
+    goesOn: options.leave === "running",
     ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
     extUnixSk: options.extUnixSk ?? false,
     ...(options.requestSocket === undefined ? {} : { requestSocket: options.requestSocket }),

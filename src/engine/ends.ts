@@ -36,6 +36,7 @@ export interface Captured {
 /** The tasks go on, and then their images are encoded. */
 export function goOnAndCommit(options: CheckpointOptions, captured: Captured): DumpStats {
   const { tree, images, files, lock, inventory, phase, tell } = captured;
+  files.prepareCommit();
   files.end("alive");
   unlock(lock, options);
   releaseTree(tree, { leaveStopped: false });
@@ -50,7 +51,7 @@ export function goOnAndCommit(options: CheckpointOptions, captured: Captured): D
 /** The tasks go on, or stay stopped, when the set is whole, but before the disk has caught up. */
 export function commitAndLetGo(options: CheckpointOptions, captured: Captured): DumpStats {
   const { tree, images, files, lock, memory, inventory, phase, tell } = captured;
-  images.commit(inventory);
+  images.commit(inventory, () => files.prepareCommit());
   if (options.hooks?.script !== undefined) {
     // A script may save more (a file system) that belongs to this state.
     syncDirectory(options.imagesDir);
@@ -73,7 +74,7 @@ export function commitAndLetGo(options: CheckpointOptions, captured: Captured): 
 /** The tasks end when the set is on the disk. */
 export function commitAndKill(options: CheckpointOptions, captured: Captured): DumpStats {
   const { tree, images, files, lock, landlock, memory, inventory, phase, tell } = captured;
-  images.commit(inventory);
+  images.commit(inventory, () => files.prepareCommit());
   const stats = captured.stats();
   phase("committed");
   writeDumpStats(options.workDir ?? options.imagesDir, stats);

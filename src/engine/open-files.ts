@@ -75,6 +75,7 @@ class Opener implements FilesRestore {
   readonly #program = new Program();
   readonly #opened = new Map<number, Argument>();
   readonly #mapped = new Map<string, Argument>();
+  readonly #first: (() => void)[] = [];
   readonly #later: ((program: Program) => void)[] = [];
   readonly #last: ((program: Program) => void)[] = [];
   readonly #inEngine: ((copies: EngineCopies) => void)[] = [];
@@ -155,12 +156,15 @@ class Opener implements FilesRestore {
   #runIn(root: Tracee): ProgramResult | undefined {
     const { job: opening, done } = roomyJob(this.#plan, root, this.#program);
     const unguard = guardNames(this.#plan, this.#growth, ownNames(this));
+    let isBegun = false;
     try {
+      for (const step of this.#first) step();
+      isBegun = true;
       const [result] = runPrograms([opening]);
       done();
       return result;
     } catch (error) {
-      removeTemporaryNames(this, entriesRun(opening));
+      removeTemporaryNames(this, isBegun ? entriesRun(opening) : 0);
       throw error;
     } finally {
       unguard();
@@ -259,6 +263,10 @@ class Opener implements FilesRestore {
 
   temporaryPlace(mntId: number | undefined, path: string): Place {
     return this.#places?.onSource(mntId, path) ?? { directory: AT_FDCWD, path, prefix: "" };
+  }
+
+  first(step: () => void): void {
+    this.#first.push(step);
   }
 
   later(step: (program: Program) => void): void {

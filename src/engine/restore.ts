@@ -2,7 +2,7 @@
 // tree, fill every task in parallel, make the threads, and let all go together. Until that moment every task dies with the
 // engine, and every error leaves nothing behind.
 
-import { openSync, unlinkSync } from "node:fs";
+import { openSync, rmSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
@@ -10,13 +10,14 @@ import { ImageSetReader } from "../images/image-set.ts";
 import type { Placement } from "../objects/cgroups/placement.ts";
 import { CgroupRestore, type CgroupRestoreOptions } from "../objects/cgroups/restore.ts";
 import type { TcpRestoreOptions } from "../objects/files/file-kind.ts";
-import { linkRemapPaths } from "../objects/files/ghost-restore.ts";
+import { linksToRemove } from "../objects/files/path-for-opening.ts";
 import { NetworkLock, savedConnections } from "../objects/network/lock.ts";
 import type { NamespacesRestoreOptions } from "../objects/namespaces/room.ts";
 import { hostLsm } from "../objects/task/lsm.ts";
 import type { CpuCapabilities } from "../objects/cpu/cpu-info.ts";
 import { identifyClocks } from "../objects/namespaces/time.ts";
 import { punchPlaces } from "../objects/memory/dedup.ts";
+import { pathBytes } from "../objects/files/path.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
@@ -199,10 +200,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     if (lock.isElsewhere) options.hooks?.script?.("network-unlock", root);
     lock.unlock();
     options.hooks?.script?.("pre-resume", root);
-    if (options.removeLinks === true) {
-      const places = growth.mountPlaces;
-      linkRemapPaths(set, (mntId) => places?.prefixOf(mntId) ?? "").forEach(removeLink);
-    }
+    removeLinks(set, growth, { isSpent: options.removeLinks === true });
     files.release();
     growth.ends.splice(0).forEach((end) => end.release());
     beginWaiting(plan, growth);
@@ -279,11 +277,19 @@ function giveBack(plan: RestorePlan, imagesDir: string): void {
   }
 }
 
-function removeLink(path: string): void {
-  try {
-    unlinkSync(path);
-  } catch (error) {
-    log.warn(`cannot remove ${path}, which the dump left: ${String(error)}`);
+function removeLinks(
+  set: LoadedSet,
+  { mountPlaces: places }: Growth,
+  { isSpent }: { readonly isSpent: boolean },
+): void {
+  const isSaved = (mntId: number | undefined): boolean => places?.isMade(mntId) ?? false;
+  for (const { name, mnt_id } of linksToRemove(set, { isSpent, isSaved })) {
+    const path = (places?.prefixOf(mnt_id) ?? "") + name;
+    try {
+      rmSync(pathBytes(path), { force: true });
+    } catch (error) {
+      log.warn(`cannot remove ${path}, which the dump left: ${String(error)}`);
+    }
   }
 }
 

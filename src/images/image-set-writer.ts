@@ -167,14 +167,15 @@ export class ImageSetWriter {
     image.close();
   }
 
-  /** Ends the set: manifest, then the inventory under its name. */
-  commit(inventory: MessageInput<InventoryEntry>): void {
+  /** Ends the set: manifest, then the inventory under its name. `last` is what is to be done just before that. */
+  commit(inventory: MessageInput<InventoryEntry>, last?: () => void): void {
     for (const write of this.#held ?? []) write();
     this.#held = undefined;
     assert(this.#open.size === 0, "an image is still open at commit");
     this.#writeInventory(inventory);
     this.#writeManifest();
     if (this.#sync === "files") this.#syncAll();
+    last?.();
     renameSync(this.path(TEMPORARY_INVENTORY), this.path(imageName("inventory")));
     if (this.#sync === "files") syncPath(this.dir, constants.O_DIRECTORY);
     this.#written.clear();

@@ -2,11 +2,7 @@
 // are hexadecimal without a prefix. The file handle is what name_to_handle_at(2) gives and is left out when
 // the file system has none.
 
-/** A file handle as open_by_handle_at(2) takes it. */
-export interface FileHandle {
-  readonly type: number;
-  readonly bytes: Uint8Array;
-}
+import type { FileHandle } from "./file-handle.ts";
 
 /** One watch of an inotify descriptor. */
 export interface InotifyMark {

@@ -1124,6 +1124,7 @@ export interface RegFileEntry {
   readonly checksum?: number | undefined;
   readonly checksum_config?: number | undefined;
   readonly checksum_parameter?: number | undefined;
+  readonly linked?: RepriseLinkedFile | undefined;
 }
 
 export interface RemapFilePathEntry {
@@ -1209,6 +1210,16 @@ export interface RepriseIoUringRequest {
   readonly entry: Uint8Array;
   readonly seconds?: bigint | undefined;
   readonly nanoseconds?: number | undefined;
+}
+
+export interface RepriseLinkedFile {
+  readonly file_system?: bigint | undefined;
+  readonly handle_type?: number | undefined;
+  readonly handle?: Uint8Array | undefined;
+  readonly unnamed?: boolean | undefined;
+  readonly ghost?: number | undefined;
+  readonly kept?: boolean | undefined;
+  readonly directory?: Uint8Array | undefined;
 }
 
 export interface RepriseMachine {
@@ -2236,6 +2247,7 @@ export interface Messages {
   readonly reprise_inventory_entry: RepriseInventoryEntry;
   readonly reprise_io_uring_entry: RepriseIoUringEntry;
   readonly reprise_io_uring_request: RepriseIoUringRequest;
+  readonly reprise_linked_file: RepriseLinkedFile;
   readonly reprise_machine: RepriseMachine;
   readonly reprise_membership: RepriseMembership;
   readonly reprise_memory_policy: RepriseMemoryPolicy;
@@ -2469,7 +2481,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   pstree_entry:
     "1,pid,u! 2,ppid,u! 3,pgid,u! 4,sid,u! 5,threads,u* 30001,reprise,m?,reprise_pids_entry",
   reg_file_entry:
-    "1,id,u! 2,flags,u! 3,pos,U! 5,fown,m!,fown_entry 6,name,t! 7,mnt_id,s? 8,size,N? 9,ext,b? 10,mode,u? 11,build_id,u* 12,checksum,u? 13,checksum_config,u? 14,checksum_parameter,u?",
+    "1,id,u! 2,flags,u! 3,pos,U! 5,fown,m!,fown_entry 6,name,t! 7,mnt_id,s? 8,size,N? 9,ext,b? 10,mode,u? 11,build_id,u* 12,checksum,u? 13,checksum_config,u? 14,checksum_parameter,u? 30001,linked,m?,reprise_linked_file",
   remap_file_path_entry: "1,orig_id,u! 2,remap_id,u! 3,remap_type,e?,remap_type",
   reprise_cgroup_namespace: "1,id,u! 2,roots,m*,cg_member_entry",
   reprise_datagram: "1,source,y! 2,data,y!",
@@ -2482,6 +2494,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_io_uring_entry:
     "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y! 15,owner,u? 16,thread,u? 17,sq_thread_idle,u? 18,sq_thread_cpu,u? 19,eventfd,u? 20,eventfd_async,b? 21,files,s* 22,buffers,m*,reprise_memory_range 23,requests,m*,reprise_io_uring_request",
   reprise_io_uring_request: "1,thread,u! 2,entry,y! 3,seconds,U? 4,nanoseconds,u?",
+  reprise_linked_file:
+    "1,file_system,U? 2,handle_type,u? 3,handle,y? 4,unnamed,b? 5,ghost,u? 6,kept,b? 7,directory,y?",
   reprise_machine: "1,kernel,t! 2,cpu,m?,cpuinfo_x86_entry 3,boot,t?",
   reprise_membership: "1,interface,t! 2,group,y! 3,mode,u! 4,sources,y*",
   reprise_memory_policy: "1,mode,u! 2,nodes,y!",

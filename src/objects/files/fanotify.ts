@@ -38,7 +38,7 @@ import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
-import { ghostWithInode } from "./ghost-restore.ts";
+import { ghostWithInode } from "./path-for-opening.ts";
 import { handleEntry } from "./inotify.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 import { PathFinder } from "./watched-path.ts";

@@ -20,7 +20,7 @@ import {
 } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
-import { pathForOpening } from "./ghost-restore.ts";
+import { pathForOpening } from "./path-for-opening.ts";
 import { needsOwner, restoreOwner, settleOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
 import { fillPipe, notePipe } from "./pipe-data.ts";

@@ -54,6 +54,8 @@ export interface FilesDump {
   afterTasks(step: () => void): void;
   /** Defers a step to the end of collecting, when every description has been seen (pipe data, epoll targets). */
   later(step: () => void): void;
+  /** Defers a step to the moment when the set is whole but for that: what can be seen of it outside, and what may still fail. */
+  beforeCommit(step: () => void): void;
   /** Defers a step to the failure of the dump: takes back what was done outside of the images. */
   onAbort(step: () => void): void;
   /**
@@ -110,6 +112,8 @@ export interface FilesDumpOptions {
   /** A terminal may have its other end outside: the restore makes a new one (--orphan-pts-master). @default false */
   readonly orphanPtsMaster?: boolean;
   readonly linkRemap: boolean;
+  /** The tasks go on after the dump, and shall not see a trace of it in their file systems. @default false */
+  readonly goesOn?: boolean;
   /** Bytes up to which the content of a deleted file is put into the images. */
   readonly ghostLimit: number;
   readonly shellJob: boolean;
@@ -141,6 +145,8 @@ export interface FilesRestore {
   temporaryPlace(mntId: number | undefined, path: string): Place;
   /** Opens another entry (the regular file behind a FIFO) and gives its descriptor. */
   open(id: number): Argument;
+  /** Adds a step that the engine runs just before the opening program. */
+  first(step: () => void): void;
   /** Adds calls to the end of the opening program: removing a ghost's name, filling a pipe. */
   later(step: (program: Program) => void): void;
   /** Adds calls to the root task's last program, when all tasks have their memory, files and directories. */

@@ -1,18 +1,12 @@
 // Deleted files, at restore: a ghost is made again in its directory, filled from the image, opened, and its name removed when all
-// files are open (temporary-names.ts). A file that a dump gave a hard link is linked back for as long as it takes to open it. The
-// opening program runs as root, before there are other tasks.
+// files are open (temporary-names.ts).
 
 import { basename, dirname } from "node:path";
-import { assert, RepriseError } from "../../errors.ts";
-import { remapOf } from "../../images/check-files.ts";
-import { loadGhost, type LoadedSet } from "../../images/check-set.ts";
+import { assert } from "../../errors.ts";
+import { loadGhost } from "../../images/check-set.ts";
 import type { ImageEntry, PayloadPart } from "../../images/image-file.ts";
 import { imageName } from "../../images/names.ts";
-import {
-  RemapType,
-  type GhostFileEntry,
-  type RegFileEntry,
-} from "../../images/schema/messages.generated.ts";
+import type { GhostFileEntry, RegFileEntry } from "../../images/schema/messages.generated.ts";
 import {
   AT_FDCWD,
   AT_SYMLINK_NOFOLLOW,
@@ -28,7 +22,6 @@ import {
   SEEK_SET,
 } from "../../sys/abi/fcntl.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
-import { processForProc } from "./dead-process.ts";
 import { restoreXattrs } from "./extended-attributes.ts";
 import type { FilesRestore } from "./file-kind.ts";
 import { joinPath } from "../mounts/external.ts";
@@ -36,117 +29,20 @@ import type { Place } from "../mounts/places.ts";
 import { pathArgument } from "./path.ts";
 import { addName, engineSide, isTemporary, makeParents, type MadeName } from "./temporary-names.ts";
 
-/** What this room keeps while one opening program is built. */
-interface Made {
-  /** Where it is made, and by which name it is opened, by ghost id. */
-  readonly ghosts: Map<number, MadeName>;
-  /** Path by id of the hard link's entry, then of the name it is wanted for. */
-  readonly links: Map<string, string>;
-}
-
-const states = new WeakMap<FilesRestore, Made>();
-
-/**
- * The path by which the file of an entry can be opened: its own, or one that the program makes before and removes at its
- * end.
- *
- * @throws RepriseError UNSUPPORTED, BAD_IMAGE
- */
-export function pathForOpening(
-  program: Program,
-  entry: RegFileEntry,
-  restore: FilesRestore,
-): string {
-  if (entry.ext === true) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot restore file ${entry.name}: it was external at the dump`,
-      { hint: "Give it with --inherit-fd." },
-    );
-  }
-  restore.inMountsOf(program, entry.mnt_id);
-  const remap = remapsOf(restore.set).get(entry.id);
-  if (remap === undefined) return entry.name;
-  switch (remap.type) {
-    case RemapType.GHOST:
-      return makeGhost(program, { entry, id: remap.id }, restore);
-    case RemapType.LINKED:
-      return linkBack(program, { entry, id: remap.id }, restore);
-    case RemapType.PROCFS:
-      processForProc(program, remap.id, restore);
-      return entry.name;
-    default:
-      throw new RepriseError(
-        "BAD_IMAGE",
-        `cannot restore file ${entry.name}: remap type ${remap.type}`,
-      );
-  }
-}
-
-/** The id of an open file that is a ghost with this device (the kernel's number) and inode; undefined when there is none. */
-export function ghostWithInode(
-  set: LoadedSet,
-  inode: { readonly dev: number; readonly ino: bigint },
-): number | undefined {
-  let index = inodeIndexes.get(set);
-  if (index === undefined) {
-    const fresh = new Map<string, number>();
-    for (const [id, remap] of remapsOf(set)) {
-      if (remap.type !== RemapType.GHOST || !set.files.has(id)) continue;
-      const { dev, ino } = loadGhost(set.reader, remap.id).value;
-      const key = `${dev}:${ino}`;
-      if (!fresh.has(key)) fresh.set(key, id);
-    }
-    inodeIndexes.set(set, (index = fresh));
-  }
-  return index.get(`${inode.dev}:${inode.ino}`);
-}
-
-/** By device and inode. */
-const inodeIndexes = new WeakMap<LoadedSet, ReadonlyMap<string, number>>();
-
-/** Hard links that the dump left (link_remap.N): no longer needed once the set is not to be restored again. */
-export function linkRemapPaths(
-  set: LoadedSet,
-  prefixOf: (mntId: number | undefined) => string,
-): readonly string[] {
-  const links = [...remapsOf(set).values()].filter(({ type }) => type === RemapType.LINKED);
-  return links.flatMap(({ id }) => {
-    const link = set.regularFiles.get(id);
-    return link === undefined ? [] : prefixOf(link.mnt_id) + link.name;
-  });
-}
-
-type Remap = ReturnType<typeof remapOf>;
-const remapIndexes = new WeakMap<LoadedSet, ReadonlyMap<number, Remap>>();
-
-function remapsOf(set: LoadedSet): ReadonlyMap<number, Remap> {
-  let index = remapIndexes.get(set);
-  if (index === undefined) {
-    index = new Map(set.remaps.map((remap) => [remap.orig_id, remapOf(remap)]));
-    remapIndexes.set(set, index);
-  }
-  return index;
-}
-
-function stateOf(restore: FilesRestore): Made {
-  let state = states.get(restore);
-  if (state === undefined) {
-    state = { ghosts: new Map(), links: new Map() };
-    states.set(restore, state);
-  }
-  return state;
-}
+/** What this room keeps while one opening program is built: where a ghost is made, and by which name it is opened, by its id. */
+const states = new WeakMap<FilesRestore, Map<number, MadeName>>();
 
 interface Wanted {
   readonly entry: RegFileEntry;
-  /** Ghost id, or file id of the hard link. */
+  /** Ghost id. */
   readonly id: number;
 }
 
-function makeGhost(program: Program, wanted: Wanted, restore: FilesRestore): string {
+/** The path by which a ghost can be opened, which the program makes before. */
+export function makeGhost(program: Program, wanted: Wanted, restore: FilesRestore): string {
   const { entry, id } = wanted;
-  const { ghosts } = stateOf(restore);
+  let ghosts = states.get(restore);
+  if (ghosts === undefined) states.set(restore, (ghosts = new Map()));
   const known = ghosts.get(id);
   if (known !== undefined) return openGhostAgain(program, wanted, known, restore);
   const ghost = loadGhost(restore.set.reader, id);
@@ -312,29 +208,4 @@ function setAttributes(
   });
   const pointer = program.data(times);
   program.call("utimensat", [directory, path, pointer, AT_SYMLINK_NOFOLLOW], { label });
-}
-
-function linkBack(program: Program, wanted: Wanted, restore: FilesRestore): string {
-  const { entry, id } = wanted;
-  const { links } = stateOf(restore);
-  const key = `${id}:${entry.mnt_id ?? 0}:${entry.name}`;
-  const known = links.get(key);
-  if (known !== undefined) return known;
-  const link = restore.set.regularFiles.get(id);
-  assert(link !== undefined, `file ${entry.id} is remapped to file ${id}, which is not there`);
-  makeParents(program, entry, restore);
-  const from = restore.temporaryPlace(link.mnt_id, link.name);
-  const made = addName(restore, entry, {
-    suffix: ".cr_link",
-    isDirectory: false,
-    madeBy: program.length,
-  });
-  const { place: to, path, lastPath } = made;
-  links.set(key, path);
-  const [source, target] = [pathArgument(program, from.path), pathArgument(program, to.path)];
-  program.call("linkat", [from.directory, source, to.directory, target, 0], {
-    label: `link ${link.name} back to the lost name ${lastPath}`,
-    hint: "The dump made this hard link for the restore. Without it the file cannot be found.",
-  });
-  return path;
 }

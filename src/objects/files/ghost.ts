@@ -1,31 +1,19 @@
-// Deleted files that are still open, at dump. A file without any name goes into the images whole (a "ghost"); one that
-// only lost the name by which it was opened gets a hard link next to that name, with --link-remap. remap-fpath.img says
-// which file is which; format.md 10.3. The other half is ghost-restore.ts.
+// Files without any name that are still open, at dump: they go into the images whole (a "ghost"). The other half is ghost-restore.ts.
 
 import {
   closeSync,
   constants,
-  lstatSync,
   openSync,
   readSync,
-  rmSync,
   statfsSync,
   statSync,
   type BigIntStats,
 } from "node:fs";
-import { dirname } from "node:path";
-import { assert, RepriseError } from "../../errors.ts";
+import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import {
-  FdTypes,
-  RemapType,
-  type RemapFilePathEntry,
-  type RepriseXattr,
-} from "../../images/schema/messages.generated.ts";
+import type { RepriseXattr } from "../../images/schema/messages.generated.ts";
 import { bytesToText } from "../../images/text.ts";
 import {
-  AT_FDCWD,
-  AT_SYMLINK_FOLLOW,
   S_IFBLK,
   S_IFCHR,
   S_IFDIR,
@@ -34,89 +22,12 @@ import {
   S_IFMT,
   S_IFREG,
 } from "../../sys/abi/fcntl.ts";
-import { mountIdOf } from "../../proc/mount-id.ts";
 import type { FileStat } from "../../proc/links.ts";
-import { EEXIST, ENOENT, errnoName } from "../../sys/errno.ts";
-import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { syscall } from "../../sys/ffi.ts";
 import { readXattrs } from "./extended-attributes.ts";
 import { dataRanges, type DataRange } from "./data-ranges.ts";
 import type { FilesDump, OpenFile } from "./file-kind.ts";
-import { asOwner } from "../mounts/as-owner.ts";
-import { NO_OWNER } from "./owner.ts";
-import { locate, mountIdField, mountRoot, pathBytes, type Whereabouts } from "./path.ts";
-import {
-  DEVPTS_SUPER_MAGIC,
-  OVERLAYFS_SUPER_MAGIC,
-  PROC_SUPER_MAGIC,
-} from "../../sys/abi/mount.ts";
-
-/** What this room keeps during one dump. */
-interface Ghosts {
-  readonly remaps: RemapFilePathEntry[];
-  /** Ghost id by device and inode. */
-  readonly ghosts: Map<string, number>;
-  /** File id of the hard link by device, inode and name. */
-  readonly links: Map<string, number>;
-  written: boolean;
-}
-
-const states = new WeakMap<FilesDump, Ghosts>();
-
-/**
- * The path to store for a file, which gets the entry `id`. When the file is not found by it, the file's content or a hard
- * link to it is put away, and a remap is noted.
- *
- * @throws RepriseError UNSUPPORTED for what cannot be kept, naming pid, fd and path; SYSCALL
- */
-export function nameForImages(file: OpenFile, id: number, dump: FilesDump): string {
-  const found = locate(file, dump);
-  const { name } = found;
-  refuseCovered(file, found, dump);
-  if (found.kind === "there") return name;
-  if (name.startsWith("/dev/pts/") && statfsSync(file.procPath).type === DEVPTS_SUPER_MAGIC)
-    return name;
-  const state = stateOf(dump);
-  assert(!state.written, `${name} was looked at after the deferred steps of the dump`);
-  const dead = deadProcess(file, name);
-  if (dead !== undefined) {
-    state.remaps.push({ orig_id: id, remap_id: dead, remap_type: RemapType.PROCFS });
-  } else if (file.stat.nlink === 0 || isLostBelow(file, name, dump)) {
-    const remap_id = ghostOf(file, name, dump);
-    state.remaps.push({ orig_id: id, remap_id, remap_type: RemapType.GHOST });
-  } else {
-    const remap_id = linkOf(file, name, dump);
-    state.remaps.push({ orig_id: id, remap_id, remap_type: RemapType.LINKED });
-  }
-  return name;
-}
-
-/**
- * A deleted file of a lower layer of an overlay keeps the number of links that it has there; that no link to it can be made tells that
- * it is gone.
- */
-function isLostBelow(file: OpenFile, name: string, dump: FilesDump): boolean {
-  if ((file.stat.mode & S_IFMT) !== S_IFREG) return false;
-  if (statfsSync(file.procPath).type !== OVERLAYFS_SUPER_MAGIC) return false;
-  const directory = `${mountRoot(file, dump)}${dirname(name)}`;
-  if (lstatSync(pathBytes(directory), { throwIfNoEntry: false }) === undefined) return false;
-  const path = `${directory}/.reprise-link.${process.pid}`;
-  const result = linkTo(file, path, dump);
-  if (result === 0) rmSync(pathBytes(path), { force: true });
-  return result === -ENOENT;
-}
-
-/** A file that something is mounted over cannot be opened by a path. */
-function refuseCovered(file: OpenFile, { kind, name }: Whereabouts, dump: FilesDump): void {
-  const { mnt_id } = mountIdField(file, dump);
-  if (mnt_id === undefined) return;
-  // A file that is gone should at least have its directory on the mount; a mounted file has not.
-  const mountPoint = dump.mounts?.all.find(({ byId }) => byId.has(mnt_id))?.byId.get(mnt_id);
-  const path = kind === "there" || mountPoint?.mountpoint === name ? name : dirname(name);
-  const follow = (file.stat.mode & S_IFMT) !== S_IFLNK;
-  const seen = mountIdOf(pathBytes(mountRoot(file, dump) + path), { follow });
-  if (seen === undefined || seen === mnt_id) return;
-  throw refused(file, `something is mounted over it (at ${path})`, "Take that mount away first.");
-}
+import { refused } from "./refusals.ts";
 
 /** Kinds of file that a ghost can be. */
 const GHOST_KINDS: ReadonlySet<number> = new Set([
@@ -132,28 +43,19 @@ const CHUNKS_FROM = 3 * 4096;
 /** st_blocks counts units of this size. */
 const BLOCK_UNIT = 512n;
 const COPY_BYTES = 256 * 1024;
-/** link_remap.N names that are tried. */
-const MAX_LINK_NAMES = 100;
 const PATH_MAX = 4096;
 const U32 = 0xffff_ffffn;
 
-function stateOf(dump: FilesDump): Ghosts {
-  let state = states.get(dump);
-  if (state === undefined) {
-    const fresh: Ghosts = { remaps: [], ghosts: new Map(), links: new Map(), written: false };
-    states.set(dump, (state = fresh));
-    dump.later(() => {
-      fresh.written = true;
-      dump.images.write("remap-fpath", 0, fresh.remaps);
-    });
-  }
-  return state;
-}
+/** Ghost ids of one dump, by device and inode. */
+const states = new WeakMap<FilesDump, Map<string, number>>();
 
-function ghostOf(file: OpenFile, name: string, dump: FilesDump): number {
-  const { ghosts } = stateOf(dump);
-  const key = `${file.stat.devMajor}:${file.stat.devMinor}:${file.stat.inode}`;
-  const known = ghosts.get(key);
+/**
+ * Puts the content of a deleted file away. Gives the id of the ghost.
+ *
+ * @throws RepriseError UNSUPPORTED for what is too large or cannot be made again; SYSCALL
+ */
+export function ghostOf(file: OpenFile, name: string, dump: FilesDump): number {
+  const known = ghosts(dump).get(keyOf(file));
   if (known !== undefined) return known;
   if (!GHOST_KINDS.has(file.stat.mode & S_IFMT)) {
     throw refused(file, `${name} is deleted and no file that can be made again`);
@@ -161,10 +63,39 @@ function ghostOf(file: OpenFile, name: string, dump: FilesDump): number {
   const stat = statSync(file.procPath, { bigint: true });
   if ((file.stat.mode & S_IFMT) === S_IFREG)
     checkLimit(file, name, { stat, limit: dump.options.ghostLimit });
-  const id = ghosts.size + 1;
-  ghosts.set(key, id);
+  return newGhost(file, stat, dump);
+}
+
+/** The same for a file that may have a name when it is wanted again; undefined when it is too large, or cannot be made again. */
+export function ghostIfSmall(file: OpenFile, dump: FilesDump): number | undefined {
+  const known = ghosts(dump).get(keyOf(file));
+  const kind = file.stat.mode & S_IFMT;
+  if (known !== undefined || !GHOST_KINDS.has(kind) || kind === S_IFDIR) return known;
+  const stat = statSync(file.procPath, { bigint: true });
+  if (kind === S_IFREG && sizeOnDisk(stat) > BigInt(dump.options.ghostLimit)) return undefined;
+  return newGhost(file, stat, dump);
+}
+
+function ghosts(dump: FilesDump): Map<string, number> {
+  let known = states.get(dump);
+  if (known === undefined) states.set(dump, (known = new Map()));
+  return known;
+}
+
+function keyOf({ stat }: OpenFile): string {
+  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}`;
+}
+
+function newGhost(file: OpenFile, stat: BigIntStats, dump: FilesDump): number {
+  const known = ghosts(dump);
+  const id = known.size + 1;
+  known.set(keyOf(file), id);
   writeGhost(file, stat, { id, dump });
   return id;
+}
+
+function sizeOnDisk({ blocks }: BigIntStats): bigint {
+  return blocks * BLOCK_UNIT;
 }
 
 function checkLimit(
@@ -175,7 +106,7 @@ function checkLimit(
   const { type } = statfsSync(file.procPath);
   if (type === HUGETLBFS_MAGIC) throw refused(file, "memory of huge pages cannot be saved yet");
   if (type === SECRETMEM_MAGIC) throw refused(file, "secret memory cannot be read by others");
-  const bytes = stat.blocks * BLOCK_UNIT;
+  const bytes = sizeOnDisk(stat);
   if (bytes <= BigInt(limit)) return;
   throw refused(
     file,
@@ -278,91 +209,4 @@ function copyRange(fd: number, range: DataRange, image: GhostContent["image"]): 
     image.payload(bytes.subarray(0, count));
     at += count;
   }
-}
-
-/** The process whose directory in /proc a file is of, when it has ended. */
-function deadProcess(file: OpenFile, name: string): number | undefined {
-  const pid = /^\/proc\/(\d+)(?:\/|$)/.exec(name)?.[1];
-  if (pid === undefined || statfsSync(file.procPath).type !== PROC_SUPER_MAGIC) return undefined;
-  return Number(pid);
-}
-
-/** Makes a hard link next to the lost name; gives the id of its entry. */
-function linkOf(file: OpenFile, name: string, dump: FilesDump): number {
-  refuseUnlinkable(file, name, dump);
-  const { links } = stateOf(dump);
-  const key = `${file.stat.devMajor}:${file.stat.devMinor}:${file.stat.inode}:${name}`;
-  const known = links.get(key);
-  if (known !== undefined) return known;
-  const id = dump.addEntry((linkId) => ({
-    type: FdTypes.REG,
-    id: linkId,
-    reg: {
-      id: linkId,
-      flags: 0,
-      pos: 0n,
-      fown: NO_OWNER,
-      name: makeLink(file, { name, linkId, dump }),
-      build_id: [],
-      ...mountIdField(file, dump),
-    },
-  }));
-  links.set(key, id);
-  return id;
-}
-
-function refuseUnlinkable(file: OpenFile, name: string, dump: FilesDump): void {
-  if ((file.stat.mode & S_IFMT) === S_IFDIR) {
-    throw refused(
-      file,
-      `the directory is not found by its name ${name} (is something mounted over it, or its mount in no place?)`,
-    );
-  }
-  if (dump.options.linkRemap) return;
-  throw refused(
-    file,
-    `${name} is deleted but the file has another name`,
-    "Dump with --link-remap: it puts a hard link next to the lost name, which a restore needs.",
-  );
-}
-
-interface LinkOptions {
-  readonly name: string;
-  readonly linkId: number;
-  readonly dump: FilesDump;
-}
-
-function makeLink(file: OpenFile, { name, linkId, dump }: LinkOptions): string {
-  const root = mountRoot(file, dump);
-  for (let directory = dirname(name), attempt = 0; ;) {
-    const suffix = attempt === 0 ? "" : `.${attempt}`;
-    const link = `${directory === "/" ? "" : directory}/link_remap.${linkId}${suffix}`;
-    const result = linkTo(file, root + link, dump);
-    if (result === 0) {
-      dump.onAbort(() => rmSync(pathBytes(root + link), { force: true }));
-      return link;
-    }
-    // A link that an earlier dump left; then a directory that is gone too, where the one above must do.
-    if (result === -EEXIST && attempt < MAX_LINK_NAMES) attempt++;
-    else if (result === -ENOENT && directory !== "/") directory = dirname(directory);
-    else throw refused(file, `no hard link can be made for ${name}: linkat: ${errnoName(-result)}`);
-  }
-}
-
-/** Makes a hard link to an open file. @returns what the kernel says */
-function linkTo(file: OpenFile, path: string, dump: FilesDump): number {
-  const target = Buffer.concat([pathBytes(path), Buffer.of(0)]);
-  const source = Buffer.from(`${file.procPath}\0`);
-  return asOwner(dump.mounts?.maps, () =>
-    trySyscall("linkat", AT_FDCWD, source, AT_FDCWD, target, AT_SYMLINK_FOLLOW),
-  );
-}
-
-function refused(file: OpenFile, why: string, hint?: string): RepriseError {
-  const where = file.fd < 0 ? file.target : `fd ${file.fd} (${file.target})`;
-  return new RepriseError("UNSUPPORTED", `cannot dump ${where} of pid ${file.task.pid}: ${why}`, {
-    pid: file.task.pid,
-    ...(file.fd < 0 ? {} : { fd: file.fd }),
-    hint: hint ?? "Let the process close the file before the dump.",
-  });
 }

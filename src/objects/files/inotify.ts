@@ -10,7 +10,8 @@ import {
   type FileEntry,
   type InotifyWdEntry,
 } from "../../images/schema/messages.generated.ts";
-import type { FileHandle, InotifyMark } from "../../proc/notify-marks.ts";
+import type { FileHandle } from "../../proc/file-handle.ts";
+import type { InotifyMark } from "../../proc/notify-marks.ts";
 import {
   IN_ALL_EVENTS,
   IN_DONT_FOLLOW,
@@ -22,7 +23,7 @@ import {
 import { F_SETFL, FIONREAD, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import { syscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
-import { ghostWithInode } from "./ghost-restore.ts";
+import { ghostWithInode } from "./path-for-opening.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { pathArgument } from "./path.ts";

@@ -91,6 +91,10 @@ export class DumpFixture implements FilesDump, Disposable {
     this.#later.push(step);
   }
 
+  beforeCommit(): void {
+    // Nothing is committed here.
+  }
+
   onAbort(): void {
     // Nothing outside of the images is touched here.
   }

@@ -3,6 +3,7 @@
 // file's name may end in the same words. See d_path in fs/d_path.c.
 
 import { lstatSync, readlinkSync, statSync, type BigIntStats } from "node:fs";
+import { dirname } from "node:path";
 import { bytesToText, textToBytes } from "../../images/text.ts";
 import { deviceMajor, deviceMinor, type FileStat } from "../../proc/links.ts";
 import { mountIdOf } from "../../proc/mount-id.ts";
@@ -153,7 +154,8 @@ function isSameDevice({ mode, rdev }: BigIntStats, stat: FileStat): boolean {
 
 const roots = new WeakMap<FrozenTask, string>();
 
-function leadsTo(path: string, stat: FileStat): "it" | "another" | "nothing" {
+/** What a path, seen from the engine, leads to. */
+export function leadsTo(path: string, stat: FileStat): "it" | "another" | "nothing" {
   const look = (stat.mode & S_IFMT) === S_IFLNK ? lstatSync : statSync;
   try {
     const found = look(pathBytes(path), { bigint: true, throwIfNoEntry: false });
@@ -166,5 +168,20 @@ function leadsTo(path: string, stat: FileStat): "it" | "another" | "nothing" {
   } catch {
     // ELOOP, ENOTDIR, ENAMETOOLONG, EACCES: whatever stands there does not lead to the file.
     return "nothing";
+  }
+}
+
+/** The deepest directory above a path that is there. */
+export function nearestDirectory(path: string): string {
+  let directory = dirname(path);
+  while (directory !== "/" && !isDirectory(directory)) directory = dirname(directory);
+  return directory;
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return statSync(pathBytes(path), { throwIfNoEntry: false })?.isDirectory() === true;
+  } catch {
+    return false; // ENOTDIR, ENAMETOOLONG
   }
 }

@@ -25,6 +25,16 @@ export function unsupported(file: OpenFile): RepriseError {
   });
 }
 
+/** The error for a file of a kind that can be saved, as a rule. */
+export function refused(file: OpenFile, why: string, hint?: string): RepriseError {
+  const where = file.fd < 0 ? file.target : `fd ${file.fd} (${file.target})`;
+  return new RepriseError("UNSUPPORTED", `cannot dump ${where} of pid ${file.task.pid}: ${why}`, {
+    pid: file.task.pid,
+    ...(file.fd < 0 ? {} : { fd: file.fd }),
+    hint: hint ?? "Let the process close the file before the dump.",
+  });
+}
+
 /** The error for memory of an anonymous inode, which says through what it is reached where that is still open. */
 export function unsupportedMemory(
   pid: number,

@@ -1,5 +1,5 @@
 // Regular files, directories, memory devices, and everything opened by O_PATH: what a path and an lseek bring back. See
-// open(2), drivers/char/mem.c; format.md 10.2. Deleted files are ghost.ts's part.
+// open(2), drivers/char/mem.c; format.md 10.2. Deleted files are saved-name.ts's part.
 
 import { log } from "../../log.ts";
 import { readBuildId } from "../../proc/build-id.ts";
@@ -34,12 +34,13 @@ import {
 import { trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
-import { pathForOpening } from "./ghost-restore.ts";
-import { nameForImages } from "./ghost.ts";
+import { pathForOpening } from "./path-for-opening.ts";
+import { nameForImages } from "./saved-name.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
 import { KMSG_MINOR, MEM_MAJOR } from "./memory-device.ts";
 import { openMessageQueue } from "./mqueue.ts";
 import { mountIdField, pathArgument } from "./path.ts";
+import { wordsOf } from "./unchanged.ts";
 
 export const regularKind: FileKind = {
   name: "file",
@@ -239,14 +240,6 @@ function startsLikeElf(file: OpenFile, dump: FilesDump): boolean {
   if ((file.info.flags & O_ACCMODE) === O_WRONLY) return false;
   const count = trySyscall("pread64", dump.borrow(file), magicBuffer, 4, 0);
   return count === 4 && magicBuffer.readUInt32LE(0) === ELF_MAGIC;
-}
-
-/** A build id as the images store it: u32 words, little-endian, filled up with zeros. */
-export function wordsOf(id: Uint8Array | undefined): readonly number[] {
-  if (id === undefined) return [];
-  const padded = Buffer.alloc(Math.ceil(id.length / 4) * 4);
-  padded.set(id);
-  return Array.from({ length: padded.length / 4 }, (_, index) => padded.readUInt32LE(index * 4));
 }
 
 /** A file of another task's /proc directory: it appears with the task, after the files are opened. */

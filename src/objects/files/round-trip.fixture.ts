@@ -37,6 +37,7 @@ export class FilesOfSet implements Disposable {
     const wanted = this.ids.flatMap((id) => this.set.files.get(id) ?? []);
     checkFiles(wanted, this.set, CHECKS);
     const imagesFd = syscall("openat", -100, Buffer.from(`${this.dir}\0`), O_DIRECTORY, 0);
+    const first: (() => void)[] = [];
     const later: ((program: Program) => void)[] = [];
     const inEngine: ((copies: EngineCopies) => void)[] = [];
     const releases: (() => void)[] = [];
@@ -56,6 +57,7 @@ export class FilesOfSet implements Disposable {
         made.set(id, fd);
         return fd;
       },
+      first: (step) => void first.push(step),
       later: (step) => void later.push(step),
       // One process has nothing to wait for.
       lastly: (step) => void later.push(step),
@@ -69,6 +71,7 @@ export class FilesOfSet implements Disposable {
     for (const id of this.ids) restore.open(id);
     for (let step = later.shift(); step !== undefined; step = later.shift()) step(program);
     try {
+      for (const step of first) step();
       const result = runHere(program);
       const numbers = this.ids.map((id) => {
         const fd = made.get(id);
@@ -135,6 +138,7 @@ function save(dir: string, fds: readonly number[], options: Partial<FilesDumpOpt
   try {
     const ids = fds.map((fd) => table.describe(openFileOf(process.pid, fd)).id);
     table.finish();
+    table.prepareCommit();
     images.commit({ img_version: 2, fdinfo_per_id: true });
     return ids;
   } catch (error) {

@@ -57,6 +57,7 @@ export class FileTable implements FilesDump {
   readonly #files = new Map<number, OpenFile>();
   readonly #afterTasks: (() => void)[] = [];
   readonly #later: (() => void)[] = [];
+  readonly #lastSteps: (() => void)[] = [];
   readonly #aborts: (() => void)[] = [];
   readonly #ends: ((tasks: "alive" | "stopped" | "dead") => void)[] = [];
   #inventory: InventoryNotes = {};
@@ -217,6 +218,10 @@ export class FileTable implements FilesDump {
     this.#later.push(step);
   }
 
+  beforeCommit(step: () => void): void {
+    this.#lastSteps.push(step);
+  }
+
   onAbort(step: () => void): void {
     this.#aborts.push(step);
   }
@@ -260,7 +265,12 @@ export class FileTable implements FilesDump {
     this.images.write("files", 0, peersFirst(this.#entries.toSorted((a, b) => a.id - b.id)));
   }
 
-  /** Takes back what rooms did outside of the images (hard links for --link-remap). */
+  /** Does outside of the images what the set needs there (hard links for --link-remap): just before it is committed. */
+  prepareCommit(): void {
+    for (const step of this.#lastSteps.splice(0)) step();
+  }
+
+  /** Takes back what rooms did outside of the images. */
   abort(): void {
     this.end("alive");
     for (const step of this.#aborts.splice(0)) step();

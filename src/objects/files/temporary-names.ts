@@ -21,6 +21,8 @@ export interface TemporaryName extends Place {
   readonly madeBy: number;
   /** The name that it gets at last, in the same directory, and the index of the call that gives it. */
   readonly last?: { readonly path: string; givenBy?: number };
+  /** Nobody else would use it, though it gets no other. */
+  readonly isOwn?: boolean;
 }
 
 /** A file that was made: where, by which path it is opened, and the path that it gets at last. */
@@ -81,7 +83,8 @@ export function removeTemporaryNames(restore: FilesRestore, failedAt: number): v
  */
 export function ownNames(restore: FilesRestore): string[] {
   return temporaryNames(restore)
-    .filter(({ last, directory }) => last !== undefined && directory === AT_FDCWD)
+    .filter(({ last, isOwn }) => last !== undefined || isOwn === true)
+    .filter(({ directory }) => directory === AT_FDCWD)
     .map(({ path }) => path);
 }
 
@@ -144,8 +147,7 @@ export function addName(
     names.set(engineSide(lastPlace), { ...lastPlace, isDirectory, madeBy });
     return { place: lastPlace, path: lastPath, lastPath, lastPlace };
   }
-  const own = `${OWN_NAME}${process.pid}.${Date.now().toString(36)}.${names.size}`;
-  const path = joinPath(dirname(lastPath), own);
+  const path = joinPath(dirname(lastPath), ownName(names.size));
   const place = restore.temporaryPlace(entry.mnt_id, path);
   last.add(engineSide(lastPlace));
   names.set(engineSide(place), { ...place, isDirectory, madeBy, last: { path: lastPlace.path } });
@@ -153,6 +155,21 @@ export function addName(
 }
 
 const OWN_NAME = ".reprise.";
+
+/** A name that nobody else would use, in a directory that is there: the engine makes it before the program runs. */
+export function addOwnName(restore: FilesRestore, directory: Place): Place {
+  const { names } = stateOf(restore);
+  const place = { ...directory, path: joinPath(directory.path, ownName(names.size)) };
+  names.set(engineSide(place), { ...place, isDirectory: false, madeBy: BEFORE, isOwn: true });
+  return place;
+}
+
+/** Index of a call for what is done before the program runs. */
+const BEFORE = -1;
+
+function ownName(index: number): string {
+  return `${OWN_NAME}${process.pid}.${Date.now().toString(36)}.${index}`;
+}
 
 /** Whether the file system can give a file another name without taking it from another one (RENAME_NOREPLACE, renameat2(2)). */
 function canRename(path: string): boolean {

@@ -14,7 +14,6 @@ import { readBuildId } from "../../proc/build-id.ts";
 import { S_IFLNK, S_IFMT } from "../../sys/abi/fcntl.ts";
 import type { FilesRestoreOptions } from "./file-kind.ts";
 import { pathBytes } from "./path.ts";
-import { wordsOf } from "./regular.ts";
 
 export interface UnchangedOptions extends Pick<
   FilesRestoreOptions,
@@ -25,6 +24,11 @@ export interface UnchangedOptions extends Pick<
    * @default none
    */
   readonly root?: (entry: RegFileEntry) => string;
+  /**
+   * Where the file is, seen from the engine.
+   * @default by its name
+   */
+  readonly path?: string;
 }
 
 /**
@@ -57,7 +61,7 @@ export function checkRegularFiles(
  * @throws RepriseError FILE_CHANGED naming the path and what differs.
  */
 export function checkUnchanged(entry: RegFileEntry, options: UnchangedOptions): void {
-  const path = (options.root?.(entry) ?? "") + entry.name;
+  const path = options.path ?? (options.root?.(entry) ?? "") + entry.name;
   const stat = look(entry, path);
   if (entry.size !== undefined && Number(stat.size) !== entry.size) {
     throw changed(entry, `its size was ${entry.size} and is ${stat.size}`);
@@ -69,6 +73,14 @@ export function checkUnchanged(entry: RegFileEntry, options: UnchangedOptions): 
   if (now.length > 0 && now.join() !== entry.build_id.join()) {
     throw changed(entry, "it is another build (its build id differs)");
   }
+}
+
+/** A build id as the images store it: u32 words, little-endian, filled up with zeros. */
+export function wordsOf(id: Uint8Array | undefined): readonly number[] {
+  if (id === undefined) return [];
+  const padded = Buffer.alloc(Math.ceil(id.length / 4) * 4);
+  padded.set(id);
+  return Array.from({ length: padded.length / 4 }, (_, index) => padded.readUInt32LE(index * 4));
 }
 
 const APPEARS_LATER = /^\/(?:proc\/\d+(?:\/|$)|dev\/pts\/\d)/;
@@ -122,7 +134,7 @@ function madeByRestore(set: LoadedSet): Set<number> {
   for (const remap of set.remaps) {
     ids.add(remap.orig_id);
     const { type, id } = remapOf(remap);
-    // The entry of a hard link made by the dump has only a name; it is looked at when it is linked.
+    // The entry of a hard link made by the dump has only a name; it is looked at when it is linked (lost-name-restore.ts).
     if (type === RemapType.LINKED) ids.add(id);
   }
   for (const { tty } of set.files.values()) if (tty?.regf_id !== undefined) ids.add(tty.regf_id);

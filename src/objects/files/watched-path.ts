@@ -8,11 +8,12 @@ import { RepriseError } from "../../errors.ts";
 import { bytesToText, textToBytes } from "../../images/text.ts";
 import { log } from "../../log.ts";
 import { readFdInfo } from "../../proc/fdinfo.ts";
+import { isSameHandle, openFileHandle } from "../../proc/file-handle.ts";
 import { deviceMajor, deviceMinor } from "../../proc/links.ts";
 import { readMountinfo, type Mount } from "../../proc/mountinfo.ts";
 import type { InotifyMark } from "../../proc/notify-marks.ts";
-import { FILE_HANDLE_HEAD, IN_DONT_FOLLOW, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
-import { AT_FDCWD, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_PATH } from "../../sys/abi/fcntl.ts";
+import { IN_DONT_FOLLOW, IN_EXCL_UNLINK } from "../../sys/abi/event-files.ts";
+import { O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { MountNamespaces } from "../mounts/collect.ts";
 import type { OpenFile } from "./file-kind.ts";
@@ -142,21 +143,8 @@ export class PathFinder implements Disposable {
   /** Link text of the file behind the handle: for a deleted or hidden file it leads elsewhere or nowhere. */
   #byHandle(mark: InotifyMark, { mountPoint }: Pick<Mount, "mountPoint">): string | undefined {
     if (mark.handle === undefined) return undefined;
-    const mount = trySyscall(
-      "openat",
-      AT_FDCWD,
-      textBytes(`${this.#root}${mountPoint}`),
-      O_DIRECTORY | O_CLOEXEC,
-      0,
-    );
-    if (mount < 0) return undefined;
-    const handle = Buffer.alloc(FILE_HANDLE_HEAD + mark.handle.bytes.length);
-    handle.writeUInt32LE(mark.handle.bytes.length, 0);
-    handle.writeInt32LE(mark.handle.type, 4);
-    handle.set(mark.handle.bytes, FILE_HANDLE_HEAD);
-    const fd = trySyscall("open_by_handle_at", mount, handle, O_PATH | O_CLOEXEC);
-    closeSync(mount);
-    if (fd < 0) return undefined;
+    const fd = openFileHandle(textToBytes(`${this.#root}${mountPoint}`), mark.handle);
+    if (fd === undefined) return undefined;
     const text = linkText(`/proc/self/fd/${fd}`);
     closeSync(fd);
     return text;
@@ -228,7 +216,7 @@ export class PathFinder implements Disposable {
 export function isSameInode(a: InotifyMark, b: InotifyMark): boolean {
   if (a.ino !== b.ino || a.sdev !== b.sdev) return false;
   if (a.handle === undefined || b.handle === undefined) return true;
-  return a.handle.type === b.handle.type && Buffer.compare(a.handle.bytes, b.handle.bytes) === 0;
+  return isSameHandle(a.handle, b.handle);
 }
 
 function deviceOf({ devMajor, devMinor }: Pick<Mount, "devMajor" | "devMinor">): number {

@@ -66,6 +66,20 @@ export function contentsOf(
   });
 }
 
+/** Whether all that is in the file system of a mount is in the set. */
+export function isContentSaved(
+  mntId: number | undefined,
+  all: MountNamespaces | undefined,
+): boolean {
+  if (mntId === undefined || all === undefined) return false;
+  const device = all.all.find(({ byId }) => byId.has(mntId))?.byId.get(mntId)?.root_dev;
+  return all.all.some((mounts) =>
+    contentsOf(mounts, all).some(
+      ({ entry, content }) => content === "memory" && entry.root_dev === device,
+    ),
+  );
+}
+
 /** Whether a restore takes it from an external mount or from the root (plan.ts). */
 function isFromOutside(entry: MntEntry, { all }: MountNamespaces): boolean {
   return all.some(({ entries, byId, namespace }) =>

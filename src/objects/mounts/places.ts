@@ -28,6 +28,8 @@ export interface MountPlaces {
   namespaceFd(id: number | undefined): number;
   /** Prefix for the paths of entries with this mnt_id, seen from the engine. */
   prefixOf(mntId: number | undefined): string;
+  /** Whether their file system is one that the restore made. */
+  isMade(mntId: number | undefined): boolean;
   /** Where a path of such an entry is on the source of its mount. */
   onSource(mntId: number | undefined, path: string): Place;
   /**
@@ -91,6 +93,7 @@ export function mountPlaces(plan: MountPlan, kept: KeptMounts, rootPid: number):
       return fd;
     },
     prefixOf: (mntId) => prefixes.get(namespaceOf(mntId) ?? ROOT_NAMESPACE) ?? rootPrefix,
+    isMade: (mntId) => nodes.get(mntId ?? -1)?.node.source.from.kind === "new",
     onSource: (mntId, path) => {
       if (root === undefined && (mntId === undefined || !nodes.has(mntId)))
         return { directory: AT_FDCWD, path, prefix: "" };

@@ -57,3 +57,7 @@ export const OPEN_HOW_SIZE = 24;
 export const DEVPTS_SUPER_MAGIC = 0x1cd1;
 export const OVERLAYFS_SUPER_MAGIC = 0x794c7630;
 export const PROC_SUPER_MAGIC = 0x9fa0;
+
+/** struct statfs: eight words of 8 bytes before f_namelen, of which the last is f_fsid. */
+export const STATFS_SIZE = 120;
+export const STATFS_FSID_AT = 56;
