@@ -108,6 +108,8 @@ async function buildExecutable(executable: Executable, version: string) {
     format: "cjs",
     // So that the loader may read it as Latin-1, which takes no decoding.
     charset: "ascii",
+    // A code cache holds the names, too: a fifth less to read, for the source and for the cache. Places in the log come from lines.
+    minifyIdentifiers: true,
     // Loaded where they are used: one is a native library, the others are needed by few commands.
     external: ["koffi", "dockerode", "yaml"],
     // A script of node:vm has no import().
@@ -119,11 +121,15 @@ async function buildExecutable(executable: Executable, version: string) {
     outfile: join(DIST, `${name}.cjs`),
     define: {
       REPRISE_VERSION: JSON.stringify(version),
+      // Node loads twelve modules for its `performance`.
+      "performance.now": "millisecondsUp",
       "import.meta.url": "moduleUrl",
       "import.meta.dirname": "__dirname",
       "import.meta.filename": "__filename",
     },
-    banner: { js: '"use strict"; const moduleUrl = "file://" + __filename;' },
+    banner: {
+      js: '"use strict"; const moduleUrl = "file://" + __filename, millisecondsUp = () => process.uptime() * 1000;',
+    },
   });
   const textOf = (ending: string): string =>
     result.outputFiles.find((file) => file.path.endsWith(ending))?.text ?? "";

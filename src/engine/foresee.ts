@@ -14,6 +14,7 @@ import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/p
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { KernelTypes } from "../sys/kernel-types.ts";
+import { crc32OfZlib } from "../sys/zlib.ts";
 
 /** Images of a tree whatever is in it. */
 const ALWAYS = ["pstree", "files", "seccomp", "timens"] as const satisfies readonly ImageKind[];
@@ -30,7 +31,7 @@ export function prepareImages(
     connections = false,
   }: { /** TCP connections are saved. */ readonly connections?: boolean } = {},
 ): void {
-  prepareCrc32();
+  prepareCrc32(crc32OfZlib);
   images.prepare(ALWAYS.map((kind) => imageName(kind)));
   const depth = (readStatusIfAlive(pids[0] ?? 0)?.nsPid.length ?? 1) - 1;
   let tasks = 0;

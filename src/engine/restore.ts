@@ -6,6 +6,7 @@ import { openSync, rmSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { loadImageSet, type LoadedSet } from "../images/check-set.ts";
+import { prepareCrc32 } from "../images/crc32.ts";
 import { ImageSetReader } from "../images/image-set.ts";
 import type { Placement } from "../objects/cgroups/placement.ts";
 import { CgroupRestore, type CgroupRestoreOptions } from "../objects/cgroups/restore.ts";
@@ -22,6 +23,7 @@ import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import { waitForAll } from "../sys/process.ts";
+import { crc32OfZlib } from "../sys/zlib.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
 import { checkArguments } from "./arguments.ts";
 import { beginWaiting, finishLateParts } from "./late-parts.ts";
@@ -251,6 +253,7 @@ function checkOwnFiles(plan: RestorePlan, growth: Growth): void {
 }
 
 function readImages(dir: string): LoadedSet {
+  prepareCrc32(crc32OfZlib);
   const reader = new ImageSetReader(dir);
   reader.verify();
   return loadImageSet(reader);

@@ -1,7 +1,6 @@
 // The only way from TypeScript into the kernel: libc's syscall() through koffi. All calls are
 // synchronous and on the calling thread, because ptrace belongs to one thread.
 
-import { createRequire } from "node:module";
 import type * as Koffi from "koffi";
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "./errno.ts";
@@ -14,7 +13,11 @@ const koffi = loadKoffi();
  * native part and wraps functions that are not used here, which takes 5 ms; so that part is asked for by its place first.
  */
 function loadKoffi(): typeof Koffi {
-  const requireHere = createRequire(import.meta.url);
+  // An ES module has no `require`; a bundle has one, and is spared what Node loads to make another.
+  const requireHere =
+    typeof require === "function"
+      ? require
+      : process.getBuiltinModule("node:module").createRequire(import.meta.url);
   try {
     return requireHere("@koromix/koffi-linux-x64/linux_x64/koffi.node") as typeof Koffi;
   } catch {
@@ -33,6 +36,22 @@ interface RawSyscall {
 }
 
 const rawSyscall = libc.func("syscall", "long", Array(7).fill("intptr_t")) as RawSyscall;
+
+/**
+ * A function that this process has in it already, of Node itself or of a library that Node uses; undefined where it has none of
+ * that name. Types are koffi's.
+ */
+export function functionInProcess(
+  name: string,
+  result: string,
+  parameters: readonly string[],
+): ((...args: readonly (number | Uint8Array)[]) => unknown) | undefined {
+  try {
+    return koffi.load(null).func(name, result, [...parameters]);
+  } catch {
+    return undefined;
+  }
+}
 
 /** The address of a buffer's first byte in this process. The caller keeps the buffer alive. */
 export function addressOf(buffer: Uint8Array): number {

@@ -18,7 +18,6 @@ import {
   fstatSync,
 } from "node:fs";
 import { dirname } from "node:path";
-import { gunzipSync } from "node:zlib";
 import { RepriseError } from "../../errors.ts";
 import { tarMembers, type StoredMember, type TarSource } from "../../images/tar.ts";
 import { textToBytes } from "../../images/text.ts";
@@ -168,6 +167,8 @@ interface OpenArchive extends TarSource {
 function openArchive(path: string): OpenArchive {
   if (statSync(path).size <= SMALL_ARCHIVE) {
     try {
+      // Loaded here: with the streams that it brings along it takes milliseconds, and few trees have such a mount.
+      const { gunzipSync } = process.getBuiltinModule("node:zlib");
       const bytes = gunzipSync(readFileSync(path), { maxOutputLength: SMALL_CONTENT });
       const read = (at: number, length: number): Buffer => bytes.subarray(at, at + length);
       return { size: bytes.length, read, close: () => undefined };

@@ -13,7 +13,6 @@ import {
   writeSync,
   type BigIntStats,
 } from "node:fs";
-import { gzipSync } from "node:zlib";
 import { RepriseError } from "../../errors.ts";
 import {
   TAR_END,
@@ -261,6 +260,8 @@ class Compressor {
   flush(): void {
     if (this.#size === 0) return;
     const bytes = Buffer.concat(this.#pending);
+    // Loaded here, as where it is read: see tmpfs-restore.ts.
+    const { gzipSync } = process.getBuiltinModule("node:zlib");
     const compressed = gzipSync(bytes, bytes.length <= SMALL ? FOR_FEW_BYTES : { level: 1 });
     for (let at = 0; at < compressed.length;) at += writeSync(this.#fd, compressed, at);
     this.#pending = [];
