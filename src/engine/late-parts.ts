@@ -31,7 +31,7 @@ export function finishLateParts(plan: RestorePlan, growth: Growth, files: Opened
   making.run(plan, growth);
   finishRings(growth, rings);
   const settling = new Programs();
-  for (const ring of rings) ring.register(settling.of(ring.tid));
+  for (const ring of rings) ring.register((tid) => settling.of(tid));
   for (const entry of plan.files) {
     const pid = notifiedProcess(entry);
     if (pid !== undefined) restoreNotification(settling.of(pid), entry);

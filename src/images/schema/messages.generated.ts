@@ -1203,6 +1203,18 @@ export interface RepriseIoUringEntry {
   readonly files: readonly number[];
   readonly buffers: readonly RepriseMemoryRange[];
   readonly requests: readonly RepriseIoUringRequest[];
+  readonly file_tags: readonly bigint[];
+  readonly buffer_tags: readonly bigint[];
+  readonly file_range_start?: number | undefined;
+  readonly file_range_length?: number | undefined;
+  readonly clock?: number | undefined;
+  readonly worker_limits: readonly number[];
+  readonly registrations: readonly RepriseIoUringRegistration[];
+}
+
+export interface RepriseIoUringRegistration {
+  readonly thread: number;
+  readonly place: number;
 }
 
 export interface RepriseIoUringRequest {
@@ -2246,6 +2258,7 @@ export interface Messages {
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
   readonly reprise_io_uring_entry: RepriseIoUringEntry;
+  readonly reprise_io_uring_registration: RepriseIoUringRegistration;
   readonly reprise_io_uring_request: RepriseIoUringRequest;
   readonly reprise_linked_file: RepriseLinkedFile;
   readonly reprise_machine: RepriseMachine;
@@ -2492,7 +2505,8 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
   reprise_inventory_entry: "1,namespaces,m*,reprise_namespace",
   reprise_io_uring_entry:
-    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y! 15,owner,u? 16,thread,u? 17,sq_thread_idle,u? 18,sq_thread_cpu,u? 19,eventfd,u? 20,eventfd_async,b? 21,files,s* 22,buffers,m*,reprise_memory_range 23,requests,m*,reprise_io_uring_request",
+    "1,id,u! 2,flags,u! 3,setup_flags,u! 4,sq_entries,u! 5,cq_entries,u! 6,sq_head,u! 7,cq_tail,u! 8,sq_off,y! 9,cq_off,y! 10,drain_disabled,b? 11,rings_size,u! 12,entries_size,u! 13,rings,y! 14,entries,y! 15,owner,u? 16,thread,u? 17,sq_thread_idle,u? 18,sq_thread_cpu,u? 19,eventfd,u? 20,eventfd_async,b? 21,files,s* 22,buffers,m*,reprise_memory_range 23,requests,m*,reprise_io_uring_request 24,file_tags,U* 25,buffer_tags,U* 26,file_range_start,u? 27,file_range_length,u? 28,clock,u? 29,worker_limits,u* 30,registrations,m*,reprise_io_uring_registration",
+  reprise_io_uring_registration: "1,thread,u! 2,place,u!",
   reprise_io_uring_request: "1,thread,u! 2,entry,y! 3,seconds,U? 4,nanoseconds,u?",
   reprise_linked_file:
     "1,file_system,U? 2,handle_type,u? 3,handle,y? 4,unnamed,b? 5,ghost,u? 6,kept,b? 7,directory,y?",

@@ -11,7 +11,7 @@ import { syscall } from "../../sys/ffi.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
 import { foreignWork, pendingRequests, type PendingRequest } from "./pending.ts";
 import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
-import { CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE } from "../../sys/abi/event-files.ts";
+import { CLOCK_MONOTONIC_COARSE } from "../../sys/abi/event-files.ts";
 
 /** A ring as the kernel has it. */
 export interface RingContext {
@@ -40,6 +40,17 @@ export interface RingContext {
   readonly files: readonly bigint[];
   /** Registered memory of the process; empty for places without. */
   readonly buffers: readonly MemoryRange[];
+  /** What is told when a registered file or buffer is no longer used; 0 for nothing. */
+  readonly fileTags: readonly bigint[];
+  readonly bufferTags: readonly bigint[];
+  /** The places for files that the kernel chooses from, where it was told. */
+  readonly fileRange: { readonly start: number; readonly length: number } | undefined;
+  /** Of its timeouts. */
+  readonly clock: number;
+  /** The most threads of the kernel that work for it (bounded, unbounded), where that was said. */
+  readonly workerLimits: readonly number[];
+  /** Threads that have it among their registered rings, and at which place. */
+  readonly registrations: readonly (KernelThread & { readonly place: number })[];
   /** The memory of both queues, and of the submission's entries. */
   readonly rings: Buffer;
   readonly entries: Buffer;
@@ -99,9 +110,10 @@ export function holdersOf(file: bigint, memory: KernelMemory): number {
  */
 export function lookAtRing(fd: number, memory: KernelMemory): RingContext | undefined {
   const types = KernelTypes.ofKernel();
+  const file = memory.file(fd, types);
   const ring = new Context(memory, types, memory.fileData(fd, types));
   const free = ring.countFree();
-  const context = { ...ring.describe(free), pending: pendingRequests(ring.address, memory) };
+  const context = { ...ring.describe(free, file), pending: pendingRequests(ring.address, memory) };
   return free === new Context(memory, types, ring.address).countFree() && ring.isUnchanged()
     ? context
     : undefined;
@@ -126,7 +138,7 @@ class Context {
     this.#bytes = memory.read(address, types.size("io_ring_ctx"));
   }
 
-  describe(free: number): Omit<RingContext, "pending"> {
+  describe(free: number, file: bigint): Omit<RingContext, "pending"> {
     return {
       flags: this.#number("flags"),
       sqEntries: this.#number("sq_entries"),
@@ -142,6 +154,12 @@ class Context {
       eventfd: this.#eventfd(),
       files: this.#resources("file_table.data", (node) => this.#file(node)),
       buffers: this.#resources("buf_table", (node) => this.#buffer(node)),
+      fileTags: this.#resources("file_table.data", (node) => this.#tag(node)),
+      bufferTags: this.#resources("buf_table", (node) => this.#tag(node)),
+      fileRange: this.#fileRange(),
+      clock: this.#number("clockid"),
+      workerLimits: this.#workerLimits(),
+      registrations: this.#registrations(file),
       rings: this.#region("ring_region"),
       entries: this.#region("sq_region"),
     };
@@ -165,17 +183,13 @@ class Context {
 
   #extras(): string[] {
     const has: readonly (readonly [boolean, string])[] = [
-      [this.#hasUnusual(), "registered files or buffers with tags, or of the kernel's"],
+      [this.#hasKernelBuffers(), "registered buffers of the kernel's"],
       [this.#word("io_bl_xa.xa_head") !== 0n, "provided buffers"],
       [this.#word("personalities.xa_head") !== 0n, "registered personalities"],
       [this.#byte("restrictions.registered") !== 0, "restrictions"],
       [this.#word("zcrx_ctxs.xa_head") !== 0n, "zero-copy reception"],
       [this.#word("param_region.pages") !== 0n, "a region for arguments"],
-      [this.#number("clockid") !== CLOCK_MONOTONIC, "a clock of its own choice"],
-      [this.#hasOwnPlaces(), "a range of places for files that are given by the kernel"],
-      [this.#isSet("iowq_limits_set"), "limits on its workers"],
       [this.#isSet("compat"), "a 32-bit owner"],
-      [this.#hasRegisteredRings(), "a registered ring descriptor"],
       [this.#isListFull("cq_overflow_list"), "completions for which the queue had no room"],
       [this.#word("check_cq") !== 0n, "completions that were lost"],
     ];
@@ -251,18 +265,17 @@ class Context {
     };
   }
 
-  #hasUnusual(): boolean {
-    const isTagged = (node: bigint): boolean =>
-      node !== 0n && this.#wordAt(node, "io_rsrc_node.tag") !== 0n;
+  #tag(node: bigint): bigint {
+    return node === 0n ? 0n : this.#wordAt(node, "io_rsrc_node.tag");
+  }
+
+  #hasKernelBuffers(): boolean {
     const isKernels = (node: bigint): boolean =>
       node !== 0n &&
       this.#memory
         .read(this.#wordAt(node, "io_rsrc_node.buf"), this.#types.size("io_mapped_ubuf"))
         .readUInt8(this.#types.field("io_mapped_ubuf.is_kbuf").offset) !== 0;
-    return (
-      this.#resources("file_table.data", isTagged).includes(true) ||
-      this.#resources("buf_table", (node) => isTagged(node) || isKernels(node)).includes(true)
-    );
+    return this.#resources("buf_table", isKernels).includes(true);
   }
 
   #wordAt(base: bigint, path: string): bigint {
@@ -273,10 +286,17 @@ class Context {
     return this.#memory.read(base + BigInt(this.#types.field(path).offset), 4).readUInt32LE();
   }
 
-  /** IORING_REGISTER_FILE_ALLOC_RANGE */
-  #hasOwnPlaces(): boolean {
+  /** IORING_REGISTER_FILE_ALLOC_RANGE; without it that is all places. */
+  #fileRange(): RingContext["fileRange"] {
     const [start, end] = [this.#number("file_alloc_start"), this.#number("file_alloc_end")];
-    return start !== 0 || end !== this.#number("file_table.data.nr");
+    const isWhole = start === 0 && end === this.#number("file_table.data.nr");
+    return isWhole ? undefined : { start, length: end - start };
+  }
+
+  #workerLimits(): number[] {
+    if (!this.#isSet("iowq_limits_set")) return [];
+    const { offset } = this.#types.field("io_ring_ctx.iowq_limits");
+    return [this.#bytes.readUInt32LE(offset), this.#bytes.readUInt32LE(offset + 4)];
   }
 
   #isListFull(name: string): boolean {
@@ -284,22 +304,26 @@ class Context {
     return this.#word(`${name}.next`) !== this.address + BigInt(offset);
   }
 
-  /** Of any task that has used the ring (io_uring_register(2), IORING_REGISTER_RING_FDS). */
-  #hasRegisteredRings(): boolean {
+  /** Of all tasks that have used the ring (io_uring_register(2), IORING_REGISTER_RING_FDS), by the address of its file. */
+  #registrations(file: bigint): RingContext["registrations"] {
     const types = this.#types;
     const head = this.address + BigInt(types.field("io_ring_ctx.tctx_list").offset);
     const offset = (path: string): bigint => BigInt(types.field(path).offset);
     const listAt = offset("io_tctx_node.ctx_node");
-    const count = RINGS_OF_TASK;
-    for (let at = this.#word("tctx_list.next"), nodes = 0; at !== head; nodes++) {
+    const found: (KernelThread & { readonly place: number })[] = [];
+    for (let at = this.#word("tctx_list.next"), nodes = 0; at !== head && nodes < MANY; nodes++) {
       const task = this.#memory.word(at - listAt + offset("io_tctx_node.task"));
       const own = this.#memory.word(task + offset("task_struct.io_uring"));
-      const rings = own + offset("io_uring_task.registered_rings");
-      if (own !== 0n && this.#memory.read(rings, count * 8).some((byte) => byte !== 0)) return true;
+      const thread = this.#threadOf(task);
+      if (own !== 0n && thread !== undefined) {
+        const rings = own + offset("io_uring_task.registered_rings");
+        const bytes = this.#memory.read(rings, RINGS_OF_TASK * 8);
+        for (let place = 0; place < RINGS_OF_TASK; place++)
+          if (bytes.readBigUInt64LE(place * 8) === file) found.push({ ...thread, place });
+      }
       at = this.#memory.word(at + offset("list_head.next"));
-      if (nodes > MANY) return true;
     }
-    return false;
+    return found;
   }
 
   #region(name: string): Buffer {

@@ -35,6 +35,10 @@ function ring(counts: {
     entries: Buffer.alloc(0),
     files: [],
     buffers: [],
+    file_tags: [],
+    buffer_tags: [],
+    worker_limits: [],
+    registrations: [],
     requests: Array.from({ length: counts.waiting ?? 0 }, () => request),
     ...(counts.drain === true ? { drain_disabled: true } : {}),
   };

@@ -102,9 +102,21 @@ export class LateRing {
     }
   }
 
-  /** Adds the registering of what is registered with it. */
-  register(program: Program): void {
-    register(program, this.#ring, this.#fd);
+  /** Adds the registering of what is registered with it, to the program of its thread, and of itself with others. */
+  register(programOf: (tid: number) => Program): void {
+    const ring = this.#ring;
+    register(programOf(this.tid), ring, this.#fd);
+    for (const { thread, place } of ring.registrations) {
+      const program = programOf(thread);
+      const list = Buffer.alloc(16);
+      list.writeUInt32LE(place, 0);
+      writeU64(list, 8, this.#fd);
+      program.call(
+        "io_uring_register",
+        [this.#fd, uring.IORING_REGISTER_RING_FDS, program.data(list), 1],
+        { label: `register io_uring ring ${ring.id} with thread ${thread}`, expect: 1 },
+      );
+    }
   }
 
   get #fd(): number {
@@ -243,12 +255,42 @@ function register(program: Program, ring: RepriseIoUringEntry, fd: number): void
       label: `${label}: ${what}`,
       hint: "Registered buffers count as locked memory (ulimit -l).",
     });
-  if (ring.files.length > 0)
-    add("files", uring.IORING_REGISTER_FILES, numbers(ring.files), ring.files.length);
-  if (ring.buffers.length > 0) {
-    const ranges = ring.buffers.map(({ start, length }) => ({ address: start, length }));
-    add("buffers", uring.IORING_REGISTER_BUFFERS, iovecs(ranges), ranges.length);
+  const addTagged = (
+    what: string,
+    operation: number,
+    { list, tags }: { readonly list: Buffer; readonly tags: readonly bigint[] },
+  ): void => {
+    const resources = Buffer.alloc(uring.RSRC_REGISTER_SIZE);
+    resources.writeUInt32LE(tags.length);
+    const pointer = program.structure(resources, {
+      [uring.RSRC_DATA]: program.data(list),
+      [uring.RSRC_TAGS]: program.data(Buffer.from(BigUint64Array.from(tags).buffer)),
+    });
+    program.call("io_uring_register", [fd, operation, pointer, uring.RSRC_REGISTER_SIZE], {
+      label: `${label}: ${what}`,
+      hint: "Registered buffers count as locked memory (ulimit -l).",
+    });
+  };
+  if (ring.files.length > 0) {
+    const list = numbers(ring.files);
+    if (ring.file_tags.length > 0)
+      addTagged("files", uring.IORING_REGISTER_FILES2, { list, tags: ring.file_tags });
+    else add("files", uring.IORING_REGISTER_FILES, list, ring.files.length);
   }
+  if (ring.file_range_length !== undefined) {
+    const range = numbers([ring.file_range_start ?? 0, ring.file_range_length, 0, 0]);
+    add("a range for files", uring.IORING_REGISTER_FILE_ALLOC_RANGE, range, 0);
+  }
+  if (ring.buffers.length > 0) {
+    const list = iovecs(ring.buffers.map(({ start, length }) => ({ address: start, length })));
+    if (ring.buffer_tags.length > 0)
+      addTagged("buffers", uring.IORING_REGISTER_BUFFERS2, { list, tags: ring.buffer_tags });
+    else add("buffers", uring.IORING_REGISTER_BUFFERS, list, ring.buffers.length);
+  }
+  if (ring.clock !== undefined)
+    add("a clock", uring.IORING_REGISTER_CLOCK, numbers([ring.clock, 0, 0, 0]), 0);
+  if (ring.worker_limits.length > 0)
+    add("limits", uring.IORING_REGISTER_IOWQ_MAX_WORKERS, numbers(ring.worker_limits), 2);
   if (ring.eventfd !== undefined) {
     const operation =
       ring.eventfd_async === true

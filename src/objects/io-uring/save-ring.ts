@@ -14,6 +14,7 @@ import { readFdStat } from "../../proc/links.ts";
 import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KernelMemory } from "../../sys/kernel-memory.ts";
 import { syscall } from "../../sys/ffi.ts";
+import { CLOCK_MONOTONIC } from "../../sys/abi/event-files.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
 import { kernelMemory } from "../files/kernel-view.ts";
@@ -68,6 +69,7 @@ export function writeRing(file: OpenFile, id: number, dump: FilesDump): FileEntr
     requests: savedRequests(file, ring, dump),
     files: registeredFiles(file, ring, dump),
     buffers: ring.buffers.map(({ address, length }) => ({ start: address, length })),
+    ...registeredBesides(file, ring, dump),
   };
   checkQueues(file, entry, ring.rings);
   const held = [...ring.files, ...waitedFor(ring)].filter((address) => address !== 0n);
@@ -251,7 +253,12 @@ function ownerPart(
   { setup_flags, dump }: { readonly setup_flags: number; readonly dump: FilesDump },
 ): Pick<RepriseIoUringEntry, "owner" | "thread" | "sq_thread_idle" | "sq_thread_cpu"> {
   const hasRegistered =
-    ring.eventfd !== undefined || ring.files.length > 0 || ring.buffers.length > 0;
+    ring.eventfd !== undefined ||
+    ring.files.length > 0 ||
+    ring.buffers.length > 0 ||
+    ring.clock !== CLOCK_MONOTONIC ||
+    ring.workerLimits.length > 0 ||
+    ring.registrations.length > 0;
   if (!isMadeByOwner({ setup_flags }) && !hasRegistered && ring.inFlight === 0) return {};
   const { task } = file;
   const owner = { owner: task.innerPid };
@@ -302,6 +309,51 @@ function registeredEventfd(
   if (found === undefined)
     throw refusal(file, "it has a registered eventfd that the process has closed", WITHOUT_RINGS);
   return { eventfd: found, ...(eventfd.isAsync ? { eventfd_async: true } : {}) };
+}
+
+/** What is told of registered files and buffers, and what else the process has registered. */
+function registeredBesides(
+  file: OpenFile,
+  ring: RingContext,
+  dump: FilesDump,
+): Pick<
+  RepriseIoUringEntry,
+  | "file_tags"
+  | "buffer_tags"
+  | "file_range_start"
+  | "file_range_length"
+  | "clock"
+  | "worker_limits"
+  | "registrations"
+> {
+  const { fileTags, bufferTags, fileRange, clock, workerLimits, registrations } = ring;
+  const some = (tags: readonly bigint[]): bigint[] =>
+    tags.some((tag) => tag !== 0n) ? [...tags] : [];
+  if (registrations.length > 0 && !seesKernelNumbers(kernelMemory(dump)))
+    throw refusal(
+      file,
+      "a thread has registered it, and which one can be told only from outside of pid namespaces",
+      WITHOUT_RINGS,
+    );
+  return {
+    file_tags: some(fileTags),
+    buffer_tags: some(bufferTags),
+    ...(fileRange === undefined
+      ? {}
+      : { file_range_start: fileRange.start, file_range_length: fileRange.length }),
+    ...(clock === CLOCK_MONOTONIC ? {} : { clock }),
+    worker_limits: [...workerLimits],
+    registrations: registrations.map(({ tid, pid, place }) => {
+      const thread = dump.innerThread?.(tid);
+      if (thread === undefined || pid !== file.task.pid)
+        throw refusal(
+          file,
+          `thread ${tid} of another process has registered it (IORING_REGISTER_RING_FDS)`,
+          WITHOUT_RINGS,
+        );
+      return { thread, place };
+    }),
+  };
 }
 
 /** Numbers of registered files in the process, which has them open as well; -1 for places without one. */

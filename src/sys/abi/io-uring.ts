@@ -74,6 +74,16 @@ export const IORING_REGISTER_BUFFERS = 0;
 export const IORING_REGISTER_FILES = 2;
 export const IORING_REGISTER_EVENTFD = 4;
 export const IORING_REGISTER_EVENTFD_ASYNC = 7;
+export const IORING_REGISTER_FILES2 = 13;
+export const IORING_REGISTER_BUFFERS2 = 15;
+export const IORING_REGISTER_IOWQ_MAX_WORKERS = 19;
+export const IORING_REGISTER_RING_FDS = 20;
+export const IORING_REGISTER_FILE_ALLOC_RANGE = 25;
+export const IORING_REGISTER_CLOCK = 29;
+/** struct io_uring_rsrc_register: number, flags, reserved, then pointers to the list and to the tags. */
+export const RSRC_REGISTER_SIZE = 32;
+export const RSRC_DATA = 16;
+export const RSRC_TAGS = 24;
 
 /** Flags of requests: of polls in `len`, of receiving in `ioprio`, of timeouts in `timeout_flags`. */
 export const IORING_POLL_ADD_MULTI = 1 << 0;
