@@ -3,8 +3,9 @@
 
 import {
   probeProcess,
-  probeThread,
+  ThreadInquiry,
   type ProcessState,
+  type ThreadQuestions,
   type ThreadState,
 } from "../objects/task/core.ts";
 import { UndoWatch } from "../objects/ipc/undo.ts";
@@ -37,9 +38,8 @@ export interface InsideView {
 
 interface Inquiry {
   readonly task: CollectedTask;
-  readonly programs: readonly Program[];
   readonly process: (result: ProgramResult) => ProcessState;
-  readonly threads: readonly ((result: ProgramResult) => ThreadState)[];
+  readonly threads: readonly ThreadQuestions[];
 }
 
 /** Few have a local descriptor table: it is read by two programs more. */
@@ -70,12 +70,13 @@ export function lookInside(
     const results = runPrograms(jobs);
     let next = 0;
     for (const inquiry of intrusions.flat()) {
-      inquiry.task.task.threads.forEach(({ tid }, index) => {
+      inquiry.task.task.threads.forEach((thread, index) => {
+        const { tid } = thread;
         const job = jobs[next] as Job;
         const result = results[next++] as ProgramResult;
         if (index === 0)
           processes.set(inquiry.task.task.pid, withLdt(inquiry.process(result), tid, job));
-        threads.set(tid, (inquiry.threads[index] as Inquiry["threads"][number])(result));
+        threads.set(tid, (inquiry.threads[index] as ThreadQuestions).state(result, thread));
       });
     }
     using undo = new UndoWatch();
@@ -147,15 +148,16 @@ function noteBlockedContinues(tree: FrozenTree): void {
 }
 
 function inquire(task: CollectedTask, tree: FrozenTree, landlock: LandlockWatch): Inquiry {
-  const programs = task.task.threads.map(() => new Program());
-  const process = probeProcess(programs[0] as Program, task.task, {
+  const leaders = new Program();
+  const process = probeProcess(leaders, task.task, {
     innerTid: (tid) => innerTid(tree, tid),
     areas: task.sharesMemory ? [] : task.vmas.map(({ entry }) => entry),
   });
+  const inquiry = new ThreadInquiry(task.task, landlock);
   const threads = task.task.threads.map((thread, index) =>
-    probeThread(programs[index] as Program, thread, { task: task.task, landlock }),
+    inquiry.of(thread, index === 0 ? leaders : undefined),
   );
-  return { task, programs, process, threads };
+  return { task, process, threads };
 }
 
 function innerTid(tree: FrozenTree, tid: number): number | undefined {
@@ -182,10 +184,10 @@ interface Intruder {
   readonly program: Program;
 }
 
-function intruders({ task, programs }: Inquiry): Intruder[] {
+function intruders({ task, threads }: Inquiry): Intruder[] {
   return task.task.threads.map(({ stopped }, index) => ({
     stopped,
-    program: programs[index] as Program,
+    program: (threads[index] as ThreadQuestions).program,
   }));
 }
 
@@ -213,6 +215,7 @@ function jobsOf(all: readonly Intruder[], injection: Injection): Job[] {
       code: injection.code,
       base,
       frame: injection.frames[index] ?? 0,
+      regs: stopped.regs,
     };
     base += roomFor(program);
     return job;

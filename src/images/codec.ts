@@ -55,10 +55,29 @@ export function encodeEntry<N extends MessageName>(
   name: N,
   value: MessageInput<Messages[N]>,
 ): Uint8Array {
+  return encodeImage(NO_HEAD, name, [value]);
+}
+
+const NO_HEAD = new Uint8Array(0);
+
+/**
+ * A whole image: what stands at its beginning, and its entries; good until the next message is encoded.
+ * @throws RepriseError as `encode` does
+ */
+export function encodeImage<N extends MessageName>(
+  head: Uint8Array,
+  name: N,
+  values: readonly MessageInput<Messages[N]>[],
+): Uint8Array {
   writer.reset();
-  writer.beginEntry();
-  writeMessage(fieldsOf(name), value);
-  return writer.endEntry();
+  writer.raw(head);
+  const fields = fieldsOf(name);
+  for (let index = 0; index < values.length; index += 1) {
+    const start = writer.beginEntry();
+    writeMessage(fields, values[index] as PlainMessage);
+    writer.endEntry(start);
+  }
+  return writer.written;
 }
 
 /** Used again for each message: nothing here is asynchronous. */
@@ -200,26 +219,39 @@ function writeList(field: FieldSpec, items: readonly unknown[]): void {
   known?.set(field, writer.since(start));
 }
 
-/** Lists that never change, and what was written for them. */
-const constants = new WeakMap<readonly unknown[], Map<FieldSpec, Uint8Array>>();
+/** Lists and messages that never change, and what was written for them. */
+const constants = new WeakMap<object, Map<FieldSpec, Uint8Array>>();
 
-/** Announces a list of plain values that is written again and again: it is encoded once. */
-export function constantList<T extends number | bigint>(items: readonly T[]): readonly T[] {
+/** Announces a list that is written again and again: it is encoded once. Nothing in it may change. */
+export function constantList<T>(items: readonly T[]): readonly T[] {
   const list = Object.freeze([...items]);
   constants.set(list, new Map());
   return list;
 }
 
+/** Announces a message inside others that is written again and again: it is encoded once. Nothing in it may change. */
+export function constantMessage<T extends object>(message: T): T {
+  constants.set(Object.freeze(message), new Map());
+  return message;
+}
+
 function writeTagged(field: FieldSpec, value: unknown): void {
+  if (field.type === "m") return writeInner(field, value as PlainMessage);
   writer.uint32(field.tag);
-  if (field.type === "m") {
-    field.fields ??= fieldsOf(field.typeName);
-    const start = writer.begin();
-    writeMessage(field.fields, value as PlainMessage);
-    writer.end(start);
-  } else {
-    writeValue(field, value);
-  }
+  writeValue(field, value);
+}
+
+function writeInner(field: FieldSpec, value: PlainMessage): void {
+  const known = constants.get(value);
+  const bytes = known?.get(field);
+  if (bytes !== undefined) return writer.raw(bytes);
+  const begun = writer.position;
+  writer.uint32(field.tag);
+  field.fields ??= fieldsOf(field.typeName);
+  const start = writer.begin();
+  writeMessage(field.fields, value);
+  writer.end(start);
+  known?.set(field, writer.since(begun));
 }
 
 const MAX_U64 = 2n ** 64n;

@@ -18,7 +18,7 @@ import {
 import { join } from "node:path";
 import { crc32 } from "./crc32.ts";
 import { assert } from "../errors.ts";
-import { encodeEntry, type MessageInput } from "./codec.ts";
+import { encodeEntry, encodeImage, type MessageInput } from "./codec.ts";
 import { entryBytes, headBytes, paddingFor } from "./image-file.ts";
 import { describeFile, MANIFEST_NAME, renderManifest, type ManifestFile } from "./manifest.ts";
 import { imageName, kindSpec, type EntryKind, type MessageOf, type RawKind } from "./names.ts";
@@ -61,6 +61,8 @@ export class ImageSetWriter {
   readonly #sync: "files" | "none";
   #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
+  /** Files that were prepared and are written: closed by `tidy` or `abort`. */
+  readonly #done: number[] = [];
   /** Files that exist and are empty; as many as may be are open. */
   readonly #prepared = new Map<string, number | undefined>();
 
@@ -87,7 +89,7 @@ export class ImageSetWriter {
   /**
    * Creates files that will be written later, so that this is not done while tasks stand still: on ext4, making a file next to
    * ones that were deleted in the last minutes takes more than half a millisecond (the kernel looks for an inode that nobody
-   * could miss). What is not written in the end is removed by `tidy` and `abort`.
+   * could miss). What is not written in the end is removed by `tidy` and `abort`, one of which has to be called.
    */
   prepare(names: Iterable<string>): void {
     for (const name of [...names, TEMPORARY_INVENTORY, MANIFEST_NAME]) {
@@ -112,9 +114,25 @@ export class ImageSetWriter {
   }
 
   #write<K extends ListKind>(kind: K, id: number, entries: readonly EntryInput<K>[]): void {
-    const image = this.open(kind, id);
-    for (const entry of entries) image.add(entry);
-    image.close();
+    const name = imageName(kind, id);
+    const message = kindSpec(kind).message as MessageOf<K>;
+    const bytes = encodeImage(headBytes(kind), message, entries);
+    const description = { size: bytes.length, crc32: crc32(bytes) };
+    const prepared = this.#unnamed === undefined ? this.#takePrepared(name) : undefined;
+    const fd = prepared ?? this.#createFile(name);
+    this.#written.set(name, undefined);
+    // One that was open before stays so: closing hundreds takes its time.
+    if (prepared !== undefined) this.#done.push(fd);
+    try {
+      writeAll(fd, bytes);
+    } finally {
+      if (prepared === undefined) closeSync(fd);
+    }
+    this.#written.set(name, description);
+  }
+
+  #createFile(name: string): number {
+    return this.#unnamed?.() ?? createFile(this.path(name));
   }
 
   /** Opens an image to which entries are added one by one, with their payload. */
@@ -189,6 +207,7 @@ export class ImageSetWriter {
       rmSync(this.path(name), { force: true });
     }
     this.#prepared.clear();
+    for (const fd of this.#done.splice(0)) closeSync(fd);
   }
 
   /** Removes what was written; for a dump that failed. After `commit` it does nothing. */
@@ -208,8 +227,9 @@ export class ImageSetWriter {
   }
 
   #create(name: string): ImageWriter {
-    const path = this.path(name);
-    const fd = this.#unnamed?.() ?? this.#takePrepared(name) ?? createFile(path);
+    const fd =
+      (this.#unnamed === undefined ? this.#takePrepared(name) : undefined) ??
+      this.#createFile(name);
     this.#written.set(name, undefined);
     const image = new ImageWriter(fd, name, (description) => {
       this.#open.delete(image);

@@ -21,15 +21,20 @@ export class WireWriter {
     this.#at = 0;
   }
 
-  /** Leaves room for the word that tells the length of an entry. */
-  beginEntry(): void {
+  /** Leaves room for the word that tells the length of an entry; give the result to `endEntry`. */
+  beginEntry(): number {
     this.#reserve(ENTRY_HEAD);
     this.#at += ENTRY_HEAD;
+    return this.#at;
   }
 
-  /** Length word and message; the bytes are good until something else is written. */
-  endEntry(): Uint8Array {
-    this.#view.setUint32(0, this.#at - ENTRY_HEAD, true);
+  /** Fills in the length of the entry that was begun at `start`. */
+  endEntry(start: number): void {
+    this.#view.setUint32(start - ENTRY_HEAD, this.#at - start, true);
+  }
+
+  /** What was written; good until something else is. */
+  get written(): Uint8Array {
     return this.#bytes.subarray(0, this.#at);
   }
 

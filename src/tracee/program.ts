@@ -10,6 +10,7 @@
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
 import { AT_FDCWD } from "../sys/abi/fcntl.ts";
+import { readU64 } from "../sys/memory.ts";
 import { SYSCALLS, type SyscallName } from "../sys/syscalls.x86_64.ts";
 import {
   ENTRY_ARGUMENTS,
@@ -45,6 +46,12 @@ export interface Load {
 }
 
 export type Argument = number | bigint | Ref | Pointer | Load;
+
+/** How far a program was when something was added to it: the calls and the output from there on. */
+export interface Mark {
+  readonly entry: number;
+  readonly output: number;
+}
 
 /** The place of an argument in the table: where a copy writes to. */
 interface ArgumentPlace {
@@ -90,10 +97,17 @@ export class Program {
   #dataSize = 0;
   #outputSize = 0;
   #calls = 0;
+  /** As it was laid out last, while nothing has been added since. */
+  #laidOut: LaidOut | undefined;
 
   /** Number of table entries so far. */
   get length(): number {
     return this.#entries.length;
+  }
+
+  /** Where it is now. */
+  get mark(): Mark {
+    return { entry: this.#entries.length, output: this.#outputSize };
   }
 
   /** Number of system calls among them. */
@@ -107,6 +121,7 @@ export class Program {
     let late = 0;
     for (let index = 0; index < args.length; index += 1) if (isLate(args[index])) late += 1;
     const entry = this.#entries.length + late;
+    this.#laidOut = undefined;
     if (late > 0) {
       for (let index = 0; index < args.length; index += 1) {
         const arg = args[index];
@@ -130,6 +145,7 @@ export class Program {
   /** Puts bytes into the data segment. */
   data(bytes: Uint8Array, alignment: number = DATA_ALIGNMENT): Pointer {
     const offset = Math.ceil(this.#dataSize / alignment) * alignment;
+    this.#laidOut = undefined;
     this.#data.push({ offset, bytes });
     this.#dataSize = offset + bytes.length;
     return { kind: "pointer", segment: "data", offset };
@@ -182,12 +198,18 @@ export class Program {
   /** Reserves `size` bytes of output. They may hold anything before: what must be zero goes into data. */
   output(size: number, alignment: number = DATA_ALIGNMENT): Pointer {
     const offset = Math.ceil(this.#outputSize / alignment) * alignment;
+    this.#laidOut = undefined;
     this.#outputSize = offset + size;
     return { kind: "pointer", segment: "output", offset };
   }
 
-  /** Lays the program out for an address in the process. */
+  /** Lays the program out for an address in the process. The same program again, for another thread, is moved. */
   layout(base: number): ProgramImage {
+    const { image, addresses } = (this.#laidOut ??= this.#layOut(base));
+    return image.base === base ? image : moved(image, addresses, base);
+  }
+
+  #layOut(base: number): LaidOut {
     const table = Math.ceil(this.#dataSize / DATA_ALIGNMENT) * DATA_ALIGNMENT;
     const results = table + this.#entries.length * ENTRY_SIZE;
     const output =
@@ -201,8 +223,11 @@ export class Program {
     const upload = Buffer.alloc(results);
     const view = new DataView(upload.buffer, upload.byteOffset, upload.length);
     for (const { offset, bytes } of this.#data) upload.set(bytes, offset);
-    for (const { offset, pointer } of this.#fixups)
+    const addresses: number[] = [];
+    for (const { offset, pointer } of this.#fixups) {
       setWord(view, offset, addressIn(place, pointer));
+      addresses.push(offset);
+    }
     // Loops without closures: the program that opens thousands of files is laid out while tasks wait.
     let at = table;
     for (const { nr, flags, expect, args } of this.#entries) {
@@ -213,12 +238,13 @@ export class Program {
         const arg = args[position] ?? 0;
         // The rest of the table is zero already.
         if (arg === 0) continue;
-        const word = typeof arg === "number" ? arg : literal(place, arg);
-        setWord(view, at + ENTRY_ARGUMENTS + position * 8, word);
+        const wordAt = at + ENTRY_ARGUMENTS + position * 8;
+        setWord(view, wordAt, typeof arg === "number" ? arg : literal(place, arg));
+        if (typeof arg === "object" && arg.kind !== "load") addresses.push(wordAt);
       }
       at += ENTRY_SIZE;
     }
-    return {
+    const image = {
       base,
       upload,
       table: place.table,
@@ -228,6 +254,7 @@ export class Program {
       downloadSize: output - results + this.#outputSize,
       size: output + this.#outputSize,
     };
+    return { image, addresses };
   }
 
   /** Upper bound of the bytes that the program takes in the work area. */
@@ -287,6 +314,7 @@ export class Program {
   }
 
   #addWordCopy(from: Ref | Load, to: Pointer | ArgumentPlace): void {
+    this.#laidOut = undefined;
     this.#entries.push({
       nr: from.kind === "load" && from.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
       flags: ENTRY_MAY_FAIL,
@@ -331,6 +359,32 @@ export interface ProgramImage {
   readonly size: number;
 }
 
+/** An image, and where in it addresses stand. */
+interface LaidOut {
+  readonly image: ProgramImage;
+  readonly addresses: readonly number[];
+}
+
+function moved(image: ProgramImage, addresses: readonly number[], base: number): ProgramImage {
+  const by = base - image.base;
+  const upload = Buffer.from(image.upload);
+  const view = new DataView(upload.buffer, upload.byteOffset, upload.length);
+  for (let index = 0; index < addresses.length; index += 1) {
+    const at = addresses[index] as number;
+    setWord(view, at, readU64(upload, at) + by);
+  }
+  return {
+    base,
+    upload,
+    table: image.table + by,
+    end: image.end + by,
+    results: image.results + by,
+    output: image.output + by,
+    downloadSize: image.downloadSize,
+    size: image.size,
+  };
+}
+
 /** What a program that ran to its end brought back. */
 export class ProgramResult {
   readonly #bytes: Buffer;
@@ -345,6 +399,12 @@ export class ProgramResult {
   /** A call's result; negative error numbers for calls that may fail. */
   value(ref: Ref): number {
     return Number(this.#bytes.readBigInt64LE(ref.entry * 8));
+  }
+
+  /** All results and output from a mark on, for comparing answers. */
+  since({ entry, output }: Mark): string {
+    const results = this.#bytes.toString("latin1", entry * 8, this.#outputStart);
+    return results + this.#bytes.toString("latin1", this.#outputStart + output);
   }
 
   /** `size` bytes of output. */

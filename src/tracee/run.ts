@@ -27,12 +27,17 @@ export interface Job {
   readonly frame: number;
   /** Runs at the last moment before the thread goes on. */
   readonly justBefore?: () => void;
+  /** What is in the thread's registers, where that is known and need not be asked. */
+  readonly regs?: Registers;
 }
 
 interface Started {
   readonly job: Job;
   readonly image: ProgramImage;
 }
+
+/** Jobs in threads of one process. */
+type Together<T> = readonly [T, ...T[]];
 
 /**
  * Runs one program in each thread, all at the same time. All signals stay blocked afterwards.
@@ -42,11 +47,27 @@ interface Started {
  * come to their end by then.
  */
 export function runPrograms(jobs: readonly Job[]): ProgramResult[] {
-  const started = jobs.map(startProgram);
+  const started = byProcess(jobs, (job) => job).flatMap(startTogether);
   const ended = started.map(({ job }) => waitForProgram(job));
   const failed = ended.find((end) => end instanceof Error);
   if (failed !== undefined) throw failed;
-  return started.map((one, index) => fetchResults(one, ended[index] as Registers));
+  const results = byProcess(started, ({ job }) => job).flatMap(fetchTogether);
+  started.forEach((one, index) =>
+    checkEnd(one, results[index] as ProgramResult, ended[index] as Registers),
+  );
+  return results;
+}
+
+/** Neighbours in threads of one process: what they take and bring is copied at once. */
+function byProcess<T>(items: readonly T[], jobOf: (item: T) => Job): Together<T>[] {
+  const groups: [T, ...T[]][] = [];
+  let leader: number | undefined;
+  for (const item of items) {
+    if (jobOf(item).tracee.leader === leader) groups.at(-1)?.push(item);
+    else groups.push([item]);
+    ({ leader } = jobOf(item).tracee);
+  }
+  return groups;
 }
 
 /**
@@ -57,7 +78,7 @@ export function runPrograms(jobs: readonly Job[]): ProgramResult[] {
  */
 export function runUnattended(job: Job): void {
   const { tracee } = job;
-  loadProgram(job);
+  prepareThread(job, layOutTogether([job])[0] as ProgramImage);
   // Out of the SIGSTOP, which would take effect if the engine died here, into a stop that is nothing but a stop.
   tracee.interrupt();
   tracee.resume();
@@ -66,19 +87,33 @@ export function runUnattended(job: Job): void {
   tracee.resume();
 }
 
-function startProgram(job: Job): Started {
-  const image = loadProgram(job);
-  job.justBefore?.();
-  job.tracee.resume();
-  return { job, image };
+function startTogether(jobs: Together<Job>): Started[] {
+  const images = layOutTogether(jobs);
+  return jobs.map((job, index) => {
+    const image = images[index] as ProgramImage;
+    prepareThread(job, image);
+    job.justBefore?.();
+    job.tracee.resume();
+    return { job, image };
+  });
 }
 
-/** Puts a program into its place, and the thread to its beginning. */
-function loadProgram(job: Job): ProgramImage {
-  const { tracee, program } = job;
-  const image = program.layout(job.base);
-  writeMemory(tracee.leader, [{ address: image.base, length: image.upload.length }], image.upload);
-  const regs = tracee.registers();
+/** Puts programs into their places. */
+function layOutTogether(jobs: Together<Job>): ProgramImage[] {
+  const images = jobs.map(({ program, base }) => program.layout(base));
+  const uploads = images.map(({ upload }) => upload);
+  const ranges = images.map(({ base, upload }) => ({ address: base, length: upload.length }));
+  writeMemory(
+    jobs[0].tracee.leader,
+    ranges,
+    uploads.length === 1 ? (uploads[0] as Buffer) : Buffer.concat(uploads),
+  );
+  return images;
+}
+
+/** Puts a thread to the beginning of its program. */
+function prepareThread({ tracee, program, ...job }: Job, image: ProgramImage): void {
+  const regs = job.regs?.copy() ?? tracee.registers();
   regs
     .set("r12", image.table)
     .set("r13", image.results)
@@ -89,7 +124,6 @@ function loadProgram(job: Job): ProgramImage {
   // The order matters: registers first. From here on the frame restores the mask too if we die.
   tracee.setSignalMask(SIGSET_FULL);
   tracee.counters.remoteCalls += program.calls;
-  return image;
 }
 
 /** A program that has come to its end, or to a call that failed. */
@@ -136,12 +170,25 @@ export function entriesRun({ tracee, program, base }: Job): number {
   }
 }
 
-function fetchResults({ job, image }: Started, regs: Registers): ProgramResult {
+/** What programs have brought. */
+function fetchTogether(started: Together<Started>): ProgramResult[] {
+  const ranges = started.map(({ image }) => ({
+    address: image.results,
+    length: image.downloadSize,
+  }));
+  const bytes = Buffer.alloc(ranges.reduce((sum, { length }) => sum + length, 0));
+  if (bytes.length > 0) readMemory(started[0].job.tracee.leader, ranges, bytes);
+  let at = 0;
+  return started.map(({ image }) => {
+    const from = at;
+    at += image.downloadSize;
+    return new ProgramResult(image, bytes.subarray(from, at));
+  });
+}
+
+/** @throws RepriseError REMOTE_CALL unless a program came to its end */
+function checkEnd({ job, image }: Started, result: ProgramResult, regs: Registers): void {
   const { tracee, program } = job;
-  const bytes = Buffer.alloc(image.downloadSize);
-  if (bytes.length > 0)
-    readMemory(tracee.leader, [{ address: image.results, length: bytes.length }], bytes);
-  const result = new ProgramResult(image, bytes);
   const stoppedAt = (regs.getNumber("r12") - image.table) / ENTRY_SIZE;
   if (listener !== undefined) {
     const entries = Math.min(stoppedAt + 1, program.length);
@@ -154,7 +201,6 @@ function fetchResults({ job, image }: Started, regs: Registers): ProgramResult {
       tracee.leader,
     );
   }
-  return result;
 }
 
 /** Offset of a label in the interpreter. */

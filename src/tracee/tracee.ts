@@ -8,7 +8,7 @@ import * as pt from "../sys/abi/ptrace.ts";
 import { SIGINFO_SIZE, SIGSET_SIZE, SIGTRAP, signalName } from "../sys/abi/signal.ts";
 import { EIO, EPERM, ESRCH, errnoName } from "../sys/errno.ts";
 import { addressOf, trySyscall } from "../sys/ffi.ts";
-import { iovecs, readU64, writeU64 } from "../sys/memory.ts";
+import { iovecs, readU64 } from "../sys/memory.ts";
 import { waitAwake, waitPatiently } from "../sys/process.ts";
 import { REGISTERS_SIZE, Registers } from "./arch/x86_64/registers.ts";
 import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.ts";
@@ -19,10 +19,17 @@ const XSTATE_MAX = 16384;
 /** A bit a port. */
 const PORT_MAP_MAX = 8192;
 
-/** Where register sets are read into: thousands of threads are looked at, and each has less than there is room for. */
+/**
+ * What goes to the kernel and comes from it, with the addresses: thousands of threads are looked at, and making a buffer, or asking for
+ * its address, takes longer than the call. A register set is smaller than there is room for.
+ */
 const regset = Buffer.alloc(XSTATE_MAX);
-const regsetAt = addressOf(regset);
-const regsetVector = Buffer.alloc(16);
+const regsetVector = iovecs([{ address: addressOf(regset), length: 0 }]);
+const regsetVectorAt = addressOf(regsetVector);
+const signalSet = Buffer.alloc(SIGSET_SIZE);
+const signalSetAt = addressOf(signalSet);
+const configuration = Buffer.alloc(32);
+const configurationAt = addressOf(configuration);
 
 /** Counts for the statistics: ptrace stops waited for, and system calls run by programs. */
 export interface TraceCounters {
@@ -153,7 +160,8 @@ export class Tracee {
   }
 
   registers(): Registers {
-    return new Registers(this.#getRegset(pt.NT_PRSTATUS, REGISTERS_SIZE));
+    // It copies them.
+    return new Registers(this.#readRegset(pt.NT_PRSTATUS, REGISTERS_SIZE));
   }
 
   setRegisters(regs: Registers): void {
@@ -162,7 +170,7 @@ export class Tracee {
 
   /** The whole extended state in the XSAVE layout, as long as this CPU and task have it. */
   extendedState(): Buffer {
-    return this.#getRegset(pt.NT_X86_XSTATE, XSTATE_MAX);
+    return Buffer.from(this.#readRegset(pt.NT_X86_XSTATE, XSTATE_MAX));
   }
 
   setExtendedState(state: Uint8Array): void {
@@ -170,15 +178,13 @@ export class Tracee {
   }
 
   signalMask(): bigint {
-    const mask = Buffer.alloc(SIGSET_SIZE);
-    this.#ptrace("read the signal mask", pt.PTRACE_GETSIGMASK, SIGSET_SIZE, mask);
-    return mask.readBigUInt64LE(0);
+    this.#ptrace("read the signal mask", pt.PTRACE_GETSIGMASK, SIGSET_SIZE, signalSetAt);
+    return signalSet.readBigUInt64LE(0);
   }
 
   setSignalMask(mask: bigint): void {
-    const buffer = Buffer.alloc(SIGSET_SIZE);
-    buffer.writeBigUInt64LE(mask);
-    this.#ptrace("set the signal mask", pt.PTRACE_SETSIGMASK, SIGSET_SIZE, buffer);
+    signalSet.writeBigUInt64LE(mask);
+    this.#ptrace("set the signal mask", pt.PTRACE_SETSIGMASK, SIGSET_SIZE, signalSetAt);
   }
 
   /**
@@ -216,8 +222,8 @@ export class Tracee {
     return this.#ptrace(
       "read the pending signals",
       pt.PTRACE_PEEKSIGINFO,
-      addressOf(peekArguments),
-      peeked,
+      peekArgumentsAt,
+      peekedAt,
     );
   }
 
@@ -225,13 +231,13 @@ export class Tracee {
   rseqConfiguration():
     | { pointer: number; size: number; signature: number; flags: number }
     | undefined {
-    const conf = Buffer.alloc(pt.RSEQ_CONFIGURATION_SIZE);
+    const conf = configuration;
     const result = trySyscall(
       "ptrace",
       pt.PTRACE_GET_RSEQ_CONFIGURATION,
       this.tid,
-      conf.length,
-      conf,
+      pt.RSEQ_CONFIGURATION_SIZE,
+      configurationAt,
     );
     if (result < 0) return undefined;
     return {
@@ -257,36 +263,35 @@ export class Tracee {
 
   /** Whether Syscall User Dispatch is on: it would send our calls to the program's own handler. */
   syscallUserDispatch(): boolean {
-    const conf = Buffer.alloc(32);
     const result = trySyscall(
       "ptrace",
       pt.PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
       this.tid,
-      conf.length,
-      conf,
+      configuration.length,
+      configurationAt,
     );
-    return result >= 0 && conf.readUInt32LE(0) !== 0;
+    return result >= 0 && configuration.readUInt32LE(0) !== 0;
   }
 
   /** Whether the task has a map of I/O ports that it may use. */
   hasPorts(): boolean {
-    writeU64(regsetVector, 0, regsetAt);
-    writeU64(regsetVector, 8, PORT_MAP_MAX);
-    const args = [this.tid, pt.NT_386_IOPERM, regsetVector] as const;
+    regsetVector.writeUInt32LE(PORT_MAP_MAX, LENGTH);
+    const args = [this.tid, pt.NT_386_IOPERM, regsetVectorAt] as const;
     return trySyscall("ptrace", pt.PTRACE_GETREGSET, ...args) >= 0;
   }
 
-  #getRegset(type: number, size: number): Buffer {
-    writeU64(regsetVector, 0, regsetAt);
-    writeU64(regsetVector, 8, size);
-    this.#ptrace("read the registers", pt.PTRACE_GETREGSET, type, regsetVector);
-    return Buffer.from(regset.subarray(0, readU64(regsetVector, 8)));
+  /** Good until the next is read or set. */
+  #readRegset(type: number, size: number): Buffer {
+    regsetVector.writeUInt32LE(size, LENGTH);
+    this.#ptrace("read the registers", pt.PTRACE_GETREGSET, type, regsetVectorAt);
+    return regset.subarray(0, regsetVector.readUInt32LE(LENGTH));
   }
 
   #setRegset(type: number, bytes: Uint8Array): void {
-    const vector = iovecs([{ address: addressOf(bytes), length: bytes.length }]);
-    this.#ptrace("set the registers", pt.PTRACE_SETREGSET, type, vector);
-    assert(bytes.length > 0, "an empty register set");
+    assert(bytes.length > 0 && bytes.length <= regset.length, "a register set of no known size");
+    regset.set(bytes);
+    regsetVector.writeUInt32LE(bytes.length, LENGTH);
+    this.#ptrace("set the registers", pt.PTRACE_SETREGSET, type, regsetVectorAt);
   }
 
   #ptrace(doing: string, request: number, address: number, data: number | Uint8Array): number {
@@ -309,10 +314,14 @@ export class Tracee {
   }
 }
 
+/** Where the length stands in `regsetVector`. */
+const LENGTH = 8;
+
 const PEEK_BATCH = 32;
-/** Used for every thread: making 4 KiB of zeros for each took longer than asking the kernel. */
 const peekArguments = Buffer.alloc(16);
+const peekArgumentsAt = addressOf(peekArguments);
 const peeked = Buffer.alloc(PEEK_BATCH * SIGINFO_SIZE);
+const peekedAt = addressOf(peeked);
 
 /** A process has one tracer. */
 function isTraced(pid: number, tracer: number): RepriseError {

@@ -27,6 +27,7 @@ import {
   restoreThpDisable,
   restoreUmask,
 } from "./attributes.ts";
+import { probeClearTidAddress } from "./thread-registrations.ts";
 
 const ADDR_NO_RANDOMIZE = 0x4_0000;
 const SIGWINCH = 28;
@@ -181,9 +182,10 @@ describe("a running program", () => {
     const program = await startProgram("prctls", [], { dir: makeDir("prctls") });
     started.push(program);
     await program.waitReady();
-    const { attributes, thread } = probeProcess(program.pid, (probed) => ({
+    const { attributes, thread, clearTidAddress } = probeProcess(program.pid, (probed) => ({
       attributes: probed.run(probeProcessAttributes),
       thread: probed.run(probeThreadAttributes),
+      clearTidAddress: probed.run(probeClearTidAddress),
     }));
     expect(attributes).toMatchObject({
       dumpable: 1,
@@ -193,7 +195,7 @@ describe("a running program", () => {
     });
     expect(attributes.brk).toBeGreaterThan(0);
     expect(thread.parentDeathSignal).toBe(0);
-    expect(thread.clearTidAddress).toBeGreaterThan(0n);
+    expect(clearTidAddress).toBeGreaterThan(0n);
     expect(readThreadStatus(program.pid, program.pid).name).toBe("a name (x) \n y");
     expect(await program.ask()).toBe("ok 1");
     expect(await program.finish()).toBe("pass");

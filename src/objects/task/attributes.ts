@@ -36,7 +36,6 @@ import {
 import { errnoName } from "../../sys/errno.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
-import { probeClearTidAddress } from "./thread-registrations.ts";
 import { frontPid } from "../../sys/front.ts";
 
 /** Longest name of a task in bytes, without the zero at its end (TASK_COMM_LEN - 1). */
@@ -96,8 +95,6 @@ export function probeProcessAttributes(program: Program): Probe<ProcessAttribute
 export interface ThreadAttributes {
   /** 0 for none. */
   readonly parentDeathSignal: number;
-  /** Word that is cleared when the thread ends; 0 for none. */
-  readonly clearTidAddress: bigint;
   /** Nanoseconds by which timers may be late; 0 for real-time threads. */
   readonly timerSlack: bigint;
 }
@@ -108,14 +105,12 @@ export function probeThreadAttributes(program: Program): Probe<ThreadAttributes>
   program.call("prctl", [PR_GET_PDEATHSIG, signal, 0, 0, 0], {
     label: "read the parent death signal",
   });
-  const clearTidAddress = probeClearTidAddress(program);
   const slack = program.call("prctl", [PR_GET_TIMERSLACK, 0, 0, 0, 0], {
     label: "read the timer slack",
   });
   return (result) => ({
     timerSlack: BigInt(result.value(slack)),
     parentDeathSignal: result.bytes(signal, 4).readInt32LE(0),
-    clearTidAddress: clearTidAddress(result),
   });
 }
 

@@ -1,6 +1,7 @@
 // core-N.img: what makes a thread a thread and a process a process. This file only gathers, and knows the order in which
 // things must be given back; each part has its own room.
 
+import { constantMessage } from "../../images/codec.ts";
 import { TASK_ALIVE, TASK_DEAD, TASK_STOPPED } from "../../images/check-task.ts";
 import {
   CoreEntryMarch,
@@ -25,11 +26,11 @@ import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { SIGCHLD } from "../../sys/abi/signal.ts";
 import { log } from "../../log.ts";
 import { restartError } from "../../tracee/arch/x86_64/registers.ts";
-import type { Program } from "../../tracee/program.ts";
+import { Program, type ProgramResult } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 import * as attributes from "./attributes.ts";
 import { cpuStateEntry } from "./cpu-state.ts";
-import { probeCreds, restoreCreds, restoreNoNewPrivs } from "./creds.ts";
+import { hasSameCredentials, probeCreds, restoreCreds, restoreNoNewPrivs } from "./creds.ts";
 import { collectLimits, restoreLimits } from "./limits.ts";
 import { collectScheduling, restoreScheduling } from "./scheduling.ts";
 import {
@@ -43,18 +44,22 @@ import {
 } from "./signals.ts";
 import { tellKeyrings, tellThreadKeyring } from "./keyrings.ts";
 import type { LandlockWatch } from "./landlock.ts";
-import { readLabels, writeLabels, type OpenedLabel } from "./lsm.ts";
+import { readLabels, writeLabels, type Labels, type OpenedLabel } from "./lsm.ts";
 import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
 import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts";
 import { tellNamespaceSettings } from "../namespaces/settings.ts";
 import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
 import { probeLdt, restoreLdt } from "./ldt.ts";
-import { probeLongQueue, type TakenSignals } from "./long-queues.ts";
+import { hasLongQueue, probeLongQueue, type TakenSignals } from "./long-queues.ts";
 import { tellLosses } from "./losses.ts";
 import { probeSettings, restoreSettings, restoreUnmerged } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
-import { collectRobustList, restoreRegistrations } from "./thread-registrations.ts";
+import {
+  collectRobustList,
+  probeClearTidAddress,
+  restoreRegistrations,
+} from "./thread-registrations.ts";
 import { armTimers, createTimers, firedTimers, probeTimers } from "./timers.ts";
 
 /** What a process told from inside. */
@@ -80,6 +85,8 @@ export interface ThreadState {
   readonly creds: CredsEntry;
   readonly sas: ThreadSasEntry;
   readonly attributes: attributes.ThreadAttributes;
+  /** Word that is cleared when the thread ends; 0 for none. */
+  readonly clearTidAddress: bigint;
   readonly settings: readonly ReprisePrctl[];
   readonly memoryPolicy: RepriseMemoryPolicy | undefined;
   readonly personality: number;
@@ -121,36 +128,89 @@ export function probeProcess(
   };
 }
 
-/** Adds the questions for one thread to its program. */
-export function probeThread(
-  program: Program,
-  thread: FrozenThread,
-  { task, landlock }: { readonly task: FrozenTask; readonly landlock: LandlockWatch },
-): Probe<ThreadState> {
-  const creds = probeCreds(program, thread.status);
-  const sas = probeAlternateStack(program);
-  const attributesOf = attributes.probeThreadAttributes(program);
-  const settings = probeSettings(program, { isLeader: thread.status.pid === thread.status.tgid });
-  const memoryPolicy = probeThreadPolicy(program);
-  const domain = landlock.probe(program, thread);
-  const personality = attributes.probePersonality(program);
-  const isLeader = thread.status.pid === thread.status.tgid;
-  const keyring = isLeader ? undefined : tellThreadKeyring(program, { tid: thread.innerTid });
-  const taken = probeLongQueue(program, task, thread);
-  return (result) => {
-    domain(result);
-    keyring?.(result);
-    return {
-      creds: creds(result),
-      sas: sas(result),
-      attributes: attributesOf(result),
-      settings: settings(result),
-      memoryPolicy: memoryPolicy(result),
-      personality: personality(result),
-      taken: taken(result),
-    };
-  };
+/** A program that asks threads, and what reads its answers for one of them. */
+export interface ThreadQuestions {
+  readonly program: Program;
+  readonly state: (result: ProgramResult, thread: FrozenThread) => ThreadState;
 }
+
+/** What threads are asked: most threads of a process the same, in one and the same program. */
+export class ThreadInquiry {
+  readonly #task: FrozenTask;
+  readonly #landlock: LandlockWatch;
+  /** Those of threads that are not leaders, by what decides on the calls. */
+  readonly #known = new Map<string, ThreadQuestions>();
+
+  constructor(task: FrozenTask, landlock: LandlockWatch) {
+    this.#task = task;
+    this.#landlock = landlock;
+  }
+
+  /** The questions for a thread; those for the leader are added to its process's. */
+  of(thread: FrozenThread, leaders?: Program): ThreadQuestions {
+    const target = this.#landlock.targetOf(thread);
+    if (leaders !== undefined || hasLongQueue(this.#task, thread))
+      return this.#ask(thread, { target, program: leaders ?? new Program() });
+    const key = `${thread.status.groups.length} ${target}`;
+    const known = this.#known.get(key) ?? this.#ask(thread, { target, program: new Program() });
+    this.#known.set(key, known);
+    return known;
+  }
+
+  #ask(
+    like: FrozenThread,
+    { target, program }: { readonly target: number | undefined; readonly program: Program },
+  ): ThreadQuestions {
+    const isLeader = like.tid === this.#task.pid;
+    // What each thread answers differently comes first.
+    const sas = probeAlternateStack(program);
+    const clearTidAddress = probeClearTidAddress(program);
+    const domain = this.#landlock.probe(program, target);
+    const mark = program.mark;
+    const creds = probeCreds(program, like.status);
+    const attributesOf = attributes.probeThreadAttributes(program);
+    const settings = probeSettings(program, { isLeader });
+    const memoryPolicy = probeThreadPolicy(program);
+    const personality = attributes.probePersonality(program);
+    const keyring = isLeader ? undefined : tellThreadKeyring(program);
+    const taken = probeLongQueue(program, this.#task, like);
+    const answers = new Map<string, CommonState[]>();
+    const common = (result: ProgramResult, { status }: FrozenThread): CommonState => {
+      const answer = result.since(mark);
+      const known = answers.get(answer) ?? [];
+      const same = known.find((other) => hasSameCredentials(other.status, status));
+      if (same !== undefined) return same;
+      const state = {
+        status,
+        creds: constantMessage(creds(result, status)),
+        attributes: attributesOf(result),
+        settings: settings(result),
+        memoryPolicy: memoryPolicy(result),
+        personality: personality(result),
+      };
+      known.push(state);
+      answers.set(answer, known);
+      return state;
+    };
+    const state = (result: ProgramResult, thread: FrozenThread): ThreadState => {
+      domain(result, thread);
+      keyring?.(result, thread.innerTid);
+      return {
+        ...common(result, thread),
+        sas: sas(result),
+        clearTidAddress: clearTidAddress(result),
+        taken: taken(result),
+      };
+    };
+    return { program, state };
+  }
+}
+
+/** What most threads of a process have in common: it is read from the answers once. */
+type CommonState = Omit<ThreadState, "sas" | "clearTidAddress" | "taken"> & {
+  /** The status of the first thread that answered so. */
+  readonly status: TaskStatus;
+};
 
 export interface LeaderParts {
   readonly process: ProcessState;
@@ -241,7 +301,7 @@ function threadPart(
   const interruptedWith = restartError(stopped.regs);
   return {
     mtype: CoreEntryMarch.X86_64,
-    thread_info: cpuStateEntry(stopped, stopped.regs, state.attributes.clearTidAddress),
+    thread_info: cpuStateEntry(stopped, stopped.regs, state.clearTidAddress),
     thread_core: {
       ...collectRobustList(tid),
       ...scheduling,
@@ -260,13 +320,18 @@ function threadPart(
         ? {}
         : { pdeath_sig: state.attributes.parentDeathSignal }),
       signals_p: collectPending(stopped.tracee, "thread", state.taken),
-      creds: { ...state.creds, ...readLabels({ pid: task.pid, tid }) },
+      creds: withLabels(state.creds, readLabels({ pid: task.pid, tid })),
       ...seccomp,
       comm,
       ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
       ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
     },
   };
+}
+
+/** Most threads have none. */
+function withLabels(creds: CredsEntry, labels: Labels): CredsEntry {
+  return Object.keys(labels).length === 0 ? creds : { ...creds, ...labels };
 }
 
 /**

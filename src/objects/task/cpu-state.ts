@@ -1,7 +1,7 @@
 // Registers and extended state of a thread on x86-64, between ptrace's register sets and CRIU's thread_info_x86.
 
 import { RepriseError } from "../../errors.ts";
-import { constantList } from "../../images/codec.ts";
+import { constantList, constantMessage } from "../../images/codec.ts";
 import type {
   ThreadInfoX86,
   UserX86FpregsEntry,
@@ -21,6 +21,7 @@ import {
   component,
   enabledFeatures,
   FX,
+  XCR0,
   XFEATURE,
   XSTATE_BV,
 } from "../../tracee/arch/x86_64/xstate.ts";
@@ -59,33 +60,65 @@ export function cpuStateEntry(
     clear_tid_addr: clearTidAddress,
     gpregs: registersEntry(repeatedRegisters(registers)),
     fpregs: extendedStateEntry(thread),
-    tls: TLS_ENTRIES.map((entry_number) => ({
-      entry_number,
-      base_addr: 0,
-      limit: 0,
-      seg_32bit: false,
-      contents_h: false,
-      contents_l: false,
-      read_exec_only: true,
-      limit_in_pages: false,
-      seg_not_present: true,
-      usable: false,
-    })),
+    tls: UNUSED_TLS,
   };
 }
+
+const UNUSED_TLS = constantList(
+  TLS_ENTRIES.map((entry_number) => ({
+    entry_number,
+    base_addr: 0,
+    limit: 0,
+    seg_32bit: false,
+    contents_h: false,
+    contents_l: false,
+    read_exec_only: true,
+    limit_in_pages: false,
+    seg_not_present: true,
+    usable: false,
+  })),
+);
 
 /** Registers and what the image calls them. */
 const IMAGED = REGISTERS.map((name) => ({ name, key: IMAGE_NAMES[name] ?? name }));
 
+/** Written out, so that all have one form: V8 makes a dictionary of an object to which so many fields are added. */
 function registersEntry(regs: Registers): UserX86RegsEntry {
-  const values: Record<string, bigint | number> = { mode: MODE_NATIVE };
-  for (const { name, key } of IMAGED) values[key] = regs.get(name);
-  return values as unknown as UserX86RegsEntry;
+  return {
+    r15: regs.get("r15"),
+    r14: regs.get("r14"),
+    r13: regs.get("r13"),
+    r12: regs.get("r12"),
+    bp: regs.get("rbp"),
+    bx: regs.get("rbx"),
+    r11: regs.get("r11"),
+    r10: regs.get("r10"),
+    r9: regs.get("r9"),
+    r8: regs.get("r8"),
+    ax: regs.get("rax"),
+    cx: regs.get("rcx"),
+    dx: regs.get("rdx"),
+    si: regs.get("rsi"),
+    di: regs.get("rdi"),
+    orig_ax: regs.get("orig_rax"),
+    ip: regs.get("rip"),
+    cs: regs.get("cs"),
+    flags: regs.get("eflags"),
+    sp: regs.get("rsp"),
+    ss: regs.get("ss"),
+    fs_base: regs.get("fs_base"),
+    gs_base: regs.get("gs_base"),
+    ds: regs.get("ds"),
+    es: regs.get("es"),
+    fs: regs.get("fs"),
+    gs: regs.get("gs"),
+    mode: MODE_NATIVE,
+  };
 }
 
 function extendedStateEntry({ xstate, tracee }: StoppedThread): UserX86FpregsEntry {
   if (xstate.length > XSTATE_BV) refuseUnknown(xstate.readBigUInt64LE(XSTATE_BV), tracee.tid);
-  const xsave = xstate.length > XSTATE_BV ? xsaveEntry(xstate) : undefined;
+  const xsave = xstate.length > XSTATE_BV ? knownXsave(xstate) : undefined;
   return {
     cwd: xstate.readUInt16LE(FX.cwd),
     swd: xstate.readUInt16LE(FX.swd),
@@ -114,6 +147,28 @@ function refuseUnknown(present: bigint, tid: number): void {
     `cannot dump thread ${tid}: it uses registers that no image holds: state components 0x${unknown.toString(16)}`,
     { pid: tid, hint: "Try again when it has released its AMX tiles (TILERELEASE)." },
   );
+}
+
+interface KnownXsave {
+  readonly entry: UserX86XsaveEntry;
+  isConstant: boolean;
+}
+
+/** What most threads have in common as a whole: they use few of the registers beyond the first sixteen. */
+const knownXsaves = new Map<string, KnownXsave>();
+
+function knownXsave(xstate: Buffer): UserX86XsaveEntry {
+  const features = xstate.toString("latin1", XCR0, XCR0 + 8);
+  const key = features + xstate.toString("latin1", XSTATE_BV);
+  const known = knownXsaves.get(key);
+  if (known === undefined) {
+    const entry = xsaveEntry(xstate);
+    if (knownXsaves.size < MOST_KNOWN) knownXsaves.set(key, { entry, isConstant: false });
+    return entry;
+  }
+  if (!known.isConstant) constantMessage(known.entry);
+  known.isConstant = true;
+  return known.entry;
 }
 
 function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {

@@ -21,7 +21,11 @@ const NO_CAPS = { cap_inh: NONE, cap_prm: NONE, cap_eff: NONE, cap_bnd: NONE, ca
 const USER = { uid: 1000, euid: 1000, suid: 1000, fsuid: 1000, gid: 5, egid: 5, sgid: 5, fsgid: 5 };
 
 function probe(process: ProbedProcess): CredsEntry {
-  return process.run((program) => probeCreds(program, readStatus(process.pid)));
+  return process.run((program) => {
+    const status = readStatus(process.pid);
+    const creds = probeCreds(program, status);
+    return (result) => creds(result, status);
+  });
 }
 
 function roundTrip(creds: CredsEntry): CredsEntry {

@@ -23,14 +23,20 @@ import {
   PR_SET_SECUREBITS,
   SECBIT_NO_SETUID_FIXUP,
 } from "../../sys/abi/sched.ts";
-import type { Pointer, Program } from "../../tracee/program.ts";
+import type { Pointer, Program, ProgramResult } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 
 /** setfsuid and setfsgid with this id change nothing and tell what is set. */
 const ASK = -1;
 
-/** Asks for the credentials of the thread that runs the program; `status` is that thread's. */
-export function probeCreds(program: Program, status: TaskStatus): Probe<CredsEntry> {
+/**
+ * Asks for the credentials of threads that run the program, which have as many groups as `like` says. What their status says
+ * already is added to the answer.
+ */
+export function probeCreds(
+  program: Program,
+  like: Pick<TaskStatus, "groups">,
+): (result: ProgramResult, status: TaskStatus) => CredsEntry {
   const uids = probeIds(program, "getresuid");
   const gids = probeIds(program, "getresgid");
   const fsuid = program.call("setfsuid", [ASK], { label: "read the file system user id" });
@@ -38,8 +44,8 @@ export function probeCreds(program: Program, status: TaskStatus): Probe<CredsEnt
   const securebits = program.call("prctl", [PR_GET_SECUREBITS, 0, 0, 0, 0], {
     label: "read the secure bits",
   });
-  const groups = probeGroups(program, status.groups.length);
-  return (result) => {
+  const groups = probeGroups(program, like.groups.length);
+  return (result, status) => {
     const [uid = 0, euid = 0, suid = 0] = uids(result);
     const [gid = 0, egid = 0, sgid = 0] = gids(result);
     return {
@@ -61,6 +67,18 @@ export function probeCreds(program: Program, status: TaskStatus): Probe<CredsEnt
       cap_amb: halves(status.capAmb),
     };
   };
+}
+
+/** Whether what a status says of credentials is the same, so that equal answers are equal credentials. */
+export function hasSameCredentials(a: TaskStatus, b: TaskStatus): boolean {
+  return (
+    a.capInh === b.capInh &&
+    a.capPrm === b.capPrm &&
+    a.capEff === b.capEff &&
+    a.capBnd === b.capBnd &&
+    a.capAmb === b.capAmb &&
+    a.noNewPrivs === b.noNewPrivs
+  );
 }
 
 export interface RestoreCredsOptions {

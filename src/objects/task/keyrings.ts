@@ -11,7 +11,7 @@ import {
   KEY_SPEC_USER_SESSION_KEYRING,
 } from "../../sys/abi/keys.ts";
 import { trySyscall } from "../../sys/ffi.ts";
-import type { Program, Ref } from "../../tracee/program.ts";
+import type { Program, ProgramResult, Ref } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 
 const KEYRINGS = [
@@ -20,13 +20,10 @@ const KEYRINGS = [
   ["session", KEY_SPEC_SESSION_KEYRING],
 ] as const;
 
-/** Asks a thread that is not the leader for its own keyring, and tells of it if its keys will be lost. */
-export function tellThreadKeyring(
-  program: Program,
-  { tid }: { readonly tid: number },
-): Probe<void> {
+/** Asks threads that are not leaders for their own keyrings, and tells of those whose keys will be lost. */
+export function tellThreadKeyring(program: Program): (result: ProgramResult, tid: number) => void {
   const asked = ask(program, "thread", KEY_SPEC_THREAD_KEYRING);
-  return (result) => {
+  return (result, tid) => {
     const number = result.value(asked.id);
     if (number > 0 && result.value(asked.size) > 0)
       log.loss(`thread ${tid}: the keys in its keyring (${number}) are not saved`);

@@ -25,11 +25,10 @@ import {
 import { F_DUPFD } from "../../sys/abi/fcntl.ts";
 import { EPERM } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { Program } from "../../tracee/program.ts";
+import { Program, type ProgramResult } from "../../tracee/program.ts";
 import { runPrograms } from "../../tracee/run.ts";
 import { endProcess, startSeed, startSeedInPids, workAreaAt } from "../../tracee/seed.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
-import type { Probe } from "../probe.ts";
 import { setCapabilities, setSecurebits } from "./creds.ts";
 import { readLabels } from "./lsm.ts";
 import type { FrozenThread } from "./task.ts";
@@ -60,16 +59,23 @@ export class LandlockWatch implements Disposable {
     return new Set(there.flatMap((helper) => helper?.innerPid ?? []));
   }
 
-  /** Adds the question to a thread's program; tells of a domain, once a process. */
-  probe(program: Program, thread: FrozenThread): Probe<void> {
-    const target = this.#engine.isWatching ? this.#targetOf(thread.status) : undefined;
-    const self = thread.status.nsPid.at(-1);
-    if (target === undefined || self === undefined) return () => undefined;
+  /** Whom a thread is to be asked about, by the number that it has for that process; undefined when it need not be asked. */
+  targetOf({ status }: FrozenThread): number | undefined {
+    return this.#engine.isWatching ? this.#targetOf(status) : undefined;
+  }
+
+  /** Adds the question to the program of threads with this target; tells of a domain, once a process. */
+  probe(
+    program: Program,
+    target: number | undefined,
+  ): (result: ProgramResult, thread: FrozenThread) => void {
+    if (target === undefined) return () => undefined;
+    const self = program.call("gettid", []);
     const asked = program.call("kcmp", [self, target, KCMP_FILES, 0, 0], {
       label: "look into a process outside",
       mayFail: true,
     });
-    return (result) => {
+    return (result, thread) => {
       const { tgid, name } = thread.status;
       if (result.value(asked) !== -EPERM || this.#told.has(tgid)) return;
       this.#told.add(tgid);

@@ -29,6 +29,11 @@ export interface TakenSignals {
   readonly mask: bigint;
 }
 
+/** Whether a thread's queue, or its process's when it is the leader, is so long that it has to be taken. */
+export function hasLongQueue({ pid }: Pick<FrozenTask, "pid">, thread: FrozenThread): boolean {
+  return longQueue(thread, { isLeader: thread.tid === pid }) !== undefined;
+}
+
 /** Adds the calls that take long queues of a thread, and of its process when it is the leader. */
 export function probeLongQueue(
   program: Program,
