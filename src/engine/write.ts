@@ -27,6 +27,7 @@ import { writeOwnClocks } from "../objects/namespaces/time.ts";
 import type { CollectedNamespaces } from "../objects/namespaces/collect.ts";
 import { idsInside } from "../objects/namespaces/user.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
+import { ThreadLook } from "../objects/task/thread-look.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import type { ComparedAhead } from "./compare-ahead.ts";
@@ -74,12 +75,14 @@ export async function writeTree(
     if (!task.sharesMemory) scans.push(await writeMemory(task, images, memory));
   memory.ahead.end();
   const written = performance.now();
+  using look = new ThreadLook();
   for (const task of collected.live) {
     writeTask(
       task,
       {
         scans,
         inside,
+        look,
         seccomp: collected.seccomp,
         namespaces: collected.namespaces,
         cgroups: collected.cgroups,
@@ -255,6 +258,7 @@ function decideRuns(
 interface TaskParts {
   readonly scans: readonly TaskScan[];
   readonly inside: InsideView;
+  readonly look: ThreadLook;
   readonly seccomp: SeccompTable;
   readonly namespaces: CollectedNamespaces;
   readonly cgroups: CgroupTable;
@@ -280,6 +284,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
       leaderCore(task, leader, {
         process: state,
         thread: inside.thread(leader.tid),
+        look: around.look,
         cgroupSet: around.cgroups.setOf(leader.tid),
         uidInside: (uid) => idsInside(around.namespaces, { uid, gid: 0 }).uid,
         seccomp: around.seccomp.thread(leader.tid),
@@ -290,6 +295,7 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
     images.write("core", thread.innerTid, [
       followerCore(task, thread, {
         thread: inside.thread(thread.tid),
+        look: around.look,
         cgroupSet: around.cgroups.setOf(thread.tid),
         seccomp: around.seccomp.thread(thread.tid),
         fs: collected.threadPlaces.get(thread.tid),

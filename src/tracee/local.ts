@@ -19,7 +19,10 @@ import {
   type Instruction,
 } from "./arch/x86_64/code.ts";
 import {
+  answersBetween,
   ProgramResult,
+  type Answers,
+  type Mark,
   type Pointer,
   type Program,
   type ProgramImage,
@@ -60,7 +63,7 @@ export function runHere(program: Program): ProgramResult {
  * A program that stays in this process, to be run many times: where thousands of objects are asked the same, only that one call
  * through the FFI is left of each. All its calls may fail.
  */
-export class ResidentProgram implements Disposable {
+export class ResidentProgram implements Answers, Disposable {
   readonly #image: ProgramImage;
   readonly #base: number;
   readonly #size: number;
@@ -111,6 +114,11 @@ export class ResidentProgram implements Disposable {
   get brought(): Buffer {
     const start = this.#image.results - this.#image.base;
     return this.#memory.subarray(start, start + this.#image.downloadSize);
+  }
+
+  between(from: Mark, to?: Mark): string {
+    const outputStart = this.#image.output - this.#image.results;
+    return answersBetween({ brought: this.brought, outputStart }, from, to);
   }
 
   /** Gives the memory back; nothing of it may be looked at any more. */

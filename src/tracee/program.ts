@@ -385,8 +385,30 @@ function moved(image: ProgramImage, addresses: readonly number[], base: number):
   };
 }
 
+/** What the calls of a program have said. */
+export interface Answers {
+  /** A call's result; negative error numbers for calls that may fail. */
+  value(ref: Ref): number;
+  /** `size` bytes of output. */
+  bytes(pointer: Pointer, size: number): Buffer;
+  /** All results and output between two marks, or to the end, for comparing answers. */
+  between(from: Mark, to?: Mark): string;
+}
+
+/** The same for all who hold them: results first, the output behind. */
+export function answersBetween(
+  { brought, outputStart }: { readonly brought: Buffer; readonly outputStart: number },
+  from: Mark,
+  to?: Mark,
+): string {
+  const entriesEnd = to === undefined ? outputStart : to.entry * 8;
+  const end = to === undefined ? brought.length : outputStart + to.output;
+  const results = brought.toString("latin1", from.entry * 8, entriesEnd);
+  return results + brought.toString("latin1", outputStart + from.output, end);
+}
+
 /** What a program that ran to its end brought back. */
-export class ProgramResult {
+export class ProgramResult implements Answers {
   readonly #bytes: Buffer;
   readonly #outputStart: number;
 
@@ -401,10 +423,8 @@ export class ProgramResult {
     return Number(this.#bytes.readBigInt64LE(ref.entry * 8));
   }
 
-  /** All results and output from a mark on, for comparing answers. */
-  since({ entry, output }: Mark): string {
-    const results = this.#bytes.toString("latin1", entry * 8, this.#outputStart);
-    return results + this.#bytes.toString("latin1", this.#outputStart + output);
+  between(from: Mark, to?: Mark): string {
+    return answersBetween({ brought: this.#bytes, outputStart: this.#outputStart }, from, to);
   }
 
   /** `size` bytes of output. */

@@ -16,9 +16,6 @@ import { describeWaitStatus, waitStatus, type WaitStatus } from "./wait-status.t
 /** Largest extended state that any x86-64 CPU has today (AMX tiles included), with room. */
 const XSTATE_MAX = 16384;
 
-/** A bit a port. */
-const PORT_MAP_MAX = 8192;
-
 /**
  * What goes to the kernel and comes from it, with the addresses: thousands of threads are looked at, and making a buffer, or asking for
  * its address, takes longer than the call. A register set is smaller than there is room for.
@@ -271,13 +268,6 @@ export class Tracee {
       configurationAt,
     );
     return result >= 0 && configuration.readUInt32LE(0) !== 0;
-  }
-
-  /** Whether the task has a map of I/O ports that it may use. */
-  hasPorts(): boolean {
-    regsetVector.writeUInt32LE(PORT_MAP_MAX, LENGTH);
-    const args = [this.tid, pt.NT_386_IOPERM, regsetVectorAt] as const;
-    return trySyscall("ptrace", pt.PTRACE_GETREGSET, ...args) >= 0;
   }
 
   /** Good until the next is read or set. */

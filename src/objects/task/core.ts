@@ -15,7 +15,6 @@ import {
   type RlimitEntry,
   type SaEntry,
   type SeccompFilter,
-  type SignalQueueEntry,
   type TaskTimersEntry,
   type ThreadCoreEntry,
   type ThreadSasEntry,
@@ -32,7 +31,7 @@ import * as attributes from "./attributes.ts";
 import { cpuStateEntry } from "./cpu-state.ts";
 import { hasSameCredentials, probeCreds, restoreCreds, restoreNoNewPrivs } from "./creds.ts";
 import { collectLimits, restoreLimits } from "./limits.ts";
-import { collectScheduling, restoreScheduling } from "./scheduling.ts";
+import { restoreScheduling } from "./scheduling.ts";
 import {
   collectPending,
   drainChildSignals,
@@ -41,6 +40,7 @@ import {
   restoreAlternateStack,
   restorePending,
   restoreSignalActions,
+  NO_SIGNALS,
 } from "./signals.ts";
 import { tellKeyrings, tellThreadKeyring } from "./keyrings.ts";
 import type { LandlockWatch } from "./landlock.ts";
@@ -51,15 +51,11 @@ import { tellNamespaceSettings } from "../namespaces/settings.ts";
 import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
 import { probeLdt, restoreLdt } from "./ldt.ts";
 import { hasLongQueue, probeLongQueue, type TakenSignals } from "./long-queues.ts";
-import { tellLosses } from "./losses.ts";
 import { probeSettings, restoreSettings, restoreUnmerged } from "./prctl-settings.ts";
 import { restoreSeccomp } from "./seccomp.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
-import {
-  collectRobustList,
-  probeClearTidAddress,
-  restoreRegistrations,
-} from "./thread-registrations.ts";
+import { probeClearTidAddress, restoreRegistrations } from "./thread-registrations.ts";
+import type { ThreadLook } from "./thread-look.ts";
 import { armTimers, createTimers, firedTimers, probeTimers } from "./timers.ts";
 
 /** What a process told from inside. */
@@ -176,7 +172,7 @@ export class ThreadInquiry {
     const taken = probeLongQueue(program, this.#task, like);
     const answers = new Map<string, CommonState[]>();
     const common = (result: ProgramResult, { status }: FrozenThread): CommonState => {
-      const answer = result.since(mark);
+      const answer = result.between(mark);
       const known = answers.get(answer) ?? [];
       const same = known.find((other) => hasSameCredentials(other.status, status));
       if (same !== undefined) return same;
@@ -215,6 +211,7 @@ type CommonState = Omit<ThreadState, "sas" | "clearTidAddress" | "taken"> & {
 export interface LeaderParts {
   readonly process: ProcessState;
   readonly thread: ThreadState;
+  readonly look: ThreadLook;
   /** Undefined when cgroups are left alone. */
   readonly cgroupSet: number | undefined;
   /** The number of a user in the tree's user namespace. */
@@ -231,11 +228,11 @@ type FollowerParts = Omit<LeaderParts, "process" | "uidInside"> & {
 
 /** The core image of a live task: its process and its leading thread. */
 export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: LeaderParts): CoreEntry {
-  const { process, thread, cgroupSet, seccomp, uidInside } = parts;
+  const { process, thread, look, cgroupSet, seccomp, uidInside } = parts;
   const collected = attributes.collectProcessAttributes(task.pid);
   const { childSubreaper, membarriers } = process.attributes;
   return {
-    ...threadPart(task, leader, { thread, cgroupSet, seccomp }),
+    ...threadPart(task, leader, { thread, look, cgroupSet, seccomp }),
     tc: {
       task_state: task.state === "stopped" ? TASK_STOPPED : TASK_ALIVE,
       exit_code: 0,
@@ -290,12 +287,18 @@ export function zombieCore(task: FrozenTask): CoreEntry {
 function threadPart(
   task: FrozenTask,
   thread: FrozenThread,
-  { thread: state, cgroupSet, seccomp, fs, usualPersonality = state.personality }: FollowerParts,
+  {
+    thread: state,
+    look,
+    cgroupSet,
+    seccomp,
+    fs,
+    usualPersonality = state.personality,
+  }: FollowerParts,
 ): CoreEntry {
   const { stopped, tid } = thread;
-  tellLosses(task, thread, state.attributes);
   const isLeader = tid === task.pid;
-  const scheduling = collectScheduling(tid, state.attributes.timerSlack);
+  const { scheduling, robustList, hasPending } = look.at(thread, { task, ...state.attributes });
   const { settings } = state;
   const comm = isLeader ? task.stat.comm : thread.status.name;
   const interruptedWith = restartError(stopped.regs);
@@ -303,7 +306,7 @@ function threadPart(
     mtype: CoreEntryMarch.X86_64,
     thread_info: cpuStateEntry(stopped, stopped.regs, state.clearTidAddress),
     thread_core: {
-      ...collectRobustList(tid),
+      ...robustList,
       ...scheduling,
       reprise: {
         ...scheduling.reprise,
@@ -319,7 +322,10 @@ function threadPart(
       ...(state.attributes.parentDeathSignal === 0
         ? {}
         : { pdeath_sig: state.attributes.parentDeathSignal }),
-      signals_p: collectPending(stopped.tracee, "thread", state.taken),
+      signals_p:
+        hasPending || state.taken !== undefined
+          ? collectPending(stopped.tracee, "thread", state.taken)
+          : NO_SIGNALS,
       creds: withLabels(state.creds, readLabels({ pid: task.pid, tid })),
       ...seccomp,
       comm,
@@ -481,6 +487,5 @@ function deathSignal(signal: number, ids: ThreadIds): number {
   return 0;
 }
 
-const NO_SIGNALS: SignalQueueEntry = { signals: [] };
 const NO_ITIMER = { isec: 0n, iusec: 0n, vsec: 0n, vusec: 0n };
 const NO_TIMERS: TaskTimersEntry = { real: NO_ITIMER, virt: NO_ITIMER, prof: NO_ITIMER, posix: [] };

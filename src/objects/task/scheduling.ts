@@ -27,8 +27,9 @@ import {
   SCHED_RR,
 } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
-import { syscall, trySyscall } from "../../sys/ffi.ts";
-import type { Program, Ref } from "../../tracee/program.ts";
+import { syscall, syscallError } from "../../sys/ffi.ts";
+import { runHere } from "../../tracee/local.ts";
+import { Program, type Answers, type Argument, type Ref } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 
 /** Bytes for 8192 processors, the most that x86-64 kernels are built for. */
@@ -47,23 +48,84 @@ export type Scheduling = Pick<ThreadCoreEntry, "sched_nice" | "sched_policy" | "
 /**
  * Reads the scheduling of a thread from outside, but its timer slack, which takes CAP_SYS_NICE or the thread itself.
  *
- * @throws RepriseError UNSUPPORTED for policies that we do not know; SYSCALL, NO_SUCH_PROCESS
+ * @throws RepriseError UNSUPPORTED for policies that we do not know; SYSCALL
  */
 export function collectScheduling(tid: number, timerSlack: bigint): Scheduling {
-  const { policy, flags, priority, slice, deadline, period } = readAttributes(tid);
+  const program = new Program();
+  const scheduling = lookAtScheduling(program, tid);
+  return scheduling(runHere(program), { tid, timerSlack });
+}
+
+/**
+ * Adds the calls of the engine that look at a thread's scheduling. Threads with the same answers get the same object.
+ *
+ * @returns what reads the answers, and throws as `collectScheduling` does
+ */
+export function lookAtScheduling(
+  program: Program,
+  thread: Argument,
+): (answers: Answers, of: { readonly tid: number; readonly timerSlack: bigint }) => Scheduling {
+  const from = program.mark;
+  const attributes = program.output(SCHED_ATTR_SIZE, 8);
+  const affinity = program.output(CPU_SET_SIZE, 8);
+  const calls = {
+    sched_getattr: program.call("sched_getattr", [thread, attributes, SCHED_ATTR_SIZE, 0], ASKING),
+    getpriority: program.call("getpriority", [PRIO_PROCESS, thread], ASKING),
+    sched_getaffinity: program.call("sched_getaffinity", [thread, CPU_SET_SIZE, affinity], ASKING),
+  } as const;
+  const ioprio = program.call("ioprio_get", [IOPRIO_WHO_PROCESS, thread], ASKING);
+  const to = program.mark;
+  const known = new Map<string, Scheduling>();
+  return (answers, { tid, timerSlack }) => {
+    const key = `${timerSlack} ${answers.between(from, to)}`;
+    const same = known.get(key);
+    if (same !== undefined) return same;
+    for (const name of ["sched_getattr", "getpriority", "sched_getaffinity"] as const) {
+      const result = answers.value(calls[name]);
+      if (result < 0) throw syscallError(name, -result, `look at thread ${tid}`);
+    }
+    const scheduling = schedulingOf(tid, {
+      attributes: parseAttributes(answers.bytes(attributes, SCHED_ATTR_SIZE)),
+      nice: NICE_BASE - answers.value(calls.getpriority),
+      affinity: answers.bytes(affinity, answers.value(calls.sched_getaffinity)),
+      ioprio: answers.value(ioprio),
+      timerSlack,
+    });
+    known.set(key, scheduling);
+    return scheduling;
+  };
+}
+
+const ASKING = { mayFail: true };
+
+/** What the kernel says of a thread. */
+interface Told {
+  readonly attributes: SchedAttributes;
+  readonly nice: number;
+  readonly affinity: Uint8Array;
+  readonly ioprio: number;
+  readonly timerSlack: bigint;
+}
+
+function schedulingOf(
+  tid: number,
+  { attributes, nice, affinity: mask, ioprio, timerSlack }: Told,
+): Scheduling {
+  const { policy, flags, priority, slice, deadline, period } = attributes;
   const realTime = policy === SCHED_FIFO || policy === SCHED_RR;
   const byDeadline = policy === SCHED_DEADLINE;
   if (!realTime && !byDeadline && ![SCHED_OTHER, SCHED_BATCH, SCHED_IDLE].includes(policy))
     throw refused(tid, policy);
   const resetOnFork = (flags & SCHED_FLAG_RESET_ON_FORK) !== 0 ? SCHED_RESET_ON_FORK : 0;
   return {
-    sched_nice: NICE_BASE - syscall("getpriority", PRIO_PROCESS, tid),
+    sched_nice: nice,
     // CRIU takes no deadline: it gets the usual policy.
     sched_policy: (byDeadline ? SCHED_OTHER : policy) | resetOnFork,
     ...(realTime ? { sched_prio: priority } : {}),
     reprise: {
-      ...collectAffinity(tid),
-      ...collectIoPriority(tid),
+      ...chosenAffinity(mask),
+      // One of class 0 means that none was set: the nice value counts.
+      ...(ioprio >> IOPRIO_CLASS_SHIFT > 0 ? { ioprio } : {}),
       // Real-time threads have none, and cannot have any.
       ...(realTime || byDeadline ? {} : { timerslack_ns: timerSlack }),
       ...(byDeadline
@@ -167,7 +229,15 @@ const SLICE_AT = 24;
 
 /** Our own, which nobody chose; 0 on older kernels. */
 function usualSlice(): bigint {
-  return readAttributes(0).slice;
+  return (ownSlice ??= readOwnSlice());
+}
+
+let ownSlice: bigint | undefined;
+
+function readOwnSlice(): bigint {
+  const bytes = Buffer.alloc(SCHED_ATTR_SIZE);
+  syscall("sched_getattr", 0, bytes, bytes.length, 0);
+  return parseAttributes(bytes).slice;
 }
 
 interface SchedAttributes {
@@ -180,9 +250,7 @@ interface SchedAttributes {
   readonly period: bigint;
 }
 
-function readAttributes(tid: number): SchedAttributes {
-  const bytes = Buffer.alloc(SCHED_ATTR_SIZE);
-  syscall("sched_getattr", tid, bytes, bytes.length, 0);
+function parseAttributes(bytes: Buffer): SchedAttributes {
   return {
     policy: bytes.readUInt32LE(4),
     flags: bytes.readUInt32LE(8),
@@ -201,17 +269,10 @@ function refused(tid: number, policy: number): RepriseError {
   });
 }
 
-function collectAffinity(tid: number): { cpu_affinity?: Uint8Array } {
-  const mask = readAffinity(tid);
+function chosenAffinity(mask: Uint8Array): { cpu_affinity?: Uint8Array } {
   for (const cpu of onlineProcessors())
     if (!holds(mask, cpu)) return { cpu_affinity: Uint8Array.from(mask) };
   return {};
-}
-
-/** An I/O priority of class 0 means that none was set: the nice value counts. */
-function collectIoPriority(tid: number): { ioprio?: number } {
-  const ioprio = trySyscall("ioprio_get", IOPRIO_WHO_PROCESS, tid);
-  return ioprio >> IOPRIO_CLASS_SHIFT > 0 ? { ioprio } : {};
 }
 
 /** The saved set as far as this machine has the processors; undefined when there is nothing to set. */

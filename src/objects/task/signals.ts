@@ -6,11 +6,13 @@
 // then the queues, with every signal blocked. RLIMIT_SIGPENDING holds for root too, so limits come after the queues.
 
 import { RepriseError } from "../../errors.ts";
+import { constantMessage } from "../../images/codec.ts";
 import type {
   SaEntry,
   SignalQueueEntry,
   ThreadSasEntry,
 } from "../../images/schema/messages.generated.ts";
+import { PTRACE_PEEKSIGINFO } from "../../sys/abi/ptrace.ts";
 import {
   KERNEL_SIGACTION_SIZE,
   SIGCHLD,
@@ -22,7 +24,7 @@ import {
   STACK_T_SIZE,
   signalName,
 } from "../../sys/abi/signal.ts";
-import type { Pointer, Program } from "../../tracee/program.ts";
+import type { Answers, Argument, Pointer, Program } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import type { Probe } from "../probe.ts";
 import { withTaken, type TakenSignals } from "./long-queues.ts";
@@ -108,6 +110,24 @@ export function collectPending(
   if (whole !== undefined) return whole;
   return { signals: tracee.pendingSignals(queue).map((siginfo) => ({ siginfo })) };
 }
+
+/** Adds the call of the engine that looks whether signals are pending for a stopped thread alone. */
+export function lookForPending(program: Program, tid: Argument): (answers: Answers) => boolean {
+  const which = Buffer.alloc(PEEK_ARGUMENTS_SIZE);
+  which.writeUInt32LE(1, PEEK_COUNT_AT);
+  const into = program.output(SIGINFO_SIZE);
+  const args = [PTRACE_PEEKSIGINFO, tid, program.data(which), into];
+  const found = program.call("ptrace", args, { mayFail: true });
+  // An error comes again when the queue is read.
+  return (answers) => answers.value(found) !== 0;
+}
+
+/** struct ptrace_peeksiginfo_args: from where, flags, how many. */
+const PEEK_ARGUMENTS_SIZE = 16;
+const PEEK_COUNT_AT = 12;
+
+/** An empty queue. */
+export const NO_SIGNALS: SignalQueueEntry = constantMessage({ signals: [] });
 
 export interface PendingTarget {
   readonly queue: PendingQueue;

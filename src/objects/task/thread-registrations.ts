@@ -10,9 +10,10 @@ import {
   RSEQ_CS_OFFSET,
   RSEQ_CS_SIZE,
 } from "../../sys/abi/sched.ts";
-import { syscall } from "../../sys/ffi.ts";
+import { syscallError } from "../../sys/ffi.ts";
 import { readMemory } from "../../sys/memory.ts";
-import type { Program } from "../../tracee/program.ts";
+import { runHere } from "../../tracee/local.ts";
+import { Program, type Answers, type Argument } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
 import type { Probe } from "../probe.ts";
 
@@ -44,10 +45,27 @@ export type RobustList = Pick<ThreadCoreEntry, "futex_rla" | "futex_rla_len">;
 
 /** Reads the robust list of a thread from outside: address 0 when it has none. Throws SYSCALL. */
 export function collectRobustList(tid: number): RobustList {
-  const head = Buffer.alloc(8);
-  const length = Buffer.alloc(8);
-  syscall("get_robust_list", tid, head, length);
-  return { futex_rla: head.readBigUInt64LE(0), futex_rla_len: length.readUInt32LE(0) };
+  const program = new Program();
+  const list = lookAtRobustList(program, tid);
+  return list(runHere(program));
+}
+
+/** Adds the call of the engine that looks at a thread's robust list; what reads the answer throws SYSCALL. */
+export function lookAtRobustList(
+  program: Program,
+  tid: Argument,
+): (answers: Answers) => RobustList {
+  const head = program.output(8, 8);
+  const length = program.output(8, 8);
+  const asked = program.call("get_robust_list", [tid, head, length], { mayFail: true });
+  return (answers) => {
+    const result = answers.value(asked);
+    if (result < 0) throw syscallError("get_robust_list", -result, "look at a thread");
+    return {
+      futex_rla: answers.bytes(head, 8).readBigUInt64LE(0),
+      futex_rla_len: answers.bytes(length, 4).readUInt32LE(0),
+    };
+  };
 }
 
 /** Sets the robust list of the thread that runs the program. */
