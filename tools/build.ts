@@ -55,7 +55,11 @@ const EXECUTABLES: readonly Executable[] = [
   {
     name: "criu",
     entry: "src/criu/main.ts",
-    settings: ["--min-semi-space-size=16", "--interrupt-budget=1000000"],
+    settings: [
+      "--min-semi-space-size=16",
+      "--initial-old-space-size=64",
+      "--interrupt-budget=1000000",
+    ],
     warmUp: {
       dump: [DUMP],
       restore: [RESTORE],

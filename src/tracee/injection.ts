@@ -28,7 +28,7 @@ import { MemoryPoker, readMemory } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { assemble, isStub, stub, STUB_SIZE, STUB_UNDO } from "./arch/x86_64/code.ts";
 import { repeatedRegisters, resumedRegisters, type Registers } from "./arch/x86_64/registers.ts";
-import { signalFrame, signalFrameSize } from "./arch/x86_64/sigframe.ts";
+import { putSignalFrame, signalFrameSize } from "./arch/x86_64/sigframe.ts";
 import { finishCaughtCall, interpreter, label, startCaughtCall } from "./run.ts";
 import type { Tracee } from "./tracee.ts";
 
@@ -236,18 +236,25 @@ function finishMapping(injection: Injection): void {
 }
 
 function writeFrames(injection: Injection): void {
-  const { threads } = injection.target;
-  const head = Buffer.alloc(INTERPRETER_ROOM);
-  head.set(interpreter.bytes);
-  const frames = threads.map((thread, index) => {
-    const at = injection.frames[index] ?? 0;
-    const regs = afterSignalReturn(thread.regs);
-    if (!leavesThroughStub(injection)) return signalFrame(at, regs, thread.xstate, thread.mask);
+  const { threads, hole, spare } = injection.target;
+  const sizes = threads.map(({ xstate }) => signalFrameSize(xstate.length));
+  const all = Buffer.alloc(sizes.reduce((sum, size) => sum + size, INTERPRETER_ROOM));
+  all.set(interpreter.bytes);
+  const isLone = leavesThroughStub(injection);
+  threads.forEach(({ regs: own, xstate, mask }, index) => {
+    const address = injection.frames[index] ?? 0;
+    const from = address - hole;
+    const regs = afterSignalReturn(own);
     // The stub sets the mask, and what the frame has in the registers that the stub changes.
-    regs.set("rip", injection.target.spare + STUB_UNDO);
-    return signalFrame(at, regs, thread.xstate, SIGSET_FULL);
+    if (isLone) regs.set("rip", spare + STUB_UNDO);
+    putSignalFrame(all.subarray(from, from + (sizes[index] ?? 0)), {
+      address,
+      regs,
+      xstate,
+      mask: isLone ? SIGSET_FULL : mask,
+    });
   });
-  injection.memory.poke(injection.address, Buffer.concat([head, ...frames]));
+  injection.memory.poke(injection.address, all);
 }
 
 /** rt_sigreturn drops the kernel's restart block, so an interrupted sleep is made again. */

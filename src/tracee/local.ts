@@ -19,10 +19,8 @@ import {
   type Instruction,
 } from "./arch/x86_64/code.ts";
 import {
-  answersBetween,
   ProgramResult,
   type Answers,
-  type Mark,
   type Pointer,
   type Program,
   type ProgramImage,
@@ -114,11 +112,6 @@ export class ResidentProgram implements Answers, Disposable {
   get brought(): Buffer {
     const start = this.#image.results - this.#image.base;
     return this.#memory.subarray(start, start + this.#image.downloadSize);
-  }
-
-  between(from: Mark, to?: Mark): string {
-    const outputStart = this.#image.output - this.#image.results;
-    return answersBetween({ brought: this.brought, outputStart }, from, to);
   }
 
   /** Gives the memory back; nothing of it may be looked at any more. */

@@ -10,7 +10,6 @@
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
 import { AT_FDCWD } from "../sys/abi/fcntl.ts";
-import { readU64 } from "../sys/memory.ts";
 import { SYSCALLS, type SyscallName } from "../sys/syscalls.x86_64.ts";
 import {
   ENTRY_ARGUMENTS,
@@ -371,7 +370,8 @@ function moved(image: ProgramImage, addresses: readonly number[], base: number):
   const view = new DataView(upload.buffer, upload.byteOffset, upload.length);
   for (let index = 0; index < addresses.length; index += 1) {
     const at = addresses[index] as number;
-    setWord(view, at, readU64(upload, at) + by);
+    const address = view.getUint32(at, true) + view.getUint32(at + 4, true) * TWO_32;
+    setWord(view, at, address + by);
   }
   return {
     base,
@@ -385,26 +385,14 @@ function moved(image: ProgramImage, addresses: readonly number[], base: number):
   };
 }
 
+const TWO_32 = 0x1_0000_0000;
+
 /** What the calls of a program have said. */
 export interface Answers {
   /** A call's result; negative error numbers for calls that may fail. */
   value(ref: Ref): number;
   /** `size` bytes of output. */
   bytes(pointer: Pointer, size: number): Buffer;
-  /** All results and output between two marks, or to the end, for comparing answers. */
-  between(from: Mark, to?: Mark): string;
-}
-
-/** The same for all who hold them: results first, the output behind. */
-export function answersBetween(
-  { brought, outputStart }: { readonly brought: Buffer; readonly outputStart: number },
-  from: Mark,
-  to?: Mark,
-): string {
-  const entriesEnd = to === undefined ? outputStart : to.entry * 8;
-  const end = to === undefined ? brought.length : outputStart + to.output;
-  const results = brought.toString("latin1", from.entry * 8, entriesEnd);
-  return results + brought.toString("latin1", outputStart + from.output, end);
 }
 
 /** What a program that ran to its end brought back. */
@@ -423,8 +411,10 @@ export class ProgramResult implements Answers {
     return Number(this.#bytes.readBigInt64LE(ref.entry * 8));
   }
 
-  between(from: Mark, to?: Mark): string {
-    return answersBetween({ brought: this.#bytes, outputStart: this.#outputStart }, from, to);
+  /** All results and output from a mark on, for comparing answers. */
+  since({ entry, output }: Mark): string {
+    const results = this.#bytes.toString("latin1", entry * 8, this.#outputStart);
+    return results + this.#bytes.toString("latin1", this.#outputStart + output);
   }
 
   /** `size` bytes of output. */

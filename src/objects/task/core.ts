@@ -12,6 +12,7 @@ import {
   type ReprisePrctl,
   type RepriseSemUndo,
   type RepriseMemoryPolicy,
+  type RepriseThreadEntry,
   type RlimitEntry,
   type SaEntry,
   type SeccompFilter,
@@ -31,7 +32,7 @@ import * as attributes from "./attributes.ts";
 import { cpuStateEntry } from "./cpu-state.ts";
 import { hasSameCredentials, probeCreds, restoreCreds, restoreNoNewPrivs } from "./creds.ts";
 import { collectLimits, restoreLimits } from "./limits.ts";
-import { restoreScheduling } from "./scheduling.ts";
+import { restoreScheduling, type Scheduling } from "./scheduling.ts";
 import {
   collectPending,
   drainChildSignals,
@@ -172,7 +173,7 @@ export class ThreadInquiry {
     const taken = probeLongQueue(program, this.#task, like);
     const answers = new Map<string, CommonState[]>();
     const common = (result: ProgramResult, { status }: FrozenThread): CommonState => {
-      const answer = result.between(mark);
+      const answer = result.since(mark);
       const known = answers.get(answer) ?? [];
       const same = known.find((other) => hasSameCredentials(other.status, status));
       if (same !== undefined) return same;
@@ -284,56 +285,94 @@ export function zombieCore(task: FrozenTask): CoreEntry {
   };
 }
 
-function threadPart(
-  task: FrozenTask,
-  thread: FrozenThread,
-  {
-    thread: state,
-    look,
-    cgroupSet,
-    seccomp,
-    fs,
-    usualPersonality = state.personality,
-  }: FollowerParts,
-): CoreEntry {
+function threadPart(task: FrozenTask, thread: FrozenThread, parts: FollowerParts): CoreEntry {
   const { stopped, tid } = thread;
+  const { thread: state, look, cgroupSet, seccomp } = parts;
   const isLeader = tid === task.pid;
   const { scheduling, robustList, hasPending } = look.at(thread, { task, ...state.attributes });
-  const { settings } = state;
-  const comm = isLeader ? task.stat.comm : thread.status.name;
-  const interruptedWith = restartError(stopped.regs);
+  const { parentDeathSignal } = state.attributes;
+  // Written out, and with fields that are undefined: all threads have one form, and V8 is quick.
   return {
     mtype: CoreEntryMarch.X86_64,
     thread_info: cpuStateEntry(stopped, stopped.regs, state.clearTidAddress),
     thread_core: {
-      ...robustList,
-      ...scheduling,
-      reprise: {
-        ...scheduling.reprise,
-        ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
-        ...(fs === undefined ? {} : { fs }),
-        ...attributes.collectCommBytes({ pid: task.pid, tid, comm }),
-        ...(interruptedWith === undefined ? {} : { interrupted_with: interruptedWith }),
-        ...(state.personality === usualPersonality ? {} : { personality: state.personality }),
-        ...(state.memoryPolicy === undefined ? {} : { memory_policy: state.memoryPolicy }),
-      },
-      ...(isLeader ? {} : { blk_sigset: stopped.mask }),
+      futex_rla: robustList.futex_rla,
+      futex_rla_len: robustList.futex_rla_len,
+      sched_nice: scheduling.sched_nice,
+      sched_policy: scheduling.sched_policy,
+      sched_prio: scheduling.sched_prio,
+      reprise: ownPart(task, thread, { ...parts, scheduling }),
+      blk_sigset: isLeader ? undefined : stopped.mask,
       sas: state.sas,
-      ...(state.attributes.parentDeathSignal === 0
-        ? {}
-        : { pdeath_sig: state.attributes.parentDeathSignal }),
+      pdeath_sig: parentDeathSignal === 0 ? undefined : parentDeathSignal,
       signals_p:
         hasPending || state.taken !== undefined
           ? collectPending(stopped.tracee, "thread", state.taken)
           : NO_SIGNALS,
       creds: withLabels(state.creds, readLabels({ pid: task.pid, tid })),
-      ...seccomp,
-      comm,
-      ...(thread.rseq.rseq_abi_pointer === 0n ? {} : { rseq_entry: thread.rseq }),
-      ...(cgroupSet === undefined ? {} : { cg_set: cgroupSet }),
+      seccomp_mode: seccomp.seccomp_mode,
+      seccomp_filter: seccomp.seccomp_filter,
+      comm: commOf(task, thread),
+      rseq_entry: thread.rseq.rseq_abi_pointer === 0n ? undefined : thread.rseq,
+      cg_set: cgroupSet,
     },
   };
 }
+
+function commOf(task: FrozenTask, { tid, status }: FrozenThread): string {
+  return tid === task.pid ? task.stat.comm : status.name;
+}
+
+/** Our own fields. Most threads have none but those that follow from their scheduling and the call that they stand in. */
+function ownPart(
+  task: FrozenTask,
+  thread: FrozenThread,
+  {
+    thread: { settings, personality, memoryPolicy },
+    scheduling,
+    fs,
+    usualPersonality = personality,
+  }: FollowerParts & { readonly scheduling: Scheduling },
+): RepriseThreadEntry {
+  const { tid } = thread;
+  const interrupted_with = restartError(thread.stopped.regs);
+  const comm = attributes.collectCommBytes({ pid: task.pid, tid, comm: commOf(task, thread) });
+  const isUsual =
+    settings.length === 0 &&
+    fs === undefined &&
+    comm.comm_bytes === undefined &&
+    personality === usualPersonality &&
+    memoryPolicy === undefined;
+  if (isUsual) return usualOwnPart(scheduling, interrupted_with);
+  return {
+    ...scheduling.reprise,
+    ...(settings.length === 0 ? {} : { settings: { calls: settings } }),
+    ...(fs === undefined ? {} : { fs }),
+    ...comm,
+    ...(interrupted_with === undefined ? {} : { interrupted_with }),
+    ...(personality === usualPersonality ? {} : { personality }),
+    ...(memoryPolicy === undefined ? {} : { memory_policy: memoryPolicy }),
+  };
+}
+
+/** Made and encoded once for all threads that have the same. */
+function usualOwnPart(
+  scheduling: Scheduling,
+  interrupted_with: number | undefined,
+): RepriseThreadEntry {
+  const known = usualOwnParts.get(scheduling) ?? new Map<number | undefined, RepriseThreadEntry>();
+  usualOwnParts.set(scheduling, known);
+  const part =
+    known.get(interrupted_with) ??
+    constantMessage({
+      ...scheduling.reprise,
+      ...(interrupted_with === undefined ? {} : { interrupted_with }),
+    });
+  known.set(interrupted_with, part);
+  return part;
+}
+
+const usualOwnParts = new WeakMap<Scheduling, Map<number | undefined, RepriseThreadEntry>>();
 
 /** Most threads have none. */
 function withLabels(creds: CredsEntry, labels: Labels): CredsEntry {

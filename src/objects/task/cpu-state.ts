@@ -21,7 +21,6 @@ import {
   component,
   enabledFeatures,
   FX,
-  XCR0,
   XFEATURE,
   XSTATE_BV,
 } from "../../tracee/arch/x86_64/xstate.ts";
@@ -150,25 +149,34 @@ function refuseUnknown(present: bigint, tid: number): void {
 }
 
 interface KnownXsave {
+  readonly xstate: Buffer;
   readonly entry: UserX86XsaveEntry;
   isConstant: boolean;
 }
 
-/** What most threads have in common as a whole: they use few of the registers beyond the first sixteen. */
-const knownXsaves = new Map<string, KnownXsave>();
+/** What many threads have in common as a whole: they use few of the registers beyond the first sixteen. The last ones seen. */
+const knownXsaves: KnownXsave[] = [];
+const MOST_XSAVES = 8;
 
 function knownXsave(xstate: Buffer): UserX86XsaveEntry {
-  const features = xstate.toString("latin1", XCR0, XCR0 + 8);
-  const key = features + xstate.toString("latin1", XSTATE_BV);
-  const known = knownXsaves.get(key);
+  const known = knownXsaves.find((other) => isSameBeyondSse(other.xstate, xstate));
   if (known === undefined) {
     const entry = xsaveEntry(xstate);
-    if (knownXsaves.size < MOST_KNOWN) knownXsaves.set(key, { entry, isConstant: false });
+    if (knownXsaves.push({ xstate, entry, isConstant: false }) > MOST_XSAVES) knownXsaves.shift();
     return entry;
   }
   if (!known.isConstant) constantMessage(known.entry);
   known.isConstant = true;
   return known.entry;
+}
+
+/** Which components are enabled, and all behind the legacy area. */
+function isSameBeyondSse(a: Buffer, b: Buffer): boolean {
+  return (
+    a.length === b.length &&
+    a.compare(b, XSTATE_BV, b.length, XSTATE_BV, a.length) === 0 &&
+    enabledFeatures(a) === enabledFeatures(b)
+  );
 }
 
 function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {

@@ -65,7 +65,6 @@ export function lookAtScheduling(
   program: Program,
   thread: Argument,
 ): (answers: Answers, of: { readonly tid: number; readonly timerSlack: bigint }) => Scheduling {
-  const from = program.mark;
   const attributes = program.output(SCHED_ATTR_SIZE, 8);
   const affinity = program.output(CPU_SET_SIZE, 8);
   const calls = {
@@ -74,23 +73,24 @@ export function lookAtScheduling(
     sched_getaffinity: program.call("sched_getaffinity", [thread, CPU_SET_SIZE, affinity], ASKING),
   } as const;
   const ioprio = program.call("ioprio_get", [IOPRIO_WHO_PROCESS, thread], ASKING);
-  const to = program.mark;
   const known = new Map<string, Scheduling>();
   return (answers, { tid, timerSlack }) => {
-    const key = `${timerSlack} ${answers.between(from, to)}`;
-    const same = known.get(key);
-    if (same !== undefined) return same;
-    for (const name of ["sched_getattr", "getpriority", "sched_getaffinity"] as const) {
+    const told = (name: keyof typeof calls): number => {
       const result = answers.value(calls[name]);
       if (result < 0) throw syscallError(name, -result, `look at thread ${tid}`);
-    }
-    const scheduling = schedulingOf(tid, {
-      attributes: parseAttributes(answers.bytes(attributes, SCHED_ATTR_SIZE)),
-      nice: NICE_BASE - answers.value(calls.getpriority),
-      affinity: answers.bytes(affinity, answers.value(calls.sched_getaffinity)),
-      ioprio: answers.value(ioprio),
-      timerSlack,
-    });
+      return result;
+    };
+    told("sched_getattr");
+    const bytes = answers.bytes(attributes, SCHED_ATTR_SIZE);
+    const nice = NICE_BASE - told("getpriority");
+    const mask = answers.bytes(affinity, told("sched_getaffinity"));
+    const io = answers.value(ioprio);
+    const text = bytes.toString("latin1") + mask.toString("latin1");
+    const key = `${nice} ${io} ${timerSlack} ${text}`;
+    const same = known.get(key);
+    if (same !== undefined) return same;
+    const found = { attributes: parseAttributes(bytes), nice, mask, ioprio: io, timerSlack };
+    const scheduling = schedulingOf(tid, found);
     known.set(key, scheduling);
     return scheduling;
   };
@@ -102,14 +102,14 @@ const ASKING = { mayFail: true };
 interface Told {
   readonly attributes: SchedAttributes;
   readonly nice: number;
-  readonly affinity: Uint8Array;
+  readonly mask: Uint8Array;
   readonly ioprio: number;
   readonly timerSlack: bigint;
 }
 
 function schedulingOf(
   tid: number,
-  { attributes, nice, affinity: mask, ioprio, timerSlack }: Told,
+  { attributes, nice, mask, ioprio, timerSlack }: Told,
 ): Scheduling {
   const { policy, flags, priority, slice, deadline, period } = attributes;
   const realTime = policy === SCHED_FIFO || policy === SCHED_RR;

@@ -78,6 +78,13 @@ export class Registers {
     return this.#view.getInt32(at + 4, true) * 0x1_0000_0000 + this.#view.getUint32(at, true);
   }
 
+  /** Puts a register as it is into other memory. */
+  copyWord(name: RegisterName, into: DataView, at: number): void {
+    const from = OFFSET[name];
+    into.setUint32(at, this.#view.getUint32(from, true), true);
+    into.setUint32(at + 4, this.#view.getUint32(from + 4, true), true);
+  }
+
   set(name: RegisterName, value: bigint | number): this {
     const at = OFFSET[name];
     if (typeof value === "bigint") {

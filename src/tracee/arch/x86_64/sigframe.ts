@@ -2,7 +2,7 @@
 // rt_sigreturn reads to put back every register, the extended state and the signal mask.
 
 import { writeU64 } from "../../../sys/memory.ts";
-import type { Registers } from "./registers.ts";
+import type { RegisterName, Registers } from "./registers.ts";
 
 const UC_FP_XSTATE = 1;
 const UC_SIGCONTEXT_SS = 2;
@@ -58,36 +58,38 @@ export function signalFrameSize(xstateSize: number): number {
 
 /**
  * Builds the frame for rt_sigreturn with rsp at `address` (aligned to 64): the registers `regs`, the extended state as
- * NT_X86_XSTATE gives it, and the mask.
+ * NT_X86_XSTATE gives it, and the mask. `frame` is of that size, and all zero.
  */
-export function signalFrame(
-  address: number,
-  regs: Registers,
-  xstate: Uint8Array,
-  mask: bigint,
-): Buffer {
-  const frame = Buffer.alloc(signalFrameSize(xstate.length));
-  writeU64(frame, UC_FLAGS, UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
-  frame.writeUInt32LE(SS_FLAGS_INVALID, UC_STACK_FLAGS);
-  SIGCONTEXT_ORDER.forEach((name, index) =>
-    frame.writeBigUInt64LE(regs.get(name), UC_MCONTEXT + index * 8),
-  );
-  frame.writeUInt16LE(Number(regs.get("cs") & 0xffffn), UC_MCONTEXT + SIGCONTEXT_CS);
-  frame.writeUInt16LE(Number(regs.get("ss") & 0xffffn), UC_MCONTEXT + SIGCONTEXT_SS);
+export function putSignalFrame(
+  frame: Buffer,
+  {
+    address,
+    regs,
+    xstate,
+    mask,
+  }: {
+    readonly address: number;
+    readonly regs: Registers;
+    readonly xstate: Uint8Array;
+    readonly mask: bigint;
+  },
+): void {
+  const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
+  const flags = UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS;
+  view.setUint32(UC_FLAGS, flags, true);
+  view.setUint32(UC_STACK_FLAGS, SS_FLAGS_INVALID, true);
+  for (let index = 0; index < SIGCONTEXT_ORDER.length; index += 1)
+    regs.copyWord(SIGCONTEXT_ORDER[index] as RegisterName, view, UC_MCONTEXT + index * 8);
+  view.setUint16(UC_MCONTEXT + SIGCONTEXT_CS, regs.getNumber("cs"), true);
+  view.setUint16(UC_MCONTEXT + SIGCONTEXT_SS, regs.getNumber("ss"), true);
   writeU64(frame, UC_MCONTEXT + SIGCONTEXT_FPSTATE, address + XSTATE_OFFSET);
-  frame.writeBigUInt64LE(mask, UC_SIGMASK);
-  writeExtendedState(frame, xstate);
-  return frame;
-}
-
-function writeExtendedState(frame: Buffer, xstate: Uint8Array): void {
+  view.setBigUint64(UC_SIGMASK, mask, true);
   frame.set(xstate, XSTATE_OFFSET);
   const sw = XSTATE_OFFSET + SW_RESERVED;
+  view.setUint32(sw, FP_XSTATE_MAGIC1, true);
+  view.setUint32(sw + 4, xstate.length + FP_XSTATE_MAGIC2_SIZE, true);
   // The register set carries the enabled features (XCR0) in the same place where the frame has them.
-  const features = Buffer.from(xstate.buffer, xstate.byteOffset).readBigUInt64LE(SW_RESERVED);
-  frame.writeUInt32LE(FP_XSTATE_MAGIC1, sw);
-  frame.writeUInt32LE(xstate.length + FP_XSTATE_MAGIC2_SIZE, sw + 4);
-  frame.writeBigUInt64LE(features, sw + 8);
-  frame.writeUInt32LE(xstate.length, sw + 16);
-  frame.writeUInt32LE(FP_XSTATE_MAGIC2, XSTATE_OFFSET + xstate.length);
+  frame.set(xstate.subarray(SW_RESERVED, SW_RESERVED + 8), sw + 8);
+  view.setUint32(sw + 16, xstate.length, true);
+  view.setUint32(XSTATE_OFFSET + xstate.length, FP_XSTATE_MAGIC2, true);
 }

@@ -33,7 +33,7 @@ export const FX = {
 /** Offset of the XSAVE header: xstate_bv, xcomp_bv. */
 export const XSTATE_BV = 512;
 /** Where the kernel's register set shows XCR0. */
-export const XCR0 = 464;
+const XCR0 = 464;
 
 export interface Component {
   readonly offset: number;
