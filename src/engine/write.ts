@@ -1,5 +1,6 @@
 // Writing the images of a collected tree: memory first, then one small set of images a task, then the files of all.
 
+import { assert } from "../errors.ts";
 import { remoteSharedPages, writtenPages } from "../objects/files/pages-id.ts";
 import { writePages, scanPages, type PageScan, isSharedByFork } from "../objects/memory/pages.ts";
 import { movePages } from "../objects/memory/page-sink.ts";
@@ -70,26 +71,21 @@ export async function writeTree(
 ): Promise<WrittenTree> {
   const begun = performance.now();
   writeNamespaces(tree, collected, images, memory);
-  const scans: TaskScan[] = [];
-  for (const task of collected.live)
-    if (!task.sharesMemory) scans.push(await writeMemory(task, images, memory));
-  memory.ahead.end();
-  const written = performance.now();
-  using look = new ThreadLook();
-  for (const task of collected.live) {
-    writeTask(
-      task,
-      {
-        scans,
-        inside,
-        look,
-        seccomp: collected.seccomp,
-        namespaces: collected.namespaces,
-        cgroups: collected.cgroups,
-      },
-      images,
-    );
+  const looked = collected.live
+    .filter(({ sharesMemory }) => !sharesMemory)
+    .map((task) => ({ task, scan: scanPages(task.task, task.vmas) }));
+  const pages = new PagesUnderWay(looked, images, memory);
+  try {
+    using look = new ThreadLook();
+    const { seccomp, namespaces, cgroups } = collected;
+    const around = { looked, inside, look, seccomp, namespaces, cgroups, pages };
+    for (const task of collected.live) await writeTask(task, around, images);
+  } finally {
+    // Whatever has failed: nothing reads the tasks' memory any more when they go on.
+    await pages.ended;
   }
+  const scans = pages.written();
+  memory.ahead.end();
   for (const task of tree.tasks) {
     if (task.state === "zombie") images.write("core", task.innerPid, [zombieCore(task)]);
   }
@@ -122,8 +118,8 @@ export async function writeTree(
       return {
         freezing_time: micro(frozenAt - start),
         frozen_time,
-        memdump_time: micro(written - begun),
-        memwrite_time: micro(written - begun),
+        memdump_time: micro(pages.endedAt - begun),
+        memwrite_time: micro(pages.endedAt - begun),
         pages_scanned: scans.reduce((sum, { scan }) => sum + scan.scanned, 0),
         pages_skipped_parent: countRuns(PE_PARENT),
         pages_written: pagesWritten,
@@ -190,11 +186,55 @@ function micro(ms: number): number {
   return Math.max(0, Math.round(ms * 1000));
 }
 
-interface TaskScan {
+/** A task whose memory was looked at. */
+interface LookedAt {
   readonly task: CollectedTask;
   readonly scan: PageScan;
+}
+
+interface TaskScan extends LookedAt {
   /** What the pagemap says. */
   readonly runs: readonly PageRun[];
+}
+
+/** The pages of all tasks, which are copied and written by other threads where they are many, while this one makes images. */
+class PagesUnderWay {
+  /** Resolves when nothing is under way any more, also when it has failed. */
+  readonly ended: Promise<void>;
+  endedAt = 0;
+  #outcome: readonly TaskScan[] | { readonly error: unknown } | undefined;
+
+  constructor(looked: readonly LookedAt[], images: ImageSetWriter, sources: MemorySources) {
+    this.ended = this.#write(looked, images, sources);
+  }
+
+  /** What was written. Throws what has kept it from that. */
+  written(): readonly TaskScan[] {
+    const outcome = this.#outcome;
+    assert(outcome !== undefined, "pages are under way");
+    if ("error" in outcome) throw outcome.error;
+    return outcome;
+  }
+
+  /** Gives the pages a turn, if there are any left: what has been copied is to be written, and the next copied. */
+  async turn(): Promise<void> {
+    if (this.#outcome === undefined) await new Promise((resolve) => void setImmediate(resolve));
+  }
+
+  async #write(
+    looked: readonly LookedAt[],
+    images: ImageSetWriter,
+    sources: MemorySources,
+  ): Promise<void> {
+    try {
+      const scans: TaskScan[] = [];
+      for (const one of looked) scans.push(await writeMemory(one, images, sources));
+      this.#outcome = scans;
+    } catch (error) {
+      this.#outcome = { error };
+    }
+    this.endedAt = performance.now();
+  }
 }
 
 function countPages(runs: readonly PageRun[], bit: number): number {
@@ -202,12 +242,12 @@ function countPages(runs: readonly PageRun[], bit: number): number {
 }
 
 async function writeMemory(
-  task: CollectedTask,
+  { task, scan }: LookedAt,
   images: ImageSetWriter,
   sources: MemorySources,
 ): Promise<TaskScan> {
-  if (images.remotePages !== undefined) return sendMemory(task, images.remotePages, sources);
-  const scan = scanPages(task.task, task.vmas);
+  if (images.remotePages !== undefined)
+    return sendMemory({ task, scan }, images.remotePages, sources);
   const runs = decideRuns(task, scan, sources);
   const { pagesId, raw, isWritten } = sources.ahead.place(task.task, runs);
   const present = runs.filter(({ flags }) => (flags & PE_PRESENT) !== 0);
@@ -232,8 +272,11 @@ async function writeMemory(
 }
 
 /** To a page server. What its parent set has is known only by the parent set here. */
-function sendMemory(task: CollectedTask, remote: RemotePages, sources: MemorySources): TaskScan {
-  const scan = scanPages(task.task, task.vmas);
+function sendMemory(
+  { task, scan }: LookedAt,
+  remote: RemotePages,
+  sources: MemorySources,
+): TaskScan {
   const sink = remote.open("pagemap", task.task.innerPid);
   const runs = sink.inParent ? decideRuns(task, scan, sources) : scan.runs;
   using memory = new TaskMemory(task.task.pid);
@@ -256,21 +299,29 @@ function decideRuns(
 }
 
 interface TaskParts {
-  readonly scans: readonly TaskScan[];
+  readonly looked: readonly LookedAt[];
   readonly inside: InsideView;
   readonly look: ThreadLook;
   readonly seccomp: SeccompTable;
   readonly namespaces: CollectedNamespaces;
   readonly cgroups: CgroupTable;
+  readonly pages: PagesUnderWay;
 }
+
+/** So many images of threads are made at a time, in a few milliseconds. */
+const THREADS_AT_ONCE = 32;
 
 const NO_SCAN = { guards: [], probed: new Set<VmaEntry>() };
 
-function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSetWriter): void {
-  const { scans, inside } = around;
+async function writeTask(
+  collected: CollectedTask,
+  around: TaskParts,
+  images: ImageSetWriter,
+): Promise<void> {
+  const { looked, inside } = around;
   const { task, ids, exeId, cwdId, rootId, fds } = collected;
   const state = inside.process(task);
-  const { guards, probed } = scans.find((scan) => scan.task === collected)?.scan ?? NO_SCAN;
+  const { guards, probed } = looked.find(({ task: of }) => of === collected)?.scan ?? NO_SCAN;
   const areas = collected.vmas.map(({ entry }) =>
     probed.has(entry) ? { ...entry, probed: true } : entry,
   );
@@ -291,7 +342,8 @@ function writeTask(collected: CollectedTask, around: TaskParts, images: ImageSet
       }),
     ]);
   }
-  for (const thread of others) {
+  for (const [index, thread] of others.entries()) {
+    if (index % THREADS_AT_ONCE === 0) await around.pages.turn();
     images.write("core", thread.innerTid, [
       followerCore(task, thread, {
         thread: inside.thread(thread.tid),
