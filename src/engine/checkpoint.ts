@@ -137,7 +137,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     const running = runningTree(options.pid);
     prepareImages(running, images, { connections: options.tcp?.established === true });
     prepareKernelTypes(running);
-    await rehearse();
+    await rehearse(machine);
     const isWhole =
       options.parentDir === undefined &&
       options.lazyPages === undefined &&

@@ -6,6 +6,7 @@
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { asRepriseError } from "./system-error.ts";
+import { encodeAhead } from "../images/codec.ts";
 import { FdTypes } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
@@ -74,6 +75,7 @@ export class LookAhead {
       if (sharersAmong(pids, [KCMP_VM, KCMP_FILES, KCMP_FS]).size > 0) return undefined;
       ahead = new LookAhead(images, options);
       for (const task of tasks) ahead.#look(task);
+      ahead.files.encodeAhead();
       if (ahead.#tables.size > 0) return ahead;
       ahead.discard();
       return undefined;
@@ -153,6 +155,7 @@ export class LookAhead {
     const places = this.#hasPlainPlaces(task, areas)
       ? collectPlaces(task, areas, this.files)
       : undefined;
+    for (const { entry } of places?.vmas ?? []) encodeAhead("vma_entry", entry);
     using directory = new FdDirectory(pid);
     const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd, directory)]));
     this.#tables.set(pid, { sleeper, fds, places });

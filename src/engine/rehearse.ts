@@ -4,7 +4,9 @@
 
 import { RepriseError } from "../errors.ts";
 import { log, quietly } from "../log.ts";
+import type { MessageInput } from "../images/codec.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
+import type { RepriseMachine } from "../images/schema/messages.generated.ts";
 import { prepareWindows } from "../objects/memory/pages.ts";
 import { LandlockWatch } from "../objects/task/landlock.ts";
 import { NetworkLock } from "../objects/network/lock.ts";
@@ -19,6 +21,7 @@ import { collectTree } from "./collect.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
 import { freezeTree } from "./freeze.ts";
 import { ParentSet } from "./incremental.ts";
+import { inventoryEntry } from "./inventory.ts";
 import { lookInside } from "./look-inside.ts";
 import { asRepriseError } from "./system-error.ts";
 import { WrittenAhead } from "./write-ahead.ts";
@@ -34,13 +37,13 @@ export function prepareRehearsal(): void {
 let isRehearsed = false;
 
 /** Dumps the dummy, if there is one, into files that have no name, and ends it. A second time is not needed. */
-export async function rehearse(): Promise<void> {
+export async function rehearse(machine: MessageInput<RepriseMachine>): Promise<void> {
   const pid = dummyPid();
   if (isRehearsed || pid === undefined) return;
   isRehearsed = true;
   prepareWindows();
   try {
-    await quietly(() => dumpOnce(pid));
+    await quietly(() => dumpOnce(pid, machine));
   } catch (thrown) {
     // What hinders the dump will hinder it, too, and be told then.
     const error = asRepriseError(thrown, `rehearse with pid ${pid}`);
@@ -51,7 +54,7 @@ export async function rehearse(): Promise<void> {
   }
 }
 
-async function dumpOnce(pid: number): Promise<void> {
+async function dumpOnce(pid: number, machine: MessageInput<RepriseMachine>): Promise<void> {
   const images = ImageSetWriter.unnamed(() =>
     syscall("memfd_create", Buffer.from("reprise\0"), MFD_CLOEXEC),
   );
@@ -86,6 +89,7 @@ async function dumpOnce(pid: number): Promise<void> {
         spaces: undefined,
         leaveLazyPages: false,
       });
+      images.commit(inventoryEntry(collected, { lock, uptime: false, machine }));
     } finally {
       collected.files.abort();
       collected.files.close();

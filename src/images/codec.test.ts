@@ -5,6 +5,7 @@ import {
   constantList,
   decode,
   encode,
+  encodeAhead,
   fieldsOf,
   MAX_NESTING,
   type FieldSpec,
@@ -80,6 +81,18 @@ describe("encode and decode", () => {
       encode("task_core_entry", { ...task, sigactions });
     const equal = [action, action, action, other, other, action].map((one) => ({ ...one }));
     expect(encoded([action, action, action, other, other, action])).toEqual(encoded(equal));
+  });
+
+  it("writes a message that was encoded ahead as any other, alone and within one, and lets nobody change it", () => {
+    const eventfd = { id: 3, flags: 0, counter: 7n };
+    const early = { ...FOWN, pid: 300 };
+    const plain = { ...early };
+    encodeAhead("fown_entry", early);
+    expect(encode("fown_entry", early)).toEqual(encode("fown_entry", plain));
+    expect(encode("eventfd_file_entry", { ...eventfd, fown: early })).toEqual(
+      encode("eventfd_file_entry", { ...eventfd, fown: plain }),
+    );
+    expect(() => (early.pid = 5)).toThrow(TypeError);
   });
 
   it("names the required field that is missing, both ways", () => {

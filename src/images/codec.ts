@@ -80,6 +80,26 @@ export function encodeImage<N extends MessageName>(
   return writer.written;
 }
 
+/** Bytes of messages that were encoded ahead, and as what. */
+const encoded = new WeakMap<
+  object,
+  { readonly message: MessageFields; readonly bytes: Uint8Array }
+>();
+
+/**
+ * Encodes a message that will be written later, alone or within others, when somebody waits for it. It must not change any more:
+ * it is frozen.
+ * @throws RepriseError as `encode` does
+ */
+export function encodeAhead<N extends MessageName>(
+  name: N,
+  value: MessageInput<Messages[N]> & object,
+): void {
+  if (encoded.has(value)) return;
+  Object.freeze(value);
+  encoded.set(value, { message: fieldsOf(name), bytes: encode(name, value) });
+}
+
 /** Used again for each message: nothing here is asynchronous. */
 const writer = new WireWriter();
 
@@ -170,6 +190,8 @@ type PlainMessage = Record<string, unknown>;
 // The loops here have no iterators: while V8 interprets them each step would leave an object behind, some hundred thousand of them.
 
 function writeMessage(message: MessageFields, value: PlainMessage): void {
+  const known = encoded.get(value);
+  if (known?.message === message) return writer.raw(known.bytes);
   const { list } = message;
   for (let index = 0; index < list.length; index += 1) {
     const field = list[index] as FieldSpec;

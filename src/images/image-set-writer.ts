@@ -70,7 +70,7 @@ export class ImageSetWriter {
   /** Images that are written at the end. */
   #held: (() => void)[] | undefined;
 
-  /** A set of files that `create` makes and that have no names: it cannot be committed. */
+  /** A set of files that `create` makes and that have no names, for a rehearsal: nobody can find it after `commit`. */
   static unnamed(create: () => number): ImageSetWriter {
     return new ImageSetWriter("", { create });
   }
@@ -192,6 +192,7 @@ export class ImageSetWriter {
     assert(this.#open.size === 0, "an image is still open at commit");
     this.#writeInventory(inventory);
     this.#writeManifest();
+    if (this.#unnamed !== undefined) return;
     if (this.#sync === "files") this.#syncAll();
     last?.();
     renameSync(this.path(TEMPORARY_INVENTORY), this.path(imageName("inventory")));

@@ -3,6 +3,7 @@
 
 import { openSync } from "node:fs";
 import { dirname } from "node:path";
+import { encodeAhead } from "../../images/codec.ts";
 import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
@@ -120,6 +121,11 @@ export class FileTable implements FilesDump {
       this.#entries[index] = { ...entry, reg: { ...entry.reg, ...size, mode: now.mode } };
     }
     return true;
+  }
+
+  /** For files that were described while tasks run: those that do not change are ready to be written. */
+  encodeAhead(): void {
+    for (const entry of this.#entries) encodeAhead("file_entry", entry);
   }
 
   /** For files that were described while tasks ran: what was not known then. */
