@@ -158,7 +158,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       landlock.prepare(tasks.map(({ status }) => status));
       spaces = SpacesAhead.of(tasks, images, spacesOptions);
       if (isWhole && spaces !== undefined)
-        early = LookAhead.of(tasks, images, { ...files, spaces });
+        early = LookAhead.of(tasks, images, { ...files, spaces, written: ahead });
     }
     const freeze = {
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,

@@ -30,6 +30,7 @@ import { areaKey, collectPlaces, withoutFd, type TaskPlaces } from "./collect.ts
 import type { FrozenTree } from "./freeze.ts";
 import { Sleeper } from "./sleepers.ts";
 import type { SpacesAhead } from "./spaces-ahead.ts";
+import type { WrittenAhead } from "./write-ahead.ts";
 
 /** File systems whose files are not what their names say. */
 const NOT_PLAIN = ["/proc/", "/sys/", "/memfd:", "/dev/"];
@@ -54,11 +55,17 @@ interface EarlyTable {
   readonly places: TaskPlaces | undefined;
 }
 
+interface LookAheadOptions extends FilesDumpOptions {
+  readonly spaces: SpacesAhead;
+  readonly written: WrittenAhead;
+}
+
 /** Files that were described before the tasks were stopped. */
 export class LookAhead {
   readonly files: FileTable;
   readonly #tables = new Map<number, EarlyTable>();
   readonly #known = new Map<string, KernelOrder<KnownFd>>();
+  readonly #written: WrittenAhead;
   /** Mapped files that have their names. */
   readonly #named = new Set<string>();
 
@@ -66,7 +73,7 @@ export class LookAhead {
   static of(
     tasks: readonly FrozenTask[],
     images: ImageSetWriter,
-    options: FilesDumpOptions & { readonly spaces: SpacesAhead },
+    options: LookAheadOptions,
   ): LookAhead | undefined {
     let ahead: LookAhead | undefined;
     try {
@@ -89,10 +96,8 @@ export class LookAhead {
     }
   }
 
-  private constructor(
-    images: ImageSetWriter,
-    { spaces, ...options }: FilesDumpOptions & { readonly spaces: SpacesAhead },
-  ) {
+  private constructor(images: ImageSetWriter, { spaces, written, ...options }: LookAheadOptions) {
+    this.#written = written;
     this.files = new FileTable(images, {
       ...options,
       namespaces: spaces.namespaces,
@@ -151,7 +156,8 @@ export class LookAhead {
     const { pid } = task;
     const sleeper = Sleeper.of(pid);
     if (sleeper === undefined) return;
-    const areas = readSmaps(pid);
+    // In this order: what slept so far is watched by ours from here on.
+    const areas = this.#written.areasOf(pid) ?? readSmaps(pid);
     const places = this.#hasPlainPlaces(task, areas)
       ? collectPlaces(task, areas, this.files)
       : undefined;

@@ -18,7 +18,7 @@ import { collectVmas, VMA_AIORING } from "../objects/memory/vma.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import type { Sleep } from "../proc/sleep.ts";
-import { readSmaps } from "../proc/smaps.ts";
+import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import { KCMP_VM } from "../sys/abi/sched.ts";
@@ -59,6 +59,8 @@ export class WrittenAhead {
   readonly #early = new Map<number, EarlyPages>();
   /** All tasks of the tree, as soon as something is written. */
   readonly #sleepers = new Map<number, Sleeper>();
+  /** What was read of tasks that sleep: the kernel walks through all pages for it, 20 ms for a gigabyte. */
+  readonly #areas = new Map<number, readonly SmapsVma[]>();
 
   private constructor(images: ImageSetWriter) {
     this.#images = images;
@@ -85,6 +87,11 @@ export class WrittenAhead {
   /** Whether nothing was written, so that next to no time has passed. */
   get isEmpty(): boolean {
     return this.#early.size === 0;
+  }
+
+  /** The areas of a task that has slept since they were read, and does so now. */
+  areasOf(pid: number): readonly SmapsVma[] | undefined {
+    return this.#sleepers.get(pid)?.sleepsStill() === true ? this.#areas.get(pid) : undefined;
   }
 
   /** Finds out whether all tasks slept on. To be called when they have been stopped, and before they do anything for us. */
@@ -162,7 +169,9 @@ export class WrittenAhead {
   async #write(pid: number): Promise<void> {
     const sleeper = this.#sleepers.get(pid);
     if (sleeper === undefined || sleeper.calls.some(writesMuch) || !this.#sleepStill()) return;
-    const runs = runsOf(pid);
+    const areas = readSmaps(pid);
+    this.#areas.set(pid, areas);
+    const runs = runsOf(pid, areas);
     if (runs === undefined) return;
     const pagesId = nextPagesId(this.#images);
     const raw = this.#images.openRaw("pages", pagesId);
@@ -188,9 +197,8 @@ export class WrittenAhead {
 class WokeUp extends Error {}
 
 /** The pages of a running task, as the dump will find them if it sleeps on; undefined when it cannot be dumped as it is. */
-function runsOf(pid: number): readonly PageRun[] | undefined {
+function runsOf(pid: number, areas: readonly SmapsVma[]): readonly PageRun[] | undefined {
   try {
-    const areas = readSmaps(pid);
     // The dump knows how to read these without taking them apart.
     if (isSharedByFork(areas)) return undefined;
     const vmas = collectVmas({ pid }, areas, () => ({ id: 0, memfd: false }));

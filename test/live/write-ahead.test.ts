@@ -12,6 +12,7 @@ import { freezeTree, releaseTree } from "../../src/engine/freeze.ts";
 import { LookAhead, runningTasks } from "../../src/engine/look-ahead.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { SpacesAhead } from "../../src/engine/spaces-ahead.ts";
+import { WrittenAhead } from "../../src/engine/write-ahead.ts";
 import { ImageSetWriter } from "../../src/images/image-set.ts";
 import { ImageFile, readEntries } from "../../src/images/image-file.ts";
 import { attachProgram, removeDir } from "./programs.ts";
@@ -94,7 +95,8 @@ async function lookAround(change: (dir: string) => void): Promise<number[] | "ag
   const tasks = runningTasks([pid]);
   const spaces = SpacesAhead.of(tasks, images, { cgroups: { mode: "ignore" } });
   if (spaces === undefined) throw new Error("its namespaces cannot be looked at");
-  const options = { linkRemap: false, ghostLimit: 0, shellJob: false, spaces };
+  const written = WrittenAhead.nothing(images);
+  const options = { linkRemap: false, ghostLimit: 0, shellJob: false, spaces, written };
   const look = (): LookAhead | undefined => LookAhead.of(tasks, images, options);
   let ahead = look();
   for (let round = 0; ahead === undefined && round < 100; round += 1) {
