@@ -36,7 +36,7 @@ import type {
 } from "../images/schema/messages.generated.ts";
 import { readFdNumbers, readFds } from "../proc/fd.ts";
 import { NOTHING_MORE, type FdInfo } from "../proc/fdinfo.ts";
-import { FdDirectory } from "../proc/fd-directory.ts";
+import { FdDirectory } from "../tracee/fd-directory.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
@@ -191,9 +191,10 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   if (places.vmas.some(({ uprobes }) => uprobes)) refusePendingReturns(task);
   using directory = new FdDirectory(task.pid);
   const looking = { ...tables, directory };
-  const fds = seen.files
-    ? undefined
-    : (ahead?.numbers(task) ?? readFdNumbers(task.pid)).map((fd) => collectFd(task, fd, looking));
+  const numbers = seen.files ? undefined : (ahead?.numbers(task) ?? readFdNumbers(task.pid));
+  const unknown = numbers?.filter((fd) => ahead?.find(task, fd) === undefined);
+  directory.prepare(unknown ?? [], ["infos", "stats", "targets"]);
+  const fds = numbers?.map((fd) => collectFd(task, fd, looking));
   const threadPlaces = collectThreadPlaces(task, (procPath) =>
     files.describeAlone(withoutFd(task, procPath, O_RDONLY | O_DIRECTORY)),
   );

@@ -10,9 +10,12 @@ import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
 import { listsSemaphores } from "../objects/ipc/undo.ts";
 import { readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
-import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
+import { undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
+import { F_DUPFD_CLOEXEC } from "../sys/abi/fcntl.ts";
+import { syscall, trySyscall } from "../sys/ffi.ts";
+import { readLink } from "../sys/files.ts";
 import { KernelTypes } from "../sys/kernel-types.ts";
 import { crc32OfZlib } from "../sys/zlib.ts";
 
@@ -35,16 +38,34 @@ export function prepareImages(
   images.prepare(ALWAYS.map((kind) => imageName(kind)));
   const depth = (readStatusIfAlive(pids[0] ?? 0)?.nsPid.length ?? 1) - 1;
   let tasks = 0;
+  let descriptors = 0;
   for (const pid of pids) {
-    const inner = readStatusIfAlive(pid)?.nsPid[depth];
+    const status = readStatusIfAlive(pid);
+    const inner = status?.nsPid[depth];
     if (inner === undefined) continue; // gone meanwhile
+    descriptors += status?.fdSize ?? 0;
     images.prepare(OF_A_TASK.map((kind) => imageName(kind, inner)));
     images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
     tasks += 1;
     images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
     if (connections) images.prepare(streams(pid));
   }
+  prepareCopies(descriptors);
 }
+
+/**
+ * Makes room for copies of the tree's descriptors: of a process with several threads, such as this one, the kernel waits for all
+ * processors (10 ms) each time that its table grows (fs/file.c, expand_fdtable), which it does by doubling.
+ */
+function prepareCopies(count: number): void {
+  if (count <= FIRST_TABLE) return;
+  const highest = trySyscall("fcntl", 2, F_DUPFD_CLOEXEC, count + FIRST_TABLE - 1);
+  // Beyond the limit it will have to grow step by step.
+  if (highest >= 0) syscall("close", highest);
+}
+
+/** Size of the table of a process with few descriptors. */
+const FIRST_TABLE = 256;
 
 /** Descriptors of a process that are looked at; rings are made early. */
 const FIRST_DESCRIPTORS = 64;
@@ -57,8 +78,13 @@ export function prepareKernelTypes(pids: readonly number[]): void {
 
 function hasRing(pid: number): boolean {
   try {
-    const numbers = readFdNumbers(pid).slice(0, FIRST_DESCRIPTORS);
-    return numbers.some((fd) => readProcLink(pid, `fd/${fd}`) === RING_LINK);
+    // The list of thousands takes its time.
+    const size = readStatusIfAlive(pid)?.fdSize ?? 0;
+    const numbers =
+      size <= FIRST_TABLE
+        ? readFdNumbers(pid).slice(0, FIRST_DESCRIPTORS)
+        : Array.from({ length: FIRST_DESCRIPTORS }, (_, fd) => fd);
+    return numbers.some((fd) => readLink(`/proc/${pid}/fd/${fd}`) === RING_LINK);
   } catch (error) {
     // It has ended, or closed one; what else is wrong is told when it counts.
     if (error instanceof RepriseError) return false;

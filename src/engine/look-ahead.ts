@@ -16,7 +16,7 @@ import { isPlainDevice } from "../objects/files/memory-device.ts";
 import { FileTable, lookAtFd } from "../objects/files/table.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
-import { FdDirectory } from "../proc/fd-directory.ts";
+import { FdDirectory } from "../tracee/fd-directory.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
 import { mapFilePath } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
@@ -163,7 +163,12 @@ export class LookAhead {
       : undefined;
     for (const { entry } of places?.vmas ?? []) encodeAhead("vma_entry", entry);
     using directory = new FdDirectory(pid);
-    const fds = new Map(readFdNumbers(pid).map((fd) => [fd, this.#describe(task, fd, directory)]));
+    const numbers = readFdNumbers(pid);
+    directory.prepare(numbers, ["targets"]);
+    const promising = numbers.filter((fd) => mayBePlain(directory.target(fd)));
+    directory.prepare(promising, ["infos", "stats"]);
+    const fds = new Map<number, EarlyFd | undefined>(numbers.map((fd) => [fd, undefined]));
+    for (const fd of promising) fds.set(fd, this.#describe(task, fd, directory));
     this.#tables.set(pid, { sleeper, fds, places });
   }
 
@@ -235,6 +240,11 @@ function runningTask(pid: number, stat: TaskStat, status: TaskStatus): FrozenTas
     status,
     threads: [],
   };
+}
+
+/** Whether a link may be that of a regular file or memory device: all others are not looked at further. */
+function mayBePlain(target: string): boolean {
+  return isPlainName(target) || target.startsWith("/dev/");
 }
 
 function isPlainName(target: string): boolean {

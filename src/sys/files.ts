@@ -13,17 +13,16 @@ const MOST_AT_ONCE = 1024 * 1024;
 /** Half a page. */
 const SHORT = 2048;
 /** struct statx, and the mask for what stat tells. */
-const STATX_SIZE = 256;
-const STATX_BASIC_STATS = 0x7ff;
+export const STATX = { size: 256, basic: 0x7ff } as const;
 
 /** Buffers that are used again and again, with their addresses. */
 const path = Buffer.alloc(PATH_ROOM);
 const pathAt = addressOf(path);
 const link = Buffer.alloc(PATH_ROOM);
 const linkAt = addressOf(link);
-const statx = Buffer.alloc(STATX_SIZE);
+const statx = Buffer.alloc(STATX.size);
 const statxAt = addressOf(statx);
-const statxView = new DataView(statx.buffer, statx.byteOffset, STATX_SIZE);
+const statxView = new DataView(statx.buffer, statx.byteOffset, STATX.size);
 let content = Buffer.alloc(FIRST_ROOM);
 let contentAt = addressOf(content);
 
@@ -80,9 +79,12 @@ export function readLink(name: string, directory = AT_FDCWD): string | number {
 /** The stat of the file that a path leads to, or the negative error number. */
 export function readStat(name: string, directory = AT_FDCWD): PlainStat | number {
   if (!putPath(name)) return -ENAMETOOLONG;
-  const result = trySyscall("statx", directory, pathAt, 0, STATX_BASIC_STATS, statxAt);
-  if (result < 0) return result;
-  const view = statxView;
+  const result = trySyscall("statx", directory, pathAt, 0, STATX.basic, statxAt);
+  return result < 0 ? result : parseStatx(statxView);
+}
+
+/** What a struct statx tells. */
+export function parseStatx(view: DataView): PlainStat {
   return {
     devMajor: view.getUint32(136, true),
     devMinor: view.getUint32(140, true),
@@ -94,15 +96,15 @@ export function readStat(name: string, directory = AT_FDCWD): PlainStat | number
     rdevMajor: view.getUint32(128, true),
     rdevMinor: view.getUint32(132, true),
     size: view.getBigInt64(40, true),
-    mtimeNs: timeAt(112),
-    ctimeNs: timeAt(96),
+    mtimeNs: timeAt(view, 112),
+    ctimeNs: timeAt(view, 96),
   };
 }
 
 /** A struct statx_timestamp, in nanoseconds. */
-function timeAt(offset: number): bigint {
-  const seconds = statxView.getBigInt64(offset, true);
-  return seconds * 1_000_000_000n + BigInt(statxView.getUint32(offset + 8, true));
+function timeAt(view: DataView, offset: number): bigint {
+  const seconds = view.getBigInt64(offset, true);
+  return seconds * 1_000_000_000n + BigInt(view.getUint32(offset + 8, true));
 }
 
 /** Puts a path where the kernel reads it. */

@@ -11,11 +11,37 @@ export function socketPair(family: number, type: number): [number, number] {
   return [ends.readInt32LE(0), ends.readInt32LE(4)];
 }
 
+/** An option, and the most bytes that its value may have. */
+export interface AskedOption {
+  readonly level: number;
+  readonly name: number;
+  readonly size: number;
+}
+
+/** Somebody who has asked a socket for many options at once. */
+export interface OptionSource {
+  /** The value, which may be overwritten later, or the negative error number; undefined for an option that was not asked for. */
+  find(option: AskedOption): Buffer | number | undefined;
+}
+
+/** Whose options are known, and who knows them. */
+let answered: { readonly fd: number; readonly source: OptionSource } | undefined;
+
+/** Runs a step in which no option of this socket changes: what `source` knows of it is not asked again. */
+export function withKnownOptions<T>(fd: number, source: OptionSource, step: () => T): T {
+  const before = answered;
+  answered = { fd, source };
+  try {
+    return step();
+  } finally {
+    answered = before;
+  }
+}
+
 /** An option as bytes, at most `size` of them; or the negative error number. */
-export function getOption(
-  fd: number,
-  option: { readonly level: number; readonly name: number; readonly size: number },
-): Buffer | number {
+export function getOption(fd: number, option: AskedOption): Buffer | number {
+  const known = answered?.fd === fd ? answered.source.find(option) : undefined;
+  if (known !== undefined) return typeof known === "number" ? known : Buffer.from(known);
   const value = Buffer.alloc(option.size);
   LENGTH.writeInt32LE(option.size);
   const result = trySyscall("getsockopt", fd, option.level, option.name, value, LENGTH);
@@ -27,7 +53,9 @@ const LENGTH = Buffer.alloc(4);
 
 /** An option that is an int. @throws RepriseError SYSCALL */
 export function getNumber(fd: number, level: number, name: number): number {
-  const value = getOption(fd, { level, name, size: 4 });
+  const option = { level, name, size: 4 };
+  const known = answered?.fd === fd ? answered.source.find(option) : undefined;
+  const value = known ?? getOption(fd, option);
   if (typeof value === "number") {
     throw syscallError("getsockopt", -value, `read socket option ${level}:${name}`);
   }

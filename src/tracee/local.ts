@@ -14,6 +14,7 @@ import { addressOf, callNative, memoryAt, syscall } from "../sys/ffi.ts";
 import {
   assemble,
   CPUID,
+  ENTRY_ARGUMENTS,
   ENTRY_SIZE,
   LOCAL_INTERPRETER,
   type Instruction,
@@ -66,6 +67,7 @@ export class ResidentProgram implements Answers, Disposable {
   readonly #base: number;
   readonly #size: number;
   readonly #memory: Buffer;
+  readonly #words: Uint32Array;
 
   constructor(program: Program) {
     this.#size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
@@ -74,6 +76,7 @@ export class ResidentProgram implements Answers, Disposable {
     const bytes = memoryAt(this.#base, this.#size);
     this.#memory = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
     this.#memory.set(this.#image.upload);
+    this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset, this.#size / 4);
   }
 
   /** Runs it with its data as they were built, but for one word. What it brought is there until the next run. */
@@ -84,11 +87,18 @@ export class ResidentProgram implements Answers, Disposable {
     this.runAgain();
   }
 
-  /** Runs it with its data as they are. */
-  runAgain(): void {
+  /** Sets one argument of some calls, a number that is not negative. */
+  setArgument(calls: readonly Ref[], index: number, value: number): void {
+    const first = (this.#image.table - this.#base + ENTRY_ARGUMENTS) / 4 + index * 2;
+    for (const { entry } of calls) this.#words[first + (entry * ENTRY_SIZE) / 4] = value;
+  }
+
+  /** Runs it, or the first entries of it, with its data as they are. */
+  runAgain(entries?: number): void {
     const { table, results, end } = this.#image;
     interpreterAt ??= loadCode(LOCAL_INTERPRETER);
-    callNative(interpreterAt, table, results, end);
+    const last = entries === undefined ? end : table + entries * ENTRY_SIZE;
+    callNative(interpreterAt, table, results, last);
   }
 
   /** Whether a call failed. */
@@ -106,6 +116,12 @@ export class ResidentProgram implements Answers, Disposable {
   bytes({ segment, offset }: Pointer, size: number): Buffer {
     const start = segment === "data" ? 0 : this.#image.output - this.#image.base;
     return this.#memory.subarray(start + offset, start + offset + size);
+  }
+
+  /** Results of the first entries: a window. */
+  results(count: number): Buffer {
+    const start = this.#resultAt(0);
+    return this.#memory.subarray(start, start + count * 8);
   }
 
   /** All that the last run brought, results and output: a window. */

@@ -8,7 +8,7 @@ import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { FdDirectory } from "../../proc/fd-directory.ts";
+import { FdDirectory } from "../../tracee/fd-directory.ts";
 import { readFdInfo, type FdInfo } from "../../proc/fdinfo.ts";
 import { fdPath, readFdStat, type FileStat } from "../../proc/links.ts";
 import { readProcLink, readProcStat } from "../../proc/procfs.ts";
@@ -333,11 +333,20 @@ export function lookAtFd(
 /** What fdinfo says of each now. */
 function readInfos(known: readonly Known[]): FdInfo[] {
   const directories = new Map<number, FdDirectory>();
+  const numbers = new Map<number, number[]>();
+  for (const { pid, fd } of known) {
+    const ofPid = numbers.get(pid);
+    if (ofPid === undefined) numbers.set(pid, [fd]);
+    else ofPid.push(fd);
+  }
   try {
-    return known.map(({ pid, fd }) => {
-      const directory = directories.get(pid) ?? new FdDirectory(pid);
+    for (const [pid, fds] of numbers) {
+      const directory = new FdDirectory(pid);
       directories.set(pid, directory);
-      return directory.info(fd);
+      directory.prepare(fds, ["infos"]);
+    }
+    return known.map(({ pid, fd }) => {
+      return (directories.get(pid) as FdDirectory).info(fd);
     });
   } finally {
     for (const directory of directories.values()) directory[Symbol.dispose]();

@@ -6,9 +6,9 @@ import { closeSync } from "node:fs";
 import type { RepriseSocketOption } from "../../images/schema/messages.generated.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { trySyscall } from "../../sys/ffi.ts";
-import { ResidentProgram } from "../../tracee/local.ts";
-import { Program, type Pointer, type Ref } from "../../tracee/program.ts";
+import type { Program } from "../../tracee/program.ts";
 import type { FilesDump } from "../files/file-kind.ts";
+import { OptionQuestion, type OptionAnswers, type SocketOptionPlace } from "./option-question.ts";
 import type { SocketNamespace } from "./socket-namespace.ts";
 import { setOption, type SocketInProgram } from "./socket-options.ts";
 
@@ -17,13 +17,6 @@ export interface SocketKind {
   readonly family: number;
   readonly type: number;
   readonly proto: number;
-}
-
-/** An option and the most bytes that it has. */
-export interface SocketOptionPlace {
-  readonly level: number;
-  readonly name: number;
-  readonly size: number;
 }
 
 const WORDS = [
@@ -80,14 +73,14 @@ export interface WhichOptions {
 /** Reads options of the sockets of one dump. */
 export class OptionReader {
   /** Of fresh sockets, by kind and namespace; undefined where none can be made. */
-  readonly #usual = new Map<string, readonly (Buffer | undefined)[] | undefined>();
+  readonly #usual = new Map<string, OptionAnswers | undefined>();
 
   /** Options of a socket whose value is not the usual one. */
   read(fd: number, kind: SocketKind, which: WhichOptions): RepriseSocketOption[] {
     const { places, variant = "", namespace } = which;
     const name = `${kind.family}:${kind.type}:${kind.proto}:${variant}`;
     let question = questions.get(name);
-    if (question === undefined) questions.set(name, (question = new Question(places())));
+    if (question === undefined) questions.set(name, (question = new OptionQuestion(places())));
     const key = `${namespace.inode}:${name}`;
     if (!this.#usual.has(key)) this.#usual.set(key, usualValues(kind, question, namespace));
     const usual = this.#usual.get(key);
@@ -105,79 +98,18 @@ export function optionReader(dump: FilesDump): OptionReader {
 }
 
 /** One for each kind of socket, for good. */
-const questions = new Map<string, Question>();
-
-interface Asked {
-  readonly place: SocketOptionPlace;
-  readonly call: Ref;
-  readonly value: Pointer;
-  /** Where the kernel is told the room for the value and tells its length. */
-  readonly length: Pointer;
-}
-
-/** All options of a socket at once. */
-class Question {
-  readonly #program: ResidentProgram;
-  readonly #asked: readonly Asked[];
-  readonly #fd: Pointer;
-
-  constructor(places: readonly SocketOptionPlace[]) {
-    const program = new Program();
-    const socket = program.data(Buffer.alloc(4));
-    this.#fd = socket;
-    this.#asked = places.map((place) => {
-      const room = Buffer.alloc(4);
-      room.writeUInt32LE(place.size);
-      const length = program.data(room, 4);
-      const value = program.output(place.size, 8);
-      const fd = { kind: "load", from: socket, width: 4 } as const;
-      const args = [fd, place.level, place.name, value, length];
-      return { place, length, value, call: program.call("getsockopt", args, { mayFail: true }) };
-    });
-    this.#program = new ResidentProgram(program);
-  }
-
-  /** The values, undefined for an option that the socket does not have. */
-  values(fd: number): (Buffer | undefined)[] {
-    this.#ask(fd);
-    return this.#asked.map((asked) => {
-      const value = this.#answer(asked);
-      return value === undefined ? undefined : Buffer.from(value);
-    });
-  }
-
-  differences(fd: number, usual: readonly (Buffer | undefined)[]): RepriseSocketOption[] {
-    this.#ask(fd);
-    return this.#asked.flatMap((asked, index) => {
-      const fresh = usual[index];
-      const value = fresh === undefined ? undefined : this.#answer(asked);
-      if (value === undefined || fresh === undefined || value.equals(fresh)) return [];
-      const { level, name } = asked.place;
-      return [{ level, name, value: Uint8Array.from(value) }];
-    });
-  }
-
-  #ask(fd: number): void {
-    this.#program.run({ at: this.#fd, value: fd });
-  }
-
-  #answer({ call, value, length, place }: Asked): Buffer | undefined {
-    if (this.#program.failed(call)) return undefined;
-    const told = this.#program.bytes(length, 4).readUInt32LE(0);
-    return this.#program.bytes(value, Math.min(told, place.size));
-  }
-}
+const questions = new Map<string, OptionQuestion>();
 
 function usualValues(
   { family, type, proto }: SocketKind,
-  question: Question,
+  question: OptionQuestion,
   namespace: SocketNamespace,
-): readonly (Buffer | undefined)[] | undefined {
+): OptionAnswers | undefined {
   return namespace.inside(() => {
     const fresh = trySyscall("socket", family, type | so.SOCK_CLOEXEC, proto);
     if (fresh < 0) return undefined;
     try {
-      return question.values(fresh);
+      return question.answers(fresh);
     } finally {
       closeSync(fresh);
     }

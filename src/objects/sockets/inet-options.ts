@@ -14,7 +14,8 @@ import { AF_INET, AF_INET6, SOCK_RAW, SOCK_STREAM } from "../../sys/abi/socket.t
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { getOption } from "../../sys/socket.ts";
-import { socketOptions, type SocketKind, type SocketOptionPlace } from "./further-options.ts";
+import { socketOptions, type SocketKind } from "./further-options.ts";
+import type { SocketOptionPlace } from "./option-question.ts";
 
 /** The words of struct icmp_filter and icmp6_filter. */
 const ICMP_FILTER_SIZE = 4;

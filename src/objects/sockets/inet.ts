@@ -19,7 +19,7 @@ import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { getNumber, getOption, setNumber, socketFamily } from "../../sys/socket.ts";
+import { getNumber, getOption, setNumber } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
 import type { LockedConnection } from "../network/lock.ts";
@@ -36,6 +36,7 @@ import { OptionReader, type SocketKind } from "./further-options.ts";
 import { isSticky, otherOptions, readIpOptions, readTcpOptions } from "./inet-options.ts";
 import { openInet } from "./inet-restore.ts";
 import { readGroups, readMemberships, type Group } from "./multicast.ts";
+import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions } from "./socket-options.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { readSocketUser } from "./socket-users.ts";
@@ -50,10 +51,11 @@ export const inetKind: FileKind = {
   type: FdTypes.INETSK,
   recognise: (file, dump) => {
     if ((file.stat.mode & S_IFMT) !== S_IFSOCK || !file.target.startsWith("socket:[")) return false;
-    const family = socketFamily(dump.borrow(file));
+    const family = familyOf(file, dump);
     return family === so.AF_INET || family === so.AF_INET6;
   },
-  write: writeInet,
+  write: (file, id, dump) =>
+    askedOnce(dump.borrow(file), familyOf(file, dump), () => writeInet(file, id, dump)),
   open: openInet,
 };
 
@@ -85,7 +87,7 @@ const NO_TCP: TcpDumpOptions = { established: false, close: false, skipInFlight:
 function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const fd = dump.borrow(file);
   const kind = {
-    family: socketFamily(fd),
+    family: familyOf(file, dump),
     type: getNumber(fd, so.SOL_SOCKET, so.SO_TYPE),
     proto: getNumber(fd, so.SOL_SOCKET, so.SO_PROTOCOL),
   };

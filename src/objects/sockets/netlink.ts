@@ -14,11 +14,12 @@ import * as nl from "../../sys/abi/netlink.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { EADDRINUSE, EAGAIN, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { getNumber, getOption, setNumber, socketFamily } from "../../sys/socket.ts";
+import { getNumber, getOption, setNumber } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
 import { optionReader, socketOptions } from "./further-options.ts";
+import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace } from "./socket-namespace.ts";
 
@@ -26,8 +27,9 @@ export const netlinkKind: FileKind = {
   name: "netlink socket",
   type: FdTypes.NETLINKSK,
   recognise: (file, dump) =>
-    file.target.startsWith("socket:[") && socketFamily(dump.borrow(file)) === so.AF_NETLINK,
-  write: writeNetlink,
+    file.target.startsWith("socket:[") && familyOf(file, dump) === so.AF_NETLINK,
+  write: (file, id, dump) =>
+    askedOnce(dump.borrow(file), so.AF_NETLINK, () => writeNetlink(file, id, dump)),
   open: openNetlink,
 };
 

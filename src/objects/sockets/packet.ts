@@ -17,12 +17,13 @@ import * as packet from "../../sys/abi/packet.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { SIOCINQ } from "../../sys/abi/inet.ts";
-import { getOption, socketFamily } from "../../sys/socket.ts";
+import { getOption } from "../../sys/socket.ts";
 import { u32 } from "../../sys/netlink.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
 import { optionReader, restoreFurtherOptions, socketOptions } from "./further-options.ts";
+import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 
@@ -30,8 +31,9 @@ export const packetKind: FileKind = {
   name: "packet socket",
   type: FdTypes.PACKETSK,
   recognise: (file, dump) =>
-    file.target.startsWith("socket:[") && socketFamily(dump.borrow(file)) === so.AF_PACKET,
-  write: writePacket,
+    file.target.startsWith("socket:[") && familyOf(file, dump) === so.AF_PACKET,
+  write: (file, id, dump) =>
+    askedOnce(dump.borrow(file), so.AF_PACKET, () => writePacket(file, id, dump)),
   open: openPacket,
 };
 

@@ -17,6 +17,7 @@ import {
 import { EPERM } from "../../sys/errno.ts";
 import { syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { inNetNamespace } from "../../sys/net-namespace.ts";
+import { getOption } from "../../sys/socket.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { FilesDump, FilesRestore } from "../files/file-kind.ts";
 
@@ -35,6 +36,23 @@ const known = new WeakMap<FilesDump, Map<number, SocketNamespace>>();
  * @throws RepriseError UNSUPPORTED for a namespace that no task of the tree lives in
  */
 export function socketNamespace(fd: number, dump: FilesDump): SocketNamespace {
+  const cookies = byCookie.get(dump) ?? new Map<bigint, SocketNamespace>();
+  byCookie.set(dump, cookies);
+  // To open a namespace takes longer than all else that is asked of a socket. A tun file has no cookie.
+  const cookie = namespaceCookie(fd);
+  const found = cookie === undefined ? undefined : cookies.get(cookie);
+  if (found !== undefined) return found;
+  const namespace = openedNamespace(fd, dump);
+  if (cookie !== undefined) {
+    cookies.set(cookie, namespace);
+    dump.atEnd(() => cookies.delete(cookie));
+  }
+  return namespace;
+}
+
+const byCookie = new WeakMap<FilesDump, Map<bigint, SocketNamespace>>();
+
+function openedNamespace(fd: number, dump: FilesDump): SocketNamespace {
   const opened = openNamespaceOf(fd);
   const inode = fstatSync(opened).ino;
   const seen = known.get(dump) ?? new Map<number, SocketNamespace>();
@@ -81,16 +99,17 @@ function openNamespaceOf(fd: number): number {
 function isOfOwnNamespace(fd: number): boolean {
   const own = syscall("socket", AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
   try {
-    const [a, b] = [fd, own].map((socket) => {
-      const cookie = Buffer.alloc(8);
-      const size = Buffer.of(8, 0, 0, 0);
-      const result = trySyscall("getsockopt", socket, SOL_SOCKET, SO_NETNS_COOKIE, cookie, size);
-      return result < 0 ? undefined : cookie.readBigUInt64LE(0);
-    });
+    const [a, b] = [fd, own].map(namespaceCookie);
     return a !== undefined && a === b;
   } finally {
     closeSync(own);
   }
+}
+
+/** The number of a socket's network namespace (since Linux 5.14), which no other one ever gets. */
+function namespaceCookie(fd: number): bigint | undefined {
+  const cookie = getOption(fd, { level: SOL_SOCKET, name: SO_NETNS_COOKIE, size: 8 });
+  return typeof cookie === "number" ? undefined : cookie.readBigUInt64LE(0);
 }
 
 /** Adds the calls of `step` so that what they make belongs to a namespace of the images. */

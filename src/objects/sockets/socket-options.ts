@@ -12,6 +12,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import type { OpenFile } from "../files/file-kind.ts";
 import { POLLERR } from "../../sys/abi/poll.ts";
 import { pollNow } from "../../sys/poll.ts";
+import { alikeOptions } from "./socket-answers.ts";
 
 /** struct sock_filter. */
 const INSTRUCTION_SIZE = 8;
@@ -25,6 +26,16 @@ export function collectOptions(
   fd: number,
   options: { readonly family: number },
 ): SkOptsEntry {
+  tellError(file, fd);
+  return alikeOptions(fd, () => readOptions(file, fd, options));
+}
+
+/** What is asked for here stands in COLLECTED. */
+function readOptions(
+  file: OpenFile,
+  fd: number,
+  options: { readonly family: number },
+): SkOptsEntry {
   const number = (name: number): number => getNumber(fd, so.SOL_SOCKET, name);
   const flag = (name: number): boolean => number(name) !== 0;
   const send = timeout(fd, so.SO_SNDTIMEO);
@@ -34,7 +45,6 @@ export function collectOptions(
   const device = boundDevice(fd);
   const linger = lingerTime(fd);
   const bufLock = optional(fd, so.SO_BUF_LOCK);
-  tellError(file, fd);
   return {
     so_sndbuf: number(so.SO_SNDBUF),
     so_rcvbuf: number(so.SO_RCVBUF),

@@ -18,7 +18,7 @@ import { sockaddr } from "./inet-address.ts";
 import type { SocketNamespace } from "./socket-namespace.ts";
 
 /** Words of SO_MEMINFO up to the one that is of interest. */
-const MEMINFO_SIZE = (SK_MEMINFO_OPTMEM + 1) * 4;
+export const MEMINFO_SIZE = (SK_MEMINFO_OPTMEM + 1) * 4;
 
 /** Bytes that a socket holds for options and filters beyond its own structure; 0 when the kernel does not tell. */
 export function optionMemory(fd: number): number {

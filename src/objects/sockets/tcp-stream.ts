@@ -9,7 +9,7 @@ import type { TcpStreamEntry } from "../../images/schema/messages.generated.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import { MSG_DONTWAIT, MSG_OOB, MSG_PEEK, SO_REUSEADDR, SOL_SOCKET } from "../../sys/abi/socket.ts";
 import { errnoName } from "../../sys/errno.ts";
-import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { syscall, syscallError, trySyscall } from "../../sys/ffi.ts";
 import { runHere } from "../../tracee/local.ts";
 import { Program, type Pointer, type ProgramResult, type Ref } from "../../tracee/program.ts";
 import { getNumber, getOption, receiveMessage, setNumber } from "../../sys/socket.ts";
@@ -36,7 +36,7 @@ export interface TcpInfo {
 }
 
 /** Enough of struct tcp_info. */
-const TCP_INFO_SIZE = 104;
+export const TCP_INFO_SIZE = 104;
 const TCPI_UNACKED = 24;
 const TCPI_SACKED = 28;
 
@@ -55,10 +55,8 @@ function parseTcpInfo(info: Buffer): TcpInfo {
 
 /** Reads TCP_INFO of a socket. */
 export function readTcpInfo(fd: number): TcpInfo {
-  const info = Buffer.alloc(TCP_INFO_SIZE);
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(TCP_INFO_SIZE);
-  syscall("getsockopt", fd, inet.SOL_TCP, inet.TCP_INFO, info, length);
+  const info = getOption(fd, { level: inet.SOL_TCP, name: inet.TCP_INFO, size: TCP_INFO_SIZE });
+  if (typeof info === "number") throw syscallError("getsockopt", -info, "read TCP_INFO");
   return parseTcpInfo(info);
 }
 

@@ -15,10 +15,10 @@ import { readUnixSockets, type UnixSocket } from "../../proc/sock-diag.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { socketFamily } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile } from "../files/file-kind.ts";
 import { NO_OWNER, readOwner } from "../files/owner.ts";
 import { optionReader, socketOptions } from "./further-options.ts";
+import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
 import { peekQueue } from "./unix-queue.ts";
@@ -31,8 +31,9 @@ export const unixKind: FileKind = {
   recognise: (file, dump) =>
     (file.stat.mode & S_IFMT) === S_IFSOCK &&
     file.target.startsWith("socket:[") &&
-    socketFamily(dump.borrow(file)) === so.AF_UNIX,
-  write: writeUnix,
+    familyOf(file, dump) === so.AF_UNIX,
+  write: (file, id, dump) =>
+    askedOnce(dump.borrow(file), so.AF_UNIX, () => writeUnix(file, id, dump)),
   open: openUnix,
   settle: settleInFlight,
   inheritKeys: ({ usk }) => [`socket:[${usk?.ino}]`],
