@@ -27,7 +27,7 @@ import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.t
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
 import type { LandlockWatch } from "../objects/task/landlock.ts";
-import type { FrozenTask } from "../objects/task/task.ts";
+import { processNumber, type FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type {
   FileLockEntry,
@@ -106,7 +106,12 @@ export function collectTree(
   images: ImageSetWriter,
   options: CollectOptions,
 ): CollectedTree {
-  const inner = new Map(tree.tasks.map((task) => [task.pid, task.innerPid]));
+  const inner = new Map(
+    tree.tasks.flatMap((task) => [
+      [task.pid, task.innerPid],
+      [processNumber(task), task.innerPid],
+    ]),
+  );
   const alive = tree.tasks.filter(({ state }) => state !== "zombie");
   const { spaces } = options;
   const namespaces =
@@ -160,8 +165,10 @@ export function collectTree(
 }
 
 function innerThread({ tasks }: FrozenTree, tid: number): number | undefined {
-  for (const { threads } of tasks)
+  for (const { threads, endedLeader, innerPid } of tasks) {
+    if (endedLeader?.pid === tid) return innerPid;
     for (const thread of threads) if (thread.tid === tid) return thread.innerTid;
+  }
   return undefined;
 }
 
@@ -383,8 +390,8 @@ function isMemfd(area: SmapsVma): boolean {
 /** The session and the groups must be inside of the tree, or the tree a job of somebody's shell. */
 function checkTree(tree: FrozenTree, options: FilesDumpOptions): void {
   const root = tree.tasks[0] as FrozenTask;
-  if (!options.shellJob && root.stat.session !== root.pid) {
-    const inTree = tree.tasks.some(({ pid }) => pid === root.stat.session);
+  if (!options.shellJob && root.stat.session !== processNumber(root)) {
+    const inTree = tree.tasks.some((task) => processNumber(task) === root.stat.session);
     if (!inTree) {
       throw new RepriseError(
         "UNSUPPORTED",

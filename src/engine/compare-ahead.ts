@@ -12,6 +12,7 @@ import type { FrozenTask } from "../objects/task/task.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
+import { openPidfd } from "../sys/process.ts";
 import type { MemoryRange } from "../sys/memory.ts";
 import { Program } from "../tracee/program.ts";
 import { onePerMemory } from "./common-memory.ts";
@@ -115,7 +116,7 @@ function vmasOf(task: FrozenTask): DumpedVma[] {
 }
 
 function copyFd(pid: number, fd: number): number {
-  const pidfd = syscall("pidfd_open", pid, 0);
+  const pidfd = openPidfd(pid);
   try {
     return syscall("pidfd_getfd", pidfd, fd, 0);
   } finally {

@@ -5,7 +5,7 @@ import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
 import { checkWorker } from "../objects/io-uring/ring-memory.ts";
-import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
+import { processNumber, type FrozenTask, type FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatIfAlive, readThreadStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import {
@@ -17,7 +17,7 @@ import {
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
-import { SIGSTOP } from "../sys/abi/signal.ts";
+import { SIGSTOP, signalName } from "../sys/abi/signal.ts";
 import { ownPids } from "../sys/front.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
@@ -84,7 +84,7 @@ export function releaseTree(tree: FrozenTree, options: { readonly leaveStopped: 
     if (task.state === "zombie") continue;
     if (options.leaveStopped && task.state === "alive") sendSignal(task.pid, SIGSTOP);
     detachThreads(
-      task.pid,
+      processNumber(task),
       task.threads.map(({ stopped }) => stopped.tracee),
     );
   }
@@ -109,6 +109,8 @@ interface SeizedTask {
   readonly running: Tracee[];
   stopSignal: number;
   zombie: boolean;
+  /** Its first thread has ended, and others live. */
+  isLeaderless: boolean;
 }
 
 interface FreezerParts {
@@ -209,6 +211,7 @@ class Freezer {
       running: [],
       stopSignal: 0,
       zombie: false,
+      isLeaderless: false,
     });
   }
 
@@ -224,7 +227,7 @@ class Freezer {
       // Under its own number the kernel would add up the times of all threads.
       const stat = readThreadStatIfAlive(task.pid, tid);
       if (stat?.state === "Z" || stat?.state === "X") {
-        if (tid === task.pid) this.#markZombie(task);
+        if (tid === task.pid) this.#markEnded(task);
         continue;
       }
       if (((stat?.flags ?? 0) & PF_IO_WORKER) !== 0) {
@@ -293,18 +296,11 @@ class Freezer {
     if (!this.#isCgroupFrozen && this.#cgroup.isNeeded) this.#cgroup.thaw();
   }
 
-  #markZombie(task: SeizedTask): void {
-    if ((readTasksIfAlive(task.pid) ?? []).length > 1) {
-      throw new RepriseError(
-        "UNSUPPORTED",
-        `cannot dump pid ${task.pid}: its main thread has ended while other threads live`,
-        {
-          pid: task.pid,
-          hint: "Such a process cannot be made again; let it end its other threads first.",
-        },
-      );
-    }
-    task.zombie = true;
+  /** The first thread of a process has ended; it is a zombie when there are no others. */
+  #markEnded(task: SeizedTask): void {
+    const isAlone = (readTasksIfAlive(task.pid) ?? []).length <= 1;
+    task.zombie = isAlone;
+    task.isLeaderless = !isAlone;
   }
 
   /** What every task is, in tree order. */
@@ -314,12 +310,12 @@ class Freezer {
     const frozen = new Map<number, FrozenTask>();
     for (const task of depthFirst(this.#tasks)) {
       const stat = this.#statOf(task);
-      let status = readStatusIfAlive(task.pid);
+      let status = this.#statusOf(task);
       if (stat === undefined || status === undefined) continue; // reaped between: only zombies can go
-      if (this.#takeStop(task, status)) status = readStatus(task.pid);
+      if (this.#takeStop(task, status)) status = this.#statusOf(task) ?? status;
       const parent = task.parent === undefined ? undefined : frozen.get(task.parent);
       frozen.set(task.pid, {
-        pid: task.pid,
+        pid: speaker(task),
         innerPid: innerId(task.pid, status.nsPid, depth),
         parent,
         state: stateOf(task, stat),
@@ -327,6 +323,7 @@ class Freezer {
         stat,
         status,
         threads: task.zombie ? [] : this.#threads(task, status, depth),
+        ...endedLeader(task),
       });
     }
     return [...frozen.values()];
@@ -337,7 +334,7 @@ class Freezer {
    * stop that it was sent to.
    */
   #takeStop(task: SeizedTask, { shdPnd, sigPnd }: TaskStatus): boolean {
-    const leader = task.threads.get(task.pid);
+    const leader = task.threads.get(speaker(task));
     const bit = 1n << BigInt(SIGSTOP - 1);
     if (task.zombie || leader === undefined || ((shdPnd | sigPnd) & bit) === 0n) return false;
     leader.resume();
@@ -354,12 +351,21 @@ class Freezer {
 
   /** SIGKILL ends a task that is stopped, too: one that was killed before its killer was stopped is found dead or dying here. */
   #statOf(task: SeizedTask): TaskStat | undefined {
-    const stat = readStatIfAlive(task.pid);
-    if (task.zombie || stat === undefined || stat.state === TRACING_STOP) return stat;
+    const stat = readStatIfAlive(speaker(task));
+    if (task.zombie || stat === undefined || stat.state === TRACING_STOP)
+      return asProcess(task, stat);
     for (const tid of [...task.threads.keys()].toReversed()) waitFor(tid);
     task.threads.clear();
     task.zombie = true;
     return readStatIfAlive(task.pid);
+  }
+
+  /** What /proc says of a process; of one without its first thread another one tells what goes with memory and files. */
+  #statusOf(task: SeizedTask): TaskStatus | undefined {
+    const status = readStatusIfAlive(task.pid);
+    if (status === undefined || !task.isLeaderless || task.zombie) return status;
+    const { nsPid, nsPgid, nsSid } = status;
+    return { ...readThreadStatus(task.pid, speaker(task)), nsPid, nsPgid, nsSid };
   }
 
   #threads(task: SeizedTask, leader: TaskStatus, depth: number): FrozenThread[] {
@@ -368,6 +374,7 @@ class Freezer {
     );
     return tids.map((tid) => {
       const tracee = task.threads.get(tid) as Tracee;
+      tracee.leader = speaker(task);
       const status = tid === task.pid ? leader : readThreadStatus(task.pid, tid);
       const innerTid = depth === 0 ? tid : innerId(tid, status.nsPid, depth);
       return { tid, innerTid, status, ...stoppedThread(tracee) };
@@ -424,6 +431,31 @@ function refuseTreeOf(own: number, root: number): void {
     }
     pid = readStatIfAlive(pid)?.ppid ?? 0;
   }
+}
+
+/** The thread that has what a process has: the first one, or the oldest that lives where that has ended. */
+function speaker({ pid, isLeaderless, zombie, threads }: SeizedTask): number {
+  return isLeaderless && !zombie ? Math.min(...threads.keys()) : pid;
+}
+
+function endedLeader(task: SeizedTask): Pick<FrozenTask, "endedLeader"> {
+  if (!task.isLeaderless || task.zombie) return {};
+  const exitCode = readThreadStatIfAlive(task.pid, task.pid)?.exitCode ?? 0;
+  if ((exitCode & 0x7f) !== 0) {
+    throw new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${task.pid}: its main thread was killed alone, by ${signalName(exitCode & 0x7f)}, while other threads live`,
+      { pid: task.pid, hint: "Such a process cannot be made again; let it end its other threads." },
+    );
+  }
+  return { endedLeader: { pid: task.pid, exitCode } };
+}
+
+/** What a thread's stat says, with what is the process's. */
+function asProcess(task: SeizedTask, stat: TaskStat | undefined): TaskStat | undefined {
+  if (stat === undefined || !task.isLeaderless || task.zombie) return stat;
+  const { pid, comm, exitCode, exitSignal, starttime } = readStatIfAlive(task.pid) ?? stat;
+  return { ...stat, pid, comm, exitCode, exitSignal, starttime };
 }
 
 /** State of a stopped tracee in /proc/PID/stat. */

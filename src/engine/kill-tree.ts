@@ -3,7 +3,7 @@
 
 import { readlinkSync } from "node:fs";
 import { log } from "../log.ts";
-import type { FrozenTask } from "../objects/task/task.ts";
+import { processNumber, type FrozenTask } from "../objects/task/task.ts";
 import { readPids } from "../proc/tasks.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
@@ -56,7 +56,7 @@ function ownChildren({ tasks }: FrozenTree): number[] {
   return tasks
     .filter((task) => task.stat.ppid === process.pid && task.state !== "zombie")
     .filter((task) => !endsSlowly(task))
-    .map(({ pid }) => pid);
+    .map(processNumber);
 }
 
 /** How long the end may take, by who is in the same pid namespaces. */
@@ -86,7 +86,7 @@ function tidsOf({ threads }: FrozenTask): number[] {
 function othersInNamespaces(pids: readonly number[], tree: readonly FrozenTask[]): TaskStat[] {
   const namespaces = new Set(pids.map(pidNamespace));
   namespaces.delete(undefined);
-  const isInTree = new Set(tree.map(({ pid }) => pid));
+  const isInTree = new Set(tree.map(processNumber));
   return readPids()
     .filter((pid) => !isInTree.has(pid) && namespaces.has(pidNamespace(pid)))
     .flatMap((pid) => readStatIfAlive(pid) ?? []);

@@ -161,8 +161,10 @@ function inquire(task: CollectedTask, tree: FrozenTree, landlock: LandlockWatch)
 }
 
 function innerTid(tree: FrozenTree, tid: number): number | undefined {
-  for (const task of tree.tasks)
-    for (const thread of task.threads) if (thread.tid === tid) return thread.innerTid;
+  for (const { threads, endedLeader, innerPid } of tree.tasks) {
+    if (endedLeader?.pid === tid) return innerPid;
+    for (const thread of threads) if (thread.tid === tid) return thread.innerTid;
+  }
   return undefined;
 }
 

@@ -3,6 +3,7 @@
 
 import { RepriseError } from "../errors.ts";
 import type { LoadedSet, LoadedTask } from "../images/check-set.ts";
+import { TASK_LEADERLESS } from "../images/check-task.ts";
 import { placePages, type PlacedPages } from "../images/page-places.ts";
 import type { PageRun } from "../images/pagemap.ts";
 import type {
@@ -74,6 +75,8 @@ export interface TaskPlan {
   readonly aioRings: readonly AioRing[];
   /** What of its memory it has from the task that made it. */
   readonly memory: MemoryPlan;
+  /** How its first thread has ended, where others live: it ends again at the end (ended-leaders.ts). */
+  readonly leaderExit: number | undefined;
 }
 
 export interface RestorePlan {
@@ -221,6 +224,7 @@ function planTask(set: LoadedSet, task: LoadedTask, options: RestorePlanOptions)
   const plan = {
     pid: task.pid,
     core: task.core,
+    leaderExit: task.core.tc?.task_state === TASK_LEADERLESS ? task.core.tc.exit_code : undefined,
     threads: [...task.threads].map(([tid, core]) => ({ tid, core })),
     ids: live.ids,
     mm: live.mm,

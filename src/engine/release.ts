@@ -17,7 +17,8 @@ import { waitUntilStopped } from "./let-go.ts";
 import type { RestorePlan, TaskPlan } from "./plan.ts";
 import { isFirst } from "./sharing.ts";
 import { endProcess } from "../tracee/seed.ts";
-import { TASK_STOPPED } from "../images/check-task.ts";
+import { TASK_LEADERLESS, TASK_STOPPED } from "../images/check-task.ts";
+import { endLeaders, livingThreads, speakerOf } from "./ended-leaders.ts";
 
 /** Releases all tasks of a tree. */
 export function release(
@@ -27,16 +28,17 @@ export function release(
 ): void {
   const tasks = [...plan.tasks.values()];
   // Of the tasks in one address space one unmaps the ground that all stand on: the others do not come back to it.
+  endLeaders(plan, growth);
   const leaders = tasks
     .filter(({ pid, sharing }) => isFirst(pid, sharing.memoryOf))
-    .map(({ pid }) => growth.tracees.get(pid) as Tracee);
+    .map((task) => speakerOf(growth, task));
   leaders.forEach((leader) => startUnmapping(plan, leader));
   leaders.forEach((leader) => finishCaughtCall(leader));
   for (const task of tasks) setStates(growth, task);
   readyInit(plan, growth);
   for (const task of tasks) stopIfWanted(growth, task, options);
-  const threads = tasks.flatMap(({ threads: own }) =>
-    own.map(({ tid }) => growth.tracees.get(tid) as Tracee),
+  const threads = tasks.flatMap((task) =>
+    livingThreads(task).map(({ tid }) => growth.tracees.get(tid) as Tracee),
   );
   guardTree(plan, growth);
   for (const thread of threads.toReversed()) thread.setOptions(0);
@@ -44,7 +46,7 @@ export function release(
   if (growth.seed !== undefined) endProcess(growth.seed.tid);
   for (const thread of threads) thread.detach();
   for (const task of tasks)
-    if (staysStopped(task, options)) waitUntilStopped((growth.tracees.get(task.pid) as Tracee).tid);
+    if (staysStopped(task, options)) waitUntilStopped(speakerOf(growth, task).tid);
   growth.init?.detach();
 }
 
@@ -61,7 +63,7 @@ function startUnmapping(plan: RestorePlan, leader: Tracee): void {
 }
 
 function setStates(growth: Growth, task: TaskPlan): void {
-  for (const { tid, core } of task.threads) {
+  for (const { tid, core } of livingThreads(task)) {
     const tracee = growth.tracees.get(tid) as Tracee;
     tracee.setExtendedState(extendedStateOf(core, tracee.extendedState()));
     const error = core.thread_core?.reprise?.interrupted_with;
@@ -80,12 +82,16 @@ function stopIfWanted(
 ): void {
   if (!staysStopped(task, options)) return;
   const leader = growth.tracees.get(task.pid) as Tracee;
-  const wasStopped = task.core.tc?.task_state === TASK_STOPPED;
-  sendSignal(leader.tid, wasStopped ? (task.core.tc?.stop_signo ?? SIGSTOP) : SIGSTOP);
+  sendSignal(leader.tid, wasStopped(task) ? (task.core.tc?.stop_signo ?? SIGSTOP) : SIGSTOP);
 }
 
 function staysStopped(task: TaskPlan, options: { readonly leaveStopped: boolean }): boolean {
-  return options.leaveStopped || task.core.tc?.task_state === TASK_STOPPED;
+  return options.leaveStopped || wasStopped(task);
+}
+
+function wasStopped({ core: { tc } }: TaskPlan): boolean {
+  const isLeaderless = tc?.task_state === TASK_LEADERLESS;
+  return tc?.task_state === TASK_STOPPED || (isLeaderless && (tc.stop_signo ?? 0) !== 0);
 }
 
 function readyInit(plan: RestorePlan, growth: Growth): void {

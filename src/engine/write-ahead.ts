@@ -21,6 +21,7 @@ import type { Sleep } from "../proc/sleep.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
+import { readTasksIfAlive } from "../proc/tasks.ts";
 import { KCMP_VM } from "../sys/abi/sched.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import type { MemoryRange } from "../sys/memory.ts";
@@ -131,7 +132,9 @@ export class WrittenAhead {
   /** Looks at all tasks from now on; false when one does not sleep, or may not be looked at. */
   #watch(tree: ReadonlySet<number>): boolean {
     for (const pid of tree) {
-      if (readStatIfAlive(pid)?.state === "Z") continue;
+      // Threads of a process may live on without its first one, which says nothing of them.
+      if (readStatIfAlive(pid)?.state === "Z" && (readTasksIfAlive(pid)?.length ?? 0) <= 1)
+        continue;
       const sleeper = Sleeper.of(pid);
       if (sleeper !== undefined) this.#sleepers.set(pid, sleeper);
       // A child that was made before is on the list by now, or gone.

@@ -329,7 +329,8 @@ async function writeTask(
     ...areas.map((entry) => withPolicy(entry, state.areaPolicies)),
     ...guards.map(({ address, length }) => guardEntry({ start: address, end: address + length })),
   ];
-  const [leader, ...others] = task.threads;
+  const [leader, ...followers] = task.threads;
+  const others = task.endedLeader === undefined ? followers : task.threads;
   if (leader !== undefined) {
     images.write("core", task.innerPid, [
       leaderCore(task, leader, {
@@ -395,16 +396,21 @@ function writePstree(tree: FrozenTree, images: ImageSetWriter): void {
       ppid: task.parent?.innerPid ?? 0,
       pgid: task.status.nsPgid[depth] ?? task.stat.pgrp,
       sid: task.status.nsSid[depth] ?? task.stat.session,
-      threads:
-        task.threads.length === 0 ? [task.innerPid] : task.threads.map(({ innerTid }) => innerTid),
+      threads: threadNumbers(task),
       ...innerNumbers(task, depth),
     })),
   );
 }
 
+/** Its first thread has its number, also when it has ended. */
+function threadNumbers({ innerPid, threads, endedLeader }: FrozenTask): number[] {
+  const numbers = threads.map(({ innerTid }) => innerTid);
+  return numbers.length === 0 || endedLeader !== undefined ? [innerPid, ...numbers] : numbers;
+}
+
 /** What a task, its group and its session are called in the pid namespaces below that of the root task. */
 function innerNumbers(
-  { status, threads }: FrozenTask,
+  { status, threads, endedLeader }: FrozenTask,
   depth: number,
 ): { reprise?: MessageInput<ReprisePidsEntry> } {
   const pids = status.nsPid.slice(depth + 1);
@@ -414,7 +420,10 @@ function innerNumbers(
       pids,
       pgids: status.nsPgid.slice(depth + 1),
       sids: status.nsSid.slice(depth + 1),
-      tids: threads.flatMap((thread) => thread.status.nsPid.slice(depth + 1)),
+      tids: [
+        ...(endedLeader === undefined ? [] : pids),
+        ...threads.flatMap((thread) => thread.status.nsPid.slice(depth + 1)),
+      ],
     },
   };
 }

@@ -6,7 +6,7 @@ import { RepriseError } from "../errors.ts";
 import { badSet } from "./bad-set.ts";
 import { checkFiles, indexFiles, type FileIndex } from "./check-files.ts";
 import { checkMappings, checkPages } from "./check-memory.ts";
-import { checkCore, checkSeccomp, TASK_DEAD } from "./check-task.ts";
+import { checkCore, checkSeccomp, TASK_DEAD, TASK_LEADERLESS } from "./check-task.ts";
 import type { ImageEntry } from "./image-file.ts";
 import type { ImageSetReader } from "./image-set-reader.ts";
 import type { Pagemap } from "./pagemap.ts";
@@ -215,6 +215,8 @@ function loadTask(reader: ImageSetReader, pstree: PstreeEntry, known: KnownParts
   checkCore(core, { pid, role: isZombie ? "zombie" : "leader" });
   if (isZombie) return { pid, pstree, core, isZombie, threads: new Map(), live: undefined };
   const threads = loadThreads(reader, pstree, core);
+  if (core.tc?.task_state === TASK_LEADERLESS && threads.size < 2)
+    throw badSet(`core-${pid}.img: the only thread has ended`);
   return { pid, pstree, core, isZombie, threads, live: loadLive(reader, pid, known) };
 }
 

@@ -15,6 +15,8 @@ import { textToBytes } from "./text.ts";
 export const TASK_ALIVE = 1;
 export const TASK_DEAD = 2;
 export const TASK_STOPPED = 3;
+/** Ours: alive (or stopped, with a stop_signo), but for its first thread, which has ended. No other engine takes it for alive. */
+export const TASK_LEADERLESS = 30_000;
 
 /** Signals 1 to 64 without SIGKILL and SIGSTOP. */
 const SIGACTION_COUNT = 62;
@@ -68,7 +70,7 @@ export function checkCore(core: CoreEntry, { pid, role }: { pid: number; role: C
 }
 
 function checkProcess(tc: TaskCoreEntry, { name, role }: { name: string; role: CoreRole }): void {
-  if (![TASK_ALIVE, TASK_DEAD, TASK_STOPPED].includes(tc.task_state)) {
+  if (![TASK_ALIVE, TASK_DEAD, TASK_STOPPED, TASK_LEADERLESS].includes(tc.task_state)) {
     throw badSet(`${name} has the unknown task state ${tc.task_state}`);
   }
   checkComm(tc.comm, name);

@@ -127,7 +127,9 @@ export function removeTask(name: string): void {
 
 export function taskState(record: TaskRecord): TaskState {
   const stat = readStatIfAlive(record.pid);
-  const alive = stat !== undefined && stat.starttime === record.startTime && stat.state !== "Z";
+  // It may live on without its first thread.
+  const hasEnded = stat?.state === "Z" && stat.numThreads <= 1;
+  const alive = stat !== undefined && stat.starttime === record.startTime && !hasEnded;
   if (alive) return stat.state === "T" ? "stopped" : "running";
   return record.checkpointedAs === undefined ? "ended" : "checkpointed";
 }

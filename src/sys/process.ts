@@ -1,7 +1,8 @@
 // Waiting for, signalling and looking at processes from outside.
 
+import { PIDFD_THREAD } from "./abi/event-files.ts";
 import { syscall, trySyscall } from "./ffi.ts";
-import { ECHILD, EINTR, ESRCH } from "./errno.ts";
+import { ECHILD, EINTR, EINVAL, ENOENT, ESRCH } from "./errno.ts";
 import {
   PR_GET_DUMPABLE,
   PR_GET_SECUREBITS,
@@ -117,6 +118,19 @@ export function exitNow(code: number): never {
 export function sendSignal(pid: number, signal: number): void {
   const result = trySyscall("kill", pid, signal);
   if (result < 0 && result !== -ESRCH) syscall("kill", pid, signal);
+}
+
+/**
+ * A pidfd of a process, or of one of its threads: what it has open can be had by both.
+ *
+ * @throws RepriseError SYSCALL
+ */
+export function openPidfd(pid: number): number {
+  const fd = trySyscall("pidfd_open", pid, 0);
+  if (fd >= 0) return fd;
+  // EINVAL or, later, ENOENT when it is no first thread. Linux 6.9 opens these, too.
+  const isThread = fd === -EINVAL || fd === -ENOENT;
+  return syscall("pidfd_open", pid, isThread ? PIDFD_THREAD : 0);
 }
 
 /**

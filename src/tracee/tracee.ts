@@ -43,10 +43,11 @@ export interface SeccompProgram {
 /** struct sock_filter. */
 const SOCK_FILTER_SIZE = 8;
 
-/** A thread under ptrace. `leader` is its process; ids are of the engine's pid namespace. */
+/** A thread under ptrace; ids are of the engine's pid namespace. */
 export class Tracee {
   readonly tid: number;
-  readonly leader: number;
+  /** Its process: the number of the first thread, or of another one where that has ended. */
+  leader: number;
   readonly counters: TraceCounters;
   /** Signals that came while the thread worked for us: to be sent again when it is let go. */
   readonly heldSignals: number[] = [];

@@ -47,6 +47,16 @@ export const interchangeExceptions: Exceptions = {
       says: /the flags of the directory are 10000000/,
     },
   },
+  ended_leaders: {
+    "restored by CRIU": {
+      why: "CRIU cannot make a process whose main thread has ended: the images have a state for it that CRIU does not know",
+      says: /Unknown task state 30000/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU stops at a process whose main thread has ended",
+      says: /Unable to detach|Dumping FAILED/,
+    },
+  },
   epolls_elsewhere: {
     "restored by CRIU": {
       why: "CRIU's format has a number in the process for what an epoll watches, and these have none",

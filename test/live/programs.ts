@@ -243,7 +243,10 @@ interface TaskLine {
 function taskLine(pid: number): TaskLine | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    const [state = "", parent, , session] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const [first = "", parent, , session] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    // A process lives on without its first thread as long as there are others.
+    const isLeaderless = first === "Z" && readdirSync(`/proc/${pid}/task`).length > 1;
+    const state = isLeaderless ? "S" : first;
     return { pid, state, parent: Number(parent), session: Number(session) };
   } catch {
     return undefined;

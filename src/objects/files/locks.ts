@@ -29,6 +29,7 @@ import {
   SEEK_SET,
 } from "../../sys/abi/fcntl.ts";
 import { EAGAIN } from "../../sys/errno.ts";
+import { processNumber } from "../task/task.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { OpenFile } from "./file-kind.ts";
 import { settleOwner } from "./owner.ts";
@@ -63,7 +64,7 @@ export class LockTable {
       if (!this.#isAllowed) throw refused(file, lock);
       const key = lockKey(file, lock, id);
       // Several tasks may have a lock's open file: the one that locked it is its holder, where it still is there.
-      if (this.#locks.has(key) && lock.pid !== file.task.pid) continue;
+      if (this.#locks.has(key) && lock.pid !== processNumber(file.task)) continue;
       this.#locks.set(key, lockEntry(file, lock));
     }
   }

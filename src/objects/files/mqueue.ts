@@ -34,6 +34,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import { CLONE_NEWIPC, SIGEV_THREAD, SIGEVENT_SIZE } from "../../sys/abi/sched.ts";
 import { goBack, openOwn } from "../namespaces/nested.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+import { processNumber } from "../task/task.ts";
 import { kernelMemory } from "./kernel-view.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 
@@ -128,8 +129,10 @@ function readNotification(
   if (method === SIGEV_THREAD) throw refused(file, `${who} by a thread`);
   // They are taken and sent again, and the first of them would be told of.
   if (count > 0) throw refused(file, `${who} while messages wait`);
-  const own = readFdNumbers(pid).find((number) => {
-    const { inode, devMajor, devMinor } = readFdStat(pid, number);
+  // The first thread of the process may have ended.
+  const place = pid === processNumber(file.task) ? file.task.pid : pid;
+  const own = readFdNumbers(place).find((number) => {
+    const { inode, devMajor, devMinor } = readFdStat(place, number);
     const { stat } = file;
     return inode === stat.inode && devMajor === stat.devMajor && devMinor === stat.devMinor;
   });

@@ -16,7 +16,7 @@ import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KCMP_FILE } from "../../sys/abi/sched.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { KernelOrder } from "../../sys/process.ts";
+import { KernelOrder, openPidfd } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
@@ -174,7 +174,7 @@ export class FileTable implements FilesDump {
   }
 
   #copy(file: OpenFile): number {
-    const pidfd = this.#pidfds.get(file.task.pid) ?? syscall("pidfd_open", file.task.pid, 0);
+    const pidfd = this.#pidfds.get(file.task.pid) ?? openPidfd(file.task.pid);
     this.#pidfds.set(file.task.pid, pidfd);
     const fd = trySyscall("pidfd_getfd", pidfd, file.fd, 0);
     if (fd < 0) {

@@ -14,10 +14,12 @@ import { readFdStat } from "../../proc/links.ts";
 import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { KernelMemory } from "../../sys/kernel-memory.ts";
 import { syscall } from "../../sys/ffi.ts";
+import { openPidfd } from "../../sys/process.ts";
 import { CLOCK_MONOTONIC } from "../../sys/abi/event-files.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
 import { kernelMemory } from "../files/kernel-view.ts";
+import { processNumber } from "../task/task.ts";
 import { readOwner } from "../files/owner.ts";
 import {
   holdersOf,
@@ -80,7 +82,8 @@ export function writeRing(file: OpenFile, id: number, dump: FilesDump): FileEntr
   }
   if (typeof ring.pending !== "string") {
     const pids = new Set(ring.pending.map(({ pid }) => pid));
-    for (const pid of pids) dump.later(() => checkMapped(file, entry, dump, { user: pid }));
+    for (const pid of pids)
+      dump.later(() => checkMapped(file, entry, dump, { user: inProc(pid, file) }));
   }
   return {
     type: FdTypes.EXT,
@@ -165,7 +168,7 @@ function savedRequests(
     if (thread === undefined)
       throw refusal(file, `thread ${tid}, which is not in the tree, waits for a request`, BUSY);
     if (address !== 0n) {
-      const own = openFilesOf(pid, file, dump);
+      const own = openFilesOf(inProc(pid, file), file, dump);
       const isFixed = (entry.readUInt8(uring.SQE_FLAGS) & uring.IOSQE_FIXED_FILE) !== 0;
       const number = isFixed ? files.indexOf(address) : own.numberOf(address);
       if (number < 0) throw refusal(file, "a request waits for a file that has been closed", BUSY);
@@ -174,6 +177,11 @@ function savedRequests(
     const left = time === undefined ? {} : { seconds: time.seconds, nanoseconds: time.nanoseconds };
     return { thread, entry, ...left };
   });
+}
+
+/** Whom to look at for what a process has: its first thread may have ended. */
+function inProc(pid: number, { task }: OpenFile): number {
+  return pid === processNumber(task) ? task.pid : pid;
 }
 
 /** The files that requests wait for. */
@@ -270,7 +278,7 @@ function ownerPart(
       WITHOUT_RINGS,
     );
   const { poller, submitter } = ring;
-  if (poller !== undefined && poller.pid !== task.pid)
+  if (poller !== undefined && poller.pid !== processNumber(task))
     throw refusal(
       file,
       "its thread of the kernel (IORING_SETUP_SQPOLL) is another process's",
@@ -283,7 +291,7 @@ function ownerPart(
       WITHOUT_RINGS,
     );
   const thread = submitter === undefined ? undefined : dump.innerThread?.(submitter.tid);
-  if (submitter !== undefined && (submitter.pid !== task.pid || thread === undefined))
+  if (submitter !== undefined && (submitter.pid !== processNumber(task) || thread === undefined))
     throw refusal(
       file,
       "the one thread that may use it (IORING_SETUP_SINGLE_ISSUER) is no more, or another process's",
@@ -345,7 +353,7 @@ function registeredBesides(
     worker_limits: [...workerLimits],
     registrations: registrations.map(({ tid, pid, place }) => {
       const thread = dump.innerThread?.(tid);
-      if (thread === undefined || pid !== file.task.pid)
+      if (thread === undefined || pid !== processNumber(file.task))
         throw refusal(
           file,
           `thread ${tid} of another process has registered it (IORING_REGISTER_RING_FDS)`,
@@ -416,7 +424,7 @@ function lookAtFiles(pid: number, file: OpenFile, dump: FilesDump): OpenFiles {
 function addressesOf(pid: number, fds: readonly number[], dump: FilesDump): Map<bigint, number> {
   const memory = kernelMemory(dump);
   const found = new Map<bigint, number>();
-  const pidfd = syscall("pidfd_open", pid, 0);
+  const pidfd = openPidfd(pid);
   try {
     for (let from = 0; from < fds.length; from += COPIES_AT_ONCE) {
       const some = fds.slice(from, from + COPIES_AT_ONCE);

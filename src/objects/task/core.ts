@@ -2,7 +2,7 @@
 // things must be given back; each part has its own room.
 
 import { constantMessage } from "../../images/codec.ts";
-import { TASK_ALIVE, TASK_DEAD, TASK_STOPPED } from "../../images/check-task.ts";
+import { TASK_ALIVE, TASK_DEAD, TASK_LEADERLESS, TASK_STOPPED } from "../../images/check-task.ts";
 import {
   CoreEntryMarch,
   type CoreEntry,
@@ -24,6 +24,7 @@ import {
 import type { TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { SIGCHLD } from "../../sys/abi/signal.ts";
+import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { restartError } from "../../tracee/arch/x86_64/registers.ts";
 import { Program, type ProgramResult } from "../../tracee/program.ts";
@@ -158,6 +159,7 @@ export class ThreadInquiry {
     like: FrozenThread,
     { target, program }: { readonly target: number | undefined; readonly program: Program },
   ): ThreadQuestions {
+    // Who stands for a first thread that has ended is asked for what is the process's.
     const isLeader = like.tid === this.#task.pid;
     // What each thread answers differently comes first.
     const sas = probeAlternateStack(program);
@@ -169,7 +171,7 @@ export class ThreadInquiry {
     const settings = probeSettings(program, { isLeader });
     const memoryPolicy = probeThreadPolicy(program);
     const personality = attributes.probePersonality(program);
-    const keyring = isLeader ? undefined : tellThreadKeyring(program);
+    const keyring = isFirst(this.#task, like) ? undefined : tellThreadKeyring(program);
     const taken = probeLongQueue(program, this.#task, like);
     const answers = new Map<string, CommonState[]>();
     const common = (result: ProgramResult, { status }: FrozenThread): CommonState => {
@@ -233,10 +235,10 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
   const collected = attributes.collectProcessAttributes(task.pid);
   const { childSubreaper, membarriers } = process.attributes;
   return {
-    ...threadPart(task, leader, { thread, look, cgroupSet, seccomp }),
+    ...leaderPart(task, leader, { thread, look, cgroupSet, seccomp }),
     tc: {
-      task_state: task.state === "stopped" ? TASK_STOPPED : TASK_ALIVE,
-      exit_code: 0,
+      task_state: stateOf(task),
+      exit_code: task.endedLeader?.exitCode ?? 0,
       flags: task.stat.flags,
       blk_sigset: leader.stopped.mask,
       comm: task.stat.comm,
@@ -256,6 +258,49 @@ export function leaderCore(task: FrozenTask, leader: FrozenThread, parts: Leader
         ...(task.stat.exitSignal === SIGCHLD ? {} : { child_exit_signal: task.stat.exitSignal }),
       },
       loginuid: uidInside(collected.loginuid ?? LOGINUID_UNSET),
+    },
+  };
+}
+
+function stateOf({ state, endedLeader }: FrozenTask): number {
+  if (endedLeader !== undefined) return TASK_LEADERLESS;
+  return state === "stopped" ? TASK_STOPPED : TASK_ALIVE;
+}
+
+/**
+ * The first thread of a process. One that has ended is made from what another one is, but has told the kernel of nothing in the memory
+ * that its end would change once more, and waits for nothing.
+ */
+function leaderPart(
+  task: FrozenTask,
+  leader: FrozenThread,
+  parts: Omit<FollowerParts, "fs">,
+): CoreEntry {
+  const part = threadPart(task, leader, parts);
+  const { endedLeader } = task;
+  if (endedLeader === undefined) return part;
+  const { thread_core, thread_info, mtype } = part;
+  if (thread_core === undefined || thread_info === undefined) return part;
+  const { creds, sched_nice, sched_policy, sched_prio, cg_set, reprise } = thread_core;
+  const { pid } = endedLeader;
+  const { comm } = task.stat;
+  return {
+    mtype,
+    thread_info: { ...thread_info, clear_tid_addr: 0n },
+    thread_core: {
+      futex_rla: 0n,
+      futex_rla_len: 0,
+      creds,
+      sched_nice,
+      sched_policy,
+      sched_prio,
+      comm,
+      cg_set,
+      reprise: {
+        // What calls of the first thread set for the whole process.
+        ...(reprise?.settings === undefined ? {} : { settings: reprise.settings }),
+        ...attributes.collectCommBytes({ pid, tid: pid, comm }),
+      },
     },
   };
 }
@@ -288,9 +333,10 @@ export function zombieCore(task: FrozenTask): CoreEntry {
 function threadPart(task: FrozenTask, thread: FrozenThread, parts: FollowerParts): CoreEntry {
   const { stopped, tid } = thread;
   const { thread: state, look, cgroupSet, seccomp } = parts;
-  const isLeader = tid === task.pid;
+  const isLeader = isFirst(task, thread);
   const { scheduling, robustList, hasPending } = look.at(thread, { task, ...state.attributes });
   const { parentDeathSignal } = state.attributes;
+  if (parentDeathSignal !== 0) refuseDeathSignal(task, parentDeathSignal);
   // Written out, and with fields that are undefined: all threads have one form, and V8 is quick.
   return {
     mtype: CoreEntryMarch.X86_64,
@@ -319,8 +365,13 @@ function threadPart(task: FrozenTask, thread: FrozenThread, parts: FollowerParts
   };
 }
 
-function commOf(task: FrozenTask, { tid, status }: FrozenThread): string {
-  return tid === task.pid ? task.stat.comm : status.name;
+function commOf(task: FrozenTask, thread: FrozenThread): string {
+  return isFirst(task, thread) ? task.stat.comm : thread.status.name;
+}
+
+/** Whether a thread is the first one of its process, and does not only stand for it. */
+function isFirst({ pid, endedLeader }: FrozenTask, { tid }: FrozenThread): boolean {
+  return tid === pid && endedLeader === undefined;
 }
 
 /** Our own fields. Most threads have none but those that follow from their scheduling and the call that they stand in. */
@@ -377,6 +428,19 @@ const usualOwnParts = new WeakMap<Scheduling, Map<number | undefined, RepriseThr
 /** Most threads have none. */
 function withLabels(creds: CredsEntry, labels: Labels): CredsEntry {
   return Object.keys(labels).length === 0 ? creds : { ...creds, ...labels };
+}
+
+/** Who is to be told of its parent's end was made by the first thread there, and would be told of that thread's. */
+function refuseDeathSignal({ pid, parent, stat }: FrozenTask, signal: number): void {
+  if (parent?.endedLeader === undefined) return;
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump pid ${pid} (${stat.comm}): it wants signal ${signal} at its parent's death (PR_SET_PDEATHSIG), and the parent's main thread has ended while others live`,
+    {
+      pid,
+      hint: "Its restore would send the signal. Let the process set it to 0 before the dump.",
+    },
+  );
 }
 
 /**

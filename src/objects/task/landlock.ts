@@ -94,7 +94,7 @@ export class LandlockWatch implements Disposable {
   #targetOf(status: TaskStatus): number | undefined {
     if (!status.noNewPrivs && !has(status.capEff, CAP_SYS_ADMIN)) return undefined;
     if (!this.#isLabelledAsWeAre(status)) return undefined;
-    const place = this.#places.get(status.tgid) ?? placeOf(status.tgid);
+    const place = this.#places.get(status.tgid) ?? placeOf(status.pid);
     this.#places.set(status.tgid, place);
     if (place.key === this.#engine.place.key && this.#mayLookAtUs(status))
       return this.#engine.status.nsPid.at(-1);
