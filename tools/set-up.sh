@@ -14,6 +14,8 @@ command -v as >/dev/null || need binutils
 command -v unshare >/dev/null || need util-linux
 command -v crit >/dev/null || need criu
 command -v ip >/dev/null || need iproute2
+command -v mkfs.btrfs >/dev/null || [ -x /sbin/mkfs.btrfs ] || need btrfs-progs
+command -v mkfs.xfs >/dev/null || [ -x /sbin/mkfs.xfs ] || need xfsprogs
 command -v nft >/dev/null || need nftables
 command -v iptables >/dev/null || need iptables
 command -v runc >/dev/null || need runc

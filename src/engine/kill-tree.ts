@@ -7,7 +7,7 @@ import { processNumber, type FrozenTask } from "../objects/task/task.ts";
 import { readPids } from "../proc/tasks.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
-import { sendSignal, waitForAll } from "../sys/process.ts";
+import { isReaped, sendSignal, waitForAll } from "../sys/process.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { reapAfterNode, reapLater } from "./wait-exit.ts";
 
@@ -46,10 +46,19 @@ export function killTree(tree: FrozenTree): void {
   }
 }
 
-/** Reaps those of the killed that are children of this process, as a library's user may have. */
+/**
+ * Reaps those of the killed that are children of this process, as a library's user may have, or have become so when their parents
+ * died: it may be a subreaper, or the first process of its pid namespace.
+ */
 export async function reapOwn(tree: FrozenTree): Promise<void> {
   const own = ownChildren(tree);
   if (own.length > 0) await reapAfterNode(own);
+  // Of these the parents have ended by now.
+  const orphans = tree.tasks.filter(({ pid, stat }) => {
+    const now = readStatIfAlive(pid);
+    return now?.state === "Z" && now.ppid === process.pid && now.starttime === stat.starttime;
+  });
+  for (const { pid } of orphans) isReaped(pid);
 }
 
 function ownChildren({ tasks }: FrozenTree): number[] {

@@ -5,7 +5,9 @@ import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { killProgram, makeDir, removeDir, startProgram } from "./programs.ts";
-import { testRoom } from "./suite.ts";
+import { reapOrphansHere, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("locks");
 

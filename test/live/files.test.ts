@@ -7,7 +7,9 @@ import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { readLimits } from "../../src/proc/limits.ts";
 import { again, type CycleStats } from "./cycle.ts";
 import { attachProgram } from "./programs.ts";
-import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 const CRIU = fileURLToPath(new URL("../../bin/criu", import.meta.url));
 

@@ -8,7 +8,9 @@ import { describe, expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { attachProgram, type RunningProgram } from "./programs.ts";
-import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("inet");
 

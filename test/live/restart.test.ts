@@ -5,7 +5,9 @@ import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { readChildren } from "../../src/proc/children.ts";
 import { bringBack } from "./test-cgroups.ts";
-import { imagesDirOf, start, testRoom } from "./suite.ts";
+import { imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("restart");
 

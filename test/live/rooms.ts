@@ -113,6 +113,12 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
       checkpoint: { linkRemap: true },
       restore: { removeLinks: true },
     },
+    {
+      name: "hardlink_only",
+      args: ["mnt"],
+      checkpoint: { linkRemap: true },
+      restore: { removeLinks: true },
+    },
     { name: "hardlink_only", args: ["tmpfs"], checkpoint: { linkRemap: true } },
     { name: "shared_offsets" },
     { name: "io_urings" },

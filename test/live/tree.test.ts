@@ -9,7 +9,9 @@ import { readStatIfAlive } from "../../src/proc/stat.ts";
 import { readStatus } from "../../src/proc/status.ts";
 import { spawnProgram } from "../../src/sys/ffi.ts";
 import { waitFor } from "../../src/sys/process.ts";
-import { imagesDirOf, start, testRoom } from "./suite.ts";
+import { imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("tree");
 
@@ -63,6 +65,8 @@ test("a stop that a process was sent a moment before is its state, and stays", a
   const command = ["-i", "0", "taskset", "-c", "0", "sleep", "1000"];
   const { pid = 0 } = spawn("chrt", command, { stdio: "ignore" });
   onTestFinished(() => void process.kill(pid, "SIGKILL"));
+  const becomes = (state: string): Promise<void> =>
+    expect.poll(() => readStatIfAlive(pid)?.state, { timeout: 10_000, interval: 5 }).toBe(state);
   await sleep(200);
   for (let round = 0; round < 5; round++) {
     process.kill(pid, "SIGSTOP");
@@ -70,9 +74,8 @@ test("a stop that a process was sent a moment before is its state, and stays", a
     expect(tree.tasks[0]?.state).toBe("stopped");
     releaseTree(tree, { leaveStopped: false });
     await sleep(20);
-    expect(readStatIfAlive(pid)?.state).toBe("T");
+    await becomes("T");
     process.kill(pid, "SIGCONT");
-    await sleep(20);
-    expect(readStatIfAlive(pid)?.state).toBe("S");
+    await becomes("S");
   }
 });

@@ -11,7 +11,9 @@ import { readStatIfAlive } from "../../src/proc/stat.ts";
 import { readTasks } from "../../src/proc/tasks.ts";
 import { again } from "./cycle.ts";
 import { attachProgram, type RunningProgram } from "./programs.ts";
-import { endWithTest, imagesDirOf, start } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start } from "./suite.ts";
+
+reapOrphansHere();
 
 describe("what becomes of the tasks", () => {
   test.each(["selfcheck", "many_tasks", "threads"])("%s: left running", async (name) => {

@@ -1,6 +1,6 @@
 // A file that is open by a name which is gone, while another hard link to it remains. It must be the
-// same file as that link after a restore, not a copy of it. With "tmpfs" it is in a file system of the
-// program's own, which is saved as a whole.
+// same file as that link after a restore, not a copy of it. With "mnt" it is in a mount of the program's
+// own, with "tmpfs" in a file system of its own, which is saved as a whole.
 #include "test.h"
 #include <sys/mount.h>
 
@@ -37,9 +37,11 @@ int main(int argc, char **argv) {
   begin();
   tamper = copy;
   is_own = argc > 1 && strcmp(argv[1], "tmpfs") == 0;
-  if (is_own) {
+  if (argc > 1) {
     MUST(unshare(CLONE_NEWNS));
     MUST(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+  }
+  if (is_own) {
     MUST(mkdir("own", 0700));
     MUST(mount("own", "own", "tmpfs", 0, NULL));
     MUST(chdir("own"));

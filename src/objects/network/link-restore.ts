@@ -4,7 +4,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import type { NetDeviceEntry, NetnsEntry } from "../../images/schema/messages.generated.ts";
+import type { NetDeviceEntry } from "../../images/schema/messages.generated.ts";
 import {
   NLA_F_NESTED,
   NLM_F_REPLACE,
@@ -38,22 +38,11 @@ import {
   sitData,
   TOLD_ONLY,
 } from "./link-attributes.ts";
-import { linkHeader } from "./link-header.ts";
+import { LinkRequests, type FilledNamespace, type PlacedDevice } from "./link-requests.ts";
 import { externalDevice } from "./external.ts";
-import { isGroup, ND, readLinks, type Link } from "./links.ts";
+import { isGroup, ND, readLinks } from "./links.ts";
 import { holdAddresses, restoreDeviceSettings } from "./sysctls.ts";
 import { makeTunDevice } from "./tun-device.ts";
-
-/** A namespace that is being filled. */
-export interface FilledNamespace {
-  /** Number in the images. */
-  readonly id: number;
-  readonly fd: number;
-  /** Netlink socket in it. */
-  readonly socket: NetlinkSocket;
-  readonly netns: NetnsEntry;
-  readonly devices: readonly NetDeviceEntry[];
-}
 
 export interface LinksRestore {
   /** The engine's own namespace, where the caller's devices are. */
@@ -67,11 +56,6 @@ export interface LinksRestore {
   outerGid(gid: number): number;
 }
 
-interface Made {
-  readonly namespace: FilledNamespace;
-  readonly device: NetDeviceEntry;
-}
-
 /** Makes all devices. @throws RepriseError UNSUPPORTED, SYSCALL naming the device */
 export function restoreLinks(namespaces: readonly FilledNamespace[], restore: LinksRestore): void {
   const maker = new LinkMaker(namespaces, restore);
@@ -81,7 +65,7 @@ export function restoreLinks(namespaces: readonly FilledNamespace[], restore: Li
   while (waiting.length > 0) {
     const left = waiting.filter((one) => !maker.make(one));
     if (left.length === waiting.length) {
-      const { device } = left[0] as Made;
+      const { device } = left[0] as PlacedDevice;
       throw new RepriseError(
         "BAD_IMAGE",
         `cannot restore network device ${device.name}: what it is tied to is not in the images`,
@@ -99,6 +83,7 @@ export function restoreLinks(namespaces: readonly FilledNamespace[], restore: Li
 class LinkMaker {
   readonly #byId: ReadonlyMap<number, FilledNamespace>;
   readonly #restore: LinksRestore;
+  readonly #requests: LinkRequests;
   readonly #made = new Set<NetDeviceEntry>();
   /** Second ends of veth pairs. */
   readonly #there = new Set<NetDeviceEntry>();
@@ -106,10 +91,11 @@ class LinkMaker {
   constructor(namespaces: readonly FilledNamespace[], restore: LinksRestore) {
     this.#byId = new Map(namespaces.map((namespace) => [namespace.id, namespace]));
     this.#restore = restore;
+    this.#requests = new LinkRequests(restore.home.socket);
   }
 
   /** Makes a device, unless something that it needs is not there yet. */
-  make(one: Made): boolean {
+  make(one: PlacedDevice): boolean {
     const { namespace, device } = one;
     const master = namespace.devices.find(({ ifindex }) => ifindex === device.master);
     if (device.master !== undefined && master === undefined) {
@@ -123,7 +109,10 @@ class LinkMaker {
       holdAddresses(device.name);
     });
     if (master !== undefined)
-      this.#set(one, "add to its master", [attribute(rt.IFLA_MASTER, u32(master.ifindex))]);
+      this.#requests.set(one, {
+        doing: "add to its master",
+        parts: [attribute(rt.IFLA_MASTER, u32(master.ifindex))],
+      });
     if (master?.type === ND.BRIDGE) {
       const parts = { kind: rt.IFLA_INFO_SLAVE_KIND, data: rt.IFLA_INFO_SLAVE_DATA };
       this.#setData(one, parts, BRIDGE_PORT_SETTINGS);
@@ -132,9 +121,9 @@ class LinkMaker {
   }
 
   /** Brings a device up. */
-  settle(one: Made): void {
+  settle(one: PlacedDevice): void {
     const { device, namespace } = one;
-    this.#send(namespace, rt.RTM_SETLINK, {
+    this.#requests.send(namespace, {
       device,
       doing: "bring up",
       index: 0,
@@ -150,13 +139,20 @@ class LinkMaker {
     const names = otherNames(device);
     if (names !== undefined) {
       const parts = [attribute(rt.IFLA_PROP_LIST | NLA_F_NESTED, names)];
-      const given = { device, doing: "give other names", index: device.ifindex, flags: 0, parts };
-      this.#send(namespace, rt.RTM_NEWLINKPROP, given, NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND);
+      this.#requests.send(namespace, {
+        device,
+        doing: "give other names",
+        index: device.ifindex,
+        flags: 0,
+        parts,
+        type: rt.RTM_NEWLINKPROP,
+        request: NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
+      });
     }
   }
 
   /** Tells what has been written down about a device's neighbours. */
-  tellNeighbours({ device, namespace }: Made): void {
+  tellNeighbours({ device, namespace }: PlacedDevice): void {
     for (const message of decodeMessages(Buffer.from(device.neighbours ?? []))) {
       const flags = NLM_F_CREATE | howToAdd(message);
       const answer = namespace.socket.tryRequest({ ...message, flags });
@@ -166,7 +162,7 @@ class LinkMaker {
     }
   }
 
-  #create(one: Made): boolean {
+  #create(one: PlacedDevice): boolean {
     const { device } = one;
     const { external } = this.#restore;
     const given = externalDevice(external, "netdev", device.name);
@@ -176,13 +172,13 @@ class LinkMaker {
     }
     switch (device.type) {
       case ND.LOOPBACK:
-        this.#set(one, "set", [...basics(device), ...further(device)]);
+        this.#requests.set(one, { doing: "set", parts: [...basics(device), ...further(device)] });
         return true;
       case ND.VETH:
         return this.#makeVeth(one);
       case ND.TUN:
         inNetNamespace(one.namespace.fd, () => makeTunDevice(device, this.#restore));
-        this.#set(one, "set", [...basics(device), ...further(device)]);
+        this.#requests.set(one, { doing: "set", parts: [...basics(device), ...further(device)] });
         return true;
       case ND.BRIDGE:
         this.#makeKind(one, "bridge", []);
@@ -201,10 +197,10 @@ class LinkMaker {
     }
   }
 
-  #makeVeth(one: Made): boolean {
+  #makeVeth(one: PlacedDevice): boolean {
     const { device } = one;
     if (this.#there.has(device)) {
-      this.#set(one, "set", [...basics(device), ...further(device)]);
+      this.#requests.set(one, { doing: "set", parts: [...basics(device), ...further(device)] });
       return true;
     }
     const outside = externalDevice(this.#restore.external, "veth", device.name);
@@ -231,24 +227,24 @@ class LinkMaker {
         },
       );
     }
-    this.#new(one, "veth", [attribute(rt.VETH_INFO_PEER, Buffer.concat(other))]);
+    const data = [attribute(rt.VETH_INFO_PEER, Buffer.concat(other))];
+    this.#requests.create(one, { kind: "veth", data });
     if (bridge !== undefined) this.#plugIn(device, out as string, bridge);
     return true;
   }
 
   /** Puts the outer end of a pair into a bridge of the engine's namespace, and brings it up. */
   #plugIn(device: NetDeviceEntry, out: string, bridge: string): void {
-    const master = this.#homeIndex(device, bridge);
-    this.#sendHome(
-      device,
-      `put ${out} into bridge ${bridge}`,
-      this.#homeIndex(device, out),
-      [attribute(rt.IFLA_MASTER, u32(master))],
-      { up: true },
-    );
+    const master = this.#requests.homeIndex(device, bridge);
+    this.#requests.sendHome(device, {
+      doing: `put ${out} into bridge ${bridge}`,
+      index: this.#requests.homeIndex(device, out),
+      parts: [attribute(rt.IFLA_MASTER, u32(master))],
+      up: true,
+    });
   }
 
-  #makeMacvlan(one: Made): boolean {
+  #makeMacvlan(one: PlacedDevice): boolean {
     const { device } = one;
     const { macvlan } = device;
     if (macvlan === undefined) throw bad(device, "its mode is missing");
@@ -265,13 +261,13 @@ class LinkMaker {
   }
 
   /** A kind that CRIU does not know, or a device that the caller has made. */
-  #makeOther(one: Made): boolean {
+  #makeOther(one: PlacedDevice): boolean {
     const { device } = one;
     const info = infoOf(device);
     const kind = text(info.get(rt.IFLA_INFO_KIND));
     const isThere = readLinks(one.namespace.socket).some(({ name }) => name === device.name);
     if (kind === "" || isThere) {
-      this.#setByName(one, [...basics(device), ...further(device)]);
+      this.#requests.setByName(one, [...basics(device), ...further(device)]);
       return true;
     }
     const data = dataOf(device);
@@ -294,33 +290,35 @@ class LinkMaker {
       if (off.length === 0) return true;
       const flags = device.flags & ~rt.IFF_UP;
       const doing = "make it anew";
-      const change = { device, doing, index: device.ifindex, flags, parts: [] };
-      this.#send(one.namespace, rt.RTM_DELLINK, change);
+      const type = rt.RTM_DELLINK;
+      const change = { device, doing, index: device.ifindex, flags, parts: [], type };
+      this.#requests.send(one.namespace, change);
       return make([...on, ...off]);
     }
   }
 
   /** What the kernel tells now of what is special to a device's kind. */
-  #fresh({ device, namespace }: Made): Map<number, Buffer> {
+  #fresh({ device, namespace }: PlacedDevice): Map<number, Buffer> {
     const link = readLinks(namespace.socket).find(({ name }) => name === device.name);
     return attributes(link?.info.get(rt.IFLA_INFO_DATA) ?? NONE, 0);
   }
 
   /** A device on top of another one: of the tree, or the caller's. */
-  #makeOnParent(one: Made, kind: string, data: readonly Buffer[]): boolean {
+  #makeOnParent(one: PlacedDevice, kind: string, data: readonly Buffer[]): boolean {
     const { device, namespace } = one;
     const given = externalDevice(this.#restore.external, "macvlan", device.name);
     const inner = attribute(rt.IFLA_NET_NS_FD, u32(namespace.fd));
     if (given !== undefined) {
-      const parent = attribute(rt.IFLA_LINK, u32(this.#homeIndex(device, given)));
-      this.#new({ ...one, from: this.#restore.home.socket }, kind, data, [parent, inner]);
+      const parent = attribute(rt.IFLA_LINK, u32(this.#requests.homeIndex(device, given)));
+      const more = [parent, inner];
+      this.#requests.create({ ...one, from: this.#restore.home.socket }, { kind, data, more });
       return true;
     }
     if (
       device.peer_ifindex === undefined ||
       (device.peer_ifindex === device.ifindex && device.peer_nsid === namespace.id)
     ) {
-      this.#new(one, kind, data);
+      this.#requests.create(one, { kind, data });
       return true;
     }
     const parents = this.#byId.get(device.peer_nsid ?? -1);
@@ -334,19 +332,20 @@ class LinkMaker {
     }
     if (!this.#made.has(parent)) return false;
     const link = attribute(rt.IFLA_LINK, u32(parent.ifindex));
-    if (parents === namespace) this.#new(one, kind, data, [link]);
-    else this.#new({ ...one, from: parents.socket }, kind, data, [link, inner]);
+    if (parents === namespace) this.#requests.create(one, { kind, data, more: [link] });
+    else
+      this.#requests.create({ ...one, from: parents.socket }, { kind, data, more: [link, inner] });
     return true;
   }
 
-  #makeKind(one: Made, kind: string, data: readonly Buffer[]): boolean {
-    this.#new(one, kind, data);
+  #makeKind(one: PlacedDevice, kind: string, data: readonly Buffer[]): boolean {
+    this.#requests.create(one, { kind, data });
     return true;
   }
 
   /** Sets what differs from a fresh device: the kernel may tell settings of things that it does not have. */
   #setData(
-    one: Made,
+    one: PlacedDevice,
     parts: { readonly kind: number; readonly data: number },
     settings: readonly number[],
   ): void {
@@ -364,118 +363,30 @@ class LinkMaker {
     );
     if (changed.length === 0) return;
     const info = [attribute(parts.kind, kind), attribute(parts.data, changed)];
-    this.#set(
-      one,
-      "set what is special to its kind",
-      [attribute(rt.IFLA_LINKINFO, info)],
-      rt.RTM_NEWLINK,
-    );
+    this.#requests.set(one, {
+      doing: "set what is special to its kind",
+      parts: [attribute(rt.IFLA_LINKINFO, info)],
+      type: rt.RTM_NEWLINK,
+    });
   }
 
   /** Takes a device of the engine's namespace. */
-  #moveIn({ device, namespace }: Made, given: string): void {
-    const before = this.#homeLink(device, given);
-    this.#sendHome(
-      device,
-      `move ${given} into the namespace`,
-      before.index,
-      [
+  #moveIn({ device, namespace }: PlacedDevice, given: string): void {
+    const before = this.#requests.homeLink(device, given);
+    this.#requests.sendHome(device, {
+      doing: `move ${given} into the namespace`,
+      index: before.index,
+      parts: [
         attribute(rt.IFLA_IFNAME, device.name),
         attribute(rt.IFLA_NEW_IFINDEX, u32(device.ifindex)),
         attribute(rt.IFLA_NET_NS_FD, u32(namespace.fd)),
       ],
-      { up: false },
-    );
+      up: false,
+    });
     this.#restore.given.note({ namespace: namespace.fd, before, index: device.ifindex });
-    this.#set({ device, namespace }, "set", [...basics(device), ...further(device)]);
+    const parts = [...basics(device), ...further(device)];
+    this.#requests.set({ device, namespace }, { doing: "set", parts });
   }
-
-  #new(
-    { device, namespace, from = namespace.socket }: Made & { readonly from?: NetlinkSocket },
-    kind: string,
-    data: readonly Buffer[],
-    more: readonly Buffer[] = [],
-  ): void {
-    const body = linkHeader(device.ifindex, device.flags & ~rt.IFF_UP);
-    const info = attribute(rt.IFLA_LINKINFO, [
-      attribute(rt.IFLA_INFO_KIND, kind),
-      attribute(rt.IFLA_INFO_DATA, data),
-    ]);
-    const answer = from.tryRequest({
-      type: rt.RTM_NEWLINK,
-      flags: NLM_F_CREATE | NLM_F_EXCL,
-      body: Buffer.concat([body, ...basics(device), ...further(device), ...more, info]),
-    });
-    if (typeof answer === "number") throw refused(device, `make a device of kind ${kind}`, answer);
-  }
-
-  #set(
-    { device, namespace }: Made,
-    doing: string,
-    parts: readonly Buffer[],
-    type: number = rt.RTM_SETLINK,
-  ): void {
-    const flags = device.flags & ~rt.IFF_UP;
-    this.#send(namespace, type, { device, doing, index: device.ifindex, flags, parts });
-  }
-
-  /** A device that the caller has made may have another index. */
-  #setByName({ device, namespace }: Made, parts: readonly Buffer[]): void {
-    const flags = device.flags & ~rt.IFF_UP;
-    this.#send(namespace, rt.RTM_SETLINK, { device, doing: "set", index: 0, flags, parts });
-  }
-
-  #send(
-    { socket }: FilledNamespace,
-    type: number,
-    { device, doing, index, flags, parts }: LinkChange,
-    request = 0,
-  ): void {
-    const answer = socket.tryRequest({
-      type,
-      flags: request,
-      body: Buffer.concat([linkHeader(index, flags), ...parts]),
-    });
-    if (typeof answer === "number") throw refused(device, doing, answer);
-  }
-
-  #sendHome(
-    device: NetDeviceEntry,
-    doing: string,
-    index: number,
-    parts: readonly Buffer[],
-    { up }: { readonly up: boolean },
-  ): void {
-    const change = up ? rt.IFF_UP : 0;
-    const body = linkHeader(index, change, change);
-    const answer = this.#restore.home.socket.tryRequest({
-      type: rt.RTM_SETLINK,
-      body: Buffer.concat([body, ...parts]),
-    });
-    if (typeof answer === "number") throw refused(device, doing, answer);
-  }
-
-  #homeIndex(device: NetDeviceEntry, name: string): number {
-    return this.#homeLink(device, name).index;
-  }
-
-  #homeLink(device: NetDeviceEntry, name: string): Link {
-    const found = readLinks(this.#restore.home.socket).find((link) => link.name === name);
-    if (found !== undefined) return found;
-    throw new RepriseError(
-      "BAD_ARGUMENT",
-      `cannot restore network device ${device.name}: there is no device ${name} here`,
-      { hint: "It is named by --external; make it before the restore." },
-    );
-  }
-}
-
-interface LinkChange {
-  readonly device: NetDeviceEntry;
-  readonly doing: string;
-  readonly index: number;
-  readonly flags: number;
-  readonly parts: readonly Buffer[];
 }
 
 const NONE = Buffer.alloc(0);
@@ -499,15 +410,4 @@ function dataOf(device: NetDeviceEntry): Map<number, Buffer> {
 
 function text(bytes: Buffer | undefined): string {
   return bytes?.toString("latin1").replace(/\0.*$/s, "") ?? "";
-}
-
-function refused({ name }: NetDeviceEntry, doing: string, error: number): RepriseError {
-  return new RepriseError(
-    "SYSCALL",
-    `cannot ${doing}: network device ${name}: netlink: ${errnoName(-error)}`,
-    {
-      errno: errnoName(-error),
-      hint: "The kernel may lack this kind of device, or a device of this name or index may be there already.",
-    },
-  );
 }

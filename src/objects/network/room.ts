@@ -24,7 +24,8 @@ import { readConntrack, restoreConntrack } from "./conntrack.ts";
 import { GivenDevices } from "./given-devices.ts";
 import { isExternalDevice } from "./external.ts";
 import { readFirewall, restoreFirewall } from "./firewall.ts";
-import { restoreLinks, type FilledNamespace, type LinksRestore } from "./link-restore.ts";
+import type { FilledNamespace } from "./link-requests.ts";
+import { restoreLinks, type LinksRestore } from "./link-restore.ts";
 import { linkEntries, readLinks, readNeighbours } from "./links.ts";
 import {
   readNexthops,
