@@ -604,6 +604,7 @@ export interface FifoEntry {
   readonly id: number;
   readonly pipe_id: number;
   readonly regf_id?: number | undefined;
+  readonly never_written?: boolean | undefined;
 }
 
 export interface FileEntry {
@@ -1378,6 +1379,8 @@ export interface RepriseUnixEntry {
   readonly peer_uid?: number | undefined;
   readonly peer_gid?: number | undefined;
   readonly options: readonly RepriseSocketOption[];
+  readonly peer_gone?: boolean | undefined;
+  readonly reset?: boolean | undefined;
 }
 
 export interface RepriseXattr {
@@ -1748,6 +1751,7 @@ export interface TtyInfoEntry {
   readonly uid?: number | undefined;
   readonly gid?: number | undefined;
   readonly stopped?: number | undefined;
+  readonly slave_gone?: boolean | undefined;
 }
 
 export interface TtyPtyEntry {
@@ -2424,7 +2428,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   fanotify_mount_mark_entry: "1,mnt_id,u! 2,path,t?",
   fdinfo_entry: "1,id,u! 2,flags,u! 3,type,e!,fd_types 4,fd,u! 5,xattr_security_selinux,t?",
   fh_entry: "1,bytes,u! 2,type,u! 3,handle,U* 4,path,t? 5,mnt_id,u? 30001,symlink,b?",
-  fifo_entry: "1,id,u! 2,pipe_id,u! 3,regf_id,u?",
+  fifo_entry: "1,id,u! 2,pipe_id,u! 3,regf_id,u? 30001,never_written,b?",
   file_entry:
     "1,type,e!,fd_types 2,id,u! 3,reg,m?,reg_file_entry 4,isk,m?,inet_sk_entry 5,nsf,m?,ns_file_entry 6,psk,m?,packet_sock_entry 7,nlsk,m?,netlink_sk_entry 8,efd,m?,eventfd_file_entry 9,epfd,m?,eventpoll_file_entry 10,sgfd,m?,signalfd_entry 11,tunf,m?,tunfile_entry 12,tfd,m?,timerfd_entry 13,ify,m?,inotify_file_entry 14,ffy,m?,fanotify_file_entry 15,ext,m?,ext_file_entry 16,usk,m?,unix_sk_entry 17,fifo,m?,fifo_entry 18,pipe,m?,pipe_entry 19,tty,m?,tty_file_entry 20,memfd,m?,memfd_file_entry 21,bpf,m?,bpfmap_file_entry 22,pidfd,m?,pidfd_entry 30001,reprise_mqueue,m?,reprise_mqueue_entry 30002,reprise_io_uring,m?,reprise_io_uring_entry",
   file_lock_entry: "1,flag,u! 2,type,u! 3,pid,i! 4,fd,i! 5,start,I! 6,len,I!",
@@ -2533,7 +2537,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_thread_entry:
     "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline",
   reprise_unix_entry:
-    "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option",
+    "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option 6,peer_gone,b? 7,reset,b?",
   reprise_xattr: "1,name,t! 2,value,y!",
   restore_stats_entry:
     "1,pages_compared,N! 2,pages_skipped_cow,N! 3,forking_time,u! 4,restore_time,u! 5,pages_restored,N?",
@@ -2593,7 +2597,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   tty_data_entry: "1,tty_id,u! 2,data,y!",
   tty_file_entry: "1,id,u! 2,tty_info_id,u! 3,flags,u! 4,fown,m!,fown_entry 6,regf_id,u?",
   tty_info_entry:
-    "1,id,u! 2,type,e!,TtyType 3,locked,b! 4,exclusive,b! 5,packet_mode,b! 6,sid,u! 7,pgrp,u! 8,rdev,u! 9,termios,m?,termios_entry 10,termios_locked,m?,termios_entry 11,winsize,m?,winsize_entry 12,pty,m?,tty_pty_entry 13,dev,u? 14,uid,u? 15,gid,u? 30001,stopped,u?",
+    "1,id,u! 2,type,e!,TtyType 3,locked,b! 4,exclusive,b! 5,packet_mode,b! 6,sid,u! 7,pgrp,u! 8,rdev,u! 9,termios,m?,termios_entry 10,termios_locked,m?,termios_entry 11,winsize,m?,winsize_entry 12,pty,m?,tty_pty_entry 13,dev,u? 14,uid,u? 15,gid,u? 30001,stopped,u? 30002,slave_gone,b?",
   tty_pty_entry: "1,index,u!",
   tun_link_entry: "1,flags,u! 2,owner,i! 3,group,i! 4,vnethdr,u! 5,sndbuf,u!",
   tunfile_entry: "1,id,u! 2,netdev,t? 3,detached,b? 4,ns_id,u?",

@@ -9,10 +9,12 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import {
   AT_FDCWD,
+  F_SETFL,
   O_ACCMODE,
   O_CLOEXEC,
   O_NONBLOCK,
   O_PATH,
+  O_RDONLY,
   O_RDWR,
   O_WRONLY,
   S_IFIFO,
@@ -21,7 +23,9 @@ import {
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
 import { pathForOpening } from "./path-for-opening.ts";
-import { needsOwner, restoreOwner, settleOwner } from "./owner.ts";
+import { POLLHUP } from "../../sys/abi/poll.ts";
+import { pollNow } from "../../sys/poll.ts";
+import { needsOwner, O_ASYNC, restoreOwner, settleOwner } from "./owner.ts";
 import { pathArgument } from "./path.ts";
 import { fillPipe, notePipe } from "./pipe-data.ts";
 import { pipeId, reopen } from "./pipe.ts";
@@ -48,7 +52,11 @@ function writeFifo(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const canRead = (file.info.flags & O_ACCMODE) !== O_WRONLY;
   notePipe("fifo-data", { id: pipe_id, fd: dump.borrow(file), canRead }, dump);
   const regf_id = regularEntryFor(file, dump);
-  return { type: FdTypes.FIFO, id, fifo: { id, pipe_id, regf_id } };
+  // To a reader that has seen no writer yet, a FIFO without one is not at its end (pipe_poll: f_version).
+  const isReader = (file.info.flags & O_ACCMODE) === O_RDONLY;
+  const waits = isReader && (pollNow(dump.borrow(file)) & POLLHUP) === 0;
+  const never = waits ? { never_written: true } : {};
+  return { type: FdTypes.FIFO, id, fifo: { id, pipe_id, regf_id, ...never } };
 }
 
 /** A descriptor of each FIFO that can read and write: with it open, no other open waits for a partner. */
@@ -62,8 +70,30 @@ function openFifo(program: Program, { id, fifo }: FileEntry, restore: FilesResto
   const holder = known.get(fifo.pipe_id) ?? holdFifo(program, { reg, id: fifo.pipe_id }, restore);
   known.set(fifo.pipe_id, holder);
   const label = `open FIFO ${reg.name} (file ${id})`;
-  const fd = reopen(program, holder, { flags: reg.flags, label });
+  const fd = hasNoWriters(fifo.pipe_id, restore)
+    ? openBeforeWriters(program, holder, { flags: reg.flags, label })
+    : reopen(program, holder, { flags: reg.flags, label });
   restoreOwner(program, reg.fown, fd);
+  return fd;
+}
+
+/** All who have it open wait for a first writer. */
+function hasNoWriters(id: number, { set }: FilesRestore): boolean {
+  const ends = [...set.files.values()].flatMap(({ fifo }) => (fifo?.pipe_id === id ? [fifo] : []));
+  return ends.every(({ never_written }) => never_written === true);
+}
+
+/** The kernel takes the number of writers so far into a reader that is opened without waiting, when there is none. */
+function openBeforeWriters(
+  program: Program,
+  holder: number,
+  { flags, label }: { readonly flags: number; readonly label: string },
+): Argument {
+  const reader = reopen(program, holder, { flags: O_RDONLY | O_NONBLOCK | O_CLOEXEC, label });
+  program.call("dup3", [reader, holder, O_CLOEXEC], { label });
+  program.call("close", [reader], { label });
+  const fd = reopen(program, holder, { flags: flags | O_NONBLOCK, label });
+  program.call("fcntl", [fd, F_SETFL, flags & ~O_ASYNC], { label });
   return fd;
 }
 

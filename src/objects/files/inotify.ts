@@ -17,6 +17,7 @@ import {
   IN_DONT_FOLLOW,
   IN_EXCL_UNLINK,
   IN_ONESHOT,
+  IN_UNMOUNT,
   INOTIFY_IOC_SETNEXTWD,
   MAX_HANDLE_SZ,
 } from "../../sys/abi/event-files.ts";
@@ -104,7 +105,9 @@ function addWatch(
     );
   }
   const follow = watch.f_handle.symlink === true ? IN_DONT_FOLLOW : 0;
-  const mask = ((watch.mask & USER_MASK) | follow) >>> 0;
+  // A watch for nothing was asked for with a bit that the kernel does not keep.
+  const events = watch.mask & USER_MASK;
+  const mask = ((events === 0 ? IN_UNMOUNT : events) | follow) >>> 0;
   program.call("inotify_add_watch", [fd, pathArgument(program, path), mask], {
     label: `add ${what} on ${path}`,
   });

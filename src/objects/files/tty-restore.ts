@@ -391,7 +391,7 @@ function restoreData(
   const { set } = restore;
   const atMaster = set.ttyData.find(({ tty_id }) => tty_id === info.id)?.data;
   const atSlave = set.ttyData.find(({ tty_id }) => tty_id === info.id - 1)?.data;
-  if (atMaster === undefined && atSlave === undefined) return;
+  if (atMaster === undefined && atSlave === undefined && info.slave_gone !== true) return;
   const label = { label: `put data into terminal /dev/pts/${info.pty?.index}` };
   program.call("ioctl", [master, TCSETS, program.data(quiet)], label);
   if (atSlave !== undefined) {
@@ -401,7 +401,7 @@ function restoreData(
   }
   // Where no task has the other end, closing it would hang up.
   const isHeld = [...set.files.values()].some(({ tty }) => tty?.tty_info_id === info.id - 1);
-  if (isHeld || atMaster !== undefined) {
+  if (isHeld || atMaster !== undefined || info.slave_gone === true) {
     const slave = restore.reserve();
     const flags = O_RDWR | O_NOCTTY | O_NONBLOCK;
     const opened = program.call("ioctl", [master, TIOCGPTPEER, flags], label);

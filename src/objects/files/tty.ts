@@ -12,7 +12,7 @@ import {
   type TtyDataEntry,
   type TtyInfoEntry,
 } from "../../images/schema/messages.generated.ts";
-import { O_CLOEXEC, S_IFCHR, S_IFMT } from "../../sys/abi/fcntl.ts";
+import { O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDWR, S_IFCHR, S_IFMT } from "../../sys/abi/fcntl.ts";
 import {
   LOW_DENSE_SERIAL_MAJOR,
   MAX_NR_CONSOLES,
@@ -22,8 +22,10 @@ import {
   TIOCGPKT,
   TIOCGPTLCK,
   TIOCGPTN,
+  TIOCGPTPEER,
   TIOCGSID,
   TIOCPKT,
+  TIOCSPTLCK,
   TTY_MAJOR,
   TTYAUX_MAJOR,
   UNIX98_PTY_MAJOR_COUNT,
@@ -31,14 +33,15 @@ import {
   UNIX98_PTY_SLAVE_MAJOR,
   USB_SERIAL_MAJOR,
 } from "../../sys/abi/tty.ts";
-import { syscall } from "../../sys/ffi.ts";
+import { errnoName } from "../../sys/errno.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { FileKind, FilesDump, OpenFile } from "./file-kind.ts";
 import { readOwner } from "./owner.ts";
 import { openInheritedTerminal, openTerminal, settleTerminal } from "./tty-restore.ts";
 import { terminalKey } from "./controlling-terminal.ts";
 import { copyDataInFlight, readNumber, readSettings, type Stop } from "./tty-state.ts";
 import { idsInside } from "../namespaces/user.ts";
-import { POLLPRI } from "../../sys/abi/poll.ts";
+import { POLLHUP, POLLPRI } from "../../sys/abi/poll.ts";
 import { pollNow } from "../../sys/poll.ts";
 
 export const ttyKind: FileKind = {
@@ -168,9 +171,15 @@ function finish(dump: FilesDump, seen: Map<number, Seen>): void {
     data.push(...entries);
     if (stopped !== undefined) stops.set(slave.info.id, stopped);
   }
-  const infos = [...seen.values()].map(({ info }) => {
+  const infos = [...seen.values()].flatMap((end) => {
+    const { info } = end;
     const stopped = stops.get(info.id);
-    return stopped === undefined ? info : { ...info, stopped };
+    if (end.device !== "master" || !lostItsSlave(end, seen))
+      return stopped === undefined ? info : { ...info, stopped };
+    // What it has not read needs an entry of its own.
+    const slave = { ...info, id: info.id - 1, locked: false, packet_mode: false };
+    data.push(...lookBehind(end, slave));
+    return [slave, { ...info, slave_gone: true }];
   });
   dump.images.write("tty-info", 0, infos);
   if (data.length > 0) dump.images.write("tty-data", 0, data);
@@ -209,6 +218,29 @@ function checkPairs(
   }
 }
 
+/** Its slave was open once, and is closed everywhere: what it wrote can still be read, and after that comes an error. */
+function lostItsSlave({ fd, info }: Seen, seen: ReadonlyMap<number, Seen>): boolean {
+  return !seen.has(info.id - 1) && (pollNow(fd) & POLLHUP) !== 0;
+}
+
+/** Through a slave of the engine's own; when that is closed, all is as before. */
+function lookBehind(master: Seen, behind: TtyInfoEntry): TtyDataEntry[] {
+  const { fd, info } = master;
+  const flags = O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC;
+  if (info.locked) setNumber(fd, TIOCSPTLCK, 0);
+  const slave = trySyscall("ioctl", fd, TIOCGPTPEER, flags);
+  if (info.locked) setNumber(fd, TIOCSPTLCK, 1);
+  if (slave < 0) {
+    const why = `its slave cannot be opened: ioctl: ${errnoName(-slave)}`;
+    throw refused(master.file, why, "What the slave wrote cannot be seen otherwise. Try again.");
+  }
+  try {
+    return lookBetween(master, { ...master, fd: slave, device: "slave", info: behind }).entries;
+  } finally {
+    trySyscall("close", slave);
+  }
+}
+
 interface Between {
   readonly entries: TtyDataEntry[];
   readonly stopped: Stop | undefined;
@@ -242,9 +274,13 @@ function tellStatus({ task, fd, target }: OpenFile): void {
 }
 
 function setPacketMode(master: number, on: 0 | 1): void {
+  setNumber(master, TIOCPKT, on);
+}
+
+function setNumber(fd: number, call: number, number: number): void {
   const value = Buffer.alloc(4);
-  value.writeInt32LE(on);
-  syscall("ioctl", master, TIOCPKT, value);
+  value.writeInt32LE(number);
+  syscall("ioctl", fd, call, value);
 }
 
 function isExternal({ stat }: OpenFile, { options }: FilesDump): boolean {

@@ -295,12 +295,12 @@ export function attachSegments(
   }
   for (const parts of attachments.values()) {
     const attachment = describeAttachment(parts, segments);
-    const { base, size } = attachment;
+    const { base, reach } = attachment;
     const isFree = vmas.every(
-      (vma) => vma.end <= base || vma.start >= base + size || parts.includes(vma),
+      (vma) => vma.end <= base || vma.start >= base + reach || parts.includes(vma),
     );
     if (isFree) attachInPlace(program, attachment);
-    else attachInParts(program, attachment, findSpare(vmas, size));
+    else attachInParts(program, attachment, findSpare(vmas, reach));
   }
 }
 
@@ -308,6 +308,8 @@ interface Attachment {
   readonly parts: readonly VmaEntry[];
   readonly base: number;
   readonly size: number;
+  /** Bytes of the areas, if they reach beyond the end of the segment (mremap). */
+  readonly reach: number;
   readonly id: number;
   /** Of shmat(2), and the protection that they give. */
   readonly flags: number;
@@ -321,10 +323,13 @@ function describeAttachment(parts: readonly VmaEntry[], segments: Segments): Att
     ({ prot, fdflags }) => (prot & PROT_WRITE) !== 0 || ((fdflags ?? 0) & O_ACCMODE) !== 0,
   );
   const executes = parts.some(({ prot }) => (prot & PROT_EXEC) !== 0);
+  const size = segments.sizeOf(shmid);
+  const base = start - pgoff;
   return {
     parts: parts.toSorted((a, b) => a.start - b.start),
-    base: start - pgoff,
-    size: segments.sizeOf(shmid),
+    base,
+    size,
+    reach: Math.max(size, ...parts.map(({ end }) => end - base)),
     id: segments.idOf(shmid),
     flags: (writes ? 0 : ipc.SHM_RDONLY) | (executes ? ipc.SHM_EXEC : 0),
     given: PROT_READ | (writes ? PROT_WRITE : 0) | (executes ? PROT_EXEC : 0),
@@ -333,28 +338,34 @@ function describeAttachment(parts: readonly VmaEntry[], segments: Segments): Att
 }
 
 function attachInPlace(program: Program, attachment: Attachment): void {
-  const { parts, base, size, id, flags, label } = attachment;
-  program.call("shmat", [id, base, flags], { label, expect: base });
+  const { parts, base, reach, label } = attachment;
+  attachWhole(program, attachment, base);
   let at = base;
   for (const { start, end } of parts) {
     if (start > at) program.call("munmap", [at, start - at], { label });
     at = end;
   }
-  if (at < base + size) program.call("munmap", [at, base + size - at], { label });
+  if (at < base + reach) program.call("munmap", [at, base + reach - at], { label });
   protectParts(program, attachment);
+}
+
+function attachWhole(program: Program, attachment: Attachment, at: number): void {
+  const { size, reach, id, flags, label } = attachment;
+  program.call("shmat", [id, at, flags], { label, expect: at });
+  if (reach > size) program.call("mremap", [at, size, reach, 0, 0], { label, expect: at });
 }
 
 /** MREMAP_FIXED clears its target: the attachment is made where the task has nothing, so that no part goes onto another. */
 function attachInParts(program: Program, attachment: Attachment, spare: number): void {
-  const { parts, base, size, id, flags, label } = attachment;
-  program.call("shmat", [id, spare, flags], { label, expect: spare });
+  const { parts, base, reach, label } = attachment;
+  attachWhole(program, attachment, spare);
   for (const { start, end } of parts) {
     const length = end - start;
     const from = spare + start - base;
     const moved = MREMAP_MAYMOVE | MREMAP_FIXED;
     program.call("mremap", [from, length, length, moved, start], { label, expect: start });
   }
-  program.call("munmap", [spare, size], { label });
+  program.call("munmap", [spare, reach], { label });
   protectParts(program, attachment);
 }
 

@@ -4,7 +4,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
-import { F_DUPFD_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { AT_FDCWD, F_DUPFD_CLOEXEC, O_CLOEXEC, O_PATH } from "../../sys/abi/fcntl.ts";
 import type { FileKind } from "../files/file-kind.ts";
 import { NAMESPACE_KINDS, type KindOfNamespace } from "./kinds.ts";
 
@@ -49,9 +49,11 @@ export const nsFileKind: FileKind = {
         `cannot restore file ${entry.id}: it is a ${kind} namespace (${id}) that no restored task lives in`,
       );
     }
-    return program.call("fcntl", [from, F_DUPFD_CLOEXEC, 0], {
-      label: `open the ${kind} namespace`,
-    });
+    const label = { label: `open the ${kind} namespace` };
+    if (((entry.nsf?.flags ?? 0) & O_PATH) === 0)
+      return program.call("fcntl", [from, F_DUPFD_CLOEXEC, 0], label);
+    const path = program.string(`/proc/self/fd/${from}`);
+    return program.call("openat", [AT_FDCWD, path, O_PATH | O_CLOEXEC, 0], label);
   },
 };
 

@@ -256,8 +256,15 @@ function datagramState({ fd, kind }: Look, known: InetSocket | undefined): State
     local,
     remote,
     backlog: 0,
-    shutdown: known?.shutdown ?? 0,
+    shutdown: known?.shutdown ?? datagramShutdown(fd),
   };
+}
+
+/** Of a socket without a port, which the diagnosis does not list. One that is shut down for writing alone does not show it. */
+function datagramShutdown(fd: number): number {
+  const events = pollNow(fd, POLLRDHUP);
+  if ((events & POLLRDHUP) === 0) return 0;
+  return (events & POLLHUP) === 0 ? SHUTDOWN_READ : SHUTDOWN_READ | SHUTDOWN_WRITE;
 }
 
 /** What CRIU has no field for. */

@@ -7,10 +7,13 @@
 import { RepriseError } from "../../errors.ts";
 import type { ImageEntry } from "../../images/image-file.ts";
 import type { SkPacketEntry } from "../../images/schema/messages.generated.ts";
-import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { log } from "../../log.ts";
+import { FIONREAD, O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { POLLERR } from "../../sys/abi/poll.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { EAGAIN, EFAULT, errnoName } from "../../sys/errno.ts";
-import { trySyscall } from "../../sys/ffi.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { pollNow } from "../../sys/poll.ts";
 import {
   encodeControl,
   getNumber,
@@ -40,6 +43,11 @@ const FIRST_READ = 256 * 1024;
 /** The most of a stream in one packet: a restore needs memory for one. */
 const STREAM_PART = 256 * 1024;
 
+/** Whether a socket has an error (ECONNRESET) that its owner has not been told yet. Looking for data in vain would take it. */
+export function hasError(fd: number): boolean {
+  return (pollNow(fd) & POLLERR) !== 0;
+}
+
 /**
  * Shows what waits in a socket, in order. `fd` is the engine's copy of `file`.
  * @throws RepriseError UNSUPPORTED for urgent data, credentials and other control messages; SYSCALL
@@ -65,7 +73,10 @@ export function peekQueue(
   try {
     setPeekOffset(fd, 0);
     const reader = new Reader(file, fd, seen);
-    for (let packet = reader.next(); packet !== undefined; packet = reader.next()) {
+    const limit = limitOf(file, fd, socket.type);
+    while (reader.at < limit) {
+      const packet = reader.next();
+      if (packet === undefined) break;
       packets.push(packet);
     }
     return packets;
@@ -77,6 +88,20 @@ export function peekQueue(
     if (pidfds) setNumber(fd, { ...passes, value: 1 });
     if (asked) setNumber(fd, { level: so.SOL_SOCKET, name: so.SO_PASSCRED, value: 0 });
   }
+}
+
+/** How many bytes may be looked for: behind the last an error would be taken. Of packets it comes before the first. */
+function limitOf(file: OpenFile, fd: number, type: number): number {
+  if (!hasError(fd)) return Infinity;
+  const count = Buffer.alloc(4);
+  syscall("ioctl", fd, FIONREAD, count);
+  const waiting = count.readUInt32LE(0);
+  if (type === so.SOCK_STREAM || waiting === 0) return waiting;
+  getNumber(fd, so.SOL_SOCKET, so.SO_ERROR);
+  log.loss(
+    `fd ${file.fd} of pid ${file.task.pid} (${file.target}): that its connection was reset, before what it has not read yet`,
+  );
+  return Infinity;
 }
 
 interface Seen {
@@ -98,6 +123,10 @@ class Reader {
     this.#file = file;
     this.#fd = fd;
     this.#seen = seen;
+  }
+
+  get at(): number {
+    return this.#at;
   }
 
   next(): Packet | undefined {

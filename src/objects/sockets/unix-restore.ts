@@ -164,7 +164,13 @@ class UnixSockets {
 
   /** When the queues are filled. */
   #end(program: Program, sockets: readonly Made[]): void {
-    for (const { helper } of sockets) if (helper !== undefined) program.call("close", [helper]);
+    for (const { entry, fd, helper } of sockets) {
+      if (helper === undefined) continue;
+      // Who is closed with something unread resets the connection.
+      if (entry.reprise?.reset === true)
+        program.call("sendto", [fd, program.data(Buffer.alloc(1)), 1, so.MSG_DONTWAIT, 0, 0]);
+      program.call("close", [helper]);
+    }
     for (const made of sockets) this.#finishOne(program, made);
   }
 
@@ -357,16 +363,20 @@ class UnixSockets {
         ? undefined
         : this.#relations.others(entry).find((one) => !this.#made.has(one.ino));
     const needsHelper = this.#queues.has(entry.id) && this.#relations.sender(entry) === undefined;
-    if (follower === undefined && !needsHelper) {
+    const wasConnected = entry.reprise?.peer_gone === true;
+    if (follower === undefined && !needsHelper && !wasConnected) {
       const fd = this.#socket(program, entry);
       this.#made.set(entry.ino, { entry, fd, file: this.#bind(program, entry, fd) });
       return;
     }
     const [own, other] = this.#pair(program, entry);
-    const nobody = addressOfName(new Uint8Array(0)).fill(so.AF_UNSPEC);
-    program.call("connect", [own, program.data(nobody), nobody.length], {
-      label: `take ${what(entry)} away from its sender`,
-    });
+    // One whose peer was closed stays connected to it until it sends.
+    if (!wasConnected || follower !== undefined) {
+      const nobody = addressOfName(new Uint8Array(0)).fill(so.AF_UNSPEC);
+      program.call("connect", [own, program.data(nobody), nobody.length], {
+        label: `take ${what(entry)} away from its sender`,
+      });
+    }
     const file = this.#bind(program, entry, own);
     const helper = follower === undefined ? other : undefined;
     this.#made.set(entry.ino, { entry, fd: own, file, helper });

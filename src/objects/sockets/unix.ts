@@ -21,7 +21,7 @@ import { optionReader, socketOptions } from "./further-options.ts";
 import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
-import { peekQueue } from "./unix-queue.ts";
+import { hasError, peekQueue } from "./unix-queue.ts";
 import { readPeerUser, readSocketUser } from "./socket-users.ts";
 import { openUnix, settleInFlight } from "./unix-restore.ts";
 
@@ -111,9 +111,13 @@ function readPrivate(
   const peer = readPeerUser(fd, dump);
   const kind = { family: so.AF_UNIX, type: socket.type, proto: 0 };
   const options = optionReader(dump).read(fd, kind, { places: socketOptions, namespace });
-  if (user === undefined && peer === undefined && options.length === 0) return {};
+  // The inode of a datagram socket that is closed is told as 0.
+  const gone = socket.type === so.SOCK_DGRAM && socket.peer === 0 ? { peer_gone: true } : {};
+  const reset = hasError(fd) ? { reset: true } : {};
   const told = peer === undefined ? {} : { peer_uid: peer.uid, peer_gid: peer.gid };
-  return { reprise: { ...user, ...told, options } };
+  const all = { ...user, ...told, ...gone, ...reset };
+  if (Object.keys(all).length === 0 && options.length === 0) return {};
+  return { reprise: { ...all, options } };
 }
 
 const known = new WeakMap<FilesDump, Sockets>();

@@ -168,10 +168,14 @@ export function restoreScheduling(
       program.call("ioprio_set", [IOPRIO_WHO_PROCESS, 0, ioprio], { label, mayFail: true }),
     );
   }
+  // A child of a real-time thread has none at all. Nobody can ask for that: 0 means the usual one.
   const slack = reprise?.timerslack_ns;
-  if (slack !== undefined && slack > 0n) {
+  if (slack !== undefined) {
     attempt(`set the timer slack ${slack}`, (label) =>
-      program.call("prctl", [PR_SET_TIMERSLACK, slack, 0, 0, 0], { label, mayFail: true }),
+      program.call("prctl", [PR_SET_TIMERSLACK, slack > 0n ? slack : 1n, 0, 0, 0], {
+        label,
+        mayFail: true,
+      }),
     );
   }
   if (nice !== undefined) {

@@ -36,6 +36,7 @@ export const IN_ALL_EVENTS = 0xfff;
 export const IN_DONT_FOLLOW = 0x02000000;
 export const IN_EXCL_UNLINK = 0x04000000;
 export const IN_ONESHOT = 0x80000000;
+export const IN_UNMOUNT = 0x2000;
 /** _IOW('I', 0, s32), its argument is a value: the number of the next watch (CONFIG_CHECKPOINT_RESTORE). */
 export const INOTIFY_IOC_SETNEXTWD = 0x40044900;
 

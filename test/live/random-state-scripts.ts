@@ -1,0 +1,26 @@
+// The smallest scripts of what was lost once, by what it was.
+
+export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
+  "that a connection was reset": [
+    "412 socketpair 5616 4399 6750 2392",
+    "330 close 5899 9128 4255 3666",
+  ],
+  "that the peer of a datagram socket was closed": ["571 socketpair 2761 8407 52 1303"],
+  "that a FIFO has had no writer yet": ["350 fifo 9037 3144 7014 1302"],
+  "what a closed terminal printed, and that it was closed": ["625 pty 4427 5790 5854 6787"],
+  "a watch for nothing": ["675 inotify 181 4747 2705 3205"],
+  "that a child of a real-time task has no timer slack": [
+    "824 schedule 2477 6445 6885 9710",
+    "571 fork 4261 9637 6274 4423",
+  ],
+  "an area that reaches beyond its segment": [
+    "591 shm 6253 4246 7076 6253",
+    "781 remap 5990 7082 9264 4352",
+    "771 protect 249 3041 4841 9209",
+  ],
+  "that a datagram socket without a port is shut down": [
+    "906 inet_bind 7266 7770 1205 4216",
+    "189 shutdown 1379 1460 715 3739",
+  ],
+  "that a namespace is open as a path": ["865 special 491 330 4177 6472"],
+};
