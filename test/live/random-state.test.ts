@@ -17,7 +17,7 @@ test("what was lost once comes back", { timeout: 60_000 }, async () => {
 });
 
 test("whatever there is comes back", { timeout: 120_000 }, async () => {
-  expect(await run("--no-shrink", "1", "20")).toMatch(
+  expect(await run("--no-shrink", "13", "32")).toMatch(
     /^(seed \d+: refused: .*\n)*20 seeds, 0 failed, \d refused\n$/,
   );
 });
