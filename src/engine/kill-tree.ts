@@ -54,11 +54,10 @@ export async function reapOwn(tree: FrozenTree): Promise<void> {
   const own = ownChildren(tree);
   if (own.length > 0) await reapAfterNode(own);
   // Of these the parents have ended by now.
-  const orphans = tree.tasks.filter(({ pid, stat }) => {
-    const now = readStatIfAlive(pid);
-    return now?.state === "Z" && now.ppid === process.pid && now.starttime === stat.starttime;
-  });
-  for (const { pid } of orphans) isReaped(pid);
+  for (const number of tree.tasks.map(processNumber)) {
+    const now = readStatIfAlive(number);
+    if (now?.state === "Z" && now.ppid === process.pid) isReaped(number);
+  }
 }
 
 function ownChildren({ tasks }: FrozenTree): number[] {

@@ -1,12 +1,11 @@
 // Internet sockets at dump: TCP, UDP, UDP-Lite, ping and raw sockets of IPv4 and IPv6; addresses, options, and what only the
-// kernel's diagnosis tells of datagram sockets. The inside of TCP connections is read when all are known and their packets are
-// locked out. See ip(7), tcp(7), udp(7); format.md section 11, INETSK. How they are made again: inet-restore.ts.
+// kernel's diagnosis tells of datagram sockets. The inside of TCP connections is read later (tcp-connections.ts). See ip(7), tcp(7),
+// udp(7); format.md section 11, INETSK. How they are made again: inet-restore.ts.
 
 import { RepriseError } from "../../errors.ts";
 import {
   FdTypes,
   type FileEntry,
-  type InetSkEntry,
   type RepriseInetEntry,
   type RepriseMembership,
   type RepriseSignatureKey,
@@ -17,12 +16,10 @@ import { readInetSockets, type InetSocket } from "../../proc/sock-diag.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { getNumber, getOption, setNumber } from "../../sys/socket.ts";
+import { getNumber, getOption } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
-import type { LockedConnection } from "../network/lock.ts";
 import {
   addressWords,
   anyAddress,
@@ -38,10 +35,12 @@ import { openInet } from "./inet-restore.ts";
 import { readGroups, readMemberships, type Group } from "./multicast.ts";
 import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions } from "./socket-options.ts";
+import { refusedSocket, socketName } from "./socket-refusal.ts";
+import { saveConnectionLater, type InetDraft } from "./tcp-connections.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { readSocketUser } from "./socket-users.ts";
 import { optionMemory, readKeys } from "./tcp-signatures.ts";
-import { hasUrgentData, readTcpInfo, readTcpStream, type TcpInfo } from "./tcp-stream.ts";
+import { readTcpInfo, type TcpInfo } from "./tcp-stream.ts";
 import { peekDatagrams } from "./udp-queue.ts";
 import { POLLHUP, POLLRDHUP } from "../../sys/abi/poll.ts";
 import { pollNow } from "../../sys/poll.ts";
@@ -79,9 +78,6 @@ interface State {
   readonly shutdown: number;
 }
 
-/** The state of a connection is read once more when its packets are locked out. */
-type Draft = Omit<InetSkEntry, "state"> & { state: number };
-
 const NO_TCP: TcpDumpOptions = { established: false, close: false, skipInFlight: false };
 
 function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
@@ -106,7 +102,7 @@ function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   if (isStream(kind) && isk.dst_port !== 0) {
     const { local, remote } = state;
     if (look.options.close) dump.note({ tcp_close: true });
-    else sockets.addConnection({ file, fd, local, remote, isk });
+    else saveConnectionLater({ file, fd, local, remote, isk }, dump);
   }
   return { type: FdTypes.INETSK, id, isk };
 }
@@ -118,7 +114,7 @@ interface Found {
   readonly dump: FilesDump;
 }
 
-function entryOf(look: Look, found: Found): Draft {
+function entryOf(look: Look, found: Found): InetDraft {
   const { file, fd, kind, place } = look;
   const { local, remote, state, backlog, shutdown } = found.state;
   const opts = collectOptions(file, fd, { family: kind.family });
@@ -168,9 +164,11 @@ function checkKind(look: Look): void {
   const { type, proto } = look.kind;
   if (type === so.SOCK_RAW) return;
   if (TYPES.includes(type) && PROTOCOLS.includes(proto)) return;
-  throw refusal(look, `an internet socket of type ${type} and protocol ${proto}`, {
-    hint: "Only TCP, UDP, UDP-Lite, ping and raw sockets can be saved. Let the process close it before the dump.",
-  });
+  throw refusedSocket(
+    look.file,
+    `an internet socket of type ${type} and protocol ${proto}`,
+    "Only TCP, UDP, UDP-Lite, ping and raw sockets can be saved. Let the process close it before the dump.",
+  );
 }
 
 /** State of a TCP socket, from the socket itself. */
@@ -211,30 +209,38 @@ function checkTcp(look: Look, info: TcpInfo, remote: SocketAddress): void {
   const { fd, kind, options } = look;
   if (info.state === inet.TCP_LISTEN) {
     if (info.waiting === 0 || options.skipInFlight) return;
-    throw refusal(look, `${info.waiting} connections wait to be accepted`, {
-      hint: "Let the server accept them before the dump, or let them go with --skip-in-flight.",
-    });
+    throw refusedSocket(
+      look.file,
+      `${info.waiting} connections wait to be accepted`,
+      "Let the server accept them before the dump, or let them go with --skip-in-flight.",
+    );
   }
   if (remote.port === 0) return;
   const end = endpoint(remote);
   const peer = `${end.address} port ${end.port}`;
   if (info.state !== inet.TCP_CLOSE && !options.established && !options.close) {
-    throw refusal(look, `a TCP connection to ${peer}`, {
-      hint: "Use --tcp-established at dump and restore to save connections, or --tcp-close to restore them closed.",
-    });
+    throw refusedSocket(
+      look.file,
+      `a TCP connection to ${peer}`,
+      "Use --tcp-established at dump and restore to save connections, or --tcp-close to restore them closed.",
+    );
   }
   if (options.close) return;
   if (kind.proto === inet.IPPROTO_MPTCP) {
-    throw refusal(look, `a Multipath TCP connection to ${peer}`, {
-      hint: "The kernel has no way to restore one. Use --tcp-close, or turn it off in the program (Go: GODEBUG=multipathtcp=0).",
-    });
+    throw refusedSocket(
+      look.file,
+      `a Multipath TCP connection to ${peer}`,
+      "The kernel has no way to restore one. Use --tcp-close, or turn it off in the program (Go: GODEBUG=multipathtcp=0).",
+    );
   }
   const above = getOption(fd, { level: inet.SOL_TCP, name: inet.TCP_ULP, size: ULP_NAME });
   if (typeof above !== "number" && above.length > 0 && above[0] !== 0) {
     const name = above.toString("latin1").replace(/\0.*$/s, "");
-    throw refusal(look, `a TCP connection to ${peer} with ${name} in the kernel`, {
-      hint: "The keys of kernel TLS and the like cannot be read. Use --tcp-close.",
-    });
+    throw refusedSocket(
+      look.file,
+      `a TCP connection to ${peer} with ${name} in the kernel`,
+      "The keys of kernel TLS and the like cannot be read. Use --tcp-close.",
+    );
   }
 }
 
@@ -310,7 +316,7 @@ function tellHiddenOptions({ file, fd }: Look): void {
   const bytes = optionMemory(fd);
   if (bytes === 0) return;
   log.loss(
-    `${where(file)}: ${bytes} bytes of its options cannot be read (keys that sign segments, or the like), and are lost`,
+    `${socketName(file)}: ${bytes} bytes of its options cannot be read (keys that sign segments, or the like), and are lost`,
   );
 }
 
@@ -321,7 +327,8 @@ function tellFlowLabel({ file, fd }: Look): void {
   length.writeUInt32LE(address.length);
   if (trySyscall("getpeername", fd, address, length) < 0) return;
   const label = address.readUInt32BE(FLOWINFO_AT) & FLOW_LABEL;
-  if (label !== 0) log.loss(`${where(file)}: its IPv6 flow label 0x${label.toString(16)} is lost`);
+  if (label !== 0)
+    log.loss(`${socketName(file)}: its IPv6 flow label 0x${label.toString(16)} is lost`);
 }
 
 const SOCKADDR_IN6_SIZE = 28;
@@ -337,14 +344,16 @@ function checkCork(look: Look): void {
   const { fd, kind } = look;
   const level = kind.proto === inet.IPPROTO_UDP ? inet.SOL_UDP : inet.SOL_UDPLITE;
   if (getNumber(fd, level, inet.UDP_CORK) === 0 || waiting(fd, inet.SIOCOUTQ) === 0) return;
-  throw refusal(look, "it holds back data to send (UDP_CORK)", {
-    hint: "The kernel does not show that data. Let the process send it before the dump.",
-  });
+  throw refusedSocket(
+    look.file,
+    "it holds back data to send (UDP_CORK)",
+    "The kernel does not show that data. Let the process send it before the dump.",
+  );
 }
 
 function warnOfQueue({ file, fd }: Look): void {
   if (waiting(fd, inet.SIOCINQ) === 0) return;
-  log.loss(`${where(file)}: packets that it has not read yet are lost`);
+  log.loss(`${socketName(file)}: packets that it has not read yet are lost`);
 }
 
 function waiting(fd: number, request: number): number {
@@ -366,16 +375,8 @@ function interfaceName(fd: number, index: number): string {
   return request.toString("latin1", 0, so.IFNAMSIZ).replace(/\0.*$/s, "");
 }
 
-/** A connection of the tree, to be read later. */
-interface Connection extends LockedConnection {
-  readonly file: OpenFile;
-  readonly fd: number;
-  readonly isk: Draft;
-}
-
 /** The internet sockets of one dump. */
 class Sockets {
-  readonly #connections: Connection[] = [];
   readonly #options = new OptionReader();
   /** By namespace, family and protocol; then by inode. */
   readonly #lists = new Map<string, ReadonlyMap<number, InetSocket>>();
@@ -409,69 +410,6 @@ class Sockets {
     }
     return readMemberships(fd, kind.family, groups);
   }
-
-  addConnection(connection: Connection): void {
-    this.#connections.push(connection);
-  }
-
-  /** Locks all connections and writes what is in them. */
-  finish(dump: FilesDump): void {
-    if (this.#connections.length === 0) return;
-    dump.lockConnections(this.#connections);
-    for (const connection of this.#connections) writeConnection(connection, dump);
-    // A socket that is closed in repair mode vanishes in silence. The copies that the engine holds are the last ones.
-    dump.atEnd((tasks) => {
-      if (tasks !== "alive") for (const { fd } of this.#connections) beginRepair(fd);
-    });
-  }
-}
-
-/** A look at the queue begins at the offset of SO_PEEK_OFF (since Linux 6.9), and moves it. */
-function writeConnection(connection: Connection, dump: FilesDump): void {
-  const { fd } = connection;
-  const place = { level: so.SOL_SOCKET, name: so.SO_PEEK_OFF };
-  const told = getOption(fd, { ...place, size: 4 });
-  const offset = typeof told === "number" ? -1 : told.readInt32LE(0);
-  if (offset >= 0) setNumber(fd, { ...place, value: -1 });
-  try {
-    saveConnection(connection, dump);
-  } finally {
-    if (offset >= 0) setNumber(fd, { ...place, value: offset });
-  }
-}
-
-function saveConnection({ file, fd, isk }: Connection, dump: FilesDump): void {
-  if (hasUrgentData(fd)) {
-    throw refusal({ file }, "a TCP connection with urgent data (MSG_OOB) that has not been read", {
-      hint: "What lies behind it cannot be seen from outside. Let the process read it before the dump.",
-    });
-  }
-  try {
-    const { state, entry, received, written } = readTcpStream(fd);
-    isk.state = state;
-    const image = dump.images.open("tcp-stream", isk.ino);
-    image.add(entry);
-    image.payload(received);
-    image.payload(written);
-    image.close();
-  } catch (error) {
-    if (!(error instanceof RepriseError) || error.code !== "SYSCALL") throw error;
-    const { task } = file;
-    throw new RepriseError(error.code, `cannot dump ${where(file)}: ${error.message}`, {
-      pid: task.pid,
-      fd: file.fd,
-      ...(error.hint === undefined ? {} : { hint: error.hint }),
-      cause: error,
-    });
-  }
-}
-
-function beginRepair(fd: number): void {
-  const on = Buffer.alloc(4);
-  on.writeInt32LE(inet.TCP_REPAIR_ON);
-  const result = trySyscall("setsockopt", fd, inet.SOL_TCP, inet.TCP_REPAIR, on, on.length);
-  if (result < 0)
-    log.warn(`a peer may be told that its connection ends: setsockopt: ${errnoName(-result)}`);
 }
 
 /** Not every protocol can be diagnosed: ping sockets cannot, raw ones only with a module. */
@@ -488,26 +426,6 @@ const known = new WeakMap<FilesDump, Sockets>();
 
 function socketsOf(dump: FilesDump): Sockets {
   let sockets = known.get(dump);
-  if (sockets === undefined) {
-    const fresh = new Sockets();
-    known.set(dump, (sockets = fresh));
-    dump.later(() => fresh.finish(dump));
-  }
+  if (sockets === undefined) known.set(dump, (sockets = new Sockets()));
   return sockets;
-}
-
-function where({ task, fd, target }: OpenFile): string {
-  return `fd ${fd} of pid ${task.pid} (${target})`;
-}
-
-function refusal(
-  { file }: Pick<Look, "file">,
-  why: string,
-  more: { readonly hint: string },
-): RepriseError {
-  return new RepriseError("UNSUPPORTED", `cannot dump ${where(file)}: ${why}`, {
-    pid: file.task.pid,
-    fd: file.fd,
-    ...more,
-  });
 }

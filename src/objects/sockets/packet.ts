@@ -24,6 +24,7 @@ import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-
 import { readOwner } from "../files/owner.ts";
 import { optionReader, restoreFurtherOptions, socketOptions } from "./further-options.ts";
 import { askedOnce, familyOf } from "./socket-answers.ts";
+import { refusedSocket } from "./socket-refusal.ts";
 import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 
@@ -50,9 +51,10 @@ function writePacket(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const fd = dump.borrow(file);
   const namespace = socketNamespace(fd, dump);
   const socket = socketsIn(namespace).get(Number(file.stat.inode));
-  if (socket === undefined) throw refusal(file, "the kernel does not list it (NETLINK_SOCK_DIAG)");
+  if (socket === undefined)
+    throw refusedSocket(file, "the kernel does not list it (NETLINK_SOCK_DIAG)");
   if (socket.memberships.some(({ count }) => count !== 1)) {
-    throw refusal(file, "a packet socket that has joined one group several times");
+    throw refusedSocket(file, "a packet socket that has joined one group several times");
   }
   tellQueue(file, fd);
   const has = (flag: number): boolean => (socket.flags & flag) !== 0;
@@ -241,16 +243,4 @@ function hasAddress(type: number): boolean {
 /** A protocol in network order, as socket(2) takes it and the images hold it. */
 function swap16(value: number): number {
   return ((value & 0xff) << 8) | (value >> 8);
-}
-
-function refusal({ task, fd, target }: OpenFile, why: string): RepriseError {
-  return new RepriseError(
-    "UNSUPPORTED",
-    `cannot dump fd ${fd} of pid ${task.pid} (${target}): ${why}`,
-    {
-      pid: task.pid,
-      fd,
-      hint: "Let the process close it before the dump.",
-    },
-  );
 }
