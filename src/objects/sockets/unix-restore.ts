@@ -1,10 +1,9 @@
-// Unix sockets at restore: all are made in the root task by one program. Each lies at a reserved number, so that it can be
-// connected and filled when all of them are there. In this order: sockets with their names; accepted connections, by
-// connecting and accepting; queues that only a helper can fill; connections of datagram sockets; clients that wait to be
-// accepted; the other queues; and last the options, which may make all this impossible.
+// Unix sockets at restore: all are made in the root task by one program (its calls: unix-calls.ts). Each lies at a reserved number,
+// so that it can be connected and filled when all of them are there. In this order: sockets with their names; accepted
+// connections, by connecting and accepting; queues that only a helper can fill; connections of datagram sockets; clients that wait
+// to be accepted; the other queues; and last the options, which may make all this impossible.
 
-import type { Stats } from "node:fs";
-import { assert, RepriseError } from "../../errors.ts";
+import { assert } from "../../errors.ts";
 import { encode } from "../../images/codec.ts";
 import {
   CriuReqType,
@@ -13,23 +12,20 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import { readUnixSockets } from "../../proc/sock-diag.ts";
-import { inSocketNamespace } from "./socket-namespace.ts";
-import { deviceMajor, deviceMinor } from "../../proc/links.ts";
-import { F_SETFL, O_CLOEXEC, O_NONBLOCK } from "../../sys/abi/fcntl.ts";
+import { O_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { epollKind } from "../files/epoll.ts";
 import type { FilesRestore } from "../files/file-kind.ts";
-import { restoreOwner } from "../files/owner.ts";
-import { restoreFurtherOptions } from "./further-options.ts";
-import { restoreOptions, restoreReuse } from "./socket-options.ts";
-import { asUser, giveSocket, type UserIds } from "./socket-users.ts";
-import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
+import { asUser } from "./socket-users.ts";
+import { peerUser, refusedUnix, socketUser, UnixCalls, type MadeSocket } from "./unix-calls.ts";
+import { addressOfName, isPath, showName } from "./unix-name.ts";
 import { QueueFiller, type NamedSender } from "./unix-queue.ts";
 import { UnixRelations, USK_EXTERN, what } from "./unix-relations.ts";
 
 /** uflags of a socket whose owner asked for the dump. */
 const USK_SERVICE = 2;
+
 /** Adds the calls that make a socket, and those that it is connected to. */
 export function openUnix(program: Program, file: FileEntry, restore: FilesRestore): Argument {
   const { id, usk } = file;
@@ -77,29 +73,18 @@ export function settleInFlight(
 
 const known = new WeakMap<FilesRestore, UnixSockets>();
 
-/** A socket of the program. */
-interface Made {
-  readonly entry: UnixSkEntry;
-  /** Reserved numbers: the socket itself, */
-  readonly fd: number;
-  /** its file, when its name does not lead there, */
-  readonly file?: number | undefined;
-  /** and who sends what waits in it, when no other socket can. Closed in the end. */
-  readonly helper?: number | undefined;
-}
-
 /** A socket whose queue is filled, and who sends. */
 interface Filled {
-  readonly made: Made;
+  readonly made: MadeSocket;
   readonly sender: number;
 }
 
 class UnixSockets {
   readonly #restore: FilesRestore;
   readonly #queues: QueueFiller;
-  readonly #names: NameBinder;
+  readonly #calls: UnixCalls;
   readonly #relations: UnixRelations;
-  readonly #made = new Map<number, Made>();
+  readonly #made = new Map<number, MadeSocket>();
   readonly #connected = new Set<number>();
   /** Names that sockets of the engine's network namespace have. */
   #taken: readonly Buffer[] | undefined;
@@ -111,11 +96,11 @@ class UnixSockets {
   constructor(restore: FilesRestore) {
     this.#restore = restore;
     this.#queues = new QueueFiller(restore);
-    this.#names = new NameBinder(restore, usedFiles());
+    this.#calls = new UnixCalls(restore);
     this.#relations = new UnixRelations(restore.set);
   }
 
-  make(program: Program, entry: UnixSkEntry): Made {
+  make(program: Program, entry: UnixSkEntry): MadeSocket {
     const made = this.#made.get(entry.ino);
     if (made !== undefined) return made;
     if (entry.type === so.SOCK_DGRAM) this.#makeDatagram(program, entry);
@@ -146,7 +131,7 @@ class UnixSockets {
       if (made.entry.type !== so.SOCK_DGRAM) this.#fillStream(program, made);
     }
     const late = this.#late;
-    const isLate = ({ fd, helper = -1 }: Made): boolean =>
+    const isLate = ({ fd, helper = -1 }: MadeSocket): boolean =>
       late.some(({ made, sender }) =>
         [made.fd, sender].some((one) => one === fd || one === helper),
       );
@@ -163,7 +148,7 @@ class UnixSockets {
   }
 
   /** When the queues are filled. */
-  #end(program: Program, sockets: readonly Made[]): void {
+  #end(program: Program, sockets: readonly MadeSocket[]): void {
     for (const { entry, fd, helper } of sockets) {
       if (helper === undefined) continue;
       // Who is closed with something unread resets the connection.
@@ -171,7 +156,7 @@ class UnixSockets {
         program.call("sendto", [fd, program.data(Buffer.alloc(1)), 1, so.MSG_DONTWAIT, 0, 0]);
       program.call("close", [helper]);
     }
-    for (const made of sockets) this.#finishOne(program, made);
+    for (const made of sockets) this.#calls.finish(program, made);
   }
 
   /** Epolls that are in flight to a socket, and that no task has. */
@@ -208,8 +193,8 @@ class UnixSockets {
 
   /** A listener, or a socket that is not connected. */
   #makeAlone(program: Program, entry: UnixSkEntry): void {
-    const fd = this.#socket(program, entry);
-    const file = this.#bind(program, entry, fd);
+    const fd = this.#calls.socket(program, entry);
+    const file = this.#calls.bind(program, { entry, fd });
     this.#made.set(entry.ino, { entry, fd, file });
     if (entry.state !== so.TCP_LISTEN) return;
     asUser(program, peerUser(entry), () =>
@@ -222,17 +207,17 @@ class UnixSockets {
   #makeConnection(program: Program, entry: UnixSkEntry): void {
     const peer = entry.peer === 0 ? undefined : this.#relations.peer(entry);
     if (peer !== undefined && (peer.uflags & USK_EXTERN) !== 0) {
-      throw refusal(entry, "its connection leads out of the saved tree", {
+      throw refusedUnix(entry, "its connection leads out of the saved tree", {
         hint: "Connections cannot be cut in two.",
       });
     }
     if (peer?.state === so.TCP_LISTEN) {
-      const fd = this.#socket(program, entry);
-      this.#made.set(entry.ino, { entry, fd, file: this.#bind(program, entry, fd) });
+      const fd = this.#calls.socket(program, entry);
+      this.#made.set(entry.ino, { entry, fd, file: this.#calls.bind(program, { entry, fd }) });
       return;
     }
     if (peer !== undefined && peer.peer !== entry.ino) {
-      throw refusal(entry, `its peer, socket ${peer.ino}, is connected to another one`);
+      throw refusedUnix(entry, `its peer, socket ${peer.ino}, is connected to another one`);
     }
     const accepted =
       this.#relations.accepted(entry, peer) ?? this.#withLostListener(program, entry, peer);
@@ -240,7 +225,7 @@ class UnixSockets {
     const listener = accepted === undefined ? undefined : this.#relations.listenerOf(accepted);
     const fds =
       accepted === undefined
-        ? this.#pair(program, entry, peer)
+        ? this.#calls.pair(program, { entry, peer })
         : listener === undefined
           ? this.#acceptOnce(program, { accepted, client })
           : this.#accept(program, { accepted, client, listener: this.make(program, listener) });
@@ -275,7 +260,7 @@ class UnixSockets {
   }
 
   #isFree(program: Program, entry: UnixSkEntry): boolean {
-    if (isPath(entry)) return this.#names.isFree(program, entry);
+    if (isPath(entry)) return this.#calls.names.isFree(program, entry);
     const name = Buffer.from(entry.name);
     this.#taken ??= readUnixSockets().map((socket) => socket.name);
     const saved = [...this.#restore.set.files.values()].flatMap(({ usk }) =>
@@ -292,9 +277,9 @@ class UnixSockets {
     ends: { readonly accepted: UnixSkEntry; readonly client: UnixSkEntry | undefined },
   ): [number, number] {
     const { accepted, client } = ends;
-    const fd = this.#socket(program, accepted);
+    const fd = this.#calls.socket(program, accepted);
     const binding = { fd, entry: accepted, what: what(accepted), hide: true };
-    const file = this.#names.bind(program, binding);
+    const file = this.#calls.names.bind(program, binding);
     asUser(program, client === undefined ? undefined : peerUser(client), () =>
       program.call("listen", [fd, 1], { label: `listen for ${what(accepted)}` }),
     );
@@ -308,7 +293,7 @@ class UnixSockets {
    * was the listener's: bound to it, the socket would keep it from others.
    */
   #bindChosen(program: Program, entry: UnixSkEntry, fd: number): void {
-    if (isChosenName(entry.name)) this.#bind(program, entry, fd);
+    if (isChosenName(entry.name)) this.#calls.bind(program, { entry, fd });
   }
 
   /** A connection as it came to be, so that both ends have their names. @returns client, accepted */
@@ -317,23 +302,23 @@ class UnixSockets {
     ends: {
       readonly accepted: UnixSkEntry;
       readonly client: UnixSkEntry | undefined;
-      readonly listener: Made;
+      readonly listener: MadeSocket;
     },
   ): [number, number] {
     const { accepted, listener } = ends;
-    const client = this.#socket(program, ends.client ?? accepted);
-    if (ends.client !== undefined) this.#bind(program, ends.client, client);
+    const client = this.#calls.socket(program, ends.client ?? accepted);
+    if (ends.client !== undefined) this.#calls.bind(program, { entry: ends.client, fd: client });
     // Who connects is who the accepted end saw.
     asUser(program, peerUser(accepted), () =>
-      this.#connectTo(program, { fd: client, entry: ends.client ?? accepted, to: listener }),
+      this.#calls.connect(program, { fd: client, entry: ends.client ?? accepted, to: listener }),
     );
     const taken = program.call("accept4", [listener.fd, 0, 0, so.SOCK_CLOEXEC], {
       label: `accept ${what(accepted)}`,
     });
-    return [client, this.#keep(program, taken)];
+    return [client, this.#calls.keep(program, taken)];
   }
 
-  #fillStream(program: Program, made: Made): void {
+  #fillStream(program: Program, made: MadeSocket): void {
     if (!this.#queues.has(made.entry.id)) return;
     const sender = made.helper ?? this.#get(this.#relations.peer(made.entry)).fd;
     this.#fill(program, made, sender);
@@ -344,11 +329,11 @@ class UnixSockets {
   #makeDatagram(program: Program, entry: UnixSkEntry): void {
     const peer = entry.peer === 0 ? undefined : this.#relations.find(entry.peer);
     if (peer !== undefined && this.#relations.isPair(entry, peer)) {
-      const [own, other] = this.#pair(program, entry);
-      const file = this.#bind(program, entry, own);
+      const [own, other] = this.#calls.pair(program, { entry });
+      const file = this.#calls.bind(program, { entry, fd: own });
       this.#made.set(entry.ino, { entry, fd: own, file });
       if (peer === entry) return;
-      const peerFile = this.#bind(program, peer, other);
+      const peerFile = this.#calls.bind(program, { entry: peer, fd: other });
       this.#made.set(peer.ino, { entry: peer, fd: other, file: peerFile });
       this.#connected.add(entry.ino).add(peer.ino);
       return;
@@ -365,11 +350,11 @@ class UnixSockets {
     const needsHelper = this.#queues.has(entry.id) && this.#relations.sender(entry) === undefined;
     const wasConnected = entry.reprise?.peer_gone === true;
     if (follower === undefined && !needsHelper && !wasConnected) {
-      const fd = this.#socket(program, entry);
-      this.#made.set(entry.ino, { entry, fd, file: this.#bind(program, entry, fd) });
+      const fd = this.#calls.socket(program, entry);
+      this.#made.set(entry.ino, { entry, fd, file: this.#calls.bind(program, { entry, fd }) });
       return;
     }
-    const [own, other] = this.#pair(program, entry);
+    const [own, other] = this.#calls.pair(program, { entry });
     // One whose peer was closed stays connected to it until it sends.
     if (!wasConnected || follower !== undefined) {
       const nobody = addressOfName(new Uint8Array(0)).fill(so.AF_UNSPEC);
@@ -377,20 +362,20 @@ class UnixSockets {
         label: `take ${what(entry)} away from its sender`,
       });
     }
-    const file = this.#bind(program, entry, own);
+    const file = this.#calls.bind(program, { entry, fd: own });
     const helper = follower === undefined ? other : undefined;
     this.#made.set(entry.ino, { entry, fd: own, file, helper });
     if (follower === undefined) return;
     this.#made.set(follower.ino, {
       entry: follower,
       fd: other,
-      file: this.#bind(program, follower, other),
+      file: this.#calls.bind(program, { entry: follower, fd: other }),
     });
     this.#connected.add(follower.ino);
   }
 
   /** Before a socket is connected, those that are connected to it must be: afterwards it listens to its peer alone. */
-  #connectDatagram(program: Program, made: Made): void {
+  #connectDatagram(program: Program, made: MadeSocket): void {
     const { entry } = made;
     if (entry.peer === 0 || this.#connected.has(entry.ino)) return;
     this.#connected.add(entry.ino);
@@ -400,11 +385,11 @@ class UnixSockets {
     this.#connect(program, made, this.#target(program, entry));
   }
 
-  #target(program: Program, entry: UnixSkEntry): Made {
+  #target(program: Program, entry: UnixSkEntry): MadeSocket {
     const peer = this.#relations.peer(entry);
     if ((peer.uflags & USK_EXTERN) === 0) return this.make(program, peer);
     if (this.#restore.options.extUnixSk !== true) {
-      throw refusal(entry, `it was connected to a socket outside (${showName(peer.name)})`, {
+      throw refusedUnix(entry, `it was connected to a socket outside (${showName(peer.name)})`, {
         hint: "Use --ext-unix-sk, if that socket is there.",
       });
     }
@@ -413,28 +398,7 @@ class UnixSockets {
 
   // What all have in common
 
-  #finishOne(program: Program, { entry, fd }: Made): void {
-    const socket = { fd, what: what(entry) };
-    giveSocket(program, fd, socketUser(entry));
-    restoreReuse(program, entry.opts, socket);
-    restoreOptions(program, entry.opts, socket);
-    restoreFurtherOptions(program, entry.reprise?.options ?? [], socket);
-    restoreOwner(program, entry.fown, fd);
-    if (entry.state === so.TCP_LISTEN) {
-      asUser(program, peerUser(entry), () =>
-        program.call("listen", [fd, entry.backlog], { label: `set the backlog of ${what(entry)}` }),
-      );
-    }
-    const shutdown = entry.shutdown ?? 0;
-    if (shutdown !== 0) {
-      program.call("shutdown", [fd, shutdown - 1], { label: `shut ${what(entry)} down` });
-    }
-    program.call("fcntl", [fd, F_SETFL, entry.flags & O_NONBLOCK], {
-      label: `set the flags of ${what(entry)}`,
-    });
-  }
-
-  #fill(program: Program, made: Made, sender: number): void {
+  #fill(program: Program, made: MadeSocket, sender: number): void {
     if (this.#queues.isLate(made.entry.id)) this.#late.push({ made, sender });
     else this.#fillNow(program, this.#queues, { made, sender });
   }
@@ -451,88 +415,24 @@ class UnixSockets {
   }
 
   /** Who sends under a name: the socket of the tree that has it, or one for the moment, if the name is not one of the file system. */
-  #namedSender(program: Program, receiver: Made, name: Uint8Array): NamedSender | undefined {
-    const to = this.#addressOf(receiver);
+  #namedSender(program: Program, receiver: MadeSocket, name: Uint8Array): NamedSender | undefined {
+    const to = this.#calls.addressOf(receiver);
     const own = this.#relations.datagramNamed(name);
     if (own !== undefined && (own.uflags & USK_EXTERN) === 0)
       return { fd: this.make(program, own).fd, to };
     if (name[0] !== 0) return undefined;
-    const fd = this.#socket(program, receiver.entry);
+    const fd = this.#calls.socket(program, receiver.entry);
     const address = addressOfName(name);
     // Somebody else may have taken the name: the datagram comes without one then.
     program.call("bind", [fd, program.data(address), address.length], { mayFail: true });
     return { fd, to, done: () => void program.call("close", [fd]) };
   }
 
-  #connect(program: Program, from: Made, to: Made): void {
-    this.#connectTo(program, { fd: from.fd, entry: from.entry, to });
+  #connect(program: Program, from: MadeSocket, to: MadeSocket): void {
+    this.#calls.connect(program, { fd: from.fd, entry: from.entry, to });
   }
 
-  #connectTo(
-    program: Program,
-    { fd, entry, to }: { readonly fd: number; readonly entry: UnixSkEntry; readonly to: Made },
-  ): void {
-    if (to.entry.name.length === 0) {
-      throw refusal(entry, `its peer, socket ${to.entry.ino}, has no name to connect to`);
-    }
-    this.#restore.inMountsOf(program, to.entry.mnt_id);
-    const address = this.#addressOf(to);
-    program.call("connect", [fd, program.data(address), address.length], {
-      label: `connect ${what(entry)} to ${showName(to.entry.name)}`,
-      hint: "Nobody may be bound to that name.",
-    });
-  }
-
-  #addressOf({ entry, file }: Made): Buffer {
-    const byFile = isPath(entry) && file !== undefined;
-    return addressOfName(byFile ? Buffer.from(`/proc/self/fd/${file}\0`) : entry.name);
-  }
-
-  #bind(program: Program, entry: UnixSkEntry, fd: number): number | undefined {
-    if (entry.name.length === 0) return undefined;
-    return this.#names.bind(program, { fd, entry, what: what(entry) });
-  }
-
-  #socket(program: Program, entry: UnixSkEntry): number {
-    const fd = this.#inNamespace(program, entry, () =>
-      program.call("socket", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0], {
-        label: `make ${what(entry)}`,
-      }),
-    );
-    return this.#keep(program, fd);
-  }
-
-  /** Both ends see who makes them. Where they saw different ones (their listener is gone), that must not be root. */
-  #pair(program: Program, entry: UnixSkEntry, peer?: UnixSkEntry): [number, number] {
-    const user = peerUser(entry) ?? (peer === undefined ? undefined : peerUser(peer));
-    const ends = program.output(8);
-    this.#inNamespace(program, entry, () =>
-      asUser(program, user, () =>
-        program.call("socketpair", [so.AF_UNIX, entry.type | so.SOCK_CLOEXEC, 0, ends], {
-          label: `make ${what(entry)} and its peer`,
-        }),
-      ),
-    );
-    const end = (index: number): Argument => ({
-      kind: "load",
-      from: { ...ends, offset: ends.offset + index * 4 },
-      width: 4,
-    });
-    return [this.#keep(program, end(0)), this.#keep(program, end(1))];
-  }
-
-  #inNamespace<T>(program: Program, entry: UnixSkEntry, step: () => T): T {
-    return inSocketNamespace(program, { id: entry.ns_id, restore: this.#restore }, step);
-  }
-
-  #keep(program: Program, fd: Argument): number {
-    const number = this.#restore.reserve();
-    program.call("dup3", [fd, number, O_CLOEXEC], { label: "keep a socket" });
-    program.call("close", [fd]);
-    return number;
-  }
-
-  #get(entry: UnixSkEntry): Made {
+  #get(entry: UnixSkEntry): MadeSocket {
     const made = this.#made.get(entry.ino);
     assert(made !== undefined, `${what(entry)} was not made`);
     return made;
@@ -551,43 +451,6 @@ function isChosenName(name: Uint8Array): boolean {
 const MANY = 128;
 
 /** First come first: the place in the queue, and without one, the age. */
-function byPlace(a: Made, b: Made): number {
+function byPlace(a: MadeSocket, b: MadeSocket): number {
   return a.entry.backlog - b.entry.backlog || a.entry.ino - b.entry.ino;
-}
-
-/** Whose a socket is; undefined for root's. */
-function socketUser({ reprise }: UnixSkEntry): UserIds | undefined {
-  const { uid, gid } = reprise ?? {};
-  return uid === undefined || gid === undefined ? undefined : { uid, gid };
-}
-
-/** Who its peer was; of a listener, who listens. */
-function peerUser({ reprise }: UnixSkEntry): UserIds | undefined {
-  const { peer_uid: uid, peer_gid: gid } = reprise ?? {};
-  return uid === undefined || gid === undefined ? undefined : { uid, gid };
-}
-
-function refusal(
-  entry: UnixSkEntry,
-  why: string,
-  more: { readonly hint?: string } = {},
-): RepriseError {
-  return new RepriseError("UNSUPPORTED", `cannot restore ${what(entry)}: ${why}`, more);
-}
-
-/** Tells of a socket file whether somebody is bound to it. */
-function usedFiles(): (stat: Stats) => boolean {
-  let used: ReadonlySet<string> | undefined;
-  return ({ dev, ino }) => {
-    used ??= new Set(
-      readUnixSockets().flatMap(({ file, state, peer }) =>
-        // An accepted connection has its listener's file too, and may outlive it.
-        file === undefined || (state === so.TCP_ESTABLISHED && peer !== undefined)
-          ? []
-          : [`${file.device}:${file.inode}`],
-      ),
-    );
-    const device = deviceMajor(BigInt(dev)) * 2 ** 20 + deviceMinor(BigInt(dev));
-    return used.has(`${device}:${ino % 2 ** 32}`);
-  };
 }
