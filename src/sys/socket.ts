@@ -111,23 +111,31 @@ const CONTROL_SIZE = 2048;
 
 /** recvmsg into `into`; received descriptors are close-on-exec. Gives the negative error number when it fails. */
 export function receiveMessage(fd: number, into: Buffer, flags: number): ReceivedMessage | number {
-  const name = Buffer.alloc(NAME_SIZE);
-  const control = Buffer.alloc(CONTROL_SIZE);
-  const { header, iov } = messageHeader(into);
-  writeU64(header, MSG_NAME, addressOf(name));
+  const { name, control, iov, header } = (receiving ??= receivingBuffers());
+  writeU64(iov, 0, into.length === 0 ? 0 : addressOf(into));
+  writeU64(iov, 8, into.length);
   header.writeUInt32LE(name.length, MSG_NAMELEN);
-  writeU64(header, MSG_CONTROL, addressOf(control));
   writeU64(header, MSG_CONTROLLEN, control.length);
   const length = trySyscall("recvmsg", fd, header, flags | MSG_CMSG_CLOEXEC);
-  // The kernel knew these buffers by their addresses only.
-  if (iov.length === 0 || length < 0) return length;
+  if (length < 0) return length;
   return {
     length,
     data: into.subarray(0, Math.min(length, into.length)),
     control: controlMessages(control.subarray(0, header.readUInt32LE(MSG_CONTROLLEN))),
-    name: name.subarray(0, header.readUInt32LE(MSG_NAMELEN)),
+    name: Buffer.from(name.subarray(0, header.readUInt32LE(MSG_NAMELEN))),
     flags: header.readUInt32LE(MSG_FLAGS),
   };
+}
+
+/** What a message comes with; one for all, since the queues of thousands of sockets may be looked into. */
+let receiving: ReturnType<typeof receivingBuffers> | undefined;
+
+function receivingBuffers(): Record<"name" | "control" | "iov" | "header", Buffer> {
+  const [name, control] = [Buffer.alloc(NAME_SIZE), Buffer.alloc(CONTROL_SIZE)];
+  const { header, iov } = messageHeader(name);
+  writeU64(header, MSG_NAME, addressOf(name));
+  writeU64(header, MSG_CONTROL, addressOf(control));
+  return { name, control, iov, header };
 }
 
 /**

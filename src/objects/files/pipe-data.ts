@@ -23,12 +23,16 @@ export interface PipeContent {
  * Reads what is in a pipe and leaves it there. `fd` is any end; only one that can read shows content.
  * @throws RepriseError SYSCALL
  */
-function peekPipe(fd: number, options: { readonly canRead: boolean }): PipeContent {
+function peekPipe(
+  { fd, canRead }: { readonly fd: number; readonly canRead: boolean },
+  dump: FilesDump,
+): PipeContent {
   const size = syscall("fcntl", fd, F_GETPIPE_SZ, 0);
   const count = Buffer.alloc(4);
-  if (options.canRead) syscall("ioctl", fd, FIONREAD, count);
+  if (canRead) syscall("ioctl", fd, FIONREAD, count);
   const waiting = count.readUInt32LE(0);
-  return { size, bytes: waiting === 0 ? new Uint8Array(0) : copyOut(fd, { size, waiting }) };
+  if (waiting === 0) return { size, bytes: new Uint8Array(0) };
+  return { size, bytes: copyOut(fd, { size, waiting, own: ownPipe(dump) }) };
 }
 
 /** Collects the content of pipes during a dump, and writes it when all are seen: one entry a pipe. */
@@ -41,7 +45,7 @@ export function notePipe(
   const known = contents.get(pipe.id);
   // An end that can only write shows the capacity; content is read once.
   if (known !== undefined && (known.wasRead || !pipe.canRead)) return;
-  contents.set(pipe.id, { ...peekPipe(pipe.fd, pipe), wasRead: pipe.canRead });
+  contents.set(pipe.id, { ...peekPipe(pipe, dump), wasRead: pipe.canRead });
 }
 
 /** The saved content of a pipe, if there is any. */
@@ -49,8 +53,19 @@ function findPipeData(
   entries: readonly ImageEntry<PipeDataEntry>[],
   pipeId: number,
 ): ImageEntry<PipeDataEntry> | undefined {
-  return entries.find(({ value }) => value.pipe_id === pipeId);
+  let known = byPipe.get(entries);
+  if (known === undefined) {
+    known = new Map();
+    for (const entry of entries) {
+      // The first one counts.
+      if (!known.has(entry.value.pipe_id)) known.set(entry.value.pipe_id, entry);
+    }
+    byPipe.set(entries, known);
+  }
+  return known.get(pipeId);
 }
+
+const byPipe = new WeakMap<object, Map<number, ImageEntry<PipeDataEntry>>>();
 
 /** Adds the calls that give a pipe its capacity and content; `fd` is an end that can write and does not block. */
 export function fillPipe(
@@ -110,28 +125,51 @@ function writeContents(
 
 const SPLICE_F_NONBLOCK = 2;
 
-function copyOut(fd: number, { size, waiting }: { size: number; waiting: number }): Uint8Array {
+/** A pipe of our own, which is empty between two looks. */
+interface Copy {
+  readonly from: number;
+  readonly to: number;
+  size: number;
+}
+
+const copies = new WeakMap<FilesDump, Copy>();
+
+/** One for all pipes of a dump. */
+function ownPipe(dump: FilesDump): Copy {
+  const known = copies.get(dump);
+  if (known !== undefined) return known;
   const ends = Buffer.alloc(8);
   syscall("pipe2", ends, O_CLOEXEC);
-  const from = ends.readInt32LE(0);
-  const to = ends.readInt32LE(4);
-  try {
-    // As many slots as the pipe itself has: tee gives slots, however little is in each.
+  const copy = { from: ends.readInt32LE(0), to: ends.readInt32LE(4), size: 0 };
+  copies.set(dump, copy);
+  dump.atEnd(() => {
+    copies.delete(dump);
+    closeSync(copy.from);
+    closeSync(copy.to);
+  });
+  return copy;
+}
+
+function copyOut(
+  fd: number,
+  { size, waiting, own }: { size: number; waiting: number; own: Copy },
+): Uint8Array {
+  const { from, to } = own;
+  // As many slots as the pipe itself has: tee gives slots, however little is in each.
+  if (own.size !== size) {
     syscall("fcntl", to, F_SETPIPE_SZ, size);
-    const copied = trySyscall("tee", fd, to, size, SPLICE_F_NONBLOCK);
-    if (copied < 0 && copied !== -EAGAIN) throw peekError(`tee: ${errnoName(-copied)}`);
-    if (copied !== waiting) throw peekError(`tee gave ${Math.max(copied, 0)} of ${waiting} bytes`);
-    const bytes = new Uint8Array(waiting);
-    for (let at = 0; at < waiting;) {
-      const count = readSync(from, bytes, at, waiting - at, null);
-      if (count === 0) throw peekError(`read gave ${at} of ${waiting} bytes`);
-      at += count;
-    }
-    return bytes;
-  } finally {
-    closeSync(from);
-    closeSync(to);
+    own.size = size;
   }
+  const copied = trySyscall("tee", fd, to, size, SPLICE_F_NONBLOCK);
+  if (copied < 0 && copied !== -EAGAIN) throw peekError(`tee: ${errnoName(-copied)}`);
+  if (copied !== waiting) throw peekError(`tee gave ${Math.max(copied, 0)} of ${waiting} bytes`);
+  const bytes = new Uint8Array(waiting);
+  for (let at = 0; at < waiting;) {
+    const count = readSync(from, bytes, at, waiting - at, null);
+    if (count === 0) throw peekError(`read gave ${at} of ${waiting} bytes`);
+    at += count;
+  }
+  return bytes;
 }
 
 function peekError(what: string): RepriseError {

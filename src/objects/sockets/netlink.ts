@@ -78,10 +78,12 @@ function writeNetlink(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   return { type: FdTypes.NETLINKSK, id, nlsk: entry };
 }
 
+const ONE_BYTE = Buffer.alloc(1);
+
 /** Answers that wait cannot be put back: they came from the kernel. */
 function refuseWaiting(file: OpenFile, fd: number): void {
   const flags = so.MSG_PEEK | so.MSG_DONTWAIT;
-  const length = trySyscall("recvfrom", fd, Buffer.alloc(1), 1, flags, 0, 0);
+  const length = trySyscall("recvfrom", fd, ONE_BYTE, 1, flags, 0, 0);
   if (length === -EAGAIN) return;
   const { task } = file;
   throw new RepriseError(
@@ -107,13 +109,17 @@ function nameOf(
   return { port: name.readUInt32LE(4), groups: name.readUInt32LE(8) };
 }
 
+/** Bytes for the groups of most families, and of any. */
+const FEW_GROUPS = 64;
+const MANY_GROUPS = 4096;
+
 /** Groups as bits, in words; without empty words at the end. */
 function memberships(fd: number): number[] {
-  const bits = getOption(fd, {
-    level: nl.SOL_NETLINK,
-    name: nl.NETLINK_LIST_MEMBERSHIPS,
-    size: 4096,
-  });
+  const option = { level: nl.SOL_NETLINK, name: nl.NETLINK_LIST_MEMBERSHIPS };
+  let bits = getOption(fd, { ...option, size: FEW_GROUPS });
+  // As long as the room, or longer.
+  if (typeof bits !== "number" && bits.length === FEW_GROUPS)
+    bits = getOption(fd, { ...option, size: MANY_GROUPS });
   if (typeof bits === "number") return [];
   const words = Array.from({ length: Math.floor(bits.length / 4) }, (_, at) =>
     bits.readUInt32LE(at * 4),

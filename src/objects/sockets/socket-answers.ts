@@ -4,6 +4,8 @@
 import { assert } from "../../errors.ts";
 import type { SkOptsEntry } from "../../images/schema/messages.generated.ts";
 import * as inet from "../../sys/abi/inet.ts";
+import * as nl from "../../sys/abi/netlink.ts";
+import * as packet from "../../sys/abi/packet.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { socketFamily, withKnownOptions } from "../../sys/socket.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
@@ -92,6 +94,8 @@ function placesOf(family: number): SocketOptionPlace[] {
     ...ints(so.SOL_SOCKET, [so.SO_TYPE, so.SO_PROTOCOL]),
     { level: so.SOL_SOCKET, name: so.SO_NETNS_COOKIE, size: 8 },
     ...(family === so.AF_UNIX ? [{ level: so.SOL_SOCKET, name: so.SO_PEERCRED, size: 12 }] : []),
+    ...(family === so.AF_PACKET ? ints(packet.SOL_PACKET, PACKET_OPTIONS) : []),
+    ...(family === so.AF_NETLINK ? ints(nl.SOL_NETLINK, NETLINK_OPTIONS) : []),
     ...(four ? ints(inet.SOL_IP, IP_OPTIONS) : []),
     ...(six ? ints(inet.SOL_IPV6, IPV6_OPTIONS) : []),
     ...(four || six
@@ -111,6 +115,20 @@ function ints(level: number, names: readonly number[]): SocketOptionPlace[] {
   return names.map((name) => ({ level, name, size: 4 }));
 }
 
+const NETLINK_OPTIONS = [
+  nl.NETLINK_PKTINFO,
+  nl.NETLINK_BROADCAST_ERROR,
+  nl.NETLINK_NO_ENOBUFS,
+  nl.NETLINK_LISTEN_ALL_NSID,
+  nl.NETLINK_CAP_ACK,
+  nl.NETLINK_EXT_ACK,
+  nl.NETLINK_GET_STRICT_CHK,
+];
+const PACKET_OPTIONS = [
+  packet.PACKET_TX_HAS_OFF,
+  packet.PACKET_QDISC_BYPASS,
+  packet.PACKET_IGNORE_OUTGOING,
+];
 const IP_OPTIONS = [inet.IP_FREEBIND, inet.IP_PKTINFO, inet.IP_TOS, inet.IP_TTL];
 const IPV6_OPTIONS = [inet.IPV6_FREEBIND, inet.IPV6_RECVPKTINFO, inet.IPV6_V6ONLY];
 const TCP_OPTIONS = [

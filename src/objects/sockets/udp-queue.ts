@@ -21,13 +21,15 @@ import type { PacketSender } from "./ip-packet.ts";
 /** The largest datagram. */
 const DATAGRAM_MAX = 65_535;
 const NO_OFFSET = -1;
+/** One for all: 64 KiB for each of thousands of sockets would have V8 collect garbage. */
+let room: Buffer | undefined;
 
 /**
  * What waits in a socket, in order. Source addresses are sockaddrs.
  * @throws RepriseError SYSCALL
  */
 export function peekDatagrams(fd: number): RepriseDatagram[] {
-  const buffer = Buffer.allocUnsafe(DATAGRAM_MAX);
+  const buffer = (room ??= Buffer.allocUnsafe(DATAGRAM_MAX));
   const flags = so.MSG_PEEK | so.MSG_DONTWAIT;
   const peek = (): ReturnType<typeof receiveMessage> => receiveMessage(fd, buffer, flags);
   const offset = getNumber(fd, so.SOL_SOCKET, so.SO_PEEK_OFF);

@@ -38,10 +38,8 @@ export interface Packet {
   readonly sender: Buffer;
 }
 
-/** Bytes at first; a longer message is read again. */
+/** Bytes at first: a longer message is read again; of a stream the most in one packet, since a restore needs memory for one. */
 const FIRST_READ = 256 * 1024;
-/** The most of a stream in one packet: a restore needs memory for one. */
-const STREAM_PART = 256 * 1024;
 
 /** Whether a socket has an error (ECONNRESET) that its owner has not been told yet. Looking for data in vain would take it. */
 export function hasError(fd: number): boolean {
@@ -112,6 +110,9 @@ interface Seen {
   readonly ignoreCredentials: boolean;
 }
 
+/** One for all: there may be thousands of sockets, with nearly nothing in each. */
+let room: Buffer | undefined;
+
 class Reader {
   readonly #file: OpenFile;
   readonly #fd: number;
@@ -131,7 +132,7 @@ class Reader {
 
   next(): Packet | undefined {
     const isStream = this.#seen.type === so.SOCK_STREAM;
-    const buffer = Buffer.allocUnsafe(isStream ? STREAM_PART : FIRST_READ);
+    const buffer = (room ??= Buffer.allocUnsafe(FIRST_READ));
     let message = this.#peek(buffer);
     if (message === undefined || (isStream && message.length === 0)) return undefined;
     if (message.length === 0 && this.#seen.mayEnd && !hasCredentials(message)) return undefined;
