@@ -49,6 +49,7 @@ interface KnownFd extends KernelObject {
 
 interface EarlyTable {
   readonly sleeper: Sleeper;
+  readonly directory: FdDirectory;
   /** Every descriptor, and what is known of it already. */
   readonly fds: ReadonlyMap<number, EarlyFd | undefined>;
   /** Undefined when there is more to it than plain files. */
@@ -111,7 +112,10 @@ export class LookAhead {
   holds(tree: FrozenTree): boolean {
     const slept = this.#slept(tree);
     for (const { sleeper } of this.#tables.values()) sleeper.close();
-    return slept && this.files.refresh();
+    const directories = new Map([...this.#tables].map(([pid, { directory }]) => [pid, directory]));
+    const holds = slept && this.files.refresh(directories);
+    for (const directory of directories.values()) directory[Symbol.dispose]();
+    return holds;
   }
 
   #slept({ tasks }: FrozenTree): boolean {
@@ -162,6 +166,7 @@ export class LookAhead {
       ? collectPlaces(task, areas, this.files)
       : undefined;
     for (const { entry } of places?.vmas ?? []) encodeAhead("vma_entry", entry);
+    // Its descriptors are not kept: there may be many tasks.
     using directory = new FdDirectory(pid);
     const numbers = readFdNumbers(pid);
     directory.prepare(numbers, ["targets"]);
@@ -169,7 +174,7 @@ export class LookAhead {
     directory.prepare(promising, ["infos", "stats"]);
     const fds = new Map<number, EarlyFd | undefined>(numbers.map((fd) => [fd, undefined]));
     for (const fd of promising) fds.set(fd, this.#describe(task, fd, directory));
-    this.#tables.set(pid, { sleeper, fds, places });
+    this.#tables.set(pid, { sleeper, directory, fds, places });
   }
 
   #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {

@@ -38,6 +38,31 @@ export class FdDirectory implements Disposable {
     if (what.includes("infos")) manyInfos().read(this.#openInfos(), fds, keep(this.#knownInfos));
   }
 
+  /**
+   * Those of some descriptors of which fdinfo says something else than when they were prepared (or says it at length): what it says now
+   * is what `info` gives from here on.
+   */
+  changedInfos(fds: readonly number[]): readonly number[] {
+    if (fds.length < WORTH_IT) {
+      this.#knownInfos.clear();
+      return fds;
+    }
+    const same = new Set<number>();
+    const again = new Map<number, string>();
+    manyInfos().read(this.#openInfos(), fds, (fd, bytes) => {
+      const text = bytes.toString("utf8");
+      if (this.#knownInfos.get(fd) === text) same.add(fd);
+      else again.set(fd, text);
+    });
+    return fds.filter((fd) => {
+      if (same.has(fd)) return false;
+      const text = again.get(fd);
+      if (text === undefined) this.#knownInfos.delete(fd);
+      else this.#knownInfos.set(fd, text);
+      return true;
+    });
+  }
+
   /** As readFdInfo. Whatever goes wrong is told in its words. */
   info(fd: number): FdInfo {
     const text = this.#knownInfos.get(fd) ?? readShortText(`${fd}`, this.#openInfos());
@@ -56,8 +81,11 @@ export class FdDirectory implements Disposable {
     return typeof target === "string" ? target : readProcLink(this.#pid, `fd/${fd}`);
   }
 
+  /** Closes the directories; they are opened again when they are needed. */
   [Symbol.dispose](): void {
     for (const fd of [this.#links ?? -1, this.#infos ?? -1]) if (fd >= 0) trySyscall("close", fd);
+    this.#links = undefined;
+    this.#infos = undefined;
   }
 
   #openLinks(): number {

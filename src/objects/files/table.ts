@@ -56,6 +56,8 @@ export class FileTable implements FilesDump {
   readonly #paths = new Map<string, number>();
   /** By their ids. */
   readonly #files = new Map<number, OpenFile>();
+  /** One of those that are the same file, with the same name, unchanged. */
+  readonly #states = new Map<string, OpenFile>();
   readonly #afterTasks: (() => void)[] = [];
   readonly #later: (() => void)[] = [];
   readonly #lastSteps: (() => void)[] = [];
@@ -80,23 +82,25 @@ export class FileTable implements FilesDump {
    * For files that were described while tasks ran: what others may have changed since. False when one has been locked meanwhile
    * (fdinfo tells it of this file alone; /proc/locks makes all processors wait for each other: 8 ms), or has another name or none.
    */
-  refresh(): boolean {
+  refresh(directories: ReadonlyMap<number, FdDirectory>): boolean {
     if (!this.#keptNames()) return false;
     const before = [...this.#descriptions.values()].flatMap(({ items }) => items);
-    const infos = readInfos(before);
-    if (infos.some(({ locks }) => locks.length > 0)) return false;
+    const infos = changedInfos(before, directories);
+    if ([...infos.values()].some(({ locks }) => locks.length > 0)) return false;
     const isSame = ({ file: { info } }: Known, { pos, flags }: FdInfo): boolean =>
       info.pos === pos && info.flags === flags;
-    if (before.every((known, index) => isSame(known, infos[index] as FdInfo))) return true;
+    if ([...infos].every(([known, info]) => isSame(known, info))) return true;
     const places = new Map(this.#entries.map((entry, index) => [entry.id, index]));
     this.#descriptions.clear();
-    for (const [index, { file, id, type }] of before.entries()) {
-      const { pos, flags } = infos[index] as FdInfo;
+    for (const known of before) {
+      const { file, id, type } = known;
+      const { pos, flags } = infos.get(known) ?? file.info;
       const place = places.get(id) ?? -1;
       const entry = this.#entries[place];
-      if (entry?.reg !== undefined)
+      const isOther = infos.has(known);
+      if (isOther && entry?.reg !== undefined)
         this.#entries[place] = { ...entry, reg: { ...entry.reg, pos, flags: flags & ~O_CLOEXEC } };
-      const now = { ...file, info: { ...file.info, pos, flags } };
+      const now = isOther ? { ...file, info: { ...file.info, pos, flags } } : file;
       this.#copies.set(now, this.borrow(file));
       this.#lookingLike(now).findOrAdd({ ...placeOf(now), file: now, id, type });
     }
@@ -107,13 +111,21 @@ export class FileTable implements FilesDump {
   #keptNames(): boolean {
     const looked = new Map<string, FileStat>();
     const directories = new Set<string>();
+    let isChanged = false;
+    // One look at each file, and at each state of it that was seen: thousands may lead to one.
+    for (const [place, file] of this.#states) {
+      const name = place.slice(0, place.lastIndexOf(":"));
+      const now = looked.get(name) ?? lookAgain(file, directories);
+      if (now === undefined) return false;
+      looked.set(name, now);
+      if (now.ctimeNs !== file.stat.ctimeNs) isChanged = true;
+    }
+    if (!isChanged) return true;
     for (const [index, entry] of this.#entries.entries()) {
       const file = this.#files.get(entry.id);
       if (file === undefined) continue;
-      const place = `${file.stat.devMajor}:${file.stat.devMinor}:${file.stat.inode}:${file.target}`;
-      const now = looked.get(place) ?? lookAgain(file, directories);
-      if (now === undefined) return false;
-      looked.set(place, now);
+      const now = looked.get(placeOfFile(file));
+      assert(now !== undefined, "every file was looked at again");
       if (entry.reg === undefined || now.ctimeNs === file.stat.ctimeNs) continue;
       // What was built anew has another build id.
       if (now.mtimeNs !== file.stat.mtimeNs && entry.reg.build_id.length > 0) return false;
@@ -307,6 +319,8 @@ export class FileTable implements FilesDump {
     const id = this.#nextId++;
     const kind = kindOf(file, this);
     this.#files.set(id, file);
+    const state = `${placeOfFile(file)}:${file.stat.ctimeNs}`;
+    if (!this.#states.has(state)) this.#states.set(state, file);
     this.#entries.push(kind.write(file, id, this));
     return { id, type: kind.type };
   }
@@ -330,27 +344,29 @@ export function lookAtFd(
   return { task, fd, procPath, target: directory.target(fd), stat: directory.stat(fd), info };
 }
 
-/** What fdinfo says of each now. */
-function readInfos(known: readonly Known[]): FdInfo[] {
-  const directories = new Map<number, FdDirectory>();
-  const numbers = new Map<number, number[]>();
-  for (const { pid, fd } of known) {
-    const ofPid = numbers.get(pid);
-    if (ofPid === undefined) numbers.set(pid, [fd]);
-    else ofPid.push(fd);
+/** What fdinfo says now of those of which it says something else than when they were looked at. */
+function changedInfos(
+  known: readonly Known[],
+  directories: ReadonlyMap<number, FdDirectory>,
+): ReadonlyMap<Known, FdInfo> {
+  const ofTasks = new Map<number, Map<number, Known>>();
+  for (const one of known) {
+    const ofTask = ofTasks.get(one.pid);
+    if (ofTask === undefined) ofTasks.set(one.pid, new Map([[one.fd, one]]));
+    else ofTask.set(one.fd, one);
   }
-  try {
-    for (const [pid, fds] of numbers) {
-      const directory = new FdDirectory(pid);
-      directories.set(pid, directory);
-      directory.prepare(fds, ["infos"]);
-    }
-    return known.map(({ pid, fd }) => {
-      return (directories.get(pid) as FdDirectory).info(fd);
-    });
-  } finally {
-    for (const directory of directories.values()) directory[Symbol.dispose]();
+  const changed = new Map<Known, FdInfo>();
+  for (const [pid, ofTask] of ofTasks) {
+    const directory = directories.get(pid);
+    assert(directory !== undefined, `the descriptors of pid ${pid} were looked at`);
+    for (const fd of directory.changedInfos([...ofTask.keys()]))
+      changed.set(ofTask.get(fd) as Known, directory.info(fd));
   }
+  return changed;
+}
+
+function placeOfFile({ stat, target }: OpenFile): string {
+  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${target}`;
 }
 
 /** What two descriptors of one description have in common for sure. */

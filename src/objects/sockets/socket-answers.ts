@@ -2,6 +2,7 @@
 // thirty times. While a room writes a socket, getOption finds the answers here.
 
 import { assert } from "../../errors.ts";
+import { encodeAhead } from "../../images/codec.ts";
 import type { SkOptsEntry } from "../../images/schema/messages.generated.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import * as nl from "../../sys/abi/netlink.ts";
@@ -80,7 +81,11 @@ export function alikeOptions(fd: number, make: () => SkOptsEntry): SkOptsEntry {
   if (current?.fd !== fd) return make();
   const { asking } = current;
   const { question, alike } = asking;
-  if (alike !== undefined && question.hasAnswered(alike.raw, COLLECTED.length)) return alike.opts;
+  if (alike !== undefined && question.hasAnswered(alike.raw, COLLECTED.length)) {
+    // There may be thousands more.
+    encodeAhead("sk_opts_entry", alike.opts);
+    return alike.opts;
+  }
   const opts = make();
   // Of a filter only the length is among the answers.
   if (opts.so_filter.length === 0) asking.alike = { raw: question.raw(COLLECTED.length), opts };
