@@ -112,14 +112,19 @@ export function decode<N extends MessageName>(name: N, bytes: Uint8Array): Messa
   if (bytes.length > MAX_MESSAGE_BYTES) {
     throw badMessage(name, `${bytes.length} bytes, more than ${MAX_MESSAGE_BYTES}`);
   }
+  return decodePart(name, new WireReader(bytes), { start: 0, end: bytes.length });
+}
+
+/** As `decode`, for one of many messages that lie in the same bytes. */
+export function decodePart<N extends MessageName>(
+  name: N,
+  reader: WireReader,
+  { start, end }: { readonly start: number; readonly end: number },
+): Messages[N] {
   const budget = { elements: MAX_ELEMENTS };
+  reader.pos = start;
   try {
-    const reader = new WireReader(bytes);
-    const value: unknown = readMessage(reader, fieldsOf(name), {
-      end: bytes.length,
-      depth: 0,
-      budget,
-    });
+    const value: unknown = readMessage(reader, fieldsOf(name), { end, depth: 0, budget });
     return value as Messages[N];
   } catch (error) {
     if (error instanceof RepriseError) throw error;
@@ -141,6 +146,13 @@ export interface FieldSpec {
   readonly tag: number;
   /** The fields of the message, once they were looked up. */
   fields?: MessageFields;
+  /** The message that was read last; the same bytes are the same one again. */
+  last?: {
+    readonly bytes: Uint8Array;
+    readonly value: PlainMessage;
+    /** How many before it were others. */
+    readonly differed: number;
+  };
 }
 
 export interface MessageFields {
@@ -450,8 +462,20 @@ function readChild(
   if (end > scope.end) throw badField(message, field, "runs beyond the end");
   const depth = scope.depth + 1;
   field.fields ??= fieldsOf(field.typeName);
-  return readMessage(reader, field.fields, { end, depth, budget: scope.budget });
+  // Thousands of files have the same options, or no owner.
+  const { last } = field;
+  if (last !== undefined && reader.passSame(last.bytes, end)) return last.value;
+  const differed = last === undefined ? 0 : last.differed + 1;
+  const isKept = length <= SHORT_MESSAGE && differed < ENOUGH && !isRepeated(field);
+  const bytes = isKept ? reader.part(end) : undefined;
+  const child = readMessage(reader, field.fields, { end, depth, budget: scope.budget });
+  if (bytes !== undefined) field.last = { bytes, value: Object.freeze(child), differed };
+  return child;
 }
+
+/** Messages that may be compared with the one before; and how often it is kept when the next one differs each time. */
+const SHORT_MESSAGE = 256;
+const ENOUGH = 8;
 
 function spendElement(field: FieldSpec, { message, scope }: ReadTarget): void {
   scope.budget.elements -= 1;

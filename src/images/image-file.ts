@@ -5,13 +5,14 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 import {
-  decode,
+  decodePart,
   encodeEntry,
   MAX_MESSAGE_BYTES,
   type MessageInput,
   type MessageName,
 } from "./codec.ts";
 import { COMMON_MAGIC, MAGIC, magicName, SERVICE_MAGIC } from "./magic.ts";
+import { WireReader } from "./wire-reader.ts";
 import { kindSpec, type EntryKind, type KindSpec, type MessageOf } from "./names.ts";
 import type {
   BpfmapDataEntry,
@@ -59,6 +60,8 @@ export class ImageFile implements Disposable {
   readonly size: number;
   #window = new Uint8Array(0);
   #windowAt = 0;
+  /** On the window. */
+  #reader: { readonly bytes: Uint8Array; readonly wire: WireReader } | undefined;
 
   /** @throws RepriseError BAD_IMAGE when it is no regular file; system errors of open(2) as they are. */
   constructor(path: string, name: string) {
@@ -78,6 +81,13 @@ export class ImageFile implements Disposable {
    * @throws RepriseError BAD_IMAGE beyond the end of the file, and for more than can be meant to be held in memory.
    */
   bytes(offset: number, length: number): Uint8Array {
+    const window = this.#around(offset, length);
+    const start = offset - this.#windowAt;
+    return window.subarray(start, start + length);
+  }
+
+  /** The window, when it has these bytes in it. */
+  #around(offset: number, length: number): Uint8Array {
     if (length > MOST_BYTES) throw badImage(this.name, `${length} bytes in one piece`);
     if (offset + length > this.size) {
       throw badImage(
@@ -86,17 +96,24 @@ export class ImageFile implements Disposable {
       );
     }
     const start = offset - this.#windowAt;
-    if (start >= 0 && start + length <= this.#window.length) {
-      return this.#window.subarray(start, start + length);
-    }
-    this.#fill(offset, length);
-    return this.#window.subarray(0, length);
+    if (start < 0 || start + length > this.#window.length) this.#fill(offset, length);
+    return this.#window;
   }
 
   /** A little-endian u32. */
   word(offset: number): number {
-    const [a = 0, b = 0, c = 0, d = 0] = this.bytes(offset, 4);
-    return (a | (b << 8) | (c << 16) | (d << 24)) >>> 0;
+    const bytes = this.#around(offset, 4);
+    const at = offset - this.#windowAt;
+    const byte = (index: number): number => bytes[at + index] ?? 0;
+    return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
+  }
+
+  /** A message that lies in the file. @throws RepriseError BAD_IMAGE */
+  message<N extends MessageName>(name: N, offset: number, length: number): Messages[N] {
+    const bytes = this.#around(offset, length);
+    if (this.#reader?.bytes !== bytes) this.#reader = { bytes, wire: new WireReader(bytes) };
+    const start = offset - this.#windowAt;
+    return decodePart(name, this.#reader.wire, { start, end: start + length });
   }
 
   [Symbol.dispose](): void {
@@ -192,7 +209,7 @@ export function readMessageAt(
     throw badImage(file.name, `${where}: ${length} bytes run beyond the end (${file.size})`);
   }
   try {
-    return { value: decode(name, file.bytes(offset + 4, length)), end };
+    return { value: file.message(name, offset + 4, length), end };
   } catch (error) {
     if (error instanceof RepriseError)
       throw badImage(file.name, `${where}: ${error.message}`, error);

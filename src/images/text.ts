@@ -2,18 +2,18 @@
 // CRIU stores them as they are, though protobuf calls the field a string. So that nothing is lost, a
 // byte that is not UTF-8 becomes the lone surrogate U+DC00 + byte (as Python's surrogateescape
 // does), and goes back to that byte when it is written. Use `textToBytes` before a system call.
+import { isAscii } from "node:buffer";
 import { TextDecoder } from "node:util";
 
 const ESCAPE_BASE = 0xdc00;
 const ESCAPE_PATTERN = /[\udc80-\udcff]/;
-const SHORT_TEXT = 48;
 
 let strictDecoder: TextDecoder | undefined;
 
 /** Bytes to text; bytes that are not UTF-8 become lone surrogates U+DC80 to U+DCFF. */
 export function bytesToText(bytes: Uint8Array): string {
-  const ascii = bytes.length <= SHORT_TEXT ? shortAscii(bytes) : undefined;
-  if (ascii !== undefined) return ascii;
+  if (isAscii(bytes))
+    return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1");
   try {
     strictDecoder ??= new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
     return strictDecoder.decode(bytes);
@@ -32,11 +32,6 @@ export function textToBytes(text: string): Uint8Array {
     parts.push(escaped ? Uint8Array.of(code - ESCAPE_BASE) : Buffer.from(character, "utf8"));
   }
   return Buffer.concat(parts);
-}
-
-function shortAscii(bytes: Uint8Array): string | undefined {
-  for (let at = 0; at < bytes.length; at++) if ((bytes[at] ?? 0) > 0x7f) return undefined;
-  return String.fromCharCode(...bytes);
 }
 
 /** A text with surrogates only in pairs holds no escaped byte. */

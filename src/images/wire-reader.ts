@@ -54,6 +54,21 @@ export class WireReader extends BinaryReader {
     return true;
   }
 
+  /** A copy of what lies between here and `end`. */
+  part(end: number): Uint8Array {
+    return this.#bytes.slice(this.pos, end);
+  }
+
+  /** Goes to `end` if what lies before it are these bytes. */
+  passSame(bytes: Uint8Array, end: number): boolean {
+    const { length } = bytes;
+    const from = this.pos;
+    if (end - from !== length) return false;
+    for (let at = 0; at < length; at += 1) if (this.#bytes[from + at] !== bytes[at]) return false;
+    this.pos = end;
+    return true;
+  }
+
   /** A 64-bit varint as the nearest number; exact up to 2^53. */
   number(): number {
     const first = this.#bytes[this.pos] ?? 0x80;
