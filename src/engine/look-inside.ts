@@ -129,6 +129,7 @@ export function runInLeaders(
           code: injection.code,
           base: injection.programs,
           frame: injection.frames[0] ?? 0,
+          entry: injection.relays[0]?.enter,
         })),
       );
     run(next(run(programs)));
@@ -202,7 +203,7 @@ function target(
   const areas = task.vmas.map(({ area }) => area);
   return {
     threads,
-    spare: spareBytes(task.task, areas),
+    spare: spareBytes(task.task, areas, threads[0] ?? {}),
     hole: findHole(task, workAreaSize(threads, programSize)),
     programSize,
   };
@@ -217,6 +218,7 @@ function jobsOf(all: readonly Intruder[], injection: Injection): Job[] {
       code: injection.code,
       base,
       frame: injection.frames[index] ?? 0,
+      entry: injection.relays[index]?.enter,
       regs: stopped.regs,
     };
     base += roomFor(program);
@@ -228,12 +230,16 @@ function roomFor(program: Program): number {
   return Math.ceil(program.size / 64) * 64;
 }
 
-function spareBytes(task: FrozenTask, areas: readonly SmapsVma[]): number {
+function spareBytes(
+  task: FrozenTask,
+  areas: readonly SmapsVma[],
+  leader: Pick<StoppedThread, "selector">,
+): number {
   const executable = areas.filter(({ exec, read, end }) => exec && read && end <= TASK_SIZE);
   const ordered = executable.sort(
     (a, b) => Number(b.path === "[vdso]") - Number(a.path === "[vdso]"),
   );
-  const spare = findSpareBytes(task.pid, ordered);
+  const spare = findSpareBytes(task.pid, ordered, leader);
   if (spare === undefined) {
     throw new RepriseError(
       "UNSUPPORTED",

@@ -66,7 +66,8 @@ function setStates(growth: Growth, task: TaskPlan): void {
   for (const { tid, core } of livingThreads(task)) {
     const tracee = growth.tracees.get(tid) as Tracee;
     tracee.setExtendedState(extendedStateOf(core, tracee.extendedState()));
-    const error = core.thread_core?.reprise?.interrupted_with;
+    const { interrupted_with: error, dispatch } = core.thread_core?.reprise ?? {};
+    if (dispatch !== undefined) tracee.setSyscallUserDispatch(dispatch);
     tracee.setRegisters(undecidedRegisters(registersOf(core), error));
     tracee.setSignalMask(
       (tid === task.pid ? task.core.tc?.blk_sigset : core.thread_core?.blk_sigset) ?? 0n,

@@ -6,8 +6,14 @@ import type { FrozenThread } from "../objects/task/task.ts";
 import { readMemory } from "../sys/memory.ts";
 import { USER_CS_64, withoutSpuriousEintr } from "../tracee/arch/x86_64/registers.ts";
 import { isRestarted, restartedCall, type ReadTask } from "../tracee/arch/x86_64/restarted-call.ts";
-import { standsInLeftCode } from "../tracee/injection.ts";
-import type { Tracee } from "../tracee/tracee.ts";
+import { standsInLeftCode, type StoppedThread } from "../tracee/injection.ts";
+import type { DispatchConfiguration, Tracee } from "../tracee/tracee.ts";
+import {
+  PR_SYS_DISPATCH_EXCLUSIVE_ON,
+  PR_SYS_DISPATCH_INCLUSIVE_ON,
+  SYSCALL_DISPATCH_FILTER_ALLOW,
+  SYSCALL_DISPATCH_FILTER_BLOCK,
+} from "../sys/abi/sched.ts";
 
 /** What a thread was about when it was stopped. @throws RepriseError UNSUPPORTED for what cannot be saved of it */
 export function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
@@ -19,16 +25,6 @@ export function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "r
       {
         pid: tracee.leader,
         hint: "Only 64-bit programs can be saved.",
-      },
-    );
-  }
-  if (tracee.syscallUserDispatch()) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump pid ${tracee.leader}: thread ${tracee.tid} uses Syscall User Dispatch`,
-      {
-        pid: tracee.leader,
-        hint: "Programs like Wine use it to catch system calls; it cannot be saved yet.",
       },
     );
   }
@@ -51,8 +47,49 @@ export function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "r
   // after any interruption.
   if (rseq.abortAddress !== undefined) regs.set("rip", rseq.abortAddress);
   return {
-    stopped: { tracee, regs, xstate: tracee.extendedState(), mask: tracee.signalMask() },
+    stopped: {
+      tracee,
+      regs,
+      xstate: tracee.extendedState(),
+      mask: tracee.signalMask(),
+      ...dispatchOf(tracee),
+    },
     rseq: rseq.entry,
+  };
+}
+
+/** Syscall User Dispatch, as Wine uses it: whether it is on, and the byte that says whether calls are sent to the program. */
+function dispatchOf(tracee: Tracee): Pick<StoppedThread, "dispatch" | "selector"> {
+  const read = tracee.syscallUserDispatch();
+  if (read === undefined) return {};
+  const dispatch = asWasSet(read);
+  const selector = Number(dispatch.selector);
+  const refused = (what: string): RepriseError =>
+    new RepriseError(
+      "UNSUPPORTED",
+      `cannot dump pid ${tracee.leader}: thread ${tracee.tid} uses Syscall User Dispatch ${what}`,
+      { pid: tracee.leader, hint: "No call can be made for such a thread, so it cannot be saved." },
+    );
+  if (dispatch.mode !== BigInt(PR_SYS_DISPATCH_EXCLUSIVE_ON)) {
+    // Our code is not where its calls are blocked.
+    return { dispatch };
+  }
+  if (selector === 0) throw refused("without a selector");
+  const byte = readerOf(tracee)(selector, 1)?.[0];
+  if (byte === SYSCALL_DISPATCH_FILTER_ALLOW) return { dispatch };
+  if (byte !== SYSCALL_DISPATCH_FILTER_BLOCK) throw refused("and its selector is unsound");
+  return { dispatch, selector };
+}
+
+/** A range of calls that are blocked is kept as that of all others, whose length wraps. */
+function asWasSet(read: DispatchConfiguration): DispatchConfiguration {
+  const { offset, length, selector } = read;
+  if (length < 1n << 63n) return read;
+  return {
+    mode: BigInt(PR_SYS_DISPATCH_INCLUSIVE_ON),
+    selector,
+    offset: BigInt.asUintN(64, offset + length),
+    length: BigInt.asUintN(64, -length),
   };
 }
 

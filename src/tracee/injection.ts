@@ -9,6 +9,10 @@
 //    the stub, which removes the area, too. With several threads nobody knows when the last one has left it: it stays.
 // 3. At the end the threads get their registers back, and the leader unmaps the area through the stub.
 //
+// A thread under Syscall User Dispatch has a byte that says whether its calls are let through. Where they are not, our code changes it before
+// its first call and puts it right after its last one: plain stores, no calls, so whoever dies when, they are done. A leader's are in its
+// stub, those of others in relays beside the interpreter.
+//
 // A stub that a dead engine left in the spare bytes runs no more; the next one is written over it.
 
 import { RepriseError } from "../errors.ts";
@@ -26,11 +30,23 @@ import {
 import { SIGSET_FULL } from "../sys/abi/signal.ts";
 import { MemoryPoker, readMemory } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
-import { assemble, isStub, stub, STUB_SIZE, STUB_UNDO } from "./arch/x86_64/code.ts";
+import { SYSCALL_DISPATCH_FILTER_BLOCK } from "../sys/abi/sched.ts";
+import {
+  allowingRelay,
+  assemble,
+  blockingRelay,
+  DISPATCHED_STUB_SIZE,
+  isStub,
+  NO_RETURN,
+  stub,
+  STUB_SIZE,
+  STUB_UNDO,
+  type StubOptions,
+} from "./arch/x86_64/code.ts";
 import { repeatedRegisters, resumedRegisters, type Registers } from "./arch/x86_64/registers.ts";
 import { putSignalFrame, signalFrameSize } from "./arch/x86_64/sigframe.ts";
 import { finishCaughtCall, interpreter, label, startCaughtCall } from "./run.ts";
-import type { Tracee } from "./tracee.ts";
+import type { DispatchConfiguration, Tracee } from "./tracee.ts";
 
 /** A stopped thread and what it had when it was stopped. */
 export interface StoppedThread {
@@ -38,13 +54,17 @@ export interface StoppedThread {
   readonly regs: Registers;
   readonly xstate: Buffer;
   readonly mask: bigint;
+  /** Syscall User Dispatch, where it is on. */
+  readonly dispatch?: DispatchConfiguration;
+  /** Address of the byte by which that sends our calls to the program; undefined where it lets them through. */
+  readonly selector?: number;
 }
 
 /** A process to inject into. */
 export interface InjectionTarget {
   /** The leader first. */
   readonly threads: readonly StoppedThread[];
-  /** Address of at least STUB_SIZE unused bytes at the end of an executable mapping: see `findSpareBytes`. */
+  /** Address of unused bytes for the stub at the end of an executable mapping: see `findSpareBytes`. */
   readonly spare: number;
   /** Unused addresses for the area, and how many bytes the programs need. */
   readonly hole: number;
@@ -59,9 +79,16 @@ export interface Injection {
   /** Address of the interpreter, of each thread's frame, and of the room for programs. */
   readonly code: number;
   readonly frames: readonly number[];
+  /** Of each thread whose calls are not let through: where it enters the interpreter, and where it goes back. */
+  readonly relays: readonly (Relay | undefined)[];
   readonly programs: number;
   /** The process's memory, for the stub. */
   readonly memory: MemoryPoker;
+}
+
+interface Relay {
+  readonly enter: number;
+  readonly leave: number;
 }
 
 /** Makes the work areas of all targets, working on all at the same time. */
@@ -96,7 +123,11 @@ function closeMemories(injections: readonly Injection[]): void {
 
 /** Size of the room that a work area needs. */
 export function workAreaSize(threads: readonly StoppedThread[], programSize: number): number {
-  const frames = threads.reduce((sum, thread) => sum + signalFrameSize(thread.xstate.length), 0);
+  const frames = threads.reduce(
+    (sum, { xstate, selector }) =>
+      sum + signalFrameSize(xstate.length) + (selector === undefined ? 0 : RELAY_ROOM),
+    0,
+  );
   return pagesOf(INTERPRETER_ROOM + frames) + pagesOf(programSize);
 }
 
@@ -113,11 +144,13 @@ function pagesOf(bytes: number): number {
 export function findSpareBytes(
   pid: number,
   executable: readonly { start: number; end: number }[],
+  leader: Pick<StoppedThread, "selector"> = {},
 ): number | undefined {
+  const room = stubRoom(leader);
   for (const { end } of executable) {
-    const tail = bytesAt(pid, end - STUB_ROOM, STUB_ROOM);
+    const tail = bytesAt(pid, end - room, room);
     if (tail === undefined) continue;
-    if (tail.every((byte) => byte === 0) || isStub(tail)) return end - STUB_ROOM;
+    if (tail.every((byte) => byte === 0) || isStub(tail)) return end - room;
   }
   return undefined;
 }
@@ -128,10 +161,12 @@ export function findSpareBytes(
  */
 export function standsInLeftCode(pid: number, rip: number): boolean {
   const page = Math.floor(rip / PAGE_SIZE) * PAGE_SIZE;
-  const stubAt = page + PAGE_SIZE - STUB_ROOM;
   const head = bytesAt(pid, page, interpreter.bytes.length);
   if (head?.equals(interpreter.bytes) === true) return true;
-  return rip >= stubAt && isStub(bytesAt(pid, stubAt, STUB_ROOM) ?? Buffer.alloc(STUB_ROOM));
+  return [STUB_ROOM, DISPATCHED_STUB_ROOM].some((room) => {
+    const stubAt = page + PAGE_SIZE - room;
+    return rip >= stubAt && isStub(bytesAt(pid, stubAt, room) ?? Buffer.alloc(room));
+  });
 }
 
 function bytesAt(pid: number, address: number, length: number): Buffer | undefined {
@@ -146,6 +181,14 @@ function bytesAt(pid: number, address: number, length: number): Buffer | undefin
 
 const INTERPRETER_ROOM = 512;
 const STUB_ROOM = Math.ceil(STUB_SIZE / 16) * 16;
+const DISPATCHED_STUB_ROOM = Math.ceil(DISPATCHED_STUB_SIZE / 16) * 16;
+/** Both ways of a thread's relay. */
+const RELAY_ROOM = 128;
+const RELAY_BACK = 64;
+
+function stubRoom({ selector }: Pick<StoppedThread, "selector">): number {
+  return selector === undefined ? STUB_ROOM : DISPATCHED_STUB_ROOM;
+}
 
 function layOut(target: InjectionTarget): Injection {
   let next = target.hole + INTERPRETER_ROOM;
@@ -154,10 +197,25 @@ function layOut(target: InjectionTarget): Injection {
     next += signalFrameSize(thread.xstate.length);
     return at;
   });
+  const relays = target.threads.map(({ selector }) => {
+    if (selector === undefined) return undefined;
+    const enter = next;
+    next += RELAY_ROOM;
+    return { enter, leave: enter + RELAY_BACK };
+  });
   const programs = Math.ceil(next / PAGE_SIZE) * PAGE_SIZE;
   const size = workAreaSize(target.threads, target.programSize);
   const memory = new MemoryPoker((target.threads[0] as StoppedThread).tracee.leader);
-  return { target, address: target.hole, size, code: target.hole, frames, programs, memory };
+  return {
+    target,
+    address: target.hole,
+    size,
+    code: target.hole,
+    frames,
+    relays,
+    programs,
+    memory,
+  };
 }
 
 function startMapping(injection: Injection): void {
@@ -201,7 +259,7 @@ function mapInTwoSteps(injection: Injection): number {
   startCaughtCall(tracee);
   const protectedNow = finishCaughtCall(tracee);
   if (protectedNow === 0) return address;
-  pointAtStub(injection, { rip: target.spare + STUB_UNDO, nr: 0 }, []);
+  pointAtStub(injection, { rip: target.spare + stubLabel(injection, "undo"), nr: 0 }, []);
   startCaughtCall(tracee);
   finishCaughtCall(tracee);
   return protectedNow;
@@ -212,7 +270,7 @@ function finishMapping(injection: Injection): void {
   let result = finishCaughtCall(tracee);
   if (result === -EACCES) result = mapInTwoSteps(injection);
   if (result !== injection.address) {
-    restoreThread(leaderOf(injection));
+    restoreThread(injection, 0);
     cleanSpareBytes(injection);
     throw new RepriseError(
       "REMOTE_CALL",
@@ -238,23 +296,36 @@ function finishMapping(injection: Injection): void {
 function writeFrames(injection: Injection): void {
   const { threads, hole, spare } = injection.target;
   const sizes = threads.map(({ xstate }) => signalFrameSize(xstate.length));
-  const all = Buffer.alloc(sizes.reduce((sum, size) => sum + size, INTERPRETER_ROOM));
+  const last = injection.relays.findLast((relay) => relay !== undefined);
+  const framesSize = sizes.reduce((sum, size) => sum + size, INTERPRETER_ROOM);
+  const all = Buffer.alloc(last === undefined ? framesSize : last.enter + RELAY_ROOM - hole);
   all.set(interpreter.bytes);
   const isLone = leavesThroughStub(injection);
-  threads.forEach(({ regs: own, xstate, mask }, index) => {
+  threads.forEach(({ regs: own, xstate, mask, selector }, index) => {
     const address = injection.frames[index] ?? 0;
     const from = address - hole;
     const regs = afterSignalReturn(own);
     // The stub sets the mask, and what the frame has in the registers that the stub changes.
-    if (isLone) regs.set("rip", spare + STUB_UNDO);
+    const relay = injection.relays[index];
+    if (isLone) regs.set("rip", spare + stubLabel(injection, "undo"));
+    else if (relay !== undefined) regs.set("rip", relay.leave);
     putSignalFrame(all.subarray(from, from + (sizes[index] ?? 0)), {
       address,
       regs,
       xstate,
       mask: isLone ? SIGSET_FULL : mask,
     });
+    if (relay === undefined || selector === undefined) return;
+    all.set(assemble(allowingRelay(selector, injection.code)).bytes, relay.enter - hole);
+    all.set(assemble(wayBack(own, selector)).bytes, relay.leave - hole);
   });
   injection.memory.poke(injection.address, all);
+}
+
+/** Where a thread under Syscall User Dispatch goes after its signal-return, which has given it all other registers. */
+function wayBack(own: Registers, selector: number): ReturnType<typeof blockingRelay> {
+  const regs = afterSignalReturn(own);
+  return blockingRelay(selector, { rax: regs.get("rax"), rip: regs.get("rip") });
 }
 
 /** rt_sigreturn drops the kernel's restart block, so an interrupted sleep is made again. */
@@ -267,17 +338,17 @@ function leavesThroughStub({ target }: Injection): boolean {
 
 function startUnmapping(injection: Injection): void {
   const [leader, ...others] = injection.target.threads;
-  for (const thread of others) restoreThread(thread);
+  others.forEach((_thread, index) => restoreThread(injection, index + 1));
   if (leader === undefined) return;
   // The stub loads the arguments itself. The order matters: only now it is not reached by signal-return any more.
-  pointAtStub(injection, { rip: injection.target.spare + STUB_UNDO, nr: 0 }, []);
+  pointAtStub(injection, { rip: injection.target.spare + stubLabel(injection, "undo"), nr: 0 }, []);
   pokeStub(injection, resumedRegisters);
   startCaughtCall(leader.tracee);
 }
 
 function finishUnmapping(injection: Injection): void {
   finishCaughtCall(leaderOf(injection).tracee);
-  restoreThread(leaderOf(injection));
+  restoreThread(injection, 0);
   cleanSpareBytes(injection);
 }
 
@@ -285,9 +356,39 @@ function finishUnmapping(injection: Injection): void {
  * Mask first: until the registers are set, the stub or the frame would set both anyway. A call that the stop has interrupted is left to
  * the kernel, which decides when the thread is let go: a signal that has come meanwhile may end it.
  */
-function restoreThread({ tracee, regs, mask }: StoppedThread): void {
+function restoreThread(injection: Injection, index: number): void {
+  const { tracee, regs, mask, selector } = injection.target.threads[index] as StoppedThread;
   tracee.setSignalMask(mask);
+  if (selector !== undefined) blockCalls(injection, index, selector);
   tracee.setRegisters(regs);
+}
+
+/**
+ * Has calls of a thread sent to its program again. First it is put to where it would block them itself and then make none: should the
+ * engine die here, it does.
+ */
+function blockCalls(injection: Injection, index: number, selector: number): void {
+  const { tracee, regs } = injection.target.threads[index] as StoppedThread;
+  const leave = injection.relays[index]?.leave ?? 0;
+  const place =
+    index === 0
+      ? ({ rip: injection.target.spare + stubLabel(injection, "block"), by: "rcx" } as const)
+      : ({ rip: leave + relayLabel("block"), by: "rax" } as const);
+  const there = regs.copy().set("rip", place.rip).set(place.by, selector).set("orig_rax", -1n);
+  tracee.setRegisters(there);
+  injection.memory.poke(selector, Buffer.of(SYSCALL_DISPATCH_FILTER_BLOCK));
+}
+
+function relayLabel(name: "block"): number {
+  return assemble(blockingRelay(0, { rax: 0n, rip: 0n })).labels[name] ?? 0;
+}
+
+/** Offset of a label in the stub of a leader. */
+function stubLabel(injection: Injection, name: "undo" | "block"): number {
+  const { selector } = leaderOf(injection);
+  return selector === undefined && name === "undo"
+    ? STUB_UNDO
+    : (assemble(stub(NO_RETURN, { selector })).labels[name] ?? 0);
 }
 
 function pointAtStub(
@@ -310,7 +411,7 @@ type StubEnd = typeof resumedRegisters | typeof repeatedRegisters;
 function pokeStub(
   injection: Injection,
   end: StubEnd,
-  options: Parameters<typeof stub>[1] = {},
+  options: Pick<StubOptions, "call"> = {},
 ): void {
   const { regs, mask } = leaderOf(injection);
   const back = end(regs);
@@ -330,14 +431,14 @@ function pokeStub(
         rip: back.get("rip"),
         mask,
       },
-      options,
+      { ...options, selector: leaderOf(injection).selector },
     ),
   );
   injection.memory.poke(injection.target.spare, bytes);
 }
 
 function cleanSpareBytes(injection: Injection): void {
-  injection.memory.poke(injection.target.spare, Buffer.alloc(STUB_ROOM));
+  injection.memory.poke(injection.target.spare, Buffer.alloc(stubRoom(leaderOf(injection))));
 }
 
 function leaderOf(injection: Injection): StoppedThread {

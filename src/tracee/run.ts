@@ -25,6 +25,8 @@ export interface Job {
   readonly base: number;
   /** Address of the signal frame that puts the thread right if the engine dies; 0 while restoring. */
   readonly frame: number;
+  /** Where the thread enters the interpreter, if not at its beginning. */
+  readonly entry?: number | undefined;
   /** Runs at the last moment before the thread goes on. */
   readonly justBefore?: () => void;
   /** What is in the thread's registers, where that is known and need not be asked. */
@@ -119,7 +121,7 @@ function prepareThread({ tracee, program, ...job }: Job, image: ProgramImage): v
     .set("r13", image.results)
     .set("r14", image.end)
     .set("rbp", job.frame);
-  regs.set("rip", job.code).set("orig_rax", -1n);
+  regs.set("rip", job.entry ?? job.code).set("orig_rax", -1n);
   tracee.setRegisters(regs);
   // The order matters: registers first. From here on the frame restores the mask too if we die.
   tracee.setSignalMask(SIGSET_FULL);

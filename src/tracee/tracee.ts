@@ -43,6 +43,14 @@ export interface SeccompProgram {
 /** struct sock_filter. */
 const SOCK_FILTER_SIZE = 8;
 
+/** struct ptrace_sud_config. */
+export interface DispatchConfiguration {
+  readonly mode: bigint;
+  readonly selector: bigint;
+  readonly offset: bigint;
+  readonly length: bigint;
+}
+
 /** A thread under ptrace; ids are of the engine's pid namespace. */
 export class Tracee {
   readonly tid: number;
@@ -259,8 +267,8 @@ export class Tracee {
     return { instructions, flags: told < 0 ? 0 : metadata.readUInt32LE(8) };
   }
 
-  /** Whether Syscall User Dispatch is on: it would send our calls to the program's own handler. */
-  syscallUserDispatch(): boolean {
+  /** Syscall User Dispatch, where it is on: calls are sent to the program's own handler. */
+  syscallUserDispatch(): DispatchConfiguration | undefined {
     const result = trySyscall(
       "ptrace",
       pt.PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
@@ -268,7 +276,17 @@ export class Tracee {
       configuration.length,
       configurationAt,
     );
-    return result >= 0 && configuration.readUInt32LE(0) !== 0;
+    if (result < 0 || configuration.readUInt32LE(0) === 0) return undefined;
+    const [mode, selector, offset, length] = [0, 8, 16, 24].map((at) =>
+      configuration.readBigUInt64LE(at),
+    ) as [bigint, bigint, bigint, bigint];
+    return { mode, selector, offset, length };
+  }
+
+  setSyscallUserDispatch({ mode, selector, offset, length }: DispatchConfiguration): void {
+    const words = Buffer.from(BigUint64Array.of(mode, selector, offset, length).buffer);
+    const request = pt.PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG;
+    this.#ptrace("set Syscall User Dispatch", request, pt.SUD_CONFIG_SIZE, words);
   }
 
   /** Good until the next is read or set. */

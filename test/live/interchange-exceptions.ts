@@ -47,6 +47,16 @@ export const interchangeExceptions: Exceptions = {
       says: /the flags of the directory are 10000000/,
     },
   },
+  dispatched: {
+    "restored by CRIU": {
+      why: "CRIU's format has no Syscall User Dispatch",
+      says: /side \d: the call gives/,
+    },
+    "dumped by CRIU": {
+      why: "calls of CRIU's parasite are sent to the program",
+      says: /compel_syscall|task interruption|infect/,
+    },
+  },
   ended_leaders: {
     "restored by CRIU": {
       why: "CRIU cannot make a process whose main thread has ended: the images have a state for it that CRIU does not know",

@@ -59,6 +59,8 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "threads" },
     { name: "threads", args: ["40"] },
     { name: "thread_places" },
+    { name: "dispatched" },
+    { name: "dispatched", args: ["lone"] },
     { name: "ended_leaders" },
     { name: "names" },
     { name: "tls_tid" },

@@ -166,7 +166,7 @@ describe("what cannot be saved is refused, and the program goes on", () => {
     ["fscontext", /fd 3 .* a file system that is being set up/],
     ["open_tree", /fd 3 .* its mount in no place/],
     ["fanotify", /fanotify .*permission events/],
-    ["dispatch", /Syscall User Dispatch/],
+    ["dispatch", /Syscall User Dispatch without a selector/],
   ])("%s", async (object, message) => {
     const program = await start("refused", [object]);
     const before = await lookAtRest(program.pid);

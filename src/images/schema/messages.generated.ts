@@ -1158,6 +1158,13 @@ export interface RepriseDeletedRoot {
   readonly content?: Uint8Array | undefined;
 }
 
+export interface RepriseDispatch {
+  readonly mode: bigint;
+  readonly selector: bigint;
+  readonly offset: bigint;
+  readonly length: bigint;
+}
+
 export interface RepriseEpollTarget {
   readonly file_id: number;
   readonly tfd: number;
@@ -1371,6 +1378,7 @@ export interface RepriseThreadEntry {
   readonly interrupted_with?: number | undefined;
   readonly comm_bytes?: Uint8Array | undefined;
   readonly deadline?: RepriseDeadline | undefined;
+  readonly dispatch?: RepriseDispatch | undefined;
 }
 
 export interface RepriseUnixEntry {
@@ -2258,6 +2266,7 @@ export interface Messages {
   readonly reprise_datagram: RepriseDatagram;
   readonly reprise_deadline: RepriseDeadline;
   readonly reprise_deleted_root: RepriseDeletedRoot;
+  readonly reprise_dispatch: RepriseDispatch;
   readonly reprise_epoll_target: RepriseEpollTarget;
   readonly reprise_inet_entry: RepriseInetEntry;
   readonly reprise_inventory_entry: RepriseInventoryEntry;
@@ -2504,6 +2513,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_datagram: "1,source,y! 2,data,y!",
   reprise_deadline: "1,runtime,U! 2,deadline,U! 3,period,U! 4,flags,U!",
   reprise_deleted_root: "1,mode,u! 2,uid,u! 3,gid,u! 4,content,y?",
+  reprise_dispatch: "1,mode,U! 2,selector,U! 3,offset,U! 4,length,U!",
   reprise_epoll_target: "1,file_id,u! 2,tfd,u! 3,events,u! 4,data,U!",
   reprise_inet_entry:
     "1,mptcp,b? 2,options,m*,reprise_socket_option 3,datagrams,m*,reprise_datagram 4,scope_id,u? 5,memberships,m*,reprise_membership 6,uid,u? 7,gid,u? 8,signature_keys,m*,reprise_signature_key",
@@ -2535,7 +2545,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u? 6,cpu_permissions,U? 7,sem_undo,m?,reprise_sem_undo_list",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline 26,dispatch,m?,reprise_dispatch",
   reprise_unix_entry:
     "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option 6,peer_gone,b? 7,reset,b?",
   reprise_xattr: "1,name,t! 2,value,y!",

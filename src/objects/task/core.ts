@@ -386,6 +386,7 @@ function ownPart(
   }: FollowerParts & { readonly scheduling: Scheduling },
 ): RepriseThreadEntry {
   const { tid } = thread;
+  const { dispatch } = thread.stopped;
   const interrupted_with = restartError(thread.stopped.regs);
   const comm = attributes.collectCommBytes({ pid: task.pid, tid, comm: commOf(task, thread) });
   const isUsual =
@@ -393,7 +394,8 @@ function ownPart(
     fs === undefined &&
     comm.comm_bytes === undefined &&
     personality === usualPersonality &&
-    memoryPolicy === undefined;
+    memoryPolicy === undefined &&
+    dispatch === undefined;
   if (isUsual) return usualOwnPart(scheduling, interrupted_with);
   return {
     ...scheduling.reprise,
@@ -403,6 +405,7 @@ function ownPart(
     ...(interrupted_with === undefined ? {} : { interrupted_with }),
     ...(personality === usualPersonality ? {} : { personality }),
     ...(memoryPolicy === undefined ? {} : { memory_policy: memoryPolicy }),
+    ...(dispatch === undefined ? {} : { dispatch }),
   };
 }
 

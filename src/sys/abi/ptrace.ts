@@ -21,6 +21,8 @@ export const PTRACE_SECCOMP_GET_METADATA = 0x420d;
 export const PTRACE_GET_RSEQ_CONFIGURATION = 0x420f;
 export const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG = 0x4210;
 export const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211;
+/** struct ptrace_sud_config: mode, selector, offset, len. */
+export const SUD_CONFIG_SIZE = 32;
 
 /** Flag of PTRACE_PEEKSIGINFO: the queue shared by the thread group. */
 export const PTRACE_PEEKSIGINFO_SHARED = 1;

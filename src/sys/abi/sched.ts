@@ -26,6 +26,11 @@ export const WNOHANG = 1;
 export const WUNTRACED = 2;
 export const WEXITED = 4;
 export const WNOWAIT = 0x0100_0000;
+/** Modes of Syscall User Dispatch (prctl(2)), and what its selector may hold. */
+export const PR_SYS_DISPATCH_EXCLUSIVE_ON = 1;
+export const PR_SYS_DISPATCH_INCLUSIVE_ON = 2;
+export const SYSCALL_DISPATCH_FILTER_ALLOW = 0;
+export const SYSCALL_DISPATCH_FILTER_BLOCK = 1;
 export const WALL = 0x40000000;
 export const P_PID = 1;
 

@@ -4,8 +4,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import {
+  allowingRelay,
   assemble,
+  blockingRelay,
   CPUID,
+  DISPATCHED_STUB_SIZE,
   RETURN,
   INTERPRETER,
   LOCAL_INTERPRETER,
@@ -45,6 +48,16 @@ const NAMED: Readonly<Record<string, readonly (readonly [string, string])[]>> = 
     ["movabs SIZE", "movabs rsi,0x3000"],
   ],
 };
+const SELECTOR: readonly [string, string] = ["movabs SELECTOR", "movabs rcx,0x7fff10000008"];
+const STUB_NAMES = NAMED["the stub"] ?? [];
+const DISPATCHED: typeof NAMED = {
+  "the stub under dispatch": [
+    ["[rip+mask]", "[rip+0x82]"],
+    ...STUB_NAMES.filter(([name]) => name !== "[rip+mask]"),
+    SELECTOR,
+  ],
+  "the way in under dispatch": [SELECTOR],
+};
 const PIECES: readonly (readonly [string, readonly Instruction[]])[] = [
   ["the interpreter", INTERPRETER],
   ["the local interpreter", LOCAL_INTERPRETER],
@@ -53,6 +66,9 @@ const PIECES: readonly (readonly [string, readonly Instruction[]])[] = [
   ["the spawn", SPAWN],
   ["the entry of a sibling", siblingEntry(23)],
   ["the stub", stub(BACK)],
+  ["the stub under dispatch", stub(BACK, { selector: 0x7fff_1000_0008 })],
+  ["the way in under dispatch", allowingRelay(0x7fff_1000_0008, 0x1004_0000)],
+  ["the way back under dispatch", blockingRelay(0x7fff_1000_0008, BACK)],
   ["the seed's entry", seedEntry(0x12d687)],
 ];
 
@@ -63,7 +79,8 @@ test.each(PIECES)("%s: objdump reads every instruction as its text says", (name,
   for (const { bytes: own, text, target } of instructions) {
     if (!text.startsWith("(")) {
       let wanted = text;
-      for (const [from, to] of NAMED[name] ?? []) wanted = wanted.replace(from, to);
+      for (const [from, to] of NAMED[name] ?? DISPATCHED[name] ?? [])
+        wanted = wanted.replace(from, to);
       if (target !== undefined)
         wanted = wanted.replace(/ \w+$/, ` 0x${(labels[target] as number).toString(16)}`);
       expect(shown.get(at), `at ${at}`).toBe(wanted);
@@ -89,6 +106,14 @@ test("the stub has the size it says, its mask where the lea points, its address 
   const jump = bytes.lastIndexOf(Buffer.from([0xff, 0x25, 0, 0, 0, 0]));
   expect(jump + 6).toBe(labels["back"]);
   expect(labels["undo"]).toBe(STUB_UNDO);
+});
+
+test("the stub under dispatch has the size it says, and its mask where the lea points", () => {
+  const { bytes, labels } = assemble(stub(BACK, { selector: 0x7fff_1000_0008 }));
+  expect(bytes.length).toBe(DISPATCHED_STUB_SIZE);
+  const lea = bytes.indexOf(Buffer.from([0x48, 0x8d, 0x35]));
+  expect(lea + 7 + bytes.readInt32LE(lea + 3)).toBe(labels["mask"]);
+  expect(isStub(bytes)).toBe(true);
 });
 
 test("a stub is known again, whatever its constants; other code is not", () => {

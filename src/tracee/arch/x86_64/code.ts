@@ -7,7 +7,12 @@
 
 import { SYSCALLS } from "../../../sys/syscalls.x86_64.ts";
 import { SIGKILL, SIGSTOP, SIG_SETMASK, SIGSET_SIZE } from "../../../sys/abi/signal.ts";
-import { PR_SET_PDEATHSIG, WALL } from "../../../sys/abi/sched.ts";
+import {
+  PR_SET_PDEATHSIG,
+  SYSCALL_DISPATCH_FILTER_ALLOW,
+  SYSCALL_DISPATCH_FILTER_BLOCK,
+  WALL,
+} from "../../../sys/abi/sched.ts";
 
 /** One line of assembler: its bytes, its text as objdump -M intel prints it, an optional label before it. */
 export interface Instruction {
@@ -249,9 +254,11 @@ export interface StubReturn {
  */
 export function stub(
   back: StubReturn,
-  { call = "mmap" }: { readonly call?: "mmap" | "other" } = {},
+  { call = "mmap", selector }: StubOptions = {},
 ): readonly Instruction[] {
+  const maskDistance = STUB_MASK_DISTANCE + (selector === undefined ? 0 : STUB_SELECTOR_SIZE);
   return [
+    ...(selector === undefined ? [] : storeByRcx(selector, SYSCALL_DISPATCH_FILTER_ALLOW)),
     { bytes: [0x0f, 0x05], text: "syscall" },
     // After a failed mmap this is no address, and the munmap fails, too.
     { bytes: [0x48, 0x89, 0xc7], text: "mov rdi,rax" },
@@ -267,10 +274,12 @@ export function stub(
     { bytes: [0x0f, 0x05], text: "syscall" },
     { bytes: [0xb8, ...imm32(SYSCALLS.rt_sigprocmask.nr)], text: "mov eax,0xe" },
     { bytes: [0xbf, ...imm32(SIG_SETMASK)], text: "mov edi,0x2" },
-    { bytes: [0x48, 0x8d, 0x35, ...imm32(STUB_MASK_DISTANCE)], text: "lea rsi,[rip+mask]" },
+    { bytes: [0x48, 0x8d, 0x35, ...imm32(maskDistance)], text: "lea rsi,[rip+mask]" },
     { bytes: [0xba, ...imm32(0)], text: "mov edx,0x0" },
     { bytes: [0x41, 0xba, ...imm32(SIGSET_SIZE)], text: "mov r10d,0x8" },
     { bytes: [0x0f, 0x05], text: "syscall" },
+    // From here on there are no calls.
+    ...(selector === undefined ? [] : storeByRcx(selector, SYSCALL_DISPATCH_FILTER_BLOCK)),
     { bytes: [0x48, 0xb8, ...imm64(back.rax)], text: "movabs rax" },
     { bytes: [0x48, 0xb9, ...imm64(back.rcx)], text: "movabs rcx" },
     { bytes: [0x48, 0xba, ...imm64(back.rdx)], text: "movabs rdx" },
@@ -286,17 +295,73 @@ export function stub(
   ];
 }
 
+export interface StubOptions {
+  readonly call?: "mmap" | "other";
+  /** Address of the byte that lets calls through, where Syscall User Dispatch is on: it does so as long as there are calls to make. */
+  readonly selector?: number | undefined;
+}
+
+/** The label is before the store itself: rcx may have the address already. */
+function storeByRcx(selector: number, value: number): Instruction[] {
+  const label = value === SYSCALL_DISPATCH_FILTER_BLOCK ? { label: "block" } : {};
+  return [
+    { bytes: [0x48, 0xb9, ...imm64(BigInt(selector))], text: "movabs SELECTOR" },
+    { ...label, bytes: [0xc6, 0x01, value], text: `mov BYTE PTR [rcx],0x${value}` },
+  ];
+}
+
+const STUB_SELECTOR_SIZE = 10 + 3;
+
+/**
+ * The way into the interpreter for a thread under Syscall User Dispatch whose calls are sent to its program: they are let through from here
+ * on.
+ */
+export function allowingRelay(selector: number, to: number): readonly Instruction[] {
+  return [
+    ...storeByRcx(selector, SYSCALL_DISPATCH_FILTER_ALLOW),
+    { bytes: [0xff, 0x25, 0, 0, 0, 0], text: "jmp QWORD PTR [rip+0x0]" },
+    { bytes: imm64(BigInt(to)), text: "(address)" },
+  ];
+}
+
+/** The way back, for the registers that the thread has for itself: calls are blocked again, and it makes none itself. */
+export function blockingRelay(
+  selector: number,
+  { rax, rip }: Pick<StubReturn, "rax" | "rip">,
+): readonly Instruction[] {
+  return [
+    {
+      bytes: [0x48, 0xb8, ...imm64(BigInt(selector))],
+      text: `movabs rax,0x${selector.toString(16)}`,
+    },
+    {
+      label: "block",
+      bytes: [0xc6, 0x00, SYSCALL_DISPATCH_FILTER_BLOCK],
+      text: "mov BYTE PTR [rax],0x1",
+    },
+    { bytes: [0x48, 0xb8, ...imm64(rax)], text: `movabs rax,0x${rax.toString(16)}` },
+    { bytes: [0xff, 0x25, 0, 0, 0, 0], text: "jmp QWORD PTR [rip+0x0]" },
+    { bytes: imm64(rip), text: "(address)" },
+  ];
+}
+
 /** From the end of the stub's lea to its mask: two instructions, a syscall, nine movabs, the jump, one word. */
 const STUB_MASK_DISTANCE = 5 + 6 + 2 + 9 * 10 + 6 + 8;
 /** Size in bytes of the stub. */
 export const STUB_SIZE = 2 + 3 + 2 + 10 + 10 + 5 + 2 + 5 + 5 + 7 + STUB_MASK_DISTANCE + 8;
+/** The same for a thread under Syscall User Dispatch. */
+export const DISPATCHED_STUB_SIZE = STUB_SIZE + 2 * STUB_SELECTOR_SIZE;
 /** Where in the stub the task only takes the area away. */
 export const STUB_UNDO = 2 + 3 + 2;
 
 /** Whether bytes start with a stub, whatever its constants: an engine that died has left it. */
 export function isStub(bytes: Uint8Array): boolean {
+  return [{}, { selector: 0 }].some((options) => isLike(stub(NO_RETURN, options), bytes));
+}
+
+function isLike(instructions: readonly Instruction[], bytes: Uint8Array): boolean {
   let at = 0;
-  return stub(NO_RETURN).every(({ bytes: own, text }) => {
+  return instructions.every(({ bytes: own, text }) => {
     const fixed = text.startsWith("(") ? 0 : text.startsWith("movabs") ? 2 : own.length;
     const from = at;
     at += own.length;
@@ -305,7 +370,8 @@ export function isStub(bytes: Uint8Array): boolean {
   });
 }
 
-const NO_RETURN: StubReturn = {
+/** For who wants to know how the stub is laid out. */
+export const NO_RETURN: StubReturn = {
   area: { address: 0, size: 0 },
   rax: 0n,
   rcx: 0n,
