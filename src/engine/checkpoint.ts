@@ -143,7 +143,12 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       options.lazyPages === undefined &&
       images.remotePages === undefined &&
       !options.dryRun;
-    ahead = isWhole ? await WrittenAhead.of(running, images) : WrittenAhead.nothing(images);
+    const freeze = {
+      timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
+      freezeCgroup: options.freezeCgroup,
+      others: running.slice(1),
+    };
+    ahead = isWhole ? await WrittenAhead.of(running, images, freeze) : WrittenAhead.nothing(images);
     const files = filesOptions(options);
     const { external = [], emptyNet = false, mounts, cgroups = { mode: "soft" } } = options;
     const spacesOptions = {
@@ -160,11 +165,6 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       if (isWhole && spaces !== undefined)
         early = LookAhead.of(tasks, images, { ...files, spaces, written: ahead });
     }
-    const freeze = {
-      timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
-      freezeCgroup: options.freezeCgroup,
-      others: running.slice(1),
-    };
     const parent =
       options.parentDir === undefined ? ParentSet.none() : ParentSet.of(options.imagesDir);
     using compared =
@@ -278,6 +278,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     });
     if (leave === "killed") await reapOwn(frozen);
     collected.files.close();
+    ahead[Symbol.dispose]();
     spaces?.[Symbol.dispose]();
     if (options.autoDedup === true && parent.exists) giveBack(options.imagesDir);
     return { stats };
@@ -388,6 +389,7 @@ function undo({
     () => early?.discard(),
     () => spaces?.discard(),
     () => ahead.end(),
+    () => ahead[Symbol.dispose](),
     () => images.abort(),
     endDummy,
   ];

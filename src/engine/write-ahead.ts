@@ -1,8 +1,13 @@
-// Writing the memory of sleeping tasks before the tree is frozen, so that the time for which it stands still does not grow with
-// its memory. It is kept only when every task of the tree slept until it was stopped (sleepers.ts): one that runs could write into
+// Writing much memory before the tree is frozen, so that the time for which it stands still does not grow with its memory.
+//
+// Of a tree that sleeps it is kept only when every task slept until it was stopped (sleepers.ts): one that runs could write into
 // another's memory (process_vm_writev(2), /proc/PID/mem) and remember that it did. Who does so from outside is not saved, and no
 // dump can say whether that was before or after. What the kernel writes when it interrupts a call (the rest of a sleep, the events
 // of a poll) lies where the arguments point to, and is written once more.
+//
+// A tree at work is stopped for a moment in which its writes begin to be watched (watch-memory.ts). What it has written to since is
+// written again, in smaller and smaller rounds while it runs and the rest when it is frozen. A round begins with a moment in which it
+// is stopped, too: the kernel writes into pages that it holds for direct I/O without being seen, and holds none for a stopped task.
 
 import { ftruncateSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
@@ -13,22 +18,31 @@ import { imageName } from "../images/names.ts";
 import type { PageRun } from "../images/pagemap.ts";
 import { log } from "../log.ts";
 import { nextPagesId } from "../objects/files/pages-id.ts";
-import { rewritePages, scanPages, writePages, isSharedByFork } from "../objects/memory/pages.ts";
+import { bytesOf, common, placesIn, rangesOf, without } from "../objects/memory/page-ranges.ts";
+import { scanPages, writePages, isSharedByFork } from "../objects/memory/pages.ts";
+import { rearrange, rewritePages, writePlaced } from "../objects/memory/rewrite-pages.ts";
+import type { WriteWatch } from "../objects/memory/write-watch.ts";
 import { collectVmas, VMA_AIORING } from "../objects/memory/vma.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import type { Sleep } from "../proc/sleep.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
-import { readStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { KCMP_VM } from "../sys/abi/sched.ts";
 import { PAGE_SIZE } from "../sys/abi/mman.ts";
 import type { MemoryRange } from "../sys/memory.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { sharersAmong } from "./common-memory.ts";
-import type { FrozenTree } from "./freeze.ts";
+import type { FreezeOptions, FrozenTree } from "./freeze.ts";
 import { ARGUMENTS, Sleeper } from "./sleepers.ts";
+import {
+  canBeWatched,
+  watchMemory,
+  whileStopped,
+  withMuchMemory,
+  type WatchedTask,
+} from "./watch-memory.ts";
 
 /** Below this a task's pages are written so soon that two looks at its threads would not pay. */
 const FROM_BYTES = MAX_CHECKED_PAGES;
@@ -39,12 +53,19 @@ const ARGUMENT_BYTES = 64 * 1024;
 /** A pollfd, and how many fit. */
 const POLLFD_SIZE = 8;
 
+/** What may be left for the time when the tree stands still: it is written in some milliseconds. */
+const LEFT_BYTES = 4 * 1024 * 1024;
+/** Most rounds in which a tree at work is written again while it runs. */
+const MOST_ROUNDS = 4;
+
 /** Memory that has been written; the file is still open. */
 interface EarlyPages {
   readonly pagesId: number;
   readonly raw: RawImage;
-  /** Empty when the task woke up. */
+  /** What is in the file. Empty when that is good for nothing. */
   runs: readonly PageRun[];
+  /** Of a task at work. */
+  readonly watch?: WriteWatch;
 }
 
 /** A pages file for a task, and whether the pages are in it already. */
@@ -55,9 +76,11 @@ export interface PagesPlace {
 }
 
 /** What has been written ahead of a dump. */
-export class WrittenAhead {
+export class WrittenAhead implements Disposable {
   readonly #images: ImageSetWriter;
   readonly #early = new Map<number, EarlyPages>();
+  /** Of tasks at work. */
+  readonly #watches: WriteWatch[] = [];
   /** All tasks of the tree, as soon as something is written. */
   readonly #sleepers = new Map<number, Sleeper>();
   /** What was read of tasks that sleep: the kernel walks through all pages for it, 20 ms for a gigabyte. */
@@ -72,16 +95,19 @@ export class WrittenAhead {
     return new WrittenAhead(images);
   }
 
-  /** Writes the memory of all tasks of a sleeping tree that have much of it. */
-  static async of(pids: readonly number[], images: ImageSetWriter): Promise<WrittenAhead> {
+  /** Writes the memory of all tasks of a tree (the root first) that have much of it. */
+  static async of(
+    pids: readonly number[],
+    images: ImageSetWriter,
+    freeze: FreezeOptions,
+  ): Promise<WrittenAhead> {
     const ahead = new WrittenAhead(images);
     const tree = new Set(pids);
-    const large = pids.filter((pid) => {
-      const anonymous = readStatusIfAlive(pid)?.memory?.rssAnon ?? 0;
-      return anonymous * 1024 > FROM_BYTES;
-    });
-    if (large.length > 0 && ahead.#watch(tree))
-      for (const pid of large) await ahead.#tryToWrite(pid, tree);
+    const large = withMuchMemory(pids, FROM_BYTES);
+    if (large.size === 0) return ahead;
+    if (ahead.#watch(tree)) for (const pid of large) await ahead.#tryToWrite(pid, tree);
+    const isDone = [...large].every((pid) => (ahead.#early.get(pid)?.runs.length ?? 0) > 0);
+    if (!isDone) await ahead.#writeAtWork(pids, large, freeze);
     return ahead;
   }
 
@@ -101,7 +127,8 @@ export class WrittenAhead {
     const slept =
       living.length === this.#sleepers.size &&
       living.every((task) => this.#sleepers.get(task.pid)?.sleptUntil(task) === true);
-    if (!slept) for (const early of this.#early.values()) early.runs = [];
+    if (!slept)
+      for (const early of this.#early.values()) if (early.watch === undefined) early.runs = [];
     this.#close();
   }
 
@@ -114,12 +141,14 @@ export class WrittenAhead {
     }
     this.#early.delete(task.pid);
     const { raw, pagesId } = early;
-    const isWritten = areSame(runs, early.runs);
-    if (isWritten) rewritePages(task, runs, { fd: raw.fd, ranges: touchedBy(task) });
-    else ftruncateSync(raw.fd);
-    const what = isWritten ? "was written while it slept" : "is written again: it woke up";
-    log.debug(`the memory of pid ${task.pid} ${what}`);
-    return { pagesId, raw, isWritten };
+    const path = this.#images.path(imageName("pages", pagesId));
+    const told =
+      early.watch === undefined
+        ? finishSleeping(task, runs, { path, fd: raw.fd, early: early.runs })
+        : finishAtWork(task, runs, { path, fd: raw.fd, early: early.runs, watch: early.watch });
+    if (told === undefined) ftruncateSync(raw.fd);
+    log.debug(`the memory of pid ${task.pid} ${told ?? "is written again: it woke up"}`);
+    return { pagesId, raw, isWritten: told !== undefined };
   }
 
   /** Takes back what is of no use: tasks that ended meanwhile, or all when the dump fails. */
@@ -127,6 +156,11 @@ export class WrittenAhead {
     for (const { pagesId } of this.#early.values()) this.#images.drop("pages", pagesId);
     this.#early.clear();
     this.#close();
+  }
+
+  /** Watches no longer. When nobody waits: the kernel goes through all pages for it, 40 ms for a gigabyte. */
+  [Symbol.dispose](): void {
+    for (const watch of this.#watches.splice(0)) watch[Symbol.dispose]();
   }
 
   /** Looks at all tasks from now on; false when one does not sleep, or may not be looked at. */
@@ -169,6 +203,67 @@ export class WrittenAhead {
     }
   }
 
+  /** Writes the memory of tasks that run. Whatever cannot be done is left to the dump itself. */
+  async #writeAtWork(
+    pids: readonly number[],
+    large: ReadonlySet<number>,
+    freeze: FreezeOptions,
+  ): Promise<void> {
+    const [root] = pids;
+    if (root === undefined || !pids.every(canBeWatched)) return;
+    this.end();
+    try {
+      const stopped = <T>(act: (tree: FrozenTree) => T): T => whileStopped(root, freeze, act);
+      const watched = stopped((tree) => watchMemory(tree, large));
+      for (const { watch } of watched.values()) this.#watches.push(watch);
+      for (const [pid, task] of watched) await this.#writeWatched(pid, task);
+      let last = Number.POSITIVE_INFINITY;
+      for (let round = 1; round <= MOST_ROUNDS; round += 1) {
+        const changed = this.#changedBytes();
+        if (changed <= LEFT_BYTES || changed > last * WORTHWHILE) break;
+        last = changed;
+        const again = stopped(() => this.#protectAgain());
+        for (const { pid, early, ranges } of again) {
+          const all = rangesOf(early.runs);
+          const path = this.#images.path(imageName("pages", early.pagesId));
+          writePlaced({ pid }, placesIn(all, common(all, ranges)), { path, fd: early.raw.fd });
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof RepriseError)) throw error;
+      log.debug(`memory is written later: ${error.message}`);
+      this.end();
+    }
+  }
+
+  async #writeWatched(pid: number, { vmas, watch }: WatchedTask): Promise<void> {
+    const { runs } = scanPages({ pid }, vmas);
+    if (isSharedByFork(vmas.map(({ area }) => area)) || bytesOf(rangesOf(runs)) <= FROM_BYTES)
+      return;
+    const pagesId = nextPagesId(this.#images);
+    const raw = this.#images.openRaw("pages", pagesId);
+    this.#early.set(pid, { pagesId, raw, runs, watch });
+    await writePages({ pid }, runs, {
+      path: this.#images.path(imageName("pages", pagesId)),
+      fd: raw.fd,
+    });
+  }
+
+  #changedBytes(): number {
+    let bytes = 0;
+    for (const { runs, watch } of this.#early.values())
+      if (watch !== undefined) bytes += bytesOf(without(rangesOf(runs), watch.untouched()));
+    return bytes;
+  }
+
+  #protectAgain(): { pid: number; early: EarlyPages; ranges: readonly MemoryRange[] }[] {
+    return [...this.#early].map(([pid, early]) => ({
+      pid,
+      early,
+      ranges: early.watch?.protectAgain() ?? [],
+    }));
+  }
+
   async #write(pid: number): Promise<void> {
     const sleeper = this.#sleepers.get(pid);
     if (sleeper === undefined || sleeper.calls.some(writesMuch) || !this.#sleepStill()) return;
@@ -198,6 +293,43 @@ export class WrittenAhead {
 }
 
 class WokeUp extends Error {}
+
+interface Finished {
+  readonly path: string;
+  readonly fd: number;
+  /** What is in the file. */
+  readonly early: readonly PageRun[];
+}
+
+/** Says what was done; undefined when everything is to be written. */
+function finishSleeping(
+  task: FrozenTask,
+  runs: readonly PageRun[],
+  { early, ...file }: Finished,
+): string | undefined {
+  if (!areSame(runs, early)) return undefined;
+  rewritePages(task, runs, { ...file, ranges: touchedBy(task) });
+  return "was written while it slept";
+}
+
+function finishAtWork(
+  task: FrozenTask,
+  runs: readonly PageRun[],
+  { early, watch, ...file }: Finished & { readonly watch: WriteWatch },
+): string | undefined {
+  const now = rangesOf(runs);
+  const before = rangesOf(early);
+  const changed = without(now, common(watch.untouched(), before));
+  const bytes = bytesOf(changed);
+  // Below the first size there is a checksum of everything; from half on it is as quick to write everything side by side.
+  if (bytesOf(now) <= FROM_BYTES || bytes > bytesOf(now) / 2) return undefined;
+  if (!rearrange(file.fd, before, now)) return undefined;
+  writePlaced(task, placesIn(now, changed), file);
+  return `was written while it ran, and ${bytes / PAGE_SIZE} of its pages once more`;
+}
+
+/** As a portion of what was written before; at least so much less makes another round worthwhile. */
+const WORTHWHILE = 0.7;
 
 /** The pages of a running task, as the dump will find them if it sleeps on; undefined when it cannot be dumped as it is. */
 function runsOf(pid: number, areas: readonly SmapsVma[]): readonly PageRun[] | undefined {

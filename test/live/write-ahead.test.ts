@@ -20,6 +20,7 @@ import { endWithTest, imagesDirOf, start } from "./suite.ts";
 
 const SLEPT = "was written while it slept";
 const WOKE_UP = "is written again: it woke up";
+const AT_WORK = "was written while it ran";
 
 afterEach(() => setLogSink(undefined));
 
@@ -35,6 +36,7 @@ async function dump(pid: number, imagesDir: string, leave: "running" | "killed")
 test.each([
   { name: "big_heap", args: ["96"], often: undefined },
   { name: "heap_at_work", args: ["96", "1"], often: WOKE_UP },
+  { name: "heap_at_work", args: ["96", "10"], often: AT_WORK },
   { name: "heap_at_work", args: ["96", "60"], often: undefined },
   { name: "heap_upheaval", args: ["96", "5"], often: WOKE_UP },
   { name: "heap_upheaval", args: ["96", "300"], often: undefined },
@@ -51,6 +53,7 @@ test.each([
   if (name === "big_heap") expect(seen.some((line) => line.includes(SLEPT))).toBe(true);
   // A machine that is busy may let it sleep through one of them.
   if (often !== undefined) expect(seen.every((line) => line.includes(SLEPT))).toBe(false);
+  if (often === AT_WORK) expect(seen.join("\n")).toContain(AT_WORK);
 
   const imagesDir = join(imagesDirOf(program), "last");
   await dump(program.pid, imagesDir, "killed");

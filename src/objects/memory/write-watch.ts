@@ -81,16 +81,24 @@ export class WriteWatch implements Disposable {
 
   /** Pages that were there at `protect` and have not been written since. Ascending. @throws RepriseError SYSCALL */
   untouched(): MemoryRange[] {
+    return this.#find({ flags: 0, inverted: mm.PAGE_IS_WRITTEN });
+  }
+
+  /**
+   * Pages that have been written since `protect`, or are new. They are protected again, so that `untouched` has them until they are
+   * written once more. The task must stand still: what the kernel writes into pages that it holds for direct I/O is not seen.
+   * @throws RepriseError SYSCALL
+   */
+  protectAgain(): MemoryRange[] {
+    return this.#find({ flags: mm.PM_SCAN_WP_MATCHING, inverted: 0 });
+  }
+
+  #find(want: Pick<Scan, "flags" | "inverted">): MemoryRange[] {
     const found: MemoryRange[] = [];
     const regions = Buffer.alloc(REGIONS * PAGE_REGION_SIZE);
+    const all = mm.PAGE_IS_WPALLOWED | mm.PAGE_IS_WRITTEN;
     for (let start = 0; start < mm.TASK_SIZE;) {
-      const arg = scanArgument({
-        start,
-        flags: 0,
-        inverted: mm.PAGE_IS_WRITTEN,
-        all: mm.PAGE_IS_WPALLOWED | mm.PAGE_IS_WRITTEN,
-        regions,
-      });
+      const arg = scanArgument({ ...want, start, all, regions });
       const count = syscall("ioctl", this.#pagemap, mm.PAGEMAP_SCAN, arg);
       for (let at = 0; at < count * PAGE_REGION_SIZE; at += PAGE_REGION_SIZE) {
         const address = readU64(regions, at);

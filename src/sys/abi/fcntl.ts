@@ -80,3 +80,7 @@ export const SEEK_CUR = 1;
 export const FIONREAD = 0x541b;
 /** Last descriptor number of close_range(2): all that are open. */
 export const CLOSE_RANGE_MAX = 0xffff_ffff;
+
+/** fallocate(2): takes a part out of a file, or makes room in it; what lies behind moves. In whole blocks, on ext4, XFS and few others. */
+export const FALLOC_FL_COLLAPSE_RANGE = 0x08;
+export const FALLOC_FL_INSERT_RANGE = 0x20;
