@@ -3,6 +3,7 @@ import { describe, expect, expectTypeOf, it } from "vitest";
 import { RepriseError } from "../errors.ts";
 import {
   constantList,
+  constantMessage,
   decode,
   encode,
   encodeAhead,
@@ -64,6 +65,29 @@ describe("encode and decode", () => {
         encode("user_x86_xsave_entry", { ...plain, bndreg_state: constant, zmm_upper: constant }),
       ).toEqual(encode("user_x86_xsave_entry", plain));
     }
+  });
+
+  it("writes a message that was announced as constant like any other", () => {
+    const fown = { uid: 300, euid: 2 ** 32 - 1, signum: 0, pid_type: 1, pid: 5 };
+    const file = { id: 1, flags: 0, inode_id: 1, pos: 0n };
+    const constant = constantMessage({ ...fown });
+    for (let round = 0; round < 2; round += 1)
+      expect(encode("memfd_file_entry", { ...file, fown: constant })).toEqual(
+        encode("memfd_file_entry", { ...file, fown }),
+      );
+  });
+
+  it("refuses an element of a list that does not fit", () => {
+    const xsave = { xstate_bv: 1n, bndreg_state: [], bndcsr_state: [], opmask_reg: [], pkru: [] };
+    for (const bad of [-1, 2 ** 32, 0.5])
+      expect(() =>
+        encode("user_x86_xsave_entry", {
+          ...xsave,
+          ymmh_space: [1, bad],
+          zmm_upper: [],
+          hi16_zmm: [],
+        }),
+      ).toThrow(/bad user_x86_xsave_entry.ymmh_space: /);
   });
 
   it("writes the same object several times as it would write equal ones", () => {

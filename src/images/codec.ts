@@ -201,11 +201,11 @@ type PlainMessage = Record<string, unknown>;
 
 // The loops here have no iterators: while V8 interprets them each step would leave an object behind, some hundred thousand of them.
 
-function writeMessage(message: MessageFields, value: PlainMessage): void {
+function writeMessage(message: MessageFields, value: PlainMessage, from = 0): void {
   const known = encoded.get(value);
   if (known?.message === message) return writer.raw(known.bytes);
   const { list } = message;
-  for (let index = 0; index < list.length; index += 1) {
+  for (let index = from; index < list.length; index += 1) {
     const field = list[index] as FieldSpec;
     const content = value[field.name];
     if (content === undefined) {
@@ -241,6 +241,12 @@ function writeList(field: FieldSpec, items: readonly unknown[]): void {
   const bytes = known?.get(field);
   if (bytes !== undefined) return writer.raw(bytes);
   const start = writer.position;
+  if (field.type === "u") {
+    for (let index = 0; index < items.length; index += 1) unsigned32(items[index] as number);
+    writer.uint32Fields(field.tag, items as readonly number[]);
+    known?.set(field, writer.since(start));
+    return;
+  }
   let before = start;
   for (let index = 0; index < items.length; index += 1) {
     // The same object once more is the same bytes once more.
@@ -269,6 +275,28 @@ export function constantMessage<T extends object>(message: T): T {
   return message;
 }
 
+class WordsMessage {
+  readonly words: DataView;
+  readonly rest: PlainMessage;
+
+  constructor(words: DataView, rest: PlainMessage) {
+    this.words = words;
+    this.rest = rest;
+  }
+}
+
+/**
+ * A message inside others, to be encoded and nothing else, whose first fields are 64-bit words that lie in memory in the order of the
+ * fields: of a thread's registers no objects are made.
+ */
+export function wordsMessage<T extends object, K extends keyof T>(
+  words: Uint8Array,
+  rest: Pick<T, K>,
+): T {
+  const view = new DataView(words.buffer, words.byteOffset, words.length);
+  return new WordsMessage(view, rest as PlainMessage) as unknown as T;
+}
+
 function writeTagged(field: FieldSpec, value: unknown): void {
   if (field.type === "m") return writeInner(field, value as PlainMessage);
   writer.uint32(field.tag);
@@ -283,7 +311,12 @@ function writeInner(field: FieldSpec, value: PlainMessage): void {
   writer.uint32(field.tag);
   field.fields ??= fieldsOf(field.typeName);
   const start = writer.begin();
-  writeMessage(field.fields, value);
+  if (value instanceof WordsMessage) {
+    writer.wordFields(value.words);
+    writeMessage(field.fields, value.rest, value.words.byteLength / 8);
+  } else {
+    writeMessage(field.fields, value);
+  }
   writer.end(start);
   known?.set(field, writer.since(begun));
 }

@@ -79,6 +79,30 @@ export class WireWriter {
     this.#bytes[this.#at++] = rest;
   }
 
+  /** A varint with a tag before it for each of many integers from 0 to 2^32 - 1. */
+  uint32Fields(tag: number, values: readonly number[]): void {
+    this.#reserve(values.length * 2 * VARINT_MAX);
+    const bytes = this.#bytes;
+    let at = this.#at;
+    for (let index = 0; index < values.length; index += 1) {
+      let rest = tag;
+      for (; rest > 0x7f; rest >>>= 7) bytes[at++] = (rest & 0x7f) | 0x80;
+      bytes[at++] = rest;
+      rest = values[index] as number;
+      for (; rest > 0x7f; rest >>>= 7) bytes[at++] = (rest & 0x7f) | 0x80;
+      bytes[at++] = rest;
+    }
+    this.#at = at;
+  }
+
+  /** The fields 1, 2, … as varints of 64-bit words that lie in memory. */
+  wordFields(words: DataView): void {
+    for (let from = 0; from < words.byteLength; from += 8) {
+      this.uint32(from + 8); // the tag: field number from / 8 + 1, in the upper bits
+      this.#halfWords(words.getUint32(from, true), words.getUint32(from + 4, true));
+    }
+  }
+
   /** A varint of an int32: negative numbers are written as 64 bits. */
   int32(value: number): void {
     if (value >= 0) this.uint32(value);

@@ -1,7 +1,7 @@
 // Registers and extended state of a thread on x86-64, between ptrace's register sets and CRIU's thread_info_x86.
 
 import { RepriseError } from "../../errors.ts";
-import { constantList, constantMessage } from "../../images/codec.ts";
+import { constantList, constantMessage, wordsMessage } from "../../images/codec.ts";
 import type {
   ThreadInfoX86,
   UserX86FpregsEntry,
@@ -81,38 +81,9 @@ const UNUSED_TLS = constantList(
 /** Registers and what the image calls them. */
 const IMAGED = REGISTERS.map((name) => ({ name, key: IMAGE_NAMES[name] ?? name }));
 
-/** Written out, so that all have one form: V8 makes a dictionary of an object to which so many fields are added. */
+/** The fields of the message stand in the order of the kernel's register set (codec.test.ts holds it). */
 function registersEntry(regs: Registers): UserX86RegsEntry {
-  return {
-    r15: regs.get("r15"),
-    r14: regs.get("r14"),
-    r13: regs.get("r13"),
-    r12: regs.get("r12"),
-    bp: regs.get("rbp"),
-    bx: regs.get("rbx"),
-    r11: regs.get("r11"),
-    r10: regs.get("r10"),
-    r9: regs.get("r9"),
-    r8: regs.get("r8"),
-    ax: regs.get("rax"),
-    cx: regs.get("rcx"),
-    dx: regs.get("rdx"),
-    si: regs.get("rsi"),
-    di: regs.get("rdi"),
-    orig_ax: regs.get("orig_rax"),
-    ip: regs.get("rip"),
-    cs: regs.get("cs"),
-    flags: regs.get("eflags"),
-    sp: regs.get("rsp"),
-    ss: regs.get("ss"),
-    fs_base: regs.get("fs_base"),
-    gs_base: regs.get("gs_base"),
-    ds: regs.get("ds"),
-    es: regs.get("es"),
-    fs: regs.get("fs"),
-    gs: regs.get("gs"),
-    mode: MODE_NATIVE,
-  };
+  return wordsMessage<UserX86RegsEntry, "mode">(regs.bytes, { mode: MODE_NATIVE });
 }
 
 function extendedStateEntry({ xstate, tracee }: StoppedThread): UserX86FpregsEntry {
@@ -128,7 +99,8 @@ function extendedStateEntry({ xstate, tracee }: StoppedThread): UserX86FpregsEnt
     mxcsr: xstate.readUInt32LE(FX.mxcsr),
     mxcsr_mask: xstate.readUInt32LE(FX.mxcsrMask),
     st_space: words32(xstate, FX.st, 128),
-    xmm_space: words32(xstate, FX.xmm, 256),
+    // Few threads have the same.
+    xmm_space: readWords32(xstate, FX.xmm, 256),
     padding: [],
     ...(xsave === undefined ? {} : { xsave }),
   };
@@ -294,11 +266,14 @@ function threadInfo(core: CoreEntry): ThreadInfoX86 {
 }
 
 function words32(bytes: Buffer, offset: number, size: number): readonly number[] {
-  return known32.get(bytes, { offset, size }, (view) => {
-    const words: number[] = [];
-    for (let at = offset; at < offset + size; at += 4) words.push(view.getUint32(at, true));
-    return words;
-  });
+  return known32.get(bytes, { offset, size }, () => readWords32(bytes, offset, size));
+}
+
+function readWords32(bytes: Buffer, offset: number, size: number): readonly number[] {
+  const view = viewOf(bytes);
+  const words: number[] = [];
+  for (let at = offset; at < offset + size; at += 4) words.push(view.getUint32(at, true));
+  return words;
 }
 
 function words64(bytes: Buffer, offset: number, size: number): readonly bigint[] {
