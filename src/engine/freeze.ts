@@ -7,19 +7,15 @@ import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
 import { checkWorker } from "../objects/io-uring/ring-memory.ts";
 import { processNumber, type FrozenTask, type FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
-import { readStatIfAlive, readThreadStatIfAlive, type TaskStat } from "../proc/stat.ts";
-import {
-  readStatus,
-  readStatusIfAlive,
-  readThreadStatus,
-  type TaskStatus,
-} from "../proc/status.ts";
+import { readStatIfAlive, readThreadStateIfAlive, type TaskStat } from "../proc/stat.ts";
+import { readBriefStatus, readStatus, readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
 import { SIGSTOP, signalName } from "../sys/abi/signal.ts";
 import { ownPids } from "../sys/front.ts";
 import { sendSignal, waitFor } from "../sys/process.ts";
+import { LeftCode } from "../tracee/injection.ts";
 import { Tracee, type TraceCounters } from "../tracee/tracee.ts";
 import { retryAfterVfork, type EarlyStop } from "./after-vfork.ts";
 import { Bystanders } from "./bystanders.ts";
@@ -225,7 +221,7 @@ class Freezer {
         continue;
       }
       // Under its own number the kernel would add up the times of all threads.
-      const stat = readThreadStatIfAlive(task.pid, tid);
+      const stat = readThreadStateIfAlive(task.pid, tid);
       if (stat?.state === "Z" || stat?.state === "X") {
         if (tid === task.pid) this.#markEnded(task);
         continue;
@@ -372,12 +368,13 @@ class Freezer {
     const tids = [...task.threads.keys()].sort((a, b) =>
       a === task.pid ? -1 : b === task.pid ? 1 : a - b,
     );
+    const left = new LeftCode(speaker(task));
     return tids.map((tid) => {
       const tracee = task.threads.get(tid) as Tracee;
       tracee.leader = speaker(task);
-      const status = tid === task.pid ? leader : readThreadStatus(task.pid, tid);
+      const status = tid === task.pid ? leader : readBriefStatus(task.pid, tid);
       const innerTid = depth === 0 ? tid : innerId(tid, status.nsPid, depth);
-      return { tid, innerTid, status, ...stoppedThread(tracee) };
+      return { tid, innerTid, status, ...stoppedThread(tracee, left) };
     });
   }
 

@@ -6,7 +6,7 @@ import type { FrozenThread } from "../objects/task/task.ts";
 import { readMemory } from "../sys/memory.ts";
 import { USER_CS_64, withoutSpuriousEintr } from "../tracee/arch/x86_64/registers.ts";
 import { isRestarted, restartedCall, type ReadTask } from "../tracee/arch/x86_64/restarted-call.ts";
-import { standsInLeftCode, type StoppedThread } from "../tracee/injection.ts";
+import type { LeftCode, StoppedThread } from "../tracee/injection.ts";
 import type { DispatchConfiguration, Tracee } from "../tracee/tracee.ts";
 import {
   PR_SYS_DISPATCH_EXCLUSIVE_ON,
@@ -16,7 +16,10 @@ import {
 } from "../sys/abi/sched.ts";
 
 /** What a thread was about when it was stopped. @throws RepriseError UNSUPPORTED for what cannot be saved of it */
-export function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "rseq"> {
+export function stoppedThread(
+  tracee: Tracee,
+  left: LeftCode,
+): Pick<FrozenThread, "stopped" | "rseq"> {
   const regs = withoutSpuriousEintr(tracee.registers());
   if (regs.get("cs") !== USER_CS_64) {
     throw new RepriseError(
@@ -28,7 +31,7 @@ export function stoppedThread(tracee: Tracee): Pick<FrozenThread, "stopped" | "r
       },
     );
   }
-  if (standsInLeftCode(tracee.leader, regs.getNumber("rip"))) {
+  if (left.holds(regs.getNumber("rip"))) {
     throw new RepriseError(
       "UNSUPPORTED",
       `cannot dump pid ${tracee.leader}: thread ${tracee.tid} stands where an engine left it that was killed`,

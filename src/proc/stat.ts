@@ -91,6 +91,22 @@ export function readThreadStatIfAlive(pid: number, tid: number): TaskStat | unde
   return undefinedIfGone(() => readThreadStat(pid, tid));
 }
 
+/** What a thread is about: its state, one letter, and its PF_ flags; undefined when it is gone. Throws as readStat does. */
+export function readThreadStateIfAlive(
+  pid: number,
+  tid: number,
+): Pick<TaskStat, "state" | "flags"> | undefined {
+  const text = undefinedIfGone(() => readShortProcText(pid, `task/${tid}/stat`));
+  if (text === undefined) return undefined;
+  // Of thousands of threads: state is the first field behind the name, and the flags are six further.
+  const close = text.lastIndexOf(")");
+  const fields = text.slice(close + 2, close + 2 + MOST_TO_FLAGS).split(" ", 7);
+  return { state: fields[0] ?? "", flags: Number(fields[6]) };
+}
+
+/** A letter, and six numbers of 32 bits with their signs and blanks. */
+const MOST_TO_FLAGS = 96;
+
 /** Parses a stat line; throws INTERNAL when it is not one. */
 export function parseStat(text: string): TaskStat {
   const open = text.indexOf("(");

@@ -1,5 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { parseStatus, readStatus, readStatusIfAlive, readThreadStatus } from "./status.ts";
+import {
+  parseBriefStatus,
+  parseStatus,
+  readBriefStatus,
+  readStatus,
+  readStatusIfAlive,
+  readThreadStatus,
+} from "./status.ts";
 
 const LINUX_6_18 = `Name:	a\\nb\\\\c 
 Umask:	0027
@@ -154,6 +161,39 @@ describe("parseStatus()", () => {
     expect(status.seccompFilters).toBeUndefined();
     expect(status.kthread).toBeUndefined();
     expect(status.memory.vmRss).toBeUndefined();
+  });
+});
+
+describe("parseBriefStatus()", () => {
+  // Each text comes after one that differs from it in a single line of another part.
+  const texts = [
+    LINUX_6_18,
+    LINUX_6_18.replace("Name:\ta", "Name:\tUid: 7 "),
+    LINUX_6_18.replace("1001", "1005"),
+    LINUX_6_18.replace("Groups:\t4 24", "Groups:\t5 24"),
+    LINUX_6_18.replace("Pid:\t4374", "Pid:\t4375"),
+    LINUX_6_18.replace("4374\t8\t2", "4374\t8\t3"),
+    LINUX_6_18.replace("SigQ:\t3", "SigQ:\t4"),
+    LINUX_6_18.replace("SigPnd:\t0", "SigPnd:\t8"),
+    LINUX_6_18.replace("CapEff:\t0", "CapEff:\t1"),
+    LINUX_6_18.replace("NoNewPrivs:\t1", "NoNewPrivs:\t0"),
+    LINUX_6_18.replace("Seccomp:\t2", "Seccomp:\t0"),
+    LINUX_6_18.replace(/^Seccomp(_filters)?:.*\n/gm, ""),
+    LINUX_6_18.replace(/^Spec.*\n/gm, ""),
+    LINUX_6_18.replace(/^(Groups|NSpid|Umask):.*\n/gm, ""),
+    LINUX_6_18,
+  ];
+
+  it("says the same as parseStatus(), whatever came before", () => {
+    for (const text of texts) {
+      expect(parseStatus(text)).toMatchObject(parseBriefStatus(text));
+      expect(Object.keys(parseBriefStatus(text))).toHaveLength(19);
+    }
+  });
+
+  it("reads a thread", () => {
+    const whole = readThreadStatus(process.pid, process.pid);
+    expect(whole).toMatchObject(readBriefStatus(process.pid, process.pid));
   });
 });
 

@@ -53,26 +53,58 @@ export function writeMemory(pid: number, ranges: readonly MemoryRange[], from: U
   transfer("process_vm_writev", pid, ranges, from);
 }
 
+type TransferCall = "process_vm_readv" | "process_vm_writev";
+
 function transfer(
-  call: "process_vm_readv" | "process_vm_writev",
+  call: TransferCall,
   pid: number,
   ranges: readonly MemoryRange[],
   local: Uint8Array,
 ): void {
+  // Most are of one range; no vectors are made for it.
+  if (ranges.length === 1) {
+    putVector(localVector, addressOf(local), local.length);
+    putVector(remoteVector, ranges[0]?.address ?? 0, local.length);
+    const moved = trySyscall(call, pid, localVectorAt, 1, remoteVectorAt, 1, 0);
+    checkMoved(moved, { call, pid, length: local.length });
+    return;
+  }
   let done = 0;
   for (let first = 0; first < ranges.length; first += IOV_MAX) {
     const part = ranges.slice(first, first + IOV_MAX);
     const length = part.reduce((sum, range) => sum + range.length, 0);
-    const localVector = iovecs([{ address: addressOf(local) + done, length }]);
-    const moved = trySyscall(call, pid, localVector, 1, iovecs(part), part.length, 0);
-    if (moved < 0) throw syscallError(call, -moved, `copy memory of pid ${pid}`);
-    if (moved !== length) {
-      throw new RepriseError("SYSCALL", `cannot copy memory of pid ${pid}: ${call}: short copy`, {
-        pid,
-        syscall: call,
-      });
-    }
+    putVector(localVector, addressOf(local) + done, length);
+    const moved = trySyscall(call, pid, localVectorAt, 1, iovecs(part), part.length, 0);
+    checkMoved(moved, { call, pid, length });
     done += length;
+  }
+}
+
+const localVector = Buffer.alloc(IOVEC_SIZE);
+const localVectorAt = addressOf(localVector);
+const remoteVector = Buffer.alloc(IOVEC_SIZE);
+const remoteVectorAt = addressOf(remoteVector);
+
+function putVector(vector: Buffer, address: number, length: number): void {
+  vector.writeUInt32LE(address % 0x1_0000_0000, 0);
+  vector.writeUInt32LE(Math.floor(address / 0x1_0000_0000), 4);
+  vector.writeUInt32LE(length, 8);
+}
+
+function checkMoved(
+  moved: number,
+  {
+    call,
+    pid,
+    length,
+  }: { readonly call: TransferCall; readonly pid: number; readonly length: number },
+): void {
+  if (moved < 0) throw syscallError(call, -moved, `copy memory of pid ${pid}`);
+  if (moved !== length) {
+    throw new RepriseError("SYSCALL", `cannot copy memory of pid ${pid}: ${call}: short copy`, {
+      pid,
+      syscall: call,
+    });
   }
 }
 

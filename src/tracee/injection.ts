@@ -156,17 +156,34 @@ export function findSpareBytes(
 }
 
 /**
- * Whether a thread stands in code of ours that an engine left when it died. It is on its way back into its own code, or
- * stopped on that way until somebody continues it.
+ * Code of ours in a process that an engine left when it died. Who stands in it is on the way back into its own code, or stopped on that
+ * way until somebody continues it. The process stands still: most of its threads stand in the same few pages.
  */
-export function standsInLeftCode(pid: number, rip: number): boolean {
-  const page = Math.floor(rip / PAGE_SIZE) * PAGE_SIZE;
-  const head = bytesAt(pid, page, interpreter.bytes.length);
-  if (head?.equals(interpreter.bytes) === true) return true;
-  return [STUB_ROOM, DISPATCHED_STUB_ROOM].some((room) => {
-    const stubAt = page + PAGE_SIZE - room;
-    return rip >= stubAt && isStub(bytesAt(pid, stubAt, room) ?? Buffer.alloc(room));
-  });
+export class LeftCode {
+  readonly #pid: number;
+  /** Of pages: what of ours is in them, by where it begins. */
+  readonly #pages = new Map<number, readonly number[]>();
+
+  constructor(pid: number) {
+    this.#pid = pid;
+  }
+
+  /** Whether an instruction is part of it. */
+  holds(rip: number): boolean {
+    const page = Math.floor(rip / PAGE_SIZE) * PAGE_SIZE;
+    const begins = this.#pages.get(page) ?? this.#look(page);
+    this.#pages.set(page, begins);
+    return begins.some((begin) => rip >= begin);
+  }
+
+  #look(page: number): number[] {
+    const head = bytesAt(this.#pid, page, interpreter.bytes.length);
+    if (head?.equals(interpreter.bytes) === true) return [page];
+    return [STUB_ROOM, DISPATCHED_STUB_ROOM]
+      .map((room) => ({ at: page + PAGE_SIZE - room, room }))
+      .filter(({ at, room }) => isStub(bytesAt(this.#pid, at, room) ?? Buffer.alloc(room)))
+      .map(({ at }) => at);
+  }
 }
 
 function bytesAt(pid: number, address: number, length: number): Buffer | undefined {

@@ -21,7 +21,7 @@ import {
   type ThreadSasEntry,
   type VmaEntry,
 } from "../../images/schema/messages.generated.ts";
-import type { TaskStatus } from "../../proc/status.ts";
+import type { BriefStatus, TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { SIGCHLD } from "../../sys/abi/signal.ts";
 import { RepriseError } from "../../errors.ts";
@@ -208,7 +208,7 @@ export class ThreadInquiry {
 /** What most threads of a process have in common: it is read from the answers once. */
 type CommonState = Omit<ThreadState, "sas" | "clearTidAddress" | "taken"> & {
   /** The status of the first thread that answered so. */
-  readonly status: TaskStatus;
+  readonly status: BriefStatus;
 };
 
 export interface LeaderParts {

@@ -9,7 +9,7 @@
 
 import { RepriseError } from "../../errors.ts";
 import type { CredsEntry } from "../../images/schema/messages.generated.ts";
-import type { TaskStatus } from "../../proc/status.ts";
+import type { BriefStatus, TaskStatus } from "../../proc/status.ts";
 import {
   CAP_LAST_CAP,
   CAP_SETPCAP,
@@ -35,8 +35,8 @@ const ASK = -1;
  */
 export function probeCreds(
   program: Program,
-  like: Pick<TaskStatus, "groups">,
-): (result: ProgramResult, status: TaskStatus) => CredsEntry {
+  like: Pick<BriefStatus, "groups">,
+): (result: ProgramResult, status: BriefStatus) => CredsEntry {
   const uids = probeIds(program, "getresuid");
   const gids = probeIds(program, "getresgid");
   const fsuid = program.call("setfsuid", [ASK], { label: "read the file system user id" });
@@ -70,7 +70,7 @@ export function probeCreds(
 }
 
 /** Whether what a status says of credentials is the same, so that equal answers are equal credentials. */
-export function hasSameCredentials(a: TaskStatus, b: TaskStatus): boolean {
+export function hasSameCredentials(a: BriefStatus, b: BriefStatus): boolean {
   return (
     a.capInh === b.capInh &&
     a.capPrm === b.capPrm &&

@@ -12,7 +12,7 @@ import { closeSync, openSync } from "node:fs";
 import { log } from "../../log.ts";
 import { readNamespace } from "../../proc/ns.ts";
 import { undefinedIfGone } from "../../proc/procfs.ts";
-import { readStatus, type TaskStatus } from "../../proc/status.ts";
+import { readStatus, type BriefStatus, type TaskStatus } from "../../proc/status.ts";
 import { LANDLOCK_CREATE_RULESET_VERSION } from "../../sys/abi/landlock.ts";
 import {
   CAP_SYS_ADMIN,
@@ -43,7 +43,7 @@ export class LandlockWatch implements Disposable {
   #places = new Map<number, Place>();
 
   /** Makes the helpers that running processes will probably need: it takes long to make one, for a tree that stands still. */
-  prepare(running: readonly TaskStatus[]): void {
+  prepare(running: readonly BriefStatus[]): void {
     if (!this.#engine.isWatching) return;
     // One that ends meanwhile needs none.
     for (const status of running) undefinedIfGone(() => this.#targetOf(status));
@@ -91,7 +91,7 @@ export class LandlockWatch implements Disposable {
   }
 
   /** A process that the thread may look into, by the number that it has for it. */
-  #targetOf(status: TaskStatus): number | undefined {
+  #targetOf(status: BriefStatus): number | undefined {
     if (!status.noNewPrivs && !has(status.capEff, CAP_SYS_ADMIN)) return undefined;
     if (!this.#isLabelledAsWeAre(status)) return undefined;
     const place = this.#places.get(status.tgid) ?? placeOf(status.pid);
@@ -103,12 +103,12 @@ export class LandlockWatch implements Disposable {
     return this.#helpers.get(key)?.innerPid;
   }
 
-  #isLabelledAsWeAre({ tgid, pid }: TaskStatus): boolean {
+  #isLabelledAsWeAre({ tgid, pid }: BriefStatus): boolean {
     return readLabels({ pid: tgid, tid: pid }).lsm_profile === this.#engine.label;
   }
 
   /** ptrace(2), "Ptrace access mode checking": by right, or as one of the same ids and no fewer capabilities. */
-  #mayLookAtUs(status: TaskStatus): boolean {
+  #mayLookAtUs(status: BriefStatus): boolean {
     if (has(status.capEff, CAP_SYS_PTRACE)) return true;
     const isSame = (kind: "uid" | "gid"): boolean => {
       const { real, effective, saved } = this.#engine.status[kind];
@@ -118,7 +118,7 @@ export class LandlockWatch implements Disposable {
   }
 
   /** Undefined when there can be none: then it is not known. */
-  #startHelper(status: TaskStatus, place: Place): Helper | undefined {
+  #startHelper(status: BriefStatus, place: Place): Helper | undefined {
     try {
       const { tid: pid } = startHelper(status, { place, own: this.#engine.place });
       return { pid, place, innerPid: readStatus(pid).nsPid.at(-1) };
@@ -187,7 +187,7 @@ const HELPER_AREA = { address: 0x2000_0000_0000, size: 1024 * 1024 };
 
 /** A process with the thread's ids and namespaces that anybody may look into who has them too. */
 function startHelper(
-  { tgid, uid, gid }: TaskStatus,
+  { tgid, uid, gid }: BriefStatus,
   { place, own }: { readonly place: Place; readonly own: Place },
 ): Tracee {
   const area = workAreaAt(HELPER_AREA.address, HELPER_AREA.size);

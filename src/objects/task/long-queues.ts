@@ -8,7 +8,7 @@
 import { RepriseError } from "../../errors.ts";
 import type { SignalQueueEntry } from "../../images/schema/messages.generated.ts";
 import { readTimers } from "../../proc/timers.ts";
-import type { TaskStatus } from "../../proc/status.ts";
+import type { BriefStatus } from "../../proc/status.ts";
 import { SIGINFO_SIZE, SIGMAX, SIGSET_SIZE, SIGRTMIN } from "../../sys/abi/signal.ts";
 import type { Program, Ref } from "../../tracee/program.ts";
 import type { Tracee } from "../../tracee/tracee.ts";
@@ -64,7 +64,7 @@ function longQueue(
 }
 
 /** What is taken has to be queued again, within the limit of the user. */
-function hasRoom({ sigQueued, sigQueueLimit }: TaskStatus): boolean {
+function hasRoom({ sigQueued, sigQueueLimit }: BriefStatus): boolean {
   return !(sigQueued + RESERVE > sigQueueLimit);
 }
 

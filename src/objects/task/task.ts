@@ -2,7 +2,7 @@
 
 import type { RseqEntry } from "../../images/schema/messages.generated.ts";
 import type { TaskStat } from "../../proc/stat.ts";
-import type { TaskStatus } from "../../proc/status.ts";
+import type { BriefStatus, TaskStatus } from "../../proc/status.ts";
 import type { StoppedThread } from "../../tracee/injection.ts";
 
 /** A stopped thread of a frozen task. */
@@ -11,7 +11,7 @@ export interface FrozenThread {
   readonly tid: number;
   readonly innerTid: number;
   readonly stopped: StoppedThread;
-  readonly status: TaskStatus;
+  readonly status: BriefStatus;
   /** Its registration for restartable sequences. */
   readonly rseq: RseqEntry;
 }
