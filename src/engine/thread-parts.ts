@@ -4,10 +4,12 @@
 
 import { RepriseError } from "../errors.ts";
 import type { FsEntry } from "../images/schema/messages.generated.ts";
-import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
+import type { FrozenTask } from "../objects/task/task.ts";
 import { ThreadLinks } from "../proc/thread-links.ts";
 import { KCMP_FILES, KCMP_FS } from "../sys/abi/sched.ts";
-import { kcmp, KernelOrder } from "../sys/process.ts";
+import { syscallError } from "../sys/ffi.ts";
+import { KernelOrder } from "../sys/process.ts";
+import { ThreadFiles, type ThreadQuestion } from "../tracee/thread-files.ts";
 
 /** Namespaces that a thread can enter alone: others want a process with a single thread, or show in its directories. */
 const OF_THREADS = ["net", "uts", "ipc"] as const;
@@ -24,19 +26,22 @@ export function collectThreadPlaces(
   const found = new Map<number, FsEntry>();
   const [leader, ...others] = task.threads;
   if (leader === undefined || others.length === 0) return found;
+  using looks = new ThreadFiles(task.pid, lookAtParts(leader.tid));
   using links = new ThreadLinks(task.pid);
-  const namespaceOf = ({ tid }: FrozenThread, kind: string): string =>
-    links.target(tid, `ns/${kind}`);
-  const own = OF_THREADS.map((kind) => namespaceOf(leader, kind));
+  const own = looks
+    .of(leader.tid)
+    .namespaces.map((target, at) => Buffer.from(target ?? missing(links, leader.tid, at)));
   const seen = new KernelOrder<{ pid: number }>(KCMP_FS);
-  for (const thread of others) {
-    const { tid, status } = thread;
-    const differs = (type: number): boolean => kcmp({ pid: leader.tid }, { pid: tid }, type) !== 0;
-    if (differs(KCMP_FILES)) throw refused(task, tid, "a table of descriptors of its own");
-    const strange = OF_THREADS.find((kind, at) => namespaceOf(thread, kind) !== own[at]);
+  for (const { tid, status } of others) {
+    const { namespaces, files, fs } = looks.of(tid);
+    if (isOther(files, task.pid)) throw refused(task, tid, "a table of descriptors of its own");
+    const strange = OF_THREADS.find((_, at) => {
+      const target = namespaces[at] ?? missing(links, tid, at);
+      return !target.equals(own[at] as Buffer);
+    });
     if (strange !== undefined) throw refused(task, tid, `a ${strange} namespace of its own`);
-    if (!differs(KCMP_FS)) continue;
-    if (namespaceOf(thread, "mnt") !== namespaceOf(leader, "mnt"))
+    if (!isOther(fs, task.pid)) continue;
+    if (links.target(tid, "ns/mnt") !== links.target(leader.tid, "ns/mnt"))
       throw refused(task, tid, "a mount namespace of its own");
     if (seen.findOrAdd({ pid: tid }) !== undefined)
       throw refused(task, tid, "a current directory that it shares with some threads only");
@@ -48,6 +53,48 @@ export function collectThreadPlaces(
     });
   }
   return found;
+}
+
+/** What a thread has, and how kcmp(2) compares it with the leader. */
+interface Parts {
+  /** What the links say; undefined where one cannot be read. */
+  readonly namespaces: readonly (Buffer | undefined)[];
+  readonly files: number;
+  readonly fs: number;
+}
+
+function lookAtParts(leader: number): ThreadQuestion<Parts> {
+  return (program, { tid, directory, path }) => {
+    const asking = { mayFail: true };
+    const links = OF_THREADS.map((kind) => {
+      const into = program.output(LINK_ROOM);
+      const args = [directory, path(`ns/${kind}`), into, LINK_ROOM];
+      return { into, read: program.call("readlinkat", args, asking) };
+    });
+    const files = program.call("kcmp", [leader, tid, KCMP_FILES, 0, 0], asking);
+    const fs = program.call("kcmp", [leader, tid, KCMP_FS, 0, 0], asking);
+    return (answers) => ({
+      namespaces: links.map(({ into, read }) => {
+        const length = answers.value(read);
+        return length < 0 ? undefined : answers.bytes(into, length);
+      }),
+      files: answers.value(files),
+      fs: answers.value(fs),
+    });
+  };
+}
+
+/** `net:[4026531840]`. */
+const LINK_ROOM = 64;
+
+/** Reads a link again, for the reason why it cannot be read. */
+function missing(links: ThreadLinks, tid: number, at: number): Buffer {
+  return Buffer.from(links.target(tid, `ns/${OF_THREADS[at]}`));
+}
+
+function isOther(order: number, pid: number): boolean {
+  if (order < 0) throw syscallError("kcmp", -order, `compare the threads of pid ${pid}`);
+  return order !== 0;
 }
 
 function refused({ pid }: FrozenTask, tid: number, what: string): RepriseError {

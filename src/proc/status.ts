@@ -136,16 +136,16 @@ export function parseBriefStatus(text: string): BriefStatus {
     const found = text.indexOf(`\n${name}:`, from);
     return found < 0 ? text.length : found + 1;
   };
-  const ids = before("Uid", 0);
-  const inner = before("NStgid", ids);
+  const users = before("Uid", 0);
+  const inner = before("NStgid", users);
   const groups = before("NSpgid", inner);
   const signals = before("SigQ", groups);
   const masks = before("SigBlk", signals);
   const rights = before("CapInh", masks);
   const end = before("Speculation_Store_Bypass", rights);
-  const lines = splitLines(text.slice(0, ids) + text.slice(inner, groups));
+  const lines = splitLines(text.slice(0, users) + text.slice(inner, groups));
   const pid = decimal(lines, "Pid");
-  const identity = sameIdentity(text.slice(ids, inner));
+  const identity = sameIdentity(text.slice(users, inner));
   const pending = samePending(text.slice(signals, masks));
   const allowed = sameRights(text.slice(rights, end));
   return {

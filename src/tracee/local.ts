@@ -79,6 +79,11 @@ export class ResidentProgram implements Answers, Disposable {
     this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset, this.#size / 4);
   }
 
+  /** Changes its data for good: text, of which each character is a byte. */
+  put(at: Pointer, text: string): void {
+    this.#image.upload.write(text, at.offset, "latin1");
+  }
+
   /** Runs it with its data as they were built, but for one word. What it brought is there until the next run. */
   run(word: { readonly at: Pointer; readonly value: number }): void {
     const { upload } = this.#image;

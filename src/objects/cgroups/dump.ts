@@ -12,12 +12,12 @@ import type {
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import { parseCgroups, readCgroups, type CgroupEntry as Member } from "../../proc/cgroup.ts";
-import { readShortProcText } from "../../proc/procfs.ts";
 import { readNamespace } from "../../proc/ns.ts";
 import type { CollectedNamespace } from "../namespaces/collect.ts";
 import { PLAIN_FILES, type CgroupFiles } from "./files.ts";
 import { Hierarchies, hierarchyName, isWithin } from "./hierarchies.ts";
 import { insideCgroupNamespace } from "./namespace.ts";
+import { ThreadCgroups } from "./thread-cgroups.ts";
 import { isMemberList, propertyNames, type PropertyLists } from "./properties.ts";
 import { frontPid } from "../../sys/front.ts";
 
@@ -94,8 +94,9 @@ export class CgroupTable {
     if (this.#options.mode === "ignore") return;
     // Most threads of a process are where its others are.
     const known = new Map<string, number>();
+    using reader = new ThreadCgroups(task);
     for (const { tid } of task.threads) {
-      const text = readShortProcText(task.pid, `task/${tid}/cgroup`);
+      const text = reader.text(tid);
       const set = known.get(text) ?? this.#setOf(parseCgroups(text));
       known.set(text, set);
       this.#ofThread.set(tid, set);
