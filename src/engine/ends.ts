@@ -77,6 +77,7 @@ export function commitAndKill(options: CheckpointOptions, captured: Captured): D
   images.commit(inventory, () => files.prepareCommit());
   const stats = captured.stats();
   phase("committed");
+  images.closeWritten();
   writeDumpStats(options.workDir ?? options.imagesDir, stats);
   syncDirectory(options.imagesDir);
   tell("committed");

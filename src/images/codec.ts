@@ -294,7 +294,7 @@ export function wordsMessage<T extends object, K extends keyof T>(
   rest: Pick<T, K>,
 ): T {
   const view = new DataView(words.buffer, words.byteOffset, words.length);
-  return new WordsMessage(view, rest as PlainMessage) as unknown as T;
+  return new WordsMessage(view, rest) as unknown as T;
 }
 
 function writeTagged(field: FieldSpec, value: unknown): void {

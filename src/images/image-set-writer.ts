@@ -61,7 +61,7 @@ export class ImageSetWriter {
   readonly #sync: "files" | "none";
   #open = new Set<ImageWriter>();
   readonly #written = new Map<string, ManifestFile | undefined>();
-  /** Files that were prepared and are written: closed by `tidy` or `abort`. */
+  /** Files that were prepared and are written. */
   readonly #done: number[] = [];
   /** Files that exist and are empty; as many as may be are open. */
   readonly #prepared = new Map<string, number | undefined>();
@@ -208,6 +208,11 @@ export class ImageSetWriter {
       rmSync(this.path(name), { force: true });
     }
     this.#prepared.clear();
+    this.closeWritten();
+  }
+
+  /** Lets written files go. Nobody waits for that, but it takes longer when they have been synced. */
+  closeWritten(): void {
     for (const fd of this.#done.splice(0)) closeSync(fd);
   }
 
