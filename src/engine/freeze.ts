@@ -7,8 +7,19 @@ import { CgroupFreezer } from "../objects/cgroups/freezer.ts";
 import { checkWorker } from "../objects/io-uring/ring-memory.ts";
 import { processNumber, type FrozenTask, type FrozenThread } from "../objects/task/task.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
-import { readStatIfAlive, readThreadStateIfAlive, type TaskStat } from "../proc/stat.ts";
-import { readBriefStatus, readStatus, readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
+import {
+  readStatIfAlive,
+  readThreadStatIfAlive,
+  readThreadStateIfAlive,
+  type TaskStat,
+} from "../proc/stat.ts";
+import {
+  readBriefStatus,
+  readStatus,
+  readStatusIfAlive,
+  readThreadStatus,
+  type TaskStatus,
+} from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { PF_IO_WORKER, PF_KTHREAD } from "../sys/abi/sched.ts";
 import { PTRACE_O_TRACESYSGOOD } from "../sys/abi/ptrace.ts";
