@@ -17,7 +17,7 @@ import { checkArguments } from "./arguments.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
 import { LookAhead, runningTasks } from "./look-ahead.ts";
-import { freezeTree, releaseTree, type FrozenTree } from "./freeze.ts";
+import { freezeTree, noStops, releaseTree, type FrozenTree } from "./freeze.ts";
 import type { TcpDumpOptions } from "../objects/files/file-kind.ts";
 import type { DumpStats, EngineHooks, ProgressListener, ScriptAction } from "./progress.ts";
 import { ComparedAhead } from "./compare-ahead.ts";
@@ -147,6 +147,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,
       others: running.slice(1),
+      counters: noStops(),
     };
     ahead = isWhole ? await WrittenAhead.of(running, images, freeze) : WrittenAhead.nothing(images);
     const files = filesOptions(options);

@@ -51,6 +51,8 @@ export interface FreezeOptions {
   readonly freezeCgroup?: string | undefined;
   /** The processes of the tree but the root, as far as they are known. */
   readonly others?: readonly number[] | undefined;
+  /** Counts on from before, where one command stops the tree several times. */
+  readonly counters?: TraceCounters | undefined;
 }
 
 /** Rounds without an end mean that the tree forks faster than it can be stopped. */
@@ -63,7 +65,7 @@ const MAX_ROUNDS = 1000;
  */
 export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
   refuseOwnTree(root);
-  const counters: TraceCounters = { stops: 0, remoteCalls: 0 };
+  const counters = options.counters ?? noStops();
   return retryAfterVfork(counters, (early) => {
     const cgroup = CgroupFreezer.of(root, { named: options.freezeCgroup, others: options.others });
     const freezer = new Freezer(options.timeoutMs, { cgroup, counters, early });
@@ -78,6 +80,11 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
       throw error;
     }
   });
+}
+
+/** Counters that begin. */
+export function noStops(): TraceCounters {
+  return { stops: 0, remoteCalls: 0 };
 }
 
 /**
