@@ -8,7 +8,7 @@ import type { FileEntry } from "../../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { assert, RepriseError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { FdDirectory } from "../../tracee/fd-directory.ts";
+import type { FdDirectory } from "../../tracee/fd-directory.ts";
 import { readFdInfo, type FdInfo } from "../../proc/fdinfo.ts";
 import { fdPath, readFdStat, type FileStat } from "../../proc/links.ts";
 import { readProcLink, readProcStat } from "../../proc/procfs.ts";
