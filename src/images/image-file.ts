@@ -55,17 +55,27 @@ export type FormatVersion = 1 | 2 | undefined;
 /** An image open for reading, with a window on its content. */
 export class ImageFile implements Disposable {
   readonly name: string;
+  /** Of a file whose content is held, none (-1). */
   readonly fd: number;
   /** Bytes. */
   readonly size: number;
-  #window = new Uint8Array(0);
+  #window: Uint8Array = new Uint8Array(0);
   #windowAt = 0;
   /** On the window. */
   #reader: { readonly bytes: Uint8Array; readonly wire: WireReader } | undefined;
 
-  /** @throws RepriseError BAD_IMAGE when it is no regular file; system errors of open(2) as they are. */
-  constructor(path: string, name: string) {
+  /**
+   * From its path, or from all its content.
+   * @throws RepriseError BAD_IMAGE when it is no regular file; system errors of open(2) as they are.
+   */
+  constructor(path: string | Uint8Array, name: string) {
     this.name = name;
+    if (typeof path !== "string") {
+      this.fd = -1;
+      this.size = path.length;
+      this.#window = path;
+      return;
+    }
     // A FIFO in place of an image must not block the open.
     this.fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stat = fstatSync(this.fd);
@@ -117,7 +127,7 @@ export class ImageFile implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    closeSync(this.fd);
+    if (this.fd >= 0) closeSync(this.fd);
   }
 
   #fill(offset: number, length: number): void {

@@ -35,6 +35,8 @@ export class ImageSetReader implements PagemapSet {
   readonly #version: FormatVersion;
   readonly #depth: number;
   #parent: ImageSetReader | "none" | undefined;
+  /** What was verified. */
+  #contents: ReadonlyMap<string, Uint8Array> = new Map();
 
   /**
    * Reads inventory and manifest.
@@ -60,14 +62,16 @@ export class ImageSetReader implements PagemapSet {
     return this.#manifest !== undefined;
   }
 
-  /** Compares all files with the manifest; see `verifyManifest`. */
+  /** Compares all files with the manifest; see `verifyManifest`. Small ones are not read again. */
   verify(): void {
-    if (this.#manifest !== undefined) verifyManifest(this.dir, this.#manifest);
+    if (this.#manifest !== undefined) this.#contents = verifyManifest(this.dir, this.#manifest);
   }
 
   has(kind: ImageKind, id = 0): boolean {
     const name = imageName(kind, id);
-    return this.#isMember(kind, name) && existsSync(join(this.dir, name));
+    return (
+      this.#contents.has(name) || (this.#isMember(kind, name) && existsSync(join(this.dir, name)))
+    );
   }
 
   path(kind: ImageKind, id = 0): string {
@@ -81,7 +85,7 @@ export class ImageSetReader implements PagemapSet {
 
   /** Entries with the places of their payload in the file; none when the file is missing. */
   readWithPayload<K extends ListKind>(kind: K, id = 0): ImageEntry<Messages[MessageOf<K>]>[] {
-    using file = this.#openIfThere(kind, id);
+    using file = this.#heldOrOpen(kind, id);
     return file === undefined ? [] : readEntries(file, kind, this.#version);
   }
 
@@ -101,7 +105,7 @@ export class ImageSetReader implements PagemapSet {
 
   /** A pagemap, or undefined when the file is missing. */
   readPagemap(kind: PagemapKind, id: number): Pagemap | undefined {
-    using file = this.#openIfThere(kind, id);
+    using file = this.#heldOrOpen(kind, id);
     return file === undefined ? undefined : readPagemap(file, kind, this.#version);
   }
 
@@ -142,6 +146,12 @@ export class ImageSetReader implements PagemapSet {
       );
     }
     return new ImageSetReader(realpathSync(link), { depth: this.#depth + 1 });
+  }
+
+  #heldOrOpen(kind: ImageKind, id: number): ImageFile | undefined {
+    const name = imageName(kind, id);
+    const content = this.#contents.get(name);
+    return content === undefined ? this.#openIfThere(kind, id) : new ImageFile(content, name);
   }
 
   #openIfThere(kind: ImageKind, id: number): ImageFile | undefined {

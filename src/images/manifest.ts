@@ -37,15 +37,29 @@ export interface Manifest {
 
 /** Size and checksum of a file as it is on disk. System errors are thrown as they are. */
 export function describeFile(dir: string, name: string): ManifestFile {
+  const { size, crc32: sum } = examineFile(dir, name);
+  return sum === undefined ? { size } : { size, crc32: sum };
+}
+
+/** The same, and the content of a small file. */
+function examineFile(dir: string, name: string): ManifestFile & { readonly content?: Uint8Array } {
   const fd = openSync(join(dir, name), "r");
   try {
     const { size } = fstatSync(fd);
     if (!isChecked(name, size)) return { size };
-    return { size, crc32: checksum(fd, size) };
+    if (size > MOST_KEPT) return { size, crc32: checksum(fd, size) };
+    // One byte more: it may have grown.
+    const content = new Uint8Array(size + 1);
+    const count = readSync(fd, content, 0, content.length, 0);
+    if (count !== size) return { size, crc32: checksum(fd, size) };
+    return { size, crc32: crc32(content.subarray(0, size)), content: content.subarray(0, size) };
   } finally {
     closeSync(fd);
   }
 }
+
+/** Files up to this size are read once: what is verified is what is used. A set with thousands of tasks has ten thousands of them. */
+const MOST_KEPT = 32 * 1024;
 
 /** Whether a file of this name and size has a checksum. */
 function isChecked(name: string, size: number): boolean {
@@ -120,13 +134,15 @@ function checkManifest(parsed: unknown): Manifest {
 
 /**
  * Compares every file of a set with its manifest.
+ * @returns the content of the small files, by their names
  * @throws RepriseError BAD_IMAGE naming each file that is missing, cut off or changed.
  */
-export function verifyManifest(dir: string, manifest: Manifest): void {
+export function verifyManifest(dir: string, manifest: Manifest): ReadonlyMap<string, Uint8Array> {
+  const contents = new Map<string, Uint8Array>();
   const faults = Object.entries(manifest.files)
-    .map(([name, expected]) => faultOf(dir, name, expected))
+    .map(([name, expected]) => faultOf(dir, name, { expected, contents }))
     .filter((fault) => fault !== undefined);
-  if (faults.length === 0) return;
+  if (faults.length === 0) return contents;
   const shown = faults.slice(0, MAX_FAULTS_SHOWN).join("; ");
   const more =
     faults.length > MAX_FAULTS_SHOWN ? `; and ${faults.length - MAX_FAULTS_SHOWN} more` : "";
@@ -137,10 +153,17 @@ export function verifyManifest(dir: string, manifest: Manifest): void {
 
 const MAX_FAULTS_SHOWN = 8;
 
-function faultOf(dir: string, name: string, expected: ManifestFile): string | undefined {
-  let found: ManifestFile;
+function faultOf(
+  dir: string,
+  name: string,
+  {
+    expected,
+    contents,
+  }: { readonly expected: ManifestFile; readonly contents: Map<string, Uint8Array> },
+): string | undefined {
+  let found: ReturnType<typeof examineFile>;
   try {
-    found = describeFile(dir, name);
+    found = examineFile(dir, name);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     return code === "ENOENT" ? `${name} is missing` : `${name} cannot be read (${code})`;
@@ -149,6 +172,7 @@ function faultOf(dir: string, name: string, expected: ManifestFile): string | un
     return `${name} is cut off at ${found.size} of ${expected.size} bytes`;
   if (found.size > expected.size) return `${name} has ${found.size} bytes, not ${expected.size}`;
   const same = expected.crc32 === undefined || found.crc32 === expected.crc32;
+  if (same && found.content !== undefined) contents.set(name, found.content);
   return same ? undefined : `${name} was changed or is from another dump`;
 }
 
