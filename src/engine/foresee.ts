@@ -6,6 +6,7 @@ import { RepriseError } from "../errors.ts";
 import { prepareCrc32 } from "../images/crc32.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import { imageName, type ImageKind } from "../images/names.ts";
+import { prepareToLook } from "../objects/io-uring/context.ts";
 import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
 import { listsSemaphores } from "../objects/ipc/undo.ts";
 import { readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
@@ -72,8 +73,9 @@ const FIRST_DESCRIPTORS = 64;
 
 /** Reads the kernel's description of its types (5 MB) where a dump of a running tree will probably ask for it. */
 export function prepareKernelTypes(pids: readonly number[]): void {
-  const isAsked = pids.some((pid) => hasRing(pid) || (hasThreads(pid) && listsSemaphores()));
-  if (isAsked) undefinedIfUnsupported(() => KernelTypes.ofKernel());
+  if (pids.some(hasRing)) prepareToLook();
+  else if (pids.some((pid) => hasThreads(pid) && listsSemaphores()))
+    undefinedIfUnsupported(() => KernelTypes.ofKernel());
 }
 
 function hasRing(pid: number): boolean {

@@ -47,6 +47,9 @@ export class KernelTypes {
   readonly #fields = new Map<string, KernelField>();
   /** By where their names are. */
   readonly #constants = new Map<number, number>();
+  /** Looking for a name goes through megabytes. */
+  readonly #names = new Map<string, number>();
+  readonly #structures = new Map<string, number>();
   static #known: KernelTypes | undefined;
 
   /**
@@ -128,20 +131,27 @@ export class KernelTypes {
   }
 
   #structure(name: string): number {
+    const known = this.#structures.get(name);
+    if (known !== undefined) return known;
     const wanted = this.#nameOffset(name);
     const words = this.#words;
     const types = this.#types;
     for (let id = 1; id < types.length; id++) {
       const at = types[id] as number;
-      if (words[at] === wanted && kindAt(words, at) === KIND_STRUCT) return at;
+      if (words[at] !== wanted || kindAt(words, at) !== KIND_STRUCT) continue;
+      this.#structures.set(name, at);
+      return at;
     }
     throw missing(name);
   }
 
   /** Strings are kept once each. */
   #nameOffset(name: string): number {
+    const known = this.#names.get(name);
+    if (known !== undefined) return known;
     const at = this.#strings.indexOf(`\0${name}\0`, 0, "latin1");
     if (at < 0) throw missing(name);
+    this.#names.set(name, at + 1);
     return at + 1;
   }
 

@@ -3,14 +3,16 @@
 // lie in the cache of free ones: nr_req_allocated of them, on submit_state.free_list. What is read here must not change meanwhile, which
 // is looked at again at the end.
 
-import type { KernelMemory } from "../../sys/kernel-memory.ts";
+import { closeSync } from "node:fs";
+import { RepriseError } from "../../errors.ts";
+import { KernelMemory } from "../../sys/kernel-memory.ts";
 import { KernelObjects } from "../../sys/kernel-objects.ts";
 import { KernelTypes } from "../../sys/kernel-types.ts";
 import { PAGE_SIZE } from "../../sys/abi/mman.ts";
-import { syscall } from "../../sys/ffi.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { MemoryRange } from "../../sys/memory.ts";
-import { foreignWork, pendingRequests, type PendingRequest } from "./pending.ts";
-import { IORING_SETUP_NO_MMAP } from "../../sys/abi/io-uring.ts";
+import { foreignWork, pendingRequests, preparePending, type PendingRequest } from "./pending.ts";
+import { IORING_SETUP_NO_MMAP, PARAMS_SIZE } from "../../sys/abi/io-uring.ts";
 import { CLOCK_MONOTONIC_COARSE } from "../../sys/abi/event-files.ts";
 
 /** A ring as the kernel has it. */
@@ -117,6 +119,25 @@ export function lookAtRing(fd: number, memory: KernelMemory): RingContext | unde
   return free === new Context(memory, types, ring.address).countFree() && ring.isUnchanged()
     ? context
     : undefined;
+}
+
+/**
+ * Looks at a ring of the engine's own, so that no name of the kernel's is looked for while a tree stands still. Where that cannot be,
+ * the rings of the tree will say why.
+ */
+export function prepareToLook(): void {
+  const params = Buffer.alloc(PARAMS_SIZE);
+  const fd = trySyscall("io_uring_setup", 1, params);
+  if (fd < 0) return;
+  try {
+    using memory = new KernelMemory();
+    lookAtRing(fd, memory);
+    preparePending(KernelTypes.ofKernel());
+  } catch (error) {
+    if (!(error instanceof RepriseError)) throw error;
+  } finally {
+    closeSync(fd);
+  }
 }
 
 /** Where the memory is that a process gave to a ring. */

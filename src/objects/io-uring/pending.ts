@@ -4,6 +4,7 @@
 
 import { KernelObjects } from "../../sys/kernel-objects.ts";
 import type { KernelMemory } from "../../sys/kernel-memory.ts";
+import type { KernelTypes } from "../../sys/kernel-types.ts";
 import * as uring from "../../sys/abi/io-uring.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME } from "../../sys/abi/event-files.ts";
@@ -131,6 +132,11 @@ function describe(request: bigint, objects: KernelObjects): PendingRequest | str
 const IOSQE_FLAGS = 0xffn;
 /** IO_POLL_CANCEL_FLAG, the highest bit. */
 const POLL_CANCELLED = 0x8000_0000;
+
+/** Looks for the names that are needed where requests wait: each takes its time once. */
+export function preparePending(types: KernelTypes): void {
+  for (const name of DISTURBING) types.constant(name);
+}
 
 interface Building {
   readonly request: bigint;
