@@ -17,7 +17,7 @@ import {
 } from "../objects/files/controlling-terminal.ts";
 import { restoreLocks } from "../objects/files/locks.ts";
 import { sealAfterMapping } from "../objects/files/memfd.ts";
-import { isThreadPidfd } from "../objects/files/pidfd.ts";
+import { isForThreads } from "../objects/files/for-threads.ts";
 import { kindOfType } from "../objects/files/registry.ts";
 import { restoreUndo } from "../objects/ipc/undo.ts";
 import { log } from "../log.ts";
@@ -134,7 +134,7 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
       const places = [firstPoolFd(plan) - 1, firstPoolFd(plan) - 2];
       const labels = labelsOf(program, plan, { tid: task.pid, proc: growth.proc, places });
       if (ownsTable(task)) {
-        if (plan.hasThreadPidfds)
+        if (plan.hasThreadHandles)
           settleFiles(program, plan, task, { files, settled, when: "threads" });
         program.call("close_range", [firstPoolFd(plan), CLOSE_RANGE_MAX, 0], {
           label: "close the descriptors of the restore",
@@ -419,9 +419,10 @@ export function settleFiles(
 }
 
 /** Handles of threads come with these, and the epolls after what they may watch. */
-function stageOf({ hasThreadPidfds, hasLateParts }: RestorePlan, entry: FileEntry): Stage {
+function stageOf({ set, hasThreadHandles, hasLateParts }: RestorePlan, entry: FileEntry): Stage {
   if (hasLateParts && entry.epfd !== undefined) return "late";
-  return hasThreadPidfds && (entry.epfd !== undefined || isThreadPidfd(entry)) ? "threads" : "tree";
+  const isLater = hasThreadHandles && (entry.epfd !== undefined || isForThreads(entry, set.tasks));
+  return isLater ? "threads" : "tree";
 }
 
 /** The first task of those that share a table of descriptors fills it, and so with memory. */

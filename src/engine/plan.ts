@@ -17,7 +17,7 @@ import type {
 } from "../images/schema/messages.generated.ts";
 import { notifiedProcess } from "../objects/files/mqueue.ts";
 import { hasOwnerPart } from "../objects/io-uring/owned-ring.ts";
-import { isThreadPidfd } from "../objects/files/pidfd.ts";
+import { isForThreads } from "../objects/files/for-threads.ts";
 import { checkRegularFiles } from "../objects/files/unchanged.ts";
 import type { FilesRestoreOptions } from "../objects/files/file-kind.ts";
 import { partPages } from "../objects/memory/lazy.ts";
@@ -89,7 +89,7 @@ export interface RestorePlan {
   /** Files that are in flight in sockets and that no task has, but for epolls and pidfds. */
   readonly inFlight: readonly FileEntry[];
   /** Some of the files are handles of threads, which are made when the threads are there. */
-  readonly hasThreadPidfds: boolean;
+  readonly hasThreadHandles: boolean;
   /** Some have a part that is left for the end: late-parts.ts. */
   readonly hasLateParts: boolean;
   readonly area: WorkArea;
@@ -161,7 +161,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     tasks,
     files,
     inFlight: filesInFlight(set, files),
-    hasThreadPidfds: files.some(isThreadPidfd),
+    hasThreadHandles: files.some((file) => isForThreads(file, set.tasks)),
     hasLateParts: files.some(
       (entry) => hasOwnerPart(entry) || notifiedProcess(entry) !== undefined,
     ),

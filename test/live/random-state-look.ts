@@ -122,7 +122,11 @@ function lookAtProcess(
   lookAtAreas(put, pid);
   for (const fd of names(`/proc/${pid}/fd`)) {
     // Of its names a deleted file has one afterwards, or another one where that has been taken; so has a queue.
-    const target = link(`/proc/${pid}/fd/${fd}`).replace(/[^/]+(?= \(deleted\)$)/, "");
+    let target = link(`/proc/${pid}/fd/${fd}`).replace(/[^/]+(?= \(deleted\)$)/, "");
+    // A thread that has ended has been a process afterwards.
+    const dead = /^\/proc\/(\d+)\/task\/(\d+)(.*)$/.exec(target);
+    if (dead !== null && names(`/proc/${dead[1]}/task/${dead[2]}`).length === 0)
+      target = `/proc/${dead[2]}/task/${dead[2]}${dead[3]}`;
     put(`fd ${fd} link`, numbers.inText(target, /(?<=^(?:pipe|socket):\[)\d+/g));
     put(`fd ${fd} info`, infoOf(pid, fd));
   }

@@ -22,5 +22,26 @@ export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
     "906 inet_bind 7266 7770 1205 4216",
     "189 shutdown 1379 1460 715 3739",
   ],
+  "that tasks have a file of /proc in common": [
+    "658 directory 6520 7609 3501 2348",
+    "460 special 2797 6547 9307 6297",
+    "746 fork 9878 3006 5305 5228",
+  ],
+  "a file of /proc of a thread": [
+    "0 thread 4 3335 9202 1296",
+    "1 special 9 1 1 0",
+    "0 fork 1 1 1 1",
+    "0 dup 0 1 1 0",
+  ],
+  "a file of /proc of a thread that has ended": [
+    "0 thread 4 3335 9202 1296",
+    "1 special 9 1 1 0",
+    "1 exit_thread 0 0 0 0",
+  ],
+  "that a thread gets the signals of a file": [
+    "400 thread 4 3335 9202 1296",
+    "79 memfd 5443 9489 9466 3861",
+    "839 flags 3709 6878 7005 6250",
+  ],
   "that a namespace is open as a path": ["865 special 491 330 4177 6472"],
 };

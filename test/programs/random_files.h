@@ -19,7 +19,10 @@ static void do_open(unsigned a, unsigned b, unsigned c, unsigned d) {
   int flags = ways[b % COUNT(ways)];
   if (c & 1) flags |= more[c / 2 % COUNT(more)];
   if (d & 1) flags |= more[d / 2 % COUNT(more)];
-  note("open %s 0%o -> %d", path, flags, open(path, flags));
+  // Without waiting: the file may have a lease.
+  int fd = open(path, flags | O_NONBLOCK);
+  if (!(flags & O_NONBLOCK)) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+  note("open %s 0%o -> %d", path, flags, fd);
 }
 
 static void do_seek(unsigned a, unsigned b, unsigned c, unsigned d) {
@@ -39,6 +42,7 @@ static void do_write(unsigned a, unsigned b, unsigned c, unsigned d) {
 static void do_truncate(unsigned a, unsigned b, unsigned c, unsigned d) {
   (void)c, (void)d;
   int fd = PICKED(REGULAR, a);
+  if (fcntl(fd, F_GETLEASE) != F_UNLCK) return;
   note("truncate %d -> %d", fd, ftruncate(fd, b % 30000));
 }
 

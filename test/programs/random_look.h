@@ -97,9 +97,6 @@ static void look_at_socket(const char *name, int fd) {
   struct ucred user;
   length = sizeof user;
   if (type != SOCK_DGRAM && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &user, &length) == 0) printf("%s peer's user: %d %d\n", name, user.uid, user.gid);
-  int size = -1;
-  ioctl(fd, SIOCOUTQ, &size);
-  if (type != SOCK_STREAM || info.tcpi_state != TCP_CLOSE) printf("%s unsent: %d\n", name, size > 0);
 }
 
 static void look_at_terminal(const char *name, int fd) {
@@ -146,7 +143,7 @@ static void look_at_descriptor(struct opened *one, pid_t pid) {
   if (S_ISCHR(stat.st_mode)) look_at_terminal(name, fd);
   if (S_ISREG(stat.st_mode) && stat.st_nlink == 0) {
     static char bytes[1 << 20];
-    int again = open(path, O_RDONLY);
+    int again = open(path, O_RDONLY | O_NONBLOCK);
     ssize_t size = pread(again, bytes, sizeof bytes, 0);
     if (size >= 0) printf("%s content: %016lx of %zd\n", name, hash_of(bytes, (size_t)size), size);
     close(again);

@@ -50,13 +50,18 @@ static void read_script(const char *path) {
   fclose(script);
 }
 
+// While a step is done, actors come and go.
+static bool is_there(struct actor *actor, int step) {
+  return actor->born < step && (actor->died == 0 || actor->died >= step);
+}
+
 static int actor_of(int step) {
   int alive = 0;
-  for (int i = 0; i < page->count; i++) alive += page->actors[i].state == ALIVE;
+  for (int i = 0; i < page->count; i++) alive += is_there(&page->actors[i], step);
   if (alive == 0) return -1;
   int wanted = (int)(steps[step].actor % (unsigned)alive);
   for (int i = 0; i < page->count; i++)
-    if (page->actors[i].state == ALIVE && wanted-- == 0) return i;
+    if (is_there(&page->actors[i], step) && wanted-- == 0) return i;
   return -1;
 }
 
@@ -68,6 +73,8 @@ static void walk(void) {
     }
     int self = me;
     now_step = step;
+    for (int i = 0; i < page->count; i++)
+      if (page->actors[i].died == step - 1) usleep(3000); // its descriptors are closed by then
     errno = 0;
     operations[steps[step].kind].run(steps[step].a, steps[step].b, steps[step].c, steps[step].d);
     if (me != self) continue; // a child, whose parent goes on with the walk
@@ -90,6 +97,7 @@ int main(int count, char **args) {
   read_script(args[1]);
   prepare();
   life = live;
+  now_step = -1;
   add_actor(getpid(), gettid());
   live();
 }

@@ -32,6 +32,8 @@ struct actor {
   pid_t tid;
   _Atomic int told;       // generation of the digest
   _Atomic int idle;       // waits for the page itself
+  int born;               // in this step,
+  _Atomic int died;       // and gone since that one; 0 while it lives
   uint64_t rseq;          // the kernel writes there
   uint64_t scratch;       // and below this, what is left of a wait
   int length;

@@ -61,6 +61,7 @@ static int add_actor(pid_t pid, pid_t tid) {
   if (page->count == ACTORS) return -1;
   struct actor *actor = &page->actors[page->count];
   actor->tid = tid;
+  actor->born = now_step;
   actor->state = ALIVE;
   actor->pid = pid;
   return atomic_fetch_add(&page->count, 1);
@@ -86,6 +87,7 @@ static void do_fork(unsigned a, unsigned b, unsigned c, unsigned d) {
 static void *begin_thread(void *argument) {
   (void)argument;
   me = page->count;
+  now_step = page->step;
   add_actor(getpid(), gettid());
   life();
   return NULL;
@@ -116,6 +118,7 @@ static void do_exit(unsigned a, unsigned b, unsigned c, unsigned d) {
   for (int i = 0; i < page->count; i++)
     if (page->actors[i].pid == getpid() && page->actors[i].state != DEAD) {
       page->actors[i].state = DEAD;
+      page->actors[i].died = now_step;
       atomic_fetch_add(&page->arrived, 1);
     }
   note("exit");
@@ -134,6 +137,7 @@ static void do_exit_thread(unsigned a, unsigned b, unsigned c, unsigned d) {
   (void)a, (void)b, (void)c, (void)d;
   if (gettid() == getpid()) return;
   page->actors[me].state = DEAD;
+  page->actors[me].died = now_step;
   atomic_fetch_add(&page->arrived, 1);
   note("exit of a thread");
   atomic_fetch_add(&page->step, 1);

@@ -6,6 +6,7 @@ import type { FileEntry, FownEntry } from "../../images/schema/messages.generate
 import { log } from "../../log.ts";
 import {
   F_GETOWN_EX,
+  F_OWNER_TID,
   F_GETOWNER_UIDS,
   F_GETSIG,
   F_SETFL,
@@ -60,7 +61,8 @@ export function readOwner(file: OpenFile, dump: FilesDump): FownEntry {
   syscall("fcntl", fd, F_GETOWN_EX, owner);
   const pid = owner.readInt32LE(4);
   if (pid === 0) return signum === 0 ? NO_OWNER : { ...NO_OWNER, signum };
-  const inner = dump.innerPid(pid);
+  const isThread = owner.readInt32LE(0) === F_OWNER_TID;
+  const inner = dump.innerPid(pid) ?? (isThread ? dump.innerThread?.(pid) : undefined);
   if (inner === undefined) {
     const what = `fd ${file.fd} of pid ${file.task.pid} (${file.target})`;
     log.loss(`${what}: pid ${pid}, which gets its signals, is not in the tree: restored without`);
@@ -94,6 +96,14 @@ export function settleOwner(program: Program, entry: FileEntry, fd: number): voi
   if ((flags & O_ASYNC) === 0) return;
   // F_GETFL's other flags are as open made them; of ours F_SETFL heeds only the few that it may change.
   program.call("fcntl", [fd, F_SETFL, flags], { label: `set O_ASYNC of fd ${fd}` });
+}
+
+/** Whether the owner is a thread that is not the first of its process: it comes later. */
+export function isOwnedByThread(entry: FileEntry, tasks: ReadonlyMap<number, unknown>): boolean {
+  const { fown } = ownedPart(entry);
+  return (
+    fown !== undefined && fown.pid !== 0 && fown.pid_type === F_OWNER_TID && !tasks.has(fown.pid)
+  );
 }
 
 /** Whether `settleOwner` adds anything. */

@@ -9,6 +9,7 @@ import type { Program } from "../../tracee/program.ts";
 import { processForProc } from "./dead-process.ts";
 import type { FilesRestore } from "./file-kind.ts";
 import { makeGhost } from "./ghost-restore.ts";
+import { deadThread } from "./proc-of-task.ts";
 import { linkBack } from "./lost-name-restore.ts";
 
 /**
@@ -37,9 +38,11 @@ export function pathForOpening(
       return makeGhost(program, { entry, id: remap.id }, restore);
     case RemapType.LINKED:
       return linkBack(program, { entry, id: remap.id }, restore);
-    case RemapType.PROCFS:
-      processForProc(program, remap.id, restore);
-      return entry.name;
+    case RemapType.PROCFS: {
+      const thread = deadThread(entry.name, restore.set);
+      processForProc(program, thread?.tid ?? remap.id, restore);
+      return thread?.path ?? entry.name;
+    }
     default:
       throw new RepriseError(
         "BAD_IMAGE",

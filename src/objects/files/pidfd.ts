@@ -11,17 +11,11 @@ import {
 } from "../../images/schema/messages.generated.ts";
 import { PIDFD_THREAD } from "../../sys/abi/event-files.ts";
 import { AT_FDCWD, F_GETFD, F_SETFD, O_CLOEXEC, O_NONBLOCK, O_RDWR } from "../../sys/abi/fcntl.ts";
-import {
-  AF_UNIX,
-  MSG_PEEK,
-  SCM_RIGHTS,
-  SOCK_CLOEXEC,
-  SOCK_SEQPACKET,
-  SOL_SOCKET,
-} from "../../sys/abi/socket.ts";
+import { SCM_RIGHTS, SOL_SOCKET } from "../../sys/abi/socket.ts";
 import { syscall, syscallError } from "../../sys/ffi.ts";
 import { encodeControl, sendMessage } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
+import { isHeldTwice, makeCarrier, takeCarried } from "./carrier.ts";
 import { processForPidfd } from "./dead-process.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
@@ -84,46 +78,16 @@ function openPlaceholder(
 ): Argument {
   assert(pidfd !== undefined, `file ${id} is no pidfd`);
   if (pidfd.nspid === DEAD) return openDead(program, pidfd, restore);
-  if (isShared(id, restore)) return openCarrier(program, pidfd, restore);
+  if (isHeldTwice(id, restore)) return openCarrier(program, pidfd, restore);
   return program.call("openat", [AT_FDCWD, program.string("/dev/null"), O_RDWR, 0], {
     label: `open a stand-in for pidfd ${id}`,
   });
 }
 
-/** By restore: how many descriptors there are of each file. */
-const holders = new WeakMap<FilesRestore["set"], Map<number, number>>();
-
-function isShared(id: number, { set }: FilesRestore): boolean {
-  let counts = holders.get(set);
-  if (counts === undefined) {
-    holders.set(set, (counts = new Map()));
-    for (const { live } of set.tasks.values())
-      for (const one of live?.fdinfo ?? []) counts.set(one.id, (counts.get(one.id) ?? 0) + 1);
-    // What is in flight will have holders.
-    for (const { value } of set.skQueues)
-      for (const right of value.scm.flatMap(({ rights }) => rights)) counts.set(right, Infinity);
-  }
-  return (counts.get(id) ?? 0) > 1;
-}
-
-/**
- * Several descriptors of one description begin as a socket. The engine sends the pidfd into it, and every holder takes it by a look
- * at the message (MSG_PEEK), which is there for the next one still.
- */
+/** The engine sends the pidfd. */
 function openCarrier(program: Program, pidfd: PidfdEntry, restore: FilesRestore): Argument {
   const { id, nspid } = pidfd;
-  const ends = program.output(8);
-  program.call("socketpair", [AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends], {
-    label: `make a way for pidfd ${id}`,
-  });
-  const end = (offset: number): Argument => ({
-    kind: "load",
-    from: { ...ends, offset: ends.offset + offset },
-    width: 4,
-  });
-  const sender = restore.reserve();
-  program.call("dup3", [end(4), sender, O_CLOEXEC], { label: `make a way for pidfd ${id}` });
-  program.call("close", [end(4)]);
+  const { fd, sender } = makeCarrier(program, `pidfd ${id}`, restore);
   const isThread = (pidfd.flags & PIDFD_THREAD) !== 0;
   restore.whenThere(isThread ? "threads" : "tasks", ({ copies, outerTid }) => {
     const made = syscall("pidfd_open", outerTid(nspid) ?? nspid, pidfd.flags & KEPT_FLAGS);
@@ -137,32 +101,13 @@ function openCarrier(program: Program, pidfd: PidfdEntry, restore: FilesRestore)
       closeSync(made);
     }
   });
-  return end(0);
+  return fd;
 }
 
 /** Whether a file is a handle of a process or thread of the tree. */
 export function isLivePidfd({ pidfd }: FileEntry): boolean {
   return pidfd !== undefined && pidfd.nspid !== DEAD;
 }
-
-/** Takes the pidfd out of its carrier. */
-export function takeCarried(program: Program, fd: number, label: string): Argument {
-  // Header and one descriptor of a control message; struct msghdr.
-  const control = program.output(CMSG_SIZE, 8);
-  const vector = Buffer.alloc(16);
-  vector.writeUInt32LE(1, 8);
-  const header = Buffer.alloc(56);
-  header.writeUInt32LE(1, 24);
-  header.writeUInt32LE(CMSG_SIZE, 40);
-  const message = program.structure(header, {
-    16: program.structure(vector, { 0: program.output(1) }),
-    32: control,
-  });
-  program.call("recvmsg", [fd, message, MSG_PEEK], { label, expect: 1 });
-  return { kind: "load", from: { ...control, offset: control.offset + 16 }, width: 4 };
-}
-
-const CMSG_SIZE = 24;
 
 /** Runs for every descriptor; whether it is close-on-exec stays as the engine set it. */
 function openPidfd(program: Program, entry: FileEntry, fd: number, restore: FilesRestore): void {
@@ -171,7 +116,7 @@ function openPidfd(program: Program, entry: FileEntry, fd: number, restore: File
   if (pidfd.nspid === DEAD) return;
   const descriptorFlags = program.call("fcntl", [fd, F_GETFD, 0]);
   const label = `open a pidfd of ${isThreadPidfd(entry) ? "thread" : "pid"} ${pidfd.nspid} for fd ${fd}`;
-  const made = isShared(id, restore)
+  const made = isHeldTwice(id, restore)
     ? takeCarried(program, fd, label)
     : program.call("pidfd_open", [pidfd.nspid, pidfd.flags & KEPT_FLAGS], { label });
   program.call("dup3", [made, fd, 0]);

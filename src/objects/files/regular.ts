@@ -12,8 +12,6 @@ import {
 import {
   AT_FDCWD,
   F_DUPFD,
-  F_GETFD,
-  F_SETFD,
   O_ACCMODE,
   O_APPEND,
   O_CLOEXEC,
@@ -32,8 +30,9 @@ import {
   SEEK_SET,
 } from "../../sys/abi/fcntl.ts";
 import { trySyscall } from "../../sys/ffi.ts";
-import type { Argument, Program } from "../../tracee/program.ts";
+import type { Argument, Program, Ref } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+import { isOfLaterTask, openStandIn, settleProcFile } from "./proc-of-task.ts";
 import { pathForOpening } from "./path-for-opening.ts";
 import { nameForImages } from "./saved-name.ts";
 import { O_ASYNC, readOwner, restoreOwner } from "./owner.ts";
@@ -53,6 +52,7 @@ export const regularKind: FileKind = {
     return openRegular(program, entry.reg, restore);
   },
   settle: settleRegular,
+  settleEach: true,
   inheritKeys: ({ reg }) => (reg === undefined ? [] : pathKeys(reg)),
   openInherited: (program, { id, reg }, fd, { isForeigner }) =>
     openInheritedPath(program, reg, { id, fd, isForeigner }),
@@ -147,7 +147,7 @@ export function openRegular(
   restore: FilesRestore,
 ): Argument {
   if (entry.ext === true) throw notInherited(entry);
-  if (isProcOfLaterTask(entry.name, restore)) return openStandIn(program, entry);
+  if (isOfLaterTask(entry, restore)) return openStandIn(program, entry, restore);
   const fd = openByPath(program, entry, pathForOpening(program, entry, restore));
   seek(program, entry, fd);
   restoreOwner(program, entry.fown, fd);
@@ -163,7 +163,7 @@ function notInherited({ id, name }: RegFileEntry): RepriseError {
 }
 
 /** Adds the call that opens an entry's file under some path, with the entry's flags. */
-function openByPath(program: Program, entry: RegFileEntry, path: string): Argument {
+function openByPath(program: Program, entry: RegFileEntry, path: string): Ref {
   return program.call("openat", [AT_FDCWD, pathArgument(program, path), openFlags(entry), 0], {
     label: () => `open ${entry.name} (file ${entry.id})`,
     hint: HINT_MISSING,
@@ -242,38 +242,18 @@ function startsLikeElf(file: OpenFile, dump: FilesDump): boolean {
   return count === 4 && magicBuffer.readUInt32LE(0) === ELF_MAGIC;
 }
 
-/** A file of another task's /proc directory: it appears with the task, after the files are opened. */
-const PROC_OF_TASK = /^\/proc\/(\d+)(\/.*|$)/s;
-
-/** Whether an entry's file is below /proc/PID and does not exist yet when files are opened. */
-function isProcOfLaterTask(name: string, restore: FilesRestore): boolean {
-  const [, number, rest = ""] = PROC_OF_TASK.exec(name) ?? [];
-  const pid = Number(number ?? 0);
-  // The root task is there, but not its descriptors, threads and memory.
-  if (pid === restore.set.rootPid) return /^\/(?:fd|fdinfo|task|map_files)\//.test(rest);
-  return restore.set.tasks.has(pid);
-}
-
-/** What is not there yet is opened by `settle`; this keeps its place until then. */
-function openStandIn(program: Program, entry: RegFileEntry): Argument {
-  const label = `keep a place for ${entry.name} (file ${entry.id})`;
-  return program.call("openat", [AT_FDCWD, program.string("/proc/self"), O_PATH, 0], { label });
-}
-
+/** Runs for every descriptor; whether it is close-on-exec stays as the engine set it. */
 function settleRegular(
   program: Program,
-  entry: FileEntry,
+  { reg }: FileEntry,
   fd: number,
   restore: FilesRestore,
 ): void {
-  const { reg } = entry;
-  if (reg === undefined || !isProcOfLaterTask(reg.name, restore)) return;
-  const label = `put ${reg.name} (file ${reg.id}) in its place`;
-  const opened = openByPath(program, reg, reg.name);
-  seek(program, reg, opened);
-  restoreOwner(program, reg.fown, opened);
-  const atExec = program.call("fcntl", [fd, F_GETFD, 0], { label });
-  program.call("dup3", [opened, fd, 0], { label });
-  program.call("fcntl", [fd, F_SETFD, atExec], { label });
-  program.call("close", [opened], { label });
+  if (reg === undefined || !isOfLaterTask(reg, restore)) return;
+  settleProcFile(program, { entry: reg, fd, restore }, () => {
+    const opened = openByPath(program, reg, reg.name);
+    seek(program, reg, opened);
+    restoreOwner(program, reg.fown, opened);
+    return opened;
+  });
 }

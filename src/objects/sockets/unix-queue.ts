@@ -26,7 +26,8 @@ import {
 } from "../../sys/socket.ts";
 import type { Argument, Pointer, Program } from "../../tracee/program.ts";
 import type { FilesRestore, OpenFile } from "../files/file-kind.ts";
-import { isLivePidfd, takeCarried } from "../files/pidfd.ts";
+import { takeCarried } from "../files/carrier.ts";
+import { isLivePidfd } from "../files/pidfd.ts";
 import { liftSendLimit } from "./socket-options.ts";
 
 /** One message of a queue, or a stretch of a stream. */
