@@ -10,11 +10,14 @@ import { PF_EXITING } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { ESRCH } from "../sys/errno.ts";
 import { trySyscall } from "../sys/ffi.ts";
+import { isReaped } from "../sys/process.ts";
 import type { RestorePlan } from "./plan.ts";
 
 /** How long zombies that still hold a number are waited for. */
 export const ZOMBIE_PATIENCE_MS = 5_000;
 const POLL_MS = 10;
+/** By then Node, or who waits for a restored tree, has reaped it. Orphans that have come to us (a subreaper, or pid 1) nobody else reaps. */
+const OTHERS_MS = 200;
 /** For a moment a killed process has neither the signal any more nor the mark of one that exits. */
 const CONFIRM_MS = 50;
 
@@ -32,6 +35,7 @@ export async function waitForFreePids(
   for (const task of plan.tasks.values()) for (const { tid } of task.threads) wanted.add(tid);
   if (options.thorough !== true && [...wanted].every(looksFree)) return;
   let deadline = performance.now() + ZOMBIE_PATIENCE_MS;
+  const begun = performance.now();
   let livingSince: number | undefined;
   let told = false;
   for (;;) {
@@ -61,8 +65,10 @@ export async function waitForFreePids(
     told = true;
     // A zombie keeps its number until it is reaped: before that there is no need to look at all processes again.
     const again = livingSince === undefined ? deadline : 0;
-    do await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    while (performance.now() <= again && isUnreaped(first.pid));
+    do {
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      if (performance.now() > begun + OTHERS_MS && isOurs(first.pid)) isReaped(first.pid);
+    } while (performance.now() <= again && isUnreaped(first.pid));
   }
 }
 
@@ -89,6 +95,10 @@ function isZombie(pid: number): boolean {
 function isUnreaped(pid: number): boolean {
   const stat = readStatIfAlive(pid);
   return stat !== undefined && hasEnded(stat);
+}
+
+function isOurs(zombie: number): boolean {
+  return isUnreaped(zombie) && readStatIfAlive(zombie)?.ppid === process.pid;
 }
 
 function hasEnded({ state }: TaskStat): boolean {

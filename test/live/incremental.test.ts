@@ -11,7 +11,9 @@ import { preDump } from "../../src/engine/pre-dump.ts";
 import type { DumpStats } from "../../src/engine/progress.ts";
 import { restore, type RestoreOptions } from "../../src/engine/restore.ts";
 import { attachProgram, type RunningProgram } from "./programs.ts";
-import { endWithTest, imagesDirOf, start } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start } from "./suite.ts";
+
+reapOrphansHere();
 
 const BETWEEN_MS = 60;
 

@@ -6,7 +6,9 @@ import { restore } from "../../src/engine/restore.ts";
 import { LogLevel, setLogSink } from "../../src/log.ts";
 import { cycle, type CycleStats } from "./cycle.ts";
 import { attachProgram, makeDir, removeDir } from "./programs.ts";
-import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("memory");
 

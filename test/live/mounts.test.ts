@@ -7,7 +7,9 @@ import { expect, onTestFinished, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { restore } from "../../src/engine/restore.ts";
 import { attachProgram, killProgram, makeDir, removeDir, startProgram } from "./programs.ts";
-import { imagesDirOf, testRoom } from "./suite.ts";
+import { imagesDirOf, reapOrphansHere, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("mounts");
 

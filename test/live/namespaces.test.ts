@@ -17,7 +17,9 @@ import {
   removeDir,
   type RunningProgram,
 } from "./programs.ts";
-import { endWithTest, imagesDirOf, start, testRoom } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("namespaces");
 

@@ -10,7 +10,9 @@ import { readChildrenIfAlive } from "../../src/proc/children.ts";
 import { KCMP_FILES, KCMP_FS, KCMP_SIGHAND, KCMP_VM } from "../../src/sys/abi/sched.ts";
 import { kcmp } from "../../src/sys/process.ts";
 import { attachProgram } from "./programs.ts";
-import { endWithTest, imagesDirOf, start } from "./suite.ts";
+import { endWithTest, imagesDirOf, reapOrphansHere, start } from "./suite.ts";
+
+reapOrphansHere();
 
 test("what processes share is shared by the same ones after a restore, and saved once", async () => {
   const program = await start("shared_parts");

@@ -1,3 +1,5 @@
-import { testRoom } from "./suite.ts";
+import { reapOrphansHere, testRoom } from "./suite.ts";
+
+reapOrphansHere();
 
 testRoom("threads");
