@@ -293,14 +293,25 @@ class Freezer {
     for (const tracee of task.running) if (!this.#interrupted.has(tracee)) tracee.interrupt();
     for (let tracee = task.running[0]; tracee !== undefined; tracee = task.running[0]) {
       const { tid } = tracee;
-      const stopSignal = tracee.waitInterrupted((ms) => {
-        if (ms > VFORK_PATIENCE_MS && isInVfork(task.pid, tid))
-          throw new VforkWait(task.pid, tid, tracee);
-        if (performance.now() > this.#deadline) throw doesNotStop(task.pid, tid);
-      });
+      const stopSignal = this.#awaitStop(task, tracee);
       task.running.shift();
       if (stopSignal === undefined) task.threads.delete(tid);
       else if (stopSignal !== 0) task.stopSignal = stopSignal;
+    }
+  }
+
+  /** As `waitInterrupted`. Of a first thread that ends just now the kernel tells nothing as long as others live. */
+  #awaitStop({ pid }: SeizedTask, tracee: Tracee): number | undefined {
+    const { tid } = tracee;
+    try {
+      return tracee.waitInterrupted((ms) => {
+        if (tid === pid && readThreadStatIfAlive(pid, tid)?.state === "Z") throw new LeaderEnd();
+        if (ms > VFORK_PATIENCE_MS && isInVfork(pid, tid)) throw new VforkWait(pid, tid, tracee);
+        if (performance.now() > this.#deadline) throw doesNotStop(pid, tid);
+      });
+    } catch (error) {
+      if (error instanceof LeaderEnd) return undefined;
+      throw error;
     }
   }
 
@@ -416,6 +427,8 @@ class Freezer {
     this.#cgroup.close();
   }
 }
+
+class LeaderEnd extends Error {}
 
 const VFORK_PATIENCE_MS = 50;
 const STOP_PATIENCE_MS = 100;
