@@ -24,8 +24,8 @@ const SUBJECTS = [
   { name: "selfcheck", args: [], share: 0.4 },
   { name: "threads", args: [], share: 0.3 },
   { name: "many_tasks", args: ["4"], share: 0.3 },
-  { name: "dispatched", args: [], share: 0.2 },
-  { name: "dispatched", args: ["lone"], share: 0.2 },
+  { name: "dispatched", args: [], share: 0.1 },
+  { name: "dispatched", args: ["lone"], share: 0.1 },
 ] as const;
 
 useEngineBundle();
