@@ -408,6 +408,16 @@ export const interchangeExceptions: Exceptions = {
       says: /send buffer of 2147483647/,
     },
   },
+  unlike_threads: {
+    "restored by CRIU": {
+      why: "CRIU's format has no timer slack of threads",
+      says: /thread \d+: word 0 is c350, wanted 11170/,
+    },
+    "dumped by CRIU": {
+      why: "CRIU does not save the timer slack of threads",
+      says: /thread \d+: word 0 is c350, wanted 11170/,
+    },
+  },
   udp_queues: {
     "restored by CRIU": { why: "CRIU drops waiting datagrams", says: /received -1: , wanted one/ },
     "dumped by CRIU": { why: "CRIU drops waiting datagrams", says: /received -1: , wanted one/ },
