@@ -190,9 +190,11 @@ function addAutofs(
 /** The locks of all tasks that share this task's table of descriptors. */
 function addLocks(program: Program, plan: RestorePlan, task: TaskPlan): void {
   const locks = plan.set.fileLocks.filter(({ pid }) => task.sharing.tableOf.includes(pid));
+  if (locks.length === 0) return;
+  const ids = new Map(task.fdinfo.map(({ fd, id }) => [fd, id]));
   restoreLocks(program, locks, {
     isAllowed: plan.options.fileLocks,
-    file: (fd) => plan.set.files.get(task.fdinfo.find((entry) => entry.fd === fd)?.id ?? -1),
+    file: (fd) => plan.set.files.get(ids.get(fd) ?? -1),
   });
 }
 

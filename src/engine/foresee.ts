@@ -11,11 +11,10 @@ import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
 import { listsSemaphores } from "../objects/ipc/undo.ts";
 import { readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
-import { undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
+import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
-import { F_DUPFD_CLOEXEC } from "../sys/abi/fcntl.ts";
-import { syscall, trySyscall } from "../sys/ffi.ts";
+import { FIRST_TABLE, makeRoomForDescriptors } from "../sys/descriptors.ts";
 import { readLink } from "../sys/files.ts";
 import { KernelTypes } from "../sys/kernel-types.ts";
 import { crc32OfZlib } from "../sys/zlib.ts";
@@ -40,6 +39,7 @@ export function prepareImages(
   const depth = (readStatusIfAlive(pids[0] ?? 0)?.nsPid.length ?? 1) - 1;
   let tasks = 0;
   let descriptors = 0;
+  const lists = new Map<string, ReadonlySet<number>>();
   for (const pid of pids) {
     const status = readStatusIfAlive(pid);
     const inner = status?.nsPid[depth];
@@ -49,24 +49,10 @@ export function prepareImages(
     images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
     tasks += 1;
     images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
-    if (connections) images.prepare(streams(pid));
+    if (connections) images.prepare(streams(pid, { size: status?.fdSize ?? 0, lists }));
   }
-  prepareCopies(descriptors);
+  makeRoomForDescriptors(descriptors);
 }
-
-/**
- * Makes room for copies of the tree's descriptors: of a process with several threads, such as this one, the kernel waits for all
- * processors (10 ms) each time that its table grows (fs/file.c, expand_fdtable), which it does by doubling.
- */
-function prepareCopies(count: number): void {
-  if (count <= FIRST_TABLE) return;
-  const highest = trySyscall("fcntl", 2, F_DUPFD_CLOEXEC, count + FIRST_TABLE - 1);
-  // Beyond the limit it will have to grow step by step.
-  if (highest >= 0) syscall("close", highest);
-}
-
-/** Size of the table of a process with few descriptors. */
-const FIRST_TABLE = 256;
 
 /** Descriptors of a process that are looked at; rings are made early. */
 const FIRST_DESCRIPTORS = 64;
@@ -98,13 +84,31 @@ function hasThreads(pid: number): boolean {
   return (readTasksIfAlive(pid) ?? []).length > 1;
 }
 
-/** Images of the TCP connections of a process. */
-function streams(pid: number): string[] {
-  const ofNamespace = undefinedIfGone(() => readConnectionInodes(pid));
-  if (ofNamespace === undefined || ofNamespace.size === 0) return [];
+/**
+ * Images of the TCP connections of a process. The kernel looks through its whole table for the list of a namespace (10 ms): it is read
+ * once, in `lists`, and not at all for a few descriptors among which there is no socket.
+ */
+function streams(
+  pid: number,
+  { size, lists }: { readonly size: number; readonly lists: Map<string, ReadonlySet<number>> },
+): string[] {
+  const few = size <= FIRST_TABLE ? socketInodes(pid) : undefined;
+  if (few?.length === 0) return [];
+  const namespace = undefinedIfGone(() => readProcLink(pid, "ns/net"));
+  if (namespace === undefined) return [];
+  const connections = lists.get(namespace) ?? undefinedIfGone(() => readConnectionInodes(pid));
+  if (connections === undefined) return [];
+  lists.set(namespace, connections);
+  if (connections.size === 0) return [];
+  return (few ?? socketInodes(pid))
+    .filter((inode) => connections.has(inode))
+    .map((inode) => imageName("tcp-stream", inode));
+}
+
+function socketInodes(pid: number): number[] {
   return (readFdsIfAlive(pid) ?? []).flatMap(({ target }) => {
-    const inode = Number(/^socket:\[(\d+)\]$/.exec(target)?.[1] ?? 0);
-    return ofNamespace.has(inode) ? [imageName("tcp-stream", inode)] : [];
+    const inode = /^socket:\[(\d+)\]$/.exec(target)?.[1];
+    return inode === undefined ? [] : [Number(inode)];
   });
 }
 

@@ -18,6 +18,7 @@ import { collectLimits } from "../objects/task/limits.ts";
 import { AT_FDCWD, F_DUPFD, O_ACCMODE, O_RDONLY, O_RDWR } from "../sys/abi/fcntl.ts";
 import { PROT_WRITE } from "../sys/abi/mman.ts";
 import { CLONE_NEWNS, RLIMIT_NOFILE } from "../sys/abi/sched.ts";
+import { makeRoomForDescriptors } from "../sys/descriptors.ts";
 import { syscall } from "../sys/ffi.ts";
 import { Program, type Argument, type ProgramResult, type Ref } from "../tracee/program.ts";
 import { entriesRun, runPrograms } from "../tracee/run.ts";
@@ -128,6 +129,8 @@ class Opener implements FilesRestore {
     const copies = new Copies(root.tid, (id) => fds.get(id) ?? number(undefined, id));
     const giveUp = (): void => this.#ends.splice(0).forEach(({ failed }) => failed?.());
     try {
+      // Sockets are finished in the engine.
+      if (this.#inEngine.length > 0) makeRoomForDescriptors(fds.size);
       for (const step of this.#inEngine) step(copies);
     } catch (error) {
       giveUp();

@@ -23,9 +23,10 @@ import {
   EPOLL_EVENT_SIZE,
   KCMP_EPOLL_TFD,
 } from "../../sys/abi/event-files.ts";
-import { F_GETFD, F_SETFD, O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import { F_GETFD, F_SETFD, O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import { EBADF, ENOENT } from "../../sys/errno.ts";
 import { syscallError, trySyscall } from "../../sys/ffi.ts";
+import { readStat } from "../../sys/files.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { readOwner, restoreOwner } from "./owner.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
@@ -142,7 +143,9 @@ function locateTargets(
     file.fd >= 0
       ? { pid: file.task.pid, fd: file.fd }
       : { pid: process.pid, fd: dump.borrow(file) };
-  const search: Search = { pid: (file.near ?? file.task).pid, owner, numbers: undefined };
+  const isLarge = file.info.epoll.length > FEW_TARGETS;
+  const { pid } = file.near ?? file.task;
+  const search: Search = { pid, owner, isLarge, numbers: undefined };
   return numberTargets(file.info.epoll).flatMap(({ target, offset }) => {
     const tfd = currentNumber(search, target, offset);
     if (tfd === undefined) {
@@ -201,6 +204,7 @@ interface Search {
   readonly pid: number;
   /** Where the epoll itself is open. */
   readonly owner: { readonly pid: number; readonly fd: number };
+  readonly isLarge: boolean;
   /** All descriptors of the task, read at the first target that moved. */
   numbers: readonly number[] | undefined;
 }
@@ -216,11 +220,25 @@ function slotOf({ owner }: Search, { tfd }: EpollTarget, offset: number): Buffer
 
 function currentNumber(search: Search, target: EpollTarget, offset: number): number | undefined {
   const { tfd } = target;
+  if (search.isLarge && isSameSocket(search, target)) return tfd;
   const slot = slotOf(search, target, offset);
   if (isTarget(search, tfd, slot)) return tfd;
   search.numbers ??= readFdNumbers(search.pid);
   return search.numbers.find((fd) => isTarget(search, fd, slot));
 }
+
+/**
+ * Whether the number of a target leads to a socket with its inode: of a socket there is but one open file. To be compared, a target is
+ * looked for among all that the epoll watches, one after the other (fs/eventpoll.c, ep_find_tfd), and servers watch thousands.
+ */
+function isSameSocket({ pid }: Search, { tfd, ino, sdev }: EpollTarget): boolean {
+  const stat = readStat(`/proc/${pid}/fd/${tfd}`);
+  if (typeof stat === "number" || (stat.mode & S_IFMT) !== S_IFSOCK) return false;
+  return stat.inode === ino && stat.devMajor === 0 && stat.devMinor === sdev;
+}
+
+/** Targets that are compared in no time. */
+const FEW_TARGETS = 100;
 
 /** @throws RepriseError SYSCALL when the kernel cannot compare. */
 function isTarget({ pid, owner }: Search, fd: number, slot: Buffer): boolean {

@@ -371,7 +371,9 @@ function placeOfFile({ stat, target }: OpenFile): string {
 
 /** What two descriptors of one description have in common for sure. */
 function looks({ stat, info, target }: OpenFile): string {
-  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~O_CLOEXEC}:${info.mntId}:${target}`;
+  // All eventfds are of one inode, and thousands would have to be compared.
+  const number = info.eventfd?.id ?? "";
+  return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~O_CLOEXEC}:${info.mntId}:${number}:${target}`;
 }
 
 /** The stat of a file that may be in other hands, too; undefined when it has not the name that it had. */
