@@ -143,7 +143,10 @@ static void check(void) {
     EXPECT(all_zero(page_at(page), PAGE), "page %zu has more than was written", page);
     *word = value;
   }
-  if (child != 0) kill(child, SIGUSR1);
+  if (child == 0) return;
+  kill(child, SIGUSR1);
+  char text[8];
+  EXPECT(hear("going", text, sizeof text), "child %d does not go on", child);
 }
 
 static void spoil(void) { *word_of(7) ^= 1; }
@@ -160,6 +163,8 @@ static _Noreturn void write_from_outside(long ms) {
     else {
       tell(note, failure_taken ? failure_text : "ok");
       if (wait_request(-1) == FINISH) _exit(0);
+      // Before that another signal of the same kind would be the same one.
+      tell("going", "on");
     }
   }
 }
