@@ -192,6 +192,7 @@ export const SYSCALLS = {
   rseq: { nr: 334, args: "ptr size hex hex" },
   eventfd2: { nr: 290, args: "int hex" },
   epoll_create1: { nr: 291, args: "hex" },
+  epoll_wait: { nr: 232, args: "fd ptr int int" },
   epoll_ctl: { nr: 233, args: "fd int fd ptr" },
   signalfd4: { nr: 289, args: "fd ptr size hex" },
   timerfd_create: { nr: 283, args: "int hex" },

@@ -123,10 +123,10 @@ function lookAtProcess(
   for (const fd of names(`/proc/${pid}/fd`)) {
     // Of its names a deleted file has one afterwards, or another one where that has been taken; so has a queue.
     let target = link(`/proc/${pid}/fd/${fd}`).replace(/[^/]+(?= \(deleted\)$)/, "");
-    // A thread that has ended has been a process afterwards.
+    // A thread that has ended is a process that has ended, afterwards.
     const dead = /^\/proc\/(\d+)\/task\/(\d+)(.*)$/.exec(target);
     if (dead !== null && names(`/proc/${dead[1]}/task/${dead[2]}`).length === 0)
-      target = `/proc/${dead[2]}/task/${dead[2]}${dead[3]}`;
+      target = `a dead thread${dead[3]}`;
     put(`fd ${fd} link`, numbers.inText(target, /(?<=^(?:pipe|socket):\[)\d+/g));
     put(`fd ${fd} info`, infoOf(pid, fd));
   }
@@ -261,7 +261,7 @@ function lookAtLocks(facts: Facts, pids: ReadonlySet<number>): void {
     "locks",
     ours
       .filter((line) => !line.includes("OFDLCK"))
-      .map((line) => line.replace(/:\d+ /, ": "))
+      .map((line) => line.replace(/:\d+ /, ": ").replace(/(?<=^FLOCK .*) \d+ (?=[\da-f]+:)/, " "))
       .sort()
       .join("; "),
   );

@@ -43,5 +43,14 @@ export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
     "79 memfd 5443 9489 9466 3861",
     "839 flags 3709 6878 7005 6250",
   ],
+  "the size of the segments of a TCP connection": [
+    "793 inet_bind 4713 4192 7844 7039",
+    "871 inet_connect 7466 976 2587 3883",
+  ],
+  "that the one shot of an epoll was fired": [
+    "0 epoll 0 0 0 0",
+    "0 socketpair 0 2 5 3",
+    "0 watch 0 1 3 1",
+  ],
   "that a namespace is open as a path": ["865 special 491 330 4177 6472"],
 };

@@ -3,6 +3,7 @@
 #include "random_state.h"
 #include <linux/fs.h>
 #include <mqueue.h>
+#include <sys/vfs.h>
 
 #define PICKED(kinds, place)                 \
   ({                                         \
@@ -42,7 +43,8 @@ static void do_write(unsigned a, unsigned b, unsigned c, unsigned d) {
 static void do_truncate(unsigned a, unsigned b, unsigned c, unsigned d) {
   (void)c, (void)d;
   int fd = PICKED(REGULAR, a);
-  if (fcntl(fd, F_GETLEASE) != F_UNLCK) return;
+  struct statfs system;
+  if (fcntl(fd, F_GETLEASE) != F_UNLCK || fstatfs(fd, &system) == -1 || system.f_type == 0x19800202 /* mqueue */) return;
   note("truncate %d -> %d", fd, ftruncate(fd, b % 30000));
 }
 

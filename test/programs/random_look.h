@@ -63,6 +63,8 @@ static bool is_telling_option(int level, int option) {
   // What is left of a connection that failed; and an address, when it is bound to one, makes it V6ONLY.
   if (level == IPPROTO_IP && (option == IP_MTU || option == 52 /* IP_PROTOCOL */)) return false;
   if (level == IPPROTO_IPV6 && (option == IPV6_MTU || option == IPV6_PATHMTU || option == IPV6_V6ONLY)) return false;
+  // What an accepted connection has from its first packet, without a use for it.
+  if (level == IPPROTO_IPV6 && (option == IPV6_MULTICAST_IF || option == IPV6_MULTICAST_HOPS)) return false;
   if (level == IPPROTO_TCP) switch (option) {
   case TCP_INFO: case TCP_CC_INFO: case TCP_ZEROCOPY_RECEIVE: case TCP_TIMESTAMP: case TCP_SAVED_SYN: case TCP_QUICKACK: return false;
   }
@@ -137,7 +139,8 @@ static void look_at_descriptor(struct opened *one, pid_t pid) {
   printf("%s waiting: %d\n", name, waiting);
   struct pollfd ready = {fd, POLLIN | POLLOUT | POLLPRI | POLLRDHUP, 0};
   poll(&ready, 1, 0);
-  if (S_ISFIFO(stat.st_mode) && ready.revents & POLLERR) ready.revents = POLLERR;
+  // How much a pipe takes depends on how its content came.
+  if (S_ISFIFO(stat.st_mode)) ready.revents &= ready.revents & POLLERR ? POLLERR : ~POLLOUT;
   if ((stat.st_mode & S_IFMT) != 0 || fcntl(fd, F_GET_SEALS) >= 0) printf("%s ready: %x\n", name, ready.revents);
   if (S_ISSOCK(stat.st_mode)) look_at_socket(name, fd);
   if (S_ISCHR(stat.st_mode)) look_at_terminal(name, fd);

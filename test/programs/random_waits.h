@@ -96,7 +96,7 @@ static long wait_once(void) {
     sigset_t wanted;
     sigemptyset(&wanted);
     sigaddset(&wanted, 61);
-    return sigwaitinfo(&wanted, NULL);
+    return sigsuspend(&mask); // sigtimedwait ends at every stop
   }
   case 21: return (fd = pick(OTHERS, wait_a)) < 0 ? -1 : read(fd, bytes, sizeof bytes);
   case 22: return (fd = pick(DEVICES, wait_a)) < 0 ? -1 : read(fd, bytes, wait_b % 16);

@@ -19,7 +19,10 @@ import {
   EPIOCSPARAMS,
   EPOLL_PARAMS_SIZE,
   EP_PRIVATE_BITS,
+  EPOLLONESHOT,
   EPOLL_CTL_ADD,
+  EPOLL_CTL_MOD,
+  EPOLL_EVENTS,
   EPOLL_EVENT_SIZE,
   KCMP_EPOLL_TFD,
 } from "../../sys/abi/event-files.ts";
@@ -86,26 +89,52 @@ function openEpoll(program: Program, { id, epfd }: FileEntry, restore: FilesRest
 /** A number for what is in the place of a target that the task has not open itself. */
 const spares = new WeakMap<EventpollFileEntry, number>();
 
-/**
- * A target whose one shot was fired has no event bits left. The kernel adds EPOLLERR and EPOLLHUP to whatever it is given,
- * so it can fire once more if the target hangs up before it is armed again; there is no call that avoids this.
- */
+/** Targets whose one shot was fired come first: they are fired again while there are no others. */
 function addTargets(program: Program, entry: FileEntry, fd: number, restore: FilesRestore): void {
   const { id, epfd } = entry;
   assert(epfd !== undefined, `file ${id} is no epoll`);
-  for (const target of epfd.tfd) addTarget(program, { id, fd }, target);
+  const [fired, others] = [true, false].map((is) => epfd.tfd.filter((one) => isFired(one) === is));
+  for (const target of fired ?? []) addFired(program, { id, fd }, target);
+  for (const target of others ?? []) addTarget(program, { id, fd }, target);
   for (const target of epfd.elsewhere) addElsewhere(program, { id, fd, epfd }, { target, restore });
+}
+
+/** No event bits are left. */
+function isFired({ events }: EventpollTfdEntry): boolean {
+  return (events & EPOLLONESHOT) !== 0 && (events & EPOLL_EVENTS) === 0;
+}
+
+/**
+ * The kernel adds EPOLLERR and EPOLLHUP to whatever it is given, so only firing leaves a target with no bits. One that is not ready for
+ * anything now can fire once more, if it hangs up before it is armed again; there is no call that avoids this.
+ */
+function addFired(
+  program: Program,
+  { id, fd }: { readonly id: number; readonly fd: number },
+  target: EventpollTfdEntry,
+): void {
+  addTarget(program, { id, fd }, { ...target, events: (target.events | EPOLL_EVENTS) >>> 0 });
+  const label = `watch fd ${target.tfd} with epoll ${id}, fired`;
+  const count = program.call("epoll_wait", [fd, program.output(EPOLL_EVENT_SIZE), 1, 0], { label });
+  // A program cannot choose: where it has fired, the number of the operation is none that there is.
+  const operation = { ...count, plus: EPOLL_CTL_MOD };
+  const event = program.data(eventBytes(target));
+  program.call("epoll_ctl", [fd, operation, target.tfd, event], { label, mayFail: true });
+}
+
+function eventBytes({ events, data }: Pick<EventpollTfdEntry, "events" | "data">): Buffer {
+  const event = Buffer.alloc(EPOLL_EVENT_SIZE);
+  event.writeUInt32LE(events, 0);
+  event.writeBigUInt64LE(data, 4);
+  return event;
 }
 
 function addTarget(
   program: Program,
   { id, fd }: { readonly id: number; readonly fd: number },
-  { tfd, events, data }: Pick<EventpollTfdEntry, "tfd" | "events" | "data">,
+  { tfd, ...watched }: Pick<EventpollTfdEntry, "tfd" | "events" | "data">,
 ): void {
-  const event = Buffer.alloc(EPOLL_EVENT_SIZE);
-  event.writeUInt32LE(events, 0);
-  event.writeBigUInt64LE(data, 4);
-  program.call("epoll_ctl", [fd, EPOLL_CTL_ADD, tfd, program.data(event)], {
+  program.call("epoll_ctl", [fd, EPOLL_CTL_ADD, tfd, program.data(eventBytes(watched))], {
     label: `watch fd ${tfd} with epoll ${id}`,
   });
 }

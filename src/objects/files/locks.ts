@@ -32,7 +32,7 @@ import { EAGAIN } from "../../sys/errno.ts";
 import { processNumber } from "../task/task.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { OpenFile } from "./file-kind.ts";
-import { settleOwner } from "./owner.ts";
+import { needsOwner, settleOwner } from "./owner.ts";
 
 /** file_lock_entry.flag: what kind of lock it is. */
 const KIND_FLAGS: Readonly<Record<string, number>> = { POSIX: 1, FLOCK: 2, OFDLCK: 4, LEASE: 8 };
@@ -190,15 +190,13 @@ function restoreLease(program: Program, lock: FileLockEntry, file: FileEntry | u
   const target = lock.type & ~LEASE_BREAKING;
   if ((lock.type & LEASE_BREAKING) === 0) {
     program.call("fcntl", [fd, F_SETLEASE, target], how);
+    if (file !== undefined && !needsOwner(file)) leaveToNobody(program, fd, how);
     return;
   }
   const isReader = ((file?.reg?.flags ?? 0) & O_ACCMODE) === O_RDONLY;
   const before = target === F_UNLCK && isReader ? F_RDLCK : F_WRLCK;
   program.call("fcntl", [fd, F_SETLEASE, before], how);
-  // The lease made the task the file's signal owner, if it had none: without an owner nobody is told.
-  const nobody = Buffer.alloc(8);
-  nobody.writeInt32LE(F_OWNER_PID, 0);
-  program.call("fcntl", [fd, F_SETOWN_EX, program.data(nobody)], how);
+  leaveToNobody(program, fd, how);
   program.call(
     "openat",
     [
@@ -210,4 +208,15 @@ function restoreLease(program: Program, lock: FileLockEntry, file: FileEntry | u
     { label: `break the lease on fd ${fd} of pid ${pid} again`, expect: -EAGAIN, mayFail: true },
   );
   if (file !== undefined) settleOwner(program, file, fd);
+}
+
+/** A lease makes the task the file's signal owner, if it has none: without an owner nobody is told. */
+function leaveToNobody(
+  program: Program,
+  fd: number,
+  how: { readonly label: string; readonly hint: string },
+): void {
+  const nobody = Buffer.alloc(8);
+  nobody.writeInt32LE(F_OWNER_PID, 0);
+  program.call("fcntl", [fd, F_SETOWN_EX, program.data(nobody)], how);
 }

@@ -31,14 +31,15 @@ export function isOfThread({ reg }: FileEntry): boolean {
   return pid !== tid;
 }
 
-/** The number of a thread that has ended while its process lives, if a path leads to it; and a path for a process of this number. */
+/** A number and a path by which a thread that has ended is a process: with its own number where its process lives. */
 export function deadThread(
   name: string,
   set: LoadedSet,
 ): { readonly tid: number; readonly path: string } | undefined {
   const [, pid, tid, rest = ""] = PROC_OF_THREAD.exec(name) ?? [];
-  if (pid === tid || !set.tasks.has(Number(pid))) return undefined;
-  return { tid: Number(tid), path: `/proc/${tid}/task/${tid}${rest}` };
+  if (pid === tid) return undefined;
+  const number = set.tasks.has(Number(pid)) ? tid : pid;
+  return { tid: Number(number), path: `/proc/${number}/task/${number}${rest}` };
 }
 
 function isOfTheDead(id: number, { remaps }: LoadedSet): boolean {

@@ -44,6 +44,10 @@ const LARGEST_BUFFER = 0x3fff_ffff;
 const CHUNK_MAX = 256 * 1024;
 const CHUNK_MIN = 1024;
 
+/** What TCP_MAXSEG takes: TCP_MIN_MSS, MAX_TCP_WINDOW. */
+const SMALLEST_SEGMENT = 88;
+const LARGEST_SEGMENT = 32_767;
+
 /** A connection in repair mode, in the engine's copy of its descriptor. */
 export class Connection {
   readonly #fd: number;
@@ -82,7 +86,12 @@ export class Connection {
       this.#set("TCP_REPAIR", inet.TCP_REPAIR, inet.TCP_REPAIR_ON);
       return;
     }
+    // The size of segments is computed here, and not again when the other end's limit is told by TCP_REPAIR_OPTIONS: it would
+    // stay at 524 bytes. The limit of our own is taken for the other end's.
+    const segment = Math.min(stream.mss_clamp, LARGEST_SEGMENT);
+    if (segment >= SMALLEST_SEGMENT) this.#set("TCP_MAXSEG", inet.TCP_MAXSEG, segment);
     this.#address("connect", remote);
+    if (segment >= SMALLEST_SEGMENT) this.#set("TCP_MAXSEG", inet.TCP_MAXSEG, 0);
     this.#options();
     this.#queues();
     this.#window(is(THEIR_FIN));

@@ -12,6 +12,9 @@ export const EPOLL_PARAMS_SIZE = 8;
 export const EPOLLERR = 0x8;
 export const EPOLLHUP = 0x10;
 export const EPOLLONESHOT = 0x40000000;
+/** EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLRDNORM, EPOLLRDBAND, EPOLLWRNORM, EPOLLWRBAND, EPOLLMSG and EPOLLRDHUP. */
+export const EPOLL_EVENTS = 0x27c7;
+export const EPOLL_CTL_MOD = 3;
 /** Bits that say how to report, not what: with no other bit set, a target is switched off. */
 export const EP_PRIVATE_BITS = 0xf0000000;
 
