@@ -24,7 +24,7 @@ import {
   type StoppedThread,
 } from "../tracee/injection.ts";
 import { Program, type ProgramResult } from "../tracee/program.ts";
-import { runPrograms, type Job } from "../tracee/run.ts";
+import { runPrograms, type Job, type RunningProgram } from "../tracee/run.ts";
 import { PAGE_SIZE, TASK_SIZE } from "../sys/abi/mman.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
@@ -99,15 +99,18 @@ export function lookInside(
   };
 }
 
-/**
- * Runs a program in the first thread of each task, and then another that its result decides on; the tasks are left as they were.
- */
+/** What a task is to do, and what is done while it does. */
+export interface Errand {
+  readonly program: Program;
+  readonly meanwhile?: (running: RunningProgram) => void;
+}
+
+/** Runs a program in the first thread of each task; the tasks are left as they were. */
 export function runInLeaders(
   tree: FrozenTree,
   tasks: readonly Pick<CollectedTask, "task" | "vmas">[],
-  programs: readonly Program[],
-  next: (results: readonly ProgramResult[]) => readonly Program[],
-): void {
+  errands: readonly Errand[],
+): ProgramResult[] {
   noteBlockedContinues(tree);
   const injections = inject(
     tasks.map((task, index) =>
@@ -115,24 +118,22 @@ export function runInLeaders(
         task,
         task.task.threads.map(({ stopped }, thread) => ({
           stopped,
-          program: thread === 0 ? (programs[index] as Program) : new Program(),
+          program: thread === 0 ? (errands[index] as Errand).program : new Program(),
         })),
       ),
     ),
   );
   try {
-    const run = (which: readonly Program[]): ProgramResult[] =>
-      runPrograms(
-        injections.map((injection, index) => ({
-          tracee: (injection.target.threads[0] as StoppedThread).tracee,
-          program: which[index] as Program,
-          code: injection.code,
-          base: injection.programs,
-          frame: injection.frames[0] ?? 0,
-          entry: injection.relays[0]?.enter,
-        })),
-      );
-    run(next(run(programs)));
+    return runPrograms(
+      injections.map((injection, index) => ({
+        tracee: (injection.target.threads[0] as StoppedThread).tracee,
+        ...(errands[index] as Errand),
+        code: injection.code,
+        base: injection.programs,
+        frame: injection.frames[0] ?? 0,
+        entry: injection.relays[0]?.enter,
+      })),
+    );
   } finally {
     cure(injections);
   }

@@ -4,15 +4,19 @@
 import { RepriseError } from "../errors.ts";
 import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
 import { collectVmas, VMA_AIORING, type DumpedVma } from "../objects/memory/vma.ts";
-import { watchedAreas, watchWrites, WriteWatch } from "../objects/memory/write-watch.ts";
+import {
+  copyWatch,
+  watchedAreas,
+  watchWrites,
+  type WriteWatch,
+} from "../objects/memory/write-watch.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
-import { syscall, trySyscall } from "../sys/ffi.ts";
 import { readLink } from "../sys/files.ts";
-import { openPidfd } from "../sys/process.ts";
 import { Program } from "../tracee/program.ts";
+import type { RunningProgram } from "../tracee/run.ts";
 import { onePerMemory } from "./common-memory.ts";
 import { freezeTree, releaseTree, type FreezeOptions, type FrozenTree } from "./freeze.ts";
 import { runInLeaders } from "./look-inside.ts";
@@ -69,21 +73,17 @@ export function watchMemory(tree: FrozenTree, pids: ReadonlySet<number>): Map<nu
     .map((task) => ({ task, vmas: vmasOf(task) }))
     // The kernel writes into the buffers of asynchronous I/O without a fault.
     .filter(({ vmas }) => vmas.every(({ entry }) => (entry.status & VMA_AIORING) === 0));
-  const programs = tasks.map(() => new Program());
-  const made = tasks.map(({ vmas }, index) =>
-    watchWrites(programs[index] as Program, watchedAreas(vmas.map(({ entry }) => entry))),
-  );
+  const errands = tasks.map(({ task: { pid, innerPid }, vmas }) => {
+    const program = new Program();
+    const request = watchWrites(program, watchedAreas(vmas.map(({ entry }) => entry)));
+    const meanwhile = (running: RunningProgram): void => {
+      const watch = copyWatch(pid, running, request);
+      if (watch !== undefined) watched.set(pid, { innerPid, vmas, watch });
+    };
+    return { program, meanwhile };
+  });
   try {
-    runInLeaders(tree, tasks, programs, (results) =>
-      tasks.map(({ task: { pid, innerPid }, vmas }, index) => {
-        const close = new Program();
-        const fd = results[index]?.value(made[index] as (typeof made)[number]) ?? -1;
-        if (fd < 0) return close;
-        watched.set(pid, { innerPid, vmas, watch: new WriteWatch(pid, copyFd(pid, fd)) });
-        close.call("close", [fd]);
-        return close;
-      }),
-    );
+    runInLeaders(tree, tasks, errands);
     for (const { watch } of watched.values()) watch.protect();
     return watched;
   } catch (error) {
@@ -94,13 +94,4 @@ export function watchMemory(tree: FrozenTree, pids: ReadonlySet<number>): Map<nu
 
 function vmasOf(task: FrozenTask): DumpedVma[] {
   return collectVmas(task, readSmaps(task.pid), () => ({ id: 0, memfd: false }));
-}
-
-function copyFd(pid: number, fd: number): number {
-  const pidfd = openPidfd(pid);
-  try {
-    return syscall("pidfd_getfd", pidfd, fd, 0);
-  } finally {
-    trySyscall("close", pidfd);
-  }
 }

@@ -227,6 +227,7 @@ export const SYSCALLS = {
   fadvise64: { nr: 221, args: "fd off size int" },
   fallocate: { nr: 285, args: "fd hex off size" },
   mremap: { nr: 25, args: "ptr size size hex ptr" },
+  futex: { nr: 202, args: "ptr int int ptr" },
   sched_yield: { nr: 24, args: "" },
   pause: { nr: 34, args: "" },
   ppoll: { nr: 271, args: "ptr int ptr ptr size" },

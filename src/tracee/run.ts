@@ -6,7 +6,13 @@ import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
 import { readMemory, writeMemory } from "../sys/memory.ts";
 import { assemble, ENTRY_SIZE, INTERPRETER } from "./arch/x86_64/code.ts";
 import type { Registers } from "./arch/x86_64/registers.ts";
-import { type ProgramImage, ProgramResult, type Program } from "./program.ts";
+import {
+  type Pointer,
+  type Program,
+  type ProgramImage,
+  ProgramResult,
+  type Ref,
+} from "./program.ts";
 import { logHeldSignal, taskDied, type Tracee } from "./tracee.ts";
 
 /** The interpreter as it is put at the start of a work area. */
@@ -31,6 +37,31 @@ export interface Job {
   readonly justBefore?: () => void;
   /** What is in the thread's registers, where that is known and need not be asked. */
   readonly regs?: Registers;
+  /** Is called while the program runs; for the first program in its place. */
+  readonly meanwhile?: ((running: RunningProgram) => void) | undefined;
+}
+
+/** A program that runs: its results so far, and its data. */
+export class RunningProgram {
+  readonly #pid: number;
+  readonly #image: ProgramImage;
+
+  constructor(pid: number, image: ProgramImage) {
+    this.#pid = pid;
+    this.#image = image;
+  }
+
+  /** A call's result; 0 as long as it has not been made. @throws RepriseError SYSCALL */
+  result({ entry }: Ref): number {
+    const bytes = Buffer.alloc(8);
+    readMemory(this.#pid, [{ address: this.#image.results + entry * 8, length: 8 }], bytes);
+    return Number(bytes.readBigInt64LE());
+  }
+
+  /** Writes into the program's data. @throws RepriseError SYSCALL */
+  put({ offset }: Pointer, bytes: Uint8Array): void {
+    writeMemory(this.#pid, [{ address: this.#image.base + offset, length: bytes.length }], bytes);
+  }
 }
 
 interface Started {
@@ -50,8 +81,9 @@ type Together<T> = readonly [T, ...T[]];
  */
 export function runPrograms(jobs: readonly Job[]): ProgramResult[] {
   const started = byProcess(jobs, (job) => job).flatMap(startTogether);
+  const failures = started.flatMap(visit);
   const ended = started.map(({ job }) => waitForProgram(job));
-  const failed = ended.find((end) => end instanceof Error);
+  const failed = ended.find((end) => end instanceof Error) ?? failures[0];
   if (failed !== undefined) throw failed;
   const results = byProcess(started, ({ job }) => job).flatMap(fetchTogether);
   started.forEach((one, index) =>
@@ -98,6 +130,16 @@ function startTogether(jobs: Together<Job>): Started[] {
     job.tracee.resume();
     return { job, image };
   });
+}
+
+/** What goes wrong with one program must not keep anybody from waiting for the others. */
+function visit({ job: { meanwhile, tracee }, image }: Started): Error[] {
+  try {
+    meanwhile?.(new RunningProgram(tracee.leader, image));
+    return [];
+  } catch (error) {
+    return [error as Error];
+  }
 }
 
 /** Puts programs into their places. */

@@ -18,9 +18,12 @@ import {
   UFFDIO_REGISTER_MODE_WP,
   UFFDIO_REGISTER_SIZE,
 } from "../../sys/abi/userfault.ts";
+import { FUTEX_WAIT } from "../../sys/abi/sched.ts";
 import { addressOf, syscall, trySyscall } from "../../sys/ffi.ts";
 import { readU64, writeU64, type MemoryRange } from "../../sys/memory.ts";
-import type { Program, Ref } from "../../tracee/program.ts";
+import { openPidfd } from "../../sys/process.ts";
+import type { Pointer, Program, Ref } from "../../tracee/program.ts";
+import type { RunningProgram } from "../../tracee/run.ts";
 import { canBeLazy } from "./lazy.ts";
 
 /** Smaller areas are compared as quickly as they are watched. */
@@ -31,8 +34,25 @@ export function watchedAreas(vmas: readonly VmaEntry[]): VmaEntry[] {
   return vmas.filter((vma) => canBeLazy(vma) && vma.end - vma.start >= FROM_BYTES);
 }
 
-/** Adds the calls that make the userfaultfd. All may fail: then nothing is watched. */
-export function watchWrites(program: Program, areas: readonly VmaEntry[]): Ref {
+/** How long a task waits at most for the engine to copy its userfaultfd, and how often it looks whether that is done. */
+const PATIENCE_MS = 100;
+const LOOK_EVERY_NS = 200_000;
+
+/** A program that makes a userfaultfd, waits for its being copied, and closes it. */
+export interface WatchRequest {
+  /** The descriptor; negative where there is none. */
+  readonly fd: Ref;
+  /** A call behind it that does not give 0. */
+  readonly isMade: Ref;
+  /** A word on which the program waits as long as it is 0. */
+  readonly isCopied: Pointer;
+}
+
+/**
+ * Adds the calls that make the userfaultfd. All may fail: then nothing is watched. It is one program, which goes on by itself after
+ * a while: when the engine dies meanwhile, no descriptor is left in the task.
+ */
+export function watchWrites(program: Program, areas: readonly VmaEntry[]): WatchRequest {
   const may = { mayFail: true };
   const fd = program.call("userfaultfd", [O_CLOEXEC | O_NONBLOCK], may);
   const api = Buffer.alloc(UFFDIO_API_SIZE);
@@ -48,7 +68,43 @@ export function watchWrites(program: Program, areas: readonly VmaEntry[]): Ref {
     writeU64(register, 16, UFFDIO_REGISTER_MODE_WP);
     program.call("ioctl", [fd, UFFDIO_REGISTER, program.data(register)], may);
   }
-  return fd;
+  const isMade = program.call("getpid", []);
+  const isCopied = program.data(Buffer.alloc(8));
+  const moment = Buffer.alloc(16);
+  writeU64(moment, 8, LOOK_EVERY_NS);
+  const timeout = program.data(moment);
+  program.repeat((PATIENCE_MS * 1_000_000) / LOOK_EVERY_NS, () => {
+    program.call("futex", [isCopied, FUTEX_WAIT, 0, timeout], may);
+  });
+  program.call("close", [fd], may);
+  return { fd, isMade, isCopied };
+}
+
+/**
+ * Takes a copy of the userfaultfd while the program runs that makes it.
+ *
+ * @returns undefined where there is none, or the task did not wait long enough.
+ * @throws RepriseError SYSCALL
+ */
+export function copyWatch(
+  pid: number,
+  running: RunningProgram,
+  { fd, isMade, isCopied }: WatchRequest,
+): WriteWatch | undefined {
+  const end = performance.now() + PATIENCE_MS;
+  while (running.result(isMade) === 0) if (performance.now() > end) return undefined;
+  try {
+    const made = running.result(fd);
+    const pidfd = openPidfd(pid);
+    try {
+      const copy = made < 0 ? -1 : trySyscall("pidfd_getfd", pidfd, made, 0);
+      return copy < 0 ? undefined : new WriteWatch(pid, copy);
+    } finally {
+      trySyscall("close", pidfd);
+    }
+  } finally {
+    running.put(isCopied, Buffer.from([1]));
+  }
 }
 
 /** struct pm_scan_arg and struct page_region (include/uapi/linux/fs.h). */

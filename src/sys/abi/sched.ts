@@ -184,3 +184,6 @@ export const PF_EXITING = 0x4;
 /** A thread that the kernel has made for the process's io_uring. */
 export const PF_IO_WORKER = 0x10;
 export const PF_KTHREAD = 0x00200000;
+
+/** futex(2): sleeps as long as a word has a value, at most for some time. */
+export const FUTEX_WAIT = 0;
