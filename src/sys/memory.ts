@@ -26,17 +26,40 @@ export function iovecs(ranges: readonly MemoryRange[]): Buffer {
   return buffer;
 }
 
+// Byte by byte: a view of the memory would be an object more for each word.
+
 /** Writes a number below 2^53 as a little-endian 64-bit word. */
 export function writeU64(buffer: Uint8Array, offset: number, value: number): void {
-  const view = new DataView(buffer.buffer, buffer.byteOffset, buffer.byteLength);
-  view.setUint32(offset, value % 0x1_0000_0000, true);
-  view.setUint32(offset + 4, Math.floor(value / 0x1_0000_0000), true);
+  putHalf(buffer, offset, value % TWO_32);
+  putHalf(buffer, offset + 4, Math.floor(value / TWO_32));
 }
 
 /** Reads a little-endian 64-bit word as a number. */
 export function readU64(buffer: Uint8Array, offset: number): number {
-  const view = new DataView(buffer.buffer, buffer.byteOffset, buffer.byteLength);
-  return view.getUint32(offset, true) + view.getUint32(offset + 4, true) * 0x1_0000_0000;
+  return (halfAt(buffer, offset) >>> 0) + (halfAt(buffer, offset + 4) >>> 0) * TWO_32;
+}
+
+/** Reads a little-endian 64-bit word as a number with its sign. */
+export function readI64(buffer: Uint8Array, offset: number): number {
+  return (halfAt(buffer, offset) >>> 0) + halfAt(buffer, offset + 4) * TWO_32;
+}
+
+const TWO_32 = 0x1_0000_0000;
+
+function putHalf(buffer: Uint8Array, offset: number, half: number): void {
+  buffer[offset] = half & 0xff;
+  buffer[offset + 1] = (half >>> 8) & 0xff;
+  buffer[offset + 2] = (half >>> 16) & 0xff;
+  buffer[offset + 3] = (half >>> 24) & 0xff;
+}
+
+function halfAt(buffer: Uint8Array, offset: number): number {
+  return (
+    (buffer[offset] as number) |
+    ((buffer[offset + 1] as number) << 8) |
+    ((buffer[offset + 2] as number) << 16) |
+    ((buffer[offset + 3] as number) << 24)
+  );
 }
 
 /**

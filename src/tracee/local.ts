@@ -11,6 +11,7 @@ import {
   PROT_WRITE,
 } from "../sys/abi/mman.ts";
 import { addressOf, callNative, memoryAt, syscall } from "../sys/ffi.ts";
+import { readI64 } from "../sys/memory.ts";
 import {
   assemble,
   CPUID,
@@ -114,7 +115,7 @@ export class ResidentProgram implements Answers, Disposable {
 
   /** A call's result; a negative error number when it failed. */
   value({ entry }: Ref): number {
-    return Number(this.#memory.readBigInt64LE(this.#resultAt(entry)));
+    return readI64(this.#memory, this.#resultAt(entry));
   }
 
   /** Bytes of data or output, as the last run left them: a window, not a copy. */

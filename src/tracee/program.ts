@@ -10,6 +10,7 @@
 import { RepriseError } from "../errors.ts";
 import { errnoName } from "../sys/errno.ts";
 import { AT_FDCWD } from "../sys/abi/fcntl.ts";
+import { readI64 } from "../sys/memory.ts";
 import { SYSCALLS, type SyscallName } from "../sys/syscalls.x86_64.ts";
 import {
   ENTRY_ARGUMENTS,
@@ -408,7 +409,7 @@ export class ProgramResult implements Answers {
 
   /** A call's result; negative error numbers for calls that may fail. */
   value(ref: Ref): number {
-    return Number(this.#bytes.readBigInt64LE(ref.entry * 8));
+    return readI64(this.#bytes, ref.entry * 8);
   }
 
   /** All results and output from a mark on, for comparing answers. */

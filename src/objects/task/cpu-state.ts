@@ -121,7 +121,9 @@ function refuseUnknown(present: bigint, tid: number): void {
 }
 
 interface KnownXsave {
-  readonly xstate: Buffer;
+  readonly features: bigint;
+  /** Behind the legacy area. */
+  readonly components: Buffer;
   readonly entry: UserX86XsaveEntry;
   isConstant: boolean;
 }
@@ -131,24 +133,20 @@ const knownXsaves: KnownXsave[] = [];
 const MOST_XSAVES = 8;
 
 function knownXsave(xstate: Buffer): UserX86XsaveEntry {
-  const known = knownXsaves.find((other) => isSameBeyondSse(other.xstate, xstate));
+  const features = enabledFeatures(xstate);
+  const components = xstate.subarray(XSTATE_BV);
+  const known = knownXsaves.find(
+    (other) => other.features === features && other.components.equals(components),
+  );
   if (known === undefined) {
     const entry = xsaveEntry(xstate);
-    if (knownXsaves.push({ xstate, entry, isConstant: false }) > MOST_XSAVES) knownXsaves.shift();
+    const added = { features, components, entry, isConstant: false };
+    if (knownXsaves.push(added) > MOST_XSAVES) knownXsaves.shift();
     return entry;
   }
   if (!known.isConstant) constantMessage(known.entry);
   known.isConstant = true;
   return known.entry;
-}
-
-/** Which components are enabled, and all behind the legacy area. */
-function isSameBeyondSse(a: Buffer, b: Buffer): boolean {
-  return (
-    a.length === b.length &&
-    a.compare(b, XSTATE_BV, b.length, XSTATE_BV, a.length) === 0 &&
-    enabledFeatures(a) === enabledFeatures(b)
-  );
 }
 
 function xsaveEntry(xstate: Buffer): UserX86XsaveEntry {
