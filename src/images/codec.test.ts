@@ -77,6 +77,20 @@ describe("encode and decode", () => {
       );
   });
 
+  it("reads lists that are like the one before, longer, shorter or others", () => {
+    const other = { xstate_bv: 1n, bndreg_state: [], bndcsr_state: [], zmm_upper: [], pkru: [] };
+    const words = Array.from({ length: 20 }, (_, index) => index * 0x0cff_ffff);
+    const wide = words.map((word) => BigInt(word) << 20n);
+    const lists = [words, words, [...words, 7], words, words.slice(1), words.slice(0, -1), words];
+    for (const ymmh_space of lists) {
+      for (const hi16_zmm of [wide, wide, [...wide, 1n], []]) {
+        const entry = { ...other, ymmh_space, opmask_reg: hi16_zmm, hi16_zmm };
+        const bytes = encode("user_x86_xsave_entry", entry);
+        expect(decode("user_x86_xsave_entry", bytes)).toEqual(entry);
+      }
+    }
+  });
+
   it("refuses an element of a list that does not fit", () => {
     const xsave = { xstate_bv: 1n, bndreg_state: [], bndcsr_state: [], opmask_reg: [], pkru: [] };
     for (const bad of [-1, 2 ** 32, 0.5])

@@ -153,6 +153,13 @@ export interface FieldSpec {
     /** How many before it were others. */
     readonly differed: number;
   };
+  /** The same for a long list of plain values. */
+  lastList?: {
+    /** From behind the first tag; undefined when it is kept no longer. */
+    readonly bytes: Uint8Array | undefined;
+    readonly value: readonly unknown[];
+    readonly differed: number;
+  };
 }
 
 export interface MessageFields {
@@ -457,14 +464,58 @@ function readField(reader: WireReader, field: FieldSpec, target: ReadTarget): vo
     value[field.name] = readItem(reader, field, target);
   } else {
     const list = value[field.name] as unknown[];
+    const start = reader.pos;
+    if (list.length === 0 && passSameList(reader, field, target)) return;
     do {
       spendElement(field, target);
       list.push(readItem(reader, field, target));
       if (reader.pos > scope.end) break;
     } while (reader.pos < scope.end && reader.passTag(field.tag));
+    if (list.length >= LONG_LIST && reader.pos <= scope.end)
+      keepList(reader, field, { start, list });
   }
   if (reader.pos > scope.end) throw badField(message, field, "runs beyond the end");
 }
+
+/** Takes the list before where this one is the same to its end: threads leave most of their registers alone. */
+function passSameList(
+  reader: WireReader,
+  field: FieldSpec,
+  { message, value, scope }: ReadTarget,
+): boolean {
+  const { lastList } = field;
+  if (lastList?.bytes === undefined) return false;
+  const start = reader.pos;
+  const end = start + lastList.bytes.length;
+  if (end > scope.end || !reader.passSame(lastList.bytes, end)) return false;
+  // It may be longer.
+  if (end < scope.end && reader.passTag(field.tag)) {
+    reader.pos = start;
+    return false;
+  }
+  scope.budget.elements -= lastList.value.length;
+  if (scope.budget.elements < 0) throw tooMany(message, field);
+  value[field.name] = lastList.value;
+  return true;
+}
+
+/** Keeps a list of plain values for the next one, if not too many were others. */
+function keepList(
+  reader: WireReader,
+  field: FieldSpec,
+  { start, list }: { readonly start: number; readonly list: readonly unknown[] },
+): void {
+  const { lastList } = field;
+  if (field.type === "m" || (lastList?.differed ?? 0) >= ENOUGH) return;
+  if (reader.pos - start > LONGEST_LIST) return;
+  const differed = lastList === undefined ? 0 : lastList.differed + 1;
+  const bytes = differed < ENOUGH ? reader.between(start, reader.pos) : undefined;
+  field.lastList = { bytes, value: Object.freeze(list), differed };
+}
+
+/** Lists with fewer elements are read as quickly as compared; and the most bytes of one that is kept. */
+const LONG_LIST = 8;
+const LONGEST_LIST = 4096;
 
 function readItem(reader: WireReader, field: FieldSpec, target: ReadTarget): unknown {
   return field.type === "m"
@@ -512,8 +563,11 @@ const ENOUGH = 8;
 
 function spendElement(field: FieldSpec, { message, scope }: ReadTarget): void {
   scope.budget.elements -= 1;
-  if (scope.budget.elements < 0)
-    throw badField(message, field, `more than ${MAX_ELEMENTS} elements`);
+  if (scope.budget.elements < 0) throw tooMany(message, field);
+}
+
+function tooMany(message: MessageFields, field: FieldSpec): RepriseError {
+  return badField(message, field, `more than ${MAX_ELEMENTS} elements`);
 }
 
 function readValue(reader: WireReader, field: FieldSpec, message: MessageFields): unknown {

@@ -56,7 +56,12 @@ export class WireReader extends BinaryReader {
 
   /** A copy of what lies between here and `end`. */
   part(end: number): Uint8Array {
-    return this.#bytes.slice(this.pos, end);
+    return this.between(this.pos, end);
+  }
+
+  /** A copy of what lies between two positions. */
+  between(start: number, end: number): Uint8Array {
+    return this.#bytes.slice(start, end);
   }
 
   /** Goes to `end` if what lies before it are these bytes. */
