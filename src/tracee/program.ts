@@ -94,6 +94,7 @@ export class Program {
   readonly #data: { offset: number; bytes: Uint8Array }[] = [];
   readonly #fixups: { offset: number; pointer: Pointer }[] = [];
   readonly #strings = new Map<string, Pointer>();
+  readonly #words = new Map<number, Pointer>();
   #dataSize = 0;
   #outputSize = 0;
   #calls = 0;
@@ -157,6 +158,18 @@ export class Program {
     if (pointer === undefined) {
       pointer = this.data(Buffer.from(`${text}\0`), 1);
       this.#strings.set(text, pointer);
+    }
+    return pointer;
+  }
+
+  /** Puts a word of four bytes, which no call changes, into the data segment; equal words share one place. */
+  word(value: number): Pointer {
+    let pointer = this.#words.get(value);
+    if (pointer === undefined) {
+      const bytes = Buffer.alloc(4);
+      bytes.writeInt32LE(value | 0);
+      pointer = this.data(bytes, 4);
+      this.#words.set(value, pointer);
     }
     return pointer;
   }

@@ -53,6 +53,10 @@ const KINDS: readonly FileKind[] = [
   ioUringKind,
 ].map(withOwner);
 
+const SOCKETS = KINDS.filter(({ type }) =>
+  [FdTypes.UNIXSK, FdTypes.NETLINKSK, FdTypes.PACKETSK, FdTypes.INETSK].includes(type),
+);
+
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));
 
 /**
@@ -62,7 +66,9 @@ const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind])
 export function kindOf(file: OpenFile, dump: FilesDump): FileKind {
   // It looks like a file that was deleted.
   if (isSecretMemory(file)) throw unsupported(file);
-  const kind = KINDS.find((candidate) => candidate.recognise(file, dump));
+  // There may be thousands of sockets, and of no other kind has a file such a name.
+  const kinds = file.target.startsWith("socket:[") ? SOCKETS : KINDS;
+  const kind = kinds.find((candidate) => candidate.recognise(file, dump));
   if (kind === undefined) throw unsupported(file);
   return kind;
 }

@@ -154,7 +154,7 @@ class InetSockets {
       setAllOptions(made);
       for (const { fd, isk } of made) {
         shutDown(fd, isk, this.#closes && isConnection(isk));
-        restoreReuse(fd, isk);
+        restoreReuse(fd, isk, ports.get(portKey(isk)));
         syscall("fcntl", fd, F_SETFL, isk.flags & O_NONBLOCK);
       }
     } finally {
@@ -211,7 +211,7 @@ function countPorts(entries: readonly InetSkEntry[]): Map<string, Port> {
  */
 function prepare({ fd, isk }: Made, port: Port | undefined): void {
   const on = (name: number): void => setNumber(fd, { level: so.SOL_SOCKET, name, value: 1 });
-  on(so.SO_REUSEADDR);
+  if (hasAddress(isk)) on(so.SO_REUSEADDR);
   if (port?.reuse === true) on(so.SO_REUSEPORT);
   setEarlyOptions(fd, isk);
   for (const key of isk.reprise?.signature_keys ?? []) {
@@ -288,10 +288,15 @@ function shutDown(fd: number, isk: InetSkEntry, closes: boolean): void {
     throw failure(isk, "shut it down", "shutdown", -result, "");
 }
 
-function restoreReuse(fd: number, { opts }: InetSkEntry): void {
-  const off = (name: number): void => setNumber(fd, { level: so.SOL_SOCKET, name, value: 0 });
-  if (opts.reuseaddr !== true) off(so.SO_REUSEADDR);
-  if (opts.so_reuseport !== true) off(so.SO_REUSEPORT);
+function restoreReuse(fd: number, isk: InetSkEntry, port: Port | undefined): void {
+  const set = (name: number, value: number): void =>
+    setNumber(fd, { level: so.SOL_SOCKET, name, value });
+  const { reuseaddr, so_reuseport } = isk.opts;
+  // One without an address has neither yet.
+  const isOn = hasAddress(isk);
+  if ((reuseaddr === true) !== isOn) set(so.SO_REUSEADDR, isOn ? 0 : 1);
+  const isShared = port?.reuse === true;
+  if ((so_reuseport === true) !== isShared) set(so.SO_REUSEPORT, isShared ? 0 : 1);
 }
 
 function localOf({ family, src_addr, src_port }: InetSkEntry, scope = 0): SocketAddress {

@@ -103,7 +103,7 @@ export interface SocketInProgram {
  */
 export function restoreOptions(program: Program, opts: SkOptsEntry, socket: SocketInProgram): void {
   const set = (name: number, value: number, option: string): void =>
-    setOption(program, socket, { name, value: int(value), option });
+    setOption(program, socket, { name, value, option });
   const on = (name: number, wanted: boolean | number | undefined, option: string): void => {
     if (wanted === true || (typeof wanted === "number" && wanted !== 0)) set(name, 1, option);
   };
@@ -133,7 +133,7 @@ export function restoreBuffers(program: Program, opts: SkOptsEntry, socket: Sock
   setBuffer(program, socket, { direction: "SND", size: opts.so_sndbuf >>> 1 });
   setBuffer(program, socket, { direction: "RCV", size: opts.so_rcvbuf >>> 1 });
   if (opts.so_buf_lock !== undefined) {
-    const value = int(opts.so_buf_lock);
+    const value = opts.so_buf_lock;
     setOption(program, socket, { name: so.SO_BUF_LOCK, value, option: "SO_BUF_LOCK" });
   }
 }
@@ -149,14 +149,14 @@ function setBuffer(
 ): void {
   const [name, force] =
     direction === "SND" ? [so.SO_SNDBUF, so.SO_SNDBUFFORCE] : [so.SO_RCVBUF, so.SO_RCVBUFFORCE];
-  setOption(program, socket, { name, value: int(size), option: `SO_${direction}BUF` });
-  const args = [socket.fd, so.SOL_SOCKET, force, program.data(int(size)), 4];
+  setOption(program, socket, { name, value: size, option: `SO_${direction}BUF` });
+  const args = [socket.fd, so.SOL_SOCKET, force, program.word(size), 4];
   program.call("setsockopt", args, { mayFail: true });
 }
 
 /** Adds the calls that set SO_REUSEADDR and SO_REUSEPORT as they were. A fresh socket has neither. */
 export function restoreReuse(program: Program, opts: SkOptsEntry, socket: SocketInProgram): void {
-  const value = int(1);
+  const value = 1;
   if (opts.reuseaddr === true)
     setOption(program, socket, { name: so.SO_REUSEADDR, value, option: "SO_REUSEADDR" });
   if (opts.so_reuseport === true)
@@ -176,7 +176,8 @@ export interface SocketOption {
   /** @default SOL_SOCKET */
   readonly level?: number;
   readonly name: number;
-  readonly value: Uint8Array;
+  /** An int, or the bytes. */
+  readonly value: number | Uint8Array;
   /** For the label. */
   readonly option: string;
 }
@@ -187,8 +188,11 @@ export function setOption(
   { fd, what, lenient = false }: SocketInProgram,
   { level = so.SOL_SOCKET, name, value, option }: SocketOption,
 ): void {
-  const args = [fd, level, name, program.data(value), value.length];
-  program.call("setsockopt", args, { label: `set ${option} of ${what}`, mayFail: lenient });
+  const args =
+    typeof value === "number"
+      ? [fd, level, name, program.word(value), 4]
+      : [fd, level, name, program.data(value), value.length];
+  program.call("setsockopt", args, { label: () => `set ${option} of ${what}`, mayFail: lenient });
 }
 
 function int(value: number): Buffer {
