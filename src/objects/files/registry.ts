@@ -53,9 +53,13 @@ const KINDS: readonly FileKind[] = [
   ioUringKind,
 ].map(withOwner);
 
-const SOCKETS = KINDS.filter(({ type }) =>
-  [FdTypes.UNIXSK, FdTypes.NETLINKSK, FdTypes.PACKETSK, FdTypes.INETSK].includes(type),
-);
+const SOCKET_TYPES: readonly number[] = [
+  FdTypes.UNIXSK,
+  FdTypes.NETLINKSK,
+  FdTypes.PACKETSK,
+  FdTypes.INETSK,
+];
+const SOCKETS = KINDS.filter(({ type }) => SOCKET_TYPES.includes(type));
 
 const BY_TYPE = new Map<number, FileKind>(KINDS.map((kind) => [kind.type, kind]));
 
