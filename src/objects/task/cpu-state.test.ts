@@ -3,7 +3,7 @@ import { decode, encode } from "../../images/codec.ts";
 import { REGISTERS, REGISTERS_SIZE, Registers } from "../../tracee/arch/x86_64/registers.ts";
 import { XSTATE_BV } from "../../tracee/arch/x86_64/xstate.ts";
 import { Tracee } from "../../tracee/tracee.ts";
-import { cpuStateEntry, registersOf } from "./cpu-state.ts";
+import { cpuStateEntry, extendedStateOf, registersOf } from "./cpu-state.ts";
 
 const TILE_DATA = 18n;
 
@@ -42,4 +42,17 @@ test("each register is in its own field, and components that threads have in com
   );
   expect(images[3]?.fpregs?.xsave).toEqual(images[1]?.fpregs?.xsave);
   expect(images[3]?.fpregs?.xsave?.ymmh_space).not.toEqual(images[0]?.fpregs?.xsave?.ymmh_space);
+  // And back again, into threads that are fresh, or have something else there.
+  const fresh = Buffer.alloc(4096);
+  fresh.writeBigUInt64LE(0b111n, 464);
+  const used = Buffer.from(fresh).fill(9, 3000);
+  for (const template of [fresh, used]) {
+    const states = images.map((thread_info) =>
+      extendedStateOf({ mtype: 1, thread_info }, template),
+    );
+    expect(states.map((state) => state[600])).toEqual([1, 2, 3, 2]);
+    expect(states.map((state) => state[200])).toEqual([1, 2, 3, 2]);
+    expect(states.map((state) => state[3000])).toEqual(Array(4).fill(template[3000]));
+    expect(states[3]).toEqual(states[1]);
+  }
 });

@@ -219,6 +219,12 @@ function putXsave(xstate: Buffer, xsave: UserX86XsaveEntry): void {
       },
     );
   }
+  const tail = xstate.subarray(XSTATE_BV);
+  if (lastPut?.before.equals(tail) === true && isSameXsave(lastPut.xsave, xsave)) {
+    tail.set(lastPut.after);
+    return;
+  }
+  const before = Buffer.from(tail);
   xstate.writeBigUInt64LE(present, XSTATE_BV);
   putWords32(xstate, component(XFEATURE.YMM).offset, xsave.ymmh_space, enabled, XFEATURE.YMM);
   putWords64(
@@ -251,6 +257,30 @@ function putXsave(xstate: Buffer, xsave: UserX86XsaveEntry): void {
     XFEATURE.HI16_ZMM,
   );
   putWords32(xstate, component(XFEATURE.PKRU).offset, xsave.pkru, enabled, XFEATURE.PKRU);
+  lastPut = { xsave, before, after: Buffer.from(tail) };
+}
+
+/** What was put last, and where: most threads have the same. */
+let lastPut:
+  | { readonly xsave: UserX86XsaveEntry; readonly before: Buffer; readonly after: Buffer }
+  | undefined;
+
+/** Long lists that are the same are one object (see the codec). */
+function isSameXsave(a: UserX86XsaveEntry, b: UserX86XsaveEntry): boolean {
+  return (
+    a.xstate_bv === b.xstate_bv &&
+    isSameList(a.ymmh_space, b.ymmh_space) &&
+    isSameList(a.bndreg_state, b.bndreg_state) &&
+    isSameList(a.bndcsr_state, b.bndcsr_state) &&
+    isSameList(a.opmask_reg, b.opmask_reg) &&
+    isSameList(a.zmm_upper, b.zmm_upper) &&
+    isSameList(a.hi16_zmm, b.hi16_zmm) &&
+    isSameList(a.pkru, b.pkru)
+  );
+}
+
+function isSameList<T extends number | bigint>(a: readonly T[], b: readonly T[]): boolean {
+  return a === b || (a.length === b.length && a.every((word, index) => word === b[index]));
 }
 
 function threadInfo(core: CoreEntry): ThreadInfoX86 {

@@ -266,23 +266,38 @@ export interface CapabilitySets {
 
 /** Adds the call that sets all sets of capabilities but the ambient one. */
 export function setCapabilities(program: Program, sets: CapabilitySets): void {
-  const header: Pointer = program.data(words([LINUX_CAPABILITY_VERSION_3, 0]));
-  const { effective, permitted, inheritable } = sets;
-  const data = [0n, 32n].flatMap((shift) =>
-    [effective, permitted, inheritable].map((set) => Number((set >> shift) & 0xffff_ffffn)),
-  );
-  program.call("capset", [header, program.data(words(data))], {
+  const header: Pointer = program.data(CAPABILITY_HEADER);
+  program.call("capset", [header, program.data(capabilityData(sets))], {
     label: "set the capabilities",
     hint: "The process had capabilities that the restoring side lacks. Run with at least those.",
   });
 }
 
-/** Numbers of the capabilities in a set that this kernel knows. */
-function capabilities(set: bigint, lastCap: number): number[] {
-  return Array.from({ length: lastCap + 1 }, (_, cap) => cap).filter(
-    (cap) => (set & (1n << BigInt(cap))) !== 0n,
-  );
+/** struct __user_cap_data_struct, twice. */
+function capabilityData({ effective, permitted, inheritable }: CapabilitySets): Uint8Array {
+  const bytes = Buffer.alloc(CAPABILITY_DATA_SIZE);
+  [effective, permitted, inheritable].forEach((set, index) => {
+    bytes.writeUInt32LE(Number(set & 0xffff_ffffn), index * 4);
+    bytes.writeUInt32LE(Number((set >> 32n) & 0xffff_ffffn), CAPABILITY_DATA_SIZE / 2 + index * 4);
+  });
+  return bytes;
 }
+
+const CAPABILITY_DATA_SIZE = 24;
+
+/** Numbers of the capabilities in a set that this kernel knows; of the same set as the last time for most threads. */
+function capabilities(set: bigint, lastCap: number): readonly number[] {
+  if (listed?.set !== set || listed.lastCap !== lastCap) {
+    const all = Array.from({ length: lastCap + 1 }, (_, cap) => cap);
+    const numbers = all.filter((cap) => (set & (1n << BigInt(cap))) !== 0n);
+    listed = { set, lastCap, numbers };
+  }
+  return listed.numbers;
+}
+
+let listed:
+  | { readonly set: bigint; readonly lastCap: number; readonly numbers: readonly number[] }
+  | undefined;
 
 function halves(set: bigint): number[] {
   return [Number(set & 0xffff_ffffn), Number(set >> 32n)];
@@ -297,6 +312,8 @@ function words(values: readonly number[]): Uint8Array {
   values.forEach((value, index) => bytes.writeUInt32LE(value >>> 0, index * 4));
   return bytes;
 }
+
+const CAPABILITY_HEADER = words([LINUX_CAPABILITY_VERSION_3, 0]);
 
 function notSet(what: string, call: string): RepriseError {
   return new RepriseError(
