@@ -52,8 +52,11 @@ export interface CheckpointOptions extends NamespacesDumpOptions {
   readonly shellJob?: boolean;
   /** A terminal may have its other end outside: the restore makes a new one. @default false */
   readonly orphanPtsMaster?: boolean;
-  /** Give deleted files that have another hard link a name again. @default false */
-  readonly linkRemap?: boolean;
+  /**
+   * Give deleted files that have another hard link a name again; with `if needed` only those that the restore cannot find without
+   * (which CRIU's cannot). @default false
+   */
+  readonly linkRemap?: boolean | "if needed";
   /** Refuse what would be lost in silence but for a warning. @default false */
   readonly strict?: boolean;
   /** Save file locks too; without it a lock is an error. @default false */
@@ -307,8 +310,8 @@ function filesOptions(options: CheckpointOptions): FilesDumpOptions {
   return {
     shellJob: options.shellJob ?? false,
     orphanPtsMaster: options.orphanPtsMaster ?? false,
-    linkRemap: options.linkRemap ?? false,
-    goesOn: options.leave === "running",
+    linkRemap: (options.linkRemap ?? false) !== false,
+    noLink: options.leave === "running" || options.linkRemap === "if needed",
     ghostLimit: options.ghostLimit ?? DEFAULT_GHOST_LIMIT,
     extUnixSk: options.extUnixSk ?? false,
     ...(options.requestSocket === undefined ? {} : { requestSocket: options.requestSocket }),

@@ -32,6 +32,14 @@ import {
 
 const CALLER_PREFIX = "REPRISE_CALLER_";
 
+/** Who gives a name instead of options wants all that a task holds. */
+const EVERYTHING = {
+  tcp: { established: true },
+  fileLocks: true,
+  linkRemap: "if needed",
+  ghostLimit: 256 * 1024 * 1024,
+} as const;
+
 /**
  * Starts a command under a name, in a session of its own, with its output in the task's log.
  *
@@ -72,7 +80,7 @@ export async function checkpointTask(
       imagesDir: checkpoint.imagesDir,
       leave: options.leaveRunning ? "running" : "killed",
       strict: options.strict ?? false,
-      tcp: { established: true },
+      ...EVERYTHING,
       ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
     });
     if (!options.leaveRunning) writeTask({ ...record, checkpointedAs: checkpoint.number });
@@ -173,7 +181,7 @@ export async function explainCheckpoint(name: string): Promise<readonly string[]
       pid,
       imagesDir: scratch.imagesDir,
       dryRun: true,
-      tcp: { established: true },
+      ...EVERYTHING,
     });
     return result.plan ?? [];
   } finally {

@@ -44,6 +44,30 @@ afterEach(() => {
   rmSync(home, { recursive: true });
 });
 
+it("a task keeps its lock, a file that has another name only, and one without any", async () => {
+  const script = [
+    `cd ${home}`,
+    "exec 3>locked && flock 3",
+    "echo kept >a && exec 4<a && ln a b && rm a",
+    "head -c 5000000 /dev/zero >c && exec 5<c && rm c",
+    "while [ ! -e go ]; do sleep 0.05; done; cat <&4 >seen; wc -c <&5 >>seen",
+  ].join("; ");
+  reprise("run", "--name", "holder", "--", "sh", "-c", script);
+  await vi.waitUntil(() => existsSync(join(home, "b")) && !existsSync(join(home, "c")));
+  await setTimeout(300);
+  expect(reprise("checkpoint", "holder")).toMatchObject({ status: 0, stderr: "" });
+  expect(readdirSync(home).filter((name) => name.startsWith("link_remap"))).toEqual([]);
+  expect(reprise("restore", "holder")).toMatchObject({ status: 0, stderr: "" });
+  expect(spawnSync("flock", ["-n", join(home, "locked"), "true"]).status).toBe(1);
+  writeFileSync(join(home, "go"), "");
+  await vi.waitUntil(
+    () =>
+      existsSync(join(home, "seen")) &&
+      readFileSync(join(home, "seen"), "utf8") === "kept\n5000000\n",
+    { timeout: 10_000 },
+  );
+});
+
 describe("a task with a TCP connection", () => {
   it("comes back with it; a clone has it closed", async () => {
     const program = compileProgram("tcp_echo");

@@ -112,8 +112,11 @@ export interface FilesDumpOptions {
   /** A terminal may have its other end outside: the restore makes a new one (--orphan-pts-master). @default false */
   readonly orphanPtsMaster?: boolean;
   readonly linkRemap: boolean;
-  /** The tasks go on after the dump, and shall not see a trace of it in their file systems. @default false */
-  readonly goesOn?: boolean;
+  /**
+   * No hard link is made where the restore can find a file by its handle: for tasks that go on, who shall not see a trace of the dump in
+   * their file systems. @default false
+   */
+  readonly noLink?: boolean;
   /** Bytes up to which the content of a deleted file is put into the images. */
   readonly ghostLimit: number;
   readonly shellJob: boolean;

@@ -42,7 +42,7 @@ const changed = (pattern: RegExp): unknown => ({
 });
 
 describe("of tasks that go on", () => {
-  const options = { goesOn: true };
+  const options = { noLink: true };
 
   it("they leave no trace, and are the same files again, as often as wanted", () => {
     const fd = openLost();

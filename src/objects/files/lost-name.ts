@@ -68,7 +68,7 @@ interface WayBack {
 
 function wayBack(lost: Lost): WayBack {
   const { file, name, dump } = lost;
-  const { goesOn = false, linkRemap } = dump.options;
+  const { noLink = false, linkRemap } = dump.options;
   if ((file.stat.mode & S_IFMT) === S_IFDIR) {
     throw refused(
       file,
@@ -77,7 +77,7 @@ function wayBack(lost: Lost): WayBack {
   }
   const isWhole = isContentSaved(mountIdField(file, dump).mnt_id, dump.mounts);
   const handle = isWhole ? undefined : handleOf(lost);
-  if (goesOn && handle !== undefined) {
+  if (noLink && handle !== undefined) {
     const ghost = ghostIfSmall(file, dump);
     const linked = { ...handle, unnamed: true, ...(ghost === undefined ? {} : { ghost }) };
     return { name: linkName(lost, dirname(name), 0), linked };
@@ -90,7 +90,7 @@ function wayBack(lost: Lost): WayBack {
     );
   }
   if (isWhole) return linkInside(lost);
-  if (goesOn) return { ...linkAtCommit(lost, { reuse: true }), linked: { kept: true } };
+  if (noLink) return { ...linkAtCommit(lost, { reuse: true }), linked: { kept: true } };
   return { ...linkAtCommit(lost), ...(handle === undefined ? {} : { linked: handle }) };
 }
 
