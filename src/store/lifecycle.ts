@@ -36,6 +36,7 @@ const CALLER_PREFIX = "REPRISE_CALLER_";
 const EVERYTHING = {
   tcp: { established: true },
   fileLocks: true,
+  extUnixSk: true,
   linkRemap: "if needed",
   ghostLimit: 256 * 1024 * 1024,
 } as const;
