@@ -6,10 +6,11 @@ import { log } from "../log.ts";
 import { readPidUsage } from "../proc/pid-usage.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { readStatusIfAlive } from "../proc/status.ts";
+import { F_OWNER_PID, F_SETOWN_EX, O_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { PF_EXITING } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { ESRCH } from "../sys/errno.ts";
-import { trySyscall } from "../sys/ffi.ts";
+import { syscall, trySyscall } from "../sys/ffi.ts";
 import { isReaped } from "../sys/process.ts";
 import type { RestorePlan } from "./plan.ts";
 
@@ -33,7 +34,9 @@ export async function waitForFreePids(
 ): Promise<void> {
   const wanted = new Set(plan.tree.nodes.map(({ pid }) => pid));
   for (const task of plan.tasks.values()) for (const { tid } of task.threads) wanted.add(tid);
-  if (options.thorough !== true && [...wanted].every(looksFree)) return;
+  using numbers = new Numbers();
+  const areFree = (): boolean => [...wanted].every((number) => numbers.isFree(number));
+  if (options.thorough !== true && areFree()) return;
   let deadline = performance.now() + ZOMBIE_PATIENCE_MS;
   const begun = performance.now();
   let livingSince: number | undefined;
@@ -43,7 +46,12 @@ export async function waitForFreePids(
       held.map((holder) => ({ number, ...holder })),
     );
     const first = holders[0];
-    if (first === undefined) return;
+    if (first === undefined) {
+      // Of one that has just been reaped the number may not be free yet.
+      if (areFree() || performance.now() > deadline) return;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+      continue;
+    }
     const living = holders.find(({ pid }) => isLiving(pid));
     // Who is still giving back its memory may need long for it, but will come to its end.
     if (living === undefined && holders.some(({ pid }) => !isZombie(pid)))
@@ -72,11 +80,23 @@ export async function waitForFreePids(
   }
 }
 
-/** Two calls instead of a walk over all processes: there is no process, thread or process group of this number. */
-function looksFree(pid: number): boolean {
-  const fd = trySyscall("pidfd_open", pid, 0);
-  if (fd >= 0) trySyscall("close", fd);
-  return fd === -ESRCH && trySyscall("kill", -pid, 0) === -ESRCH;
+/**
+ * Tells which numbers are free by making them the signal owner of a file (fs/fcntl.c: f_setown_ex): that asks the table of numbers
+ * itself, and not who has one. A process leaves it a moment after it was reaped; a session and a group keep theirs.
+ */
+class Numbers {
+  readonly #fd = syscall("eventfd2", 0, O_CLOEXEC);
+  readonly #owner = Buffer.alloc(8);
+
+  isFree(number: number): boolean {
+    this.#owner.writeInt32LE(F_OWNER_PID, 0);
+    this.#owner.writeInt32LE(number, 4);
+    return trySyscall("fcntl", this.#fd, F_SETOWN_EX, this.#owner) === -ESRCH;
+  }
+
+  [Symbol.dispose](): void {
+    trySyscall("close", this.#fd);
+  }
 }
 
 /** Neither a zombie nor reaped since it was seen, nor on its way there. */
