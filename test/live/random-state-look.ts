@@ -195,6 +195,9 @@ function lookAtAreas(put: (name: string, value: string) => void, pid: number): v
     else if (/^(KernelPageSize|ProtectionKey):/.test(line))
       last.what += ` ${line.replace(/^.*: */, "")}`;
   }
+  // Shared memory that can never be written to is the same with and without the mark of sharing.
+  for (const area of areas)
+    if (!/ mw\b/.test(area.what)) area.what = area.what.replace(/ sh\b/, "");
   const merged: Area[] = [];
   for (const area of areas) {
     const last = merged.at(-1);

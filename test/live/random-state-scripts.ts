@@ -52,5 +52,14 @@ export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
     "0 socketpair 0 2 5 3",
     "0 watch 0 1 3 1",
   ],
+  "how far a message queue was read": [
+    "683 mqueue 8117 4086 4169 4443",
+    "954 seek 4197 5633 1323 4706",
+  ],
+  "the signal of a pidfd": [
+    "905 pidfd 9756 9503 6729 2374",
+    "739 dup 6728 8945 3125 5598",
+    "176 flags 1288 969 4911 3588",
+  ],
   "that a namespace is open as a path": ["865 special 491 330 4177 6472"],
 };

@@ -42,7 +42,8 @@ static void drain_socket(const char *name, int fd) {
     snprintf(prefix, sizeof prefix, "%s receives: flags %x ", name, message.msg_flags & ~MSG_CMSG_CLOEXEC);
     print_bytes(prefix, received, (size_t)size);
     snprintf(prefix, sizeof prefix, "%s from: ", name);
-    if (message.msg_namelen > 0) print_bytes(prefix, &sender, message.msg_namelen);
+    bool chosen = sender.ss_family == AF_UNIX && message.msg_namelen == 8; // by the kernel: a number
+    if (message.msg_namelen > 0 && !chosen) print_bytes(prefix, &sender, message.msg_namelen);
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL; header = CMSG_NXTHDR(&message, header)) {
       if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
         int count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int)), fds[32];
@@ -51,7 +52,7 @@ static void drain_socket(const char *name, int fd) {
       } else if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_CREDENTIALS) {
         struct ucred user;
         memcpy(&user, CMSG_DATA(header), sizeof user);
-        printf("%s sender: %d %d %d\n", name, user.pid, user.uid, user.gid);
+        printf("%s sender: %d %d\n", name, user.uid, user.gid);
       } else printf("%s control: %d %d %zu\n", name, header->cmsg_level, header->cmsg_type, header->cmsg_len);
     }
     if (size == 0 && listening == 0) {
@@ -119,7 +120,10 @@ static void send_one(const char *name, int fd, int number) {
     getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
     if (domain == AF_NETLINK || domain == AF_PACKET) return;
     result = send(fd, text, (size_t)length, MSG_DONTWAIT | MSG_NOSIGNAL);
-  } else if (S_ISFIFO(stat.st_mode) && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY) result = write(fd, text, (size_t)length);
+  } else if (S_ISFIFO(stat.st_mode) && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY) {
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    result = write(fd, text, (size_t)length);
+  }
   else return;
   printf("%s sends: %zd %s\n", name, result, result == -1 ? strerrorname_np(errno) : "");
 }

@@ -61,7 +61,7 @@ static bool is_telling_option(int level, int option) {
   case 77 /* SO_PEERPIDFD */: case SO_INCOMING_CPU: return false;
   }
   // What is left of a connection that failed; and an address, when it is bound to one, makes it V6ONLY.
-  if (level == IPPROTO_IP && (option == IP_MTU || option == 52 /* IP_PROTOCOL */)) return false;
+  if (level == IPPROTO_IP && (option == IP_MTU || option == IP_MULTICAST_TTL || option == 52 /* IP_PROTOCOL */)) return false;
   if (level == IPPROTO_IPV6 && (option == IPV6_MTU || option == IPV6_PATHMTU || option == IPV6_V6ONLY)) return false;
   // What an accepted connection has from its first packet, without a use for it.
   if (level == IPPROTO_IPV6 && (option == IPV6_MULTICAST_IF || option == IPV6_MULTICAST_HOPS)) return false;
@@ -79,6 +79,7 @@ static void look_at_socket(const char *name, int fd) {
       socklen_t length = sizeof value;
       memset(value, 0, sizeof value);
       if (!is_telling_option(levels[i], option) || getsockopt(fd, levels[i], option, value, &length) == -1) continue;
+      if (levels[i] == SOL_SOCKET && option == SO_LINGER && value[0] == 0) continue;
       snprintf(prefix, sizeof prefix, "%s option %d %d: ", name, levels[i], option);
       print_bytes(prefix, value, length);
     }
@@ -123,8 +124,10 @@ static void look_at_descriptor(struct opened *one, pid_t pid) {
   printf("%s group: %d\n", name, one->group);
   if (fd < 0) return;
   struct stat stat;
-  if (fstat(fd, &stat) == 0)
-    printf("%s stat: mode %o links %lu size %ld device %lx uid %d gid %d\n", name, stat.st_mode, S_ISDIR(stat.st_mode) ? 0 : (unsigned long)(stat.st_nlink > 0), S_ISDIR(stat.st_mode) ? 0 : (long)stat.st_size, stat.st_rdev, stat.st_uid, stat.st_gid);
+  fstat(fd, &stat);
+  // A terminal that is hung up has no owner that anybody could ask.
+  if (S_ISCHR(stat.st_mode) && stat.st_nlink == 0) stat.st_uid = stat.st_gid = 0;
+  printf("%s stat: mode %o links %lu size %ld device %lx uid %d gid %d\n", name, stat.st_mode, S_ISDIR(stat.st_mode) ? 0 : (unsigned long)(stat.st_nlink > 0), S_ISDIR(stat.st_mode) ? 0 : (long)stat.st_size, stat.st_rdev, stat.st_uid, stat.st_gid);
   struct f_owner_ex owner = {0, 0};
   if (fcntl(fd, F_GETOWN_EX, &owner) == 0 && owner.pid != 0) printf("%s owner: %d %d\n", name, owner.type, owner.pid);
   printf("%s flags: %o\n", name, fcntl(fd, F_GETFL) & ~(S_ISREG(stat.st_mode) ? 020300000 : 020302000)); // O_TMPFILE has been done, O_LARGEFILE is always there

@@ -100,10 +100,6 @@ static long wait_once(void) {
   }
   case 21: return (fd = pick(OTHERS, wait_a)) < 0 ? -1 : read(fd, bytes, sizeof bytes);
   case 22: return (fd = pick(DEVICES, wait_a)) < 0 ? -1 : read(fd, bytes, wait_b % 16);
-  case 23: {
-    static char filling[300000];
-    return (fd = pick(PIPES, wait_a)) < 0 ? -1 : write(fd, filling, sizeof filling);
-  }
   case 24: {
     struct mmsghdr messages[2] = {0};
     struct iovec part = {bytes, sizeof bytes};

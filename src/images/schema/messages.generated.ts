@@ -1287,6 +1287,7 @@ export interface RepriseMqueueEntry {
   readonly messages: readonly RepriseMqueueMessage[];
   readonly ipc_ns_id?: number | undefined;
   readonly notification?: RepriseMqueueNotification | undefined;
+  readonly inode?: bigint | undefined;
 }
 
 export interface RepriseMqueueMessage {
@@ -2530,7 +2531,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_memory_range: "1,start,N! 2,length,N!",
   reprise_mm_entry: "1,saved_auxv,U* 2,mdwe,u? 3,def_flags_mlock,u? 4,shared,b? 5,ldt,y?",
   reprise_mqueue_entry:
-    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u? 13,notification,m?,reprise_mqueue_notification",
+    "1,id,u! 2,flags,u! 3,fown,m!,fown_entry 4,name,t! 5,mode,u! 6,uid,u! 7,gid,u! 8,maxmsg,u! 9,msgsize,u! 10,removed,b! 11,messages,m*,reprise_mqueue_message 12,ipc_ns_id,u? 13,notification,m?,reprise_mqueue_notification 14,inode,U?",
   reprise_mqueue_message: "1,priority,u! 2,data,y!",
   reprise_mqueue_notification: "1,pid,u! 2,fd,u! 3,method,u! 4,signal,u! 5,value,U!",
   reprise_namespace: "1,kind,u! 2,id,u! 3,owner,u! 4,parent,u? 5,owner_uid,u?",

@@ -25,6 +25,7 @@ import {
   O_WRONLY,
   S_IFMT,
   S_IFREG,
+  SEEK_SET,
 } from "../../sys/abi/fcntl.ts";
 import { EAGAIN, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
@@ -93,12 +94,13 @@ function writeQueue(file: OpenFile, id: number, dump: FilesDump): FileEntry {
       maxmsg: readU64(attributes, ATTR_MAXMSG),
       msgsize: size,
       removed,
+      ...(removed ? { inode: stat.inode } : {}),
       messages,
       ...notification,
       ...nestedNamespace(file, dump),
     };
     const { flags, fown } = reprise_mqueue;
-    const reg = { id, flags, pos: 0n, fown, name: `/dev/mqueue/${name}`, build_id: [] };
+    const reg = { id, flags, pos: info.pos, fown, name: `/dev/mqueue/${name}`, build_id: [] };
     return { type: FdTypes.REG, id, reg, reprise_mqueue };
   } finally {
     closeSync(fd);
@@ -208,15 +210,15 @@ const made = new WeakMap<FilesRestore, Set<string>>();
 /** Adds the calls that open a queue, and make it where it is gone. */
 export function openMessageQueue(
   program: Program,
-  { id, reprise_mqueue: queue }: FileEntry,
+  { id, reg, reprise_mqueue: queue }: FileEntry,
   restore: FilesRestore,
 ): Argument {
   assert(queue !== undefined, `file ${id} is no message queue`);
   const label = `open message queue /${queue.name} (file ${id})`;
-  const name = program.string(queue.removed ? `${queue.name}.reprise` : queue.name);
+  const name = program.string(queue.removed ? standInName(queue) : queue.name);
   let known = made.get(restore);
   if (known === undefined) made.set(restore, (known = new Set()));
-  const key = `${queue.ipc_ns_id ?? 0}:${queue.name}:${queue.removed}`;
+  const key = `${queue.ipc_ns_id ?? 0}:${queue.name}:${queue.removed}:${queue.inode ?? 0n}`;
   if (!known.has(key)) {
     known.add(key);
     inNamespaceOf(program, queue, restore, () => make(program, queue, { name, label }));
@@ -230,9 +232,20 @@ export function openMessageQueue(
   const fd = inNamespaceOf(program, queue, restore, () =>
     program.call("mq_open", [name, flags, 0, 0], { label }),
   );
+  // What is read of a queue as a file, its state in a line.
+  if (reg !== undefined && reg.pos > 0n) program.call("lseek", [fd, reg.pos, SEEK_SET], { label });
   restoreOwner(program, queue.fown, fd);
   return fd;
 }
+
+/** Names of removed queues may be alike, and be those of an earlier restore. */
+function standInName({ name, inode = 0n }: RepriseMqueueEntry): string {
+  const first = name.replace(/\.reprise(\.\d+)?$/, "");
+  return `${first.slice(0, LONGEST_FIRST_NAME)}.reprise.${inode}`;
+}
+
+/** Of the 255 bytes of a name, the rest has room for an inode number. */
+const LONGEST_FIRST_NAME = 220;
 
 /** Runs a step with the program in the IPC namespace of a queue, and comes back. */
 function inNamespaceOf<T>(

@@ -122,6 +122,7 @@ function openPidfd(program: Program, entry: FileEntry, fd: number, restore: File
   program.call("dup3", [made, fd, 0]);
   program.call("close", [made]);
   program.call("fcntl", [fd, F_SETFD, descriptorFlags]);
+  restoreOwner(program, pidfd.fown, fd);
 }
 
 function refused({ task, fd }: OpenFile, why: string, hint: string): RepriseError {
