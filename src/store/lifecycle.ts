@@ -199,7 +199,13 @@ export async function explainRestore(
   const engine = await import("../engine/restore.ts");
   const inNew = options.newPidNamespace ? { newPidNamespace: true } : {};
   const tcp = { established: true };
-  const { plan } = await engine.restore({ imagesDir, dryRun: true, tcp, ...inNew });
+  const { plan } = await engine.restore({
+    imagesDir,
+    dryRun: true,
+    tcp,
+    extUnixSk: true,
+    ...inNew,
+  });
   return plan ?? [];
 }
 
@@ -272,6 +278,7 @@ async function restoreImages(
   const { pid } = await engine.restore({
     imagesDir,
     tcp: options.tcp,
+    extUnixSk: true,
     ...(options.placement === "pid-namespace" ? { newPidNamespace: true } : {}),
     ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
   });
