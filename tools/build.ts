@@ -51,15 +51,18 @@ const CONTAINER_DUMP = ["dump", "-v4", "-D", CONTAINER, "-o", "dump.log", "-t", 
 // oxfmt-ignore
 const CONTAINER_RESTORE = ["restore", "-d", "-v4", "-D", CONTAINER, "-o", "restore.log", "--root", "/", "--external", "mnt[]", "--pidfile", join(CONTAINER, "pid")];
 
+/** Of commands that end soon; bin/criu says why. */
+const SETTINGS = [
+  "--min-semi-space-size=16",
+  "--initial-old-space-size=64",
+  "--interrupt-budget=1000000",
+];
+
 const EXECUTABLES: readonly Executable[] = [
   {
     name: "criu",
     entry: "src/criu/main.ts",
-    settings: [
-      "--min-semi-space-size=16",
-      "--initial-old-space-size=64",
-      "--interrupt-budget=1000000",
-    ],
+    settings: SETTINGS,
     warmUp: {
       dump: [DUMP],
       restore: [RESTORE],
@@ -68,9 +71,17 @@ const EXECUTABLES: readonly Executable[] = [
   },
   {
     name: "reprise",
-    settings: [],
+    settings: SETTINGS,
     entry: "src/cli/main.ts",
-    warmUp: { "": [["--version"], ["ps"]] },
+    warmUp: {
+      checkpoint: [
+        ["run", "--name", "warm", "--", "sleep", "60"],
+        ["checkpoint", "warm"],
+      ],
+      restore: [["restore", "warm"]],
+      clone: [["clone", "warm", "warmer"]],
+      "": [["--version"], ["ps"], ["rm", "--force", "warm"], ["rm", "--force", "warmer"]],
+    },
   },
 ];
 

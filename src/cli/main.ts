@@ -19,6 +19,7 @@ async function main(): Promise<void> {
   });
   try {
     await program().parseAsync();
+    process.exitCode ??= 0;
   } catch (error) {
     // Commander has printed its message already; help and version are no errors.
     if (error instanceof CommanderError) {
