@@ -41,6 +41,7 @@ const WORKLOADS: Readonly<Record<string, Workload>> = {
   tasks: { program: "many_tasks", args: ["200"] },
   threads: { program: "threads", args: ["500"] },
   descriptors: { program: "many_fds", args: ["4000"] },
+  sockets: { program: "many_fds", args: ["4000", "sockets"] },
   heap: { program: "big_heap", args: ["1024"] },
   busy: { program: "heap_at_work", args: ["1024"] },
 };

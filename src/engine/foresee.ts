@@ -14,7 +14,7 @@ import { readConnectionInodes } from "../proc/net-tcp.ts";
 import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
-import { FIRST_TABLE, makeRoomInBackground } from "../sys/descriptors.ts";
+import { FIRST_TABLE, makeRoomForDescriptors } from "../sys/descriptors.ts";
 import { readLink } from "../sys/files.ts";
 import { KernelTypes } from "../sys/kernel-types.ts";
 import { crc32OfZlib } from "../sys/zlib.ts";
@@ -51,7 +51,7 @@ export function prepareImages(
     images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
     if (connections) images.prepare(streams(pid, { size: status?.fdSize ?? 0, lists }));
   }
-  makeRoomInBackground(descriptors);
+  makeRoomForDescriptors(descriptors);
 }
 
 /** Descriptors of a process that are looked at; rings are made early. */

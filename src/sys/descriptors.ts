@@ -1,7 +1,7 @@
 // The table of descriptors of this process.
 
 import { F_DUPFD_CLOEXEC } from "./abi/fcntl.ts";
-import { syscall, syscallInBackground, trySyscall } from "./ffi.ts";
+import { syscall, trySyscall } from "./ffi.ts";
 
 /** Size of the table of a process with few descriptors. */
 export const FIRST_TABLE = 256;
@@ -15,15 +15,6 @@ export function makeRoomForDescriptors(count: number): void {
   const highest = trySyscall("fcntl", ANY_DESCRIPTOR, F_DUPFD_CLOEXEC, count + FIRST_TABLE - 1);
   // Beyond the limit it will have to grow step by step.
   if (highest >= 0) syscall("close", highest);
-}
-
-/** The same, while this thread goes on; who needs more room before it is there waits for it in the kernel. */
-export function makeRoomInBackground(count: number): void {
-  if (count <= FIRST_TABLE) return;
-  const lowest = count + FIRST_TABLE - 1;
-  void syscallInBackground("fcntl", ANY_DESCRIPTOR, F_DUPFD_CLOEXEC, lowest).then((highest) => {
-    if (highest >= 0) syscall("close", highest);
-  });
 }
 
 /** Which one is copied for a moment does not matter: standard error is there. */

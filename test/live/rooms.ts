@@ -128,6 +128,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "io_uring_owners" },
     { name: "io_uring_waits", alone: "its port" },
     { name: "many_fds" },
+    { name: "many_fds", args: ["200", "sockets"] },
     { name: "many_kinds" },
     {
       name: "many_others",
