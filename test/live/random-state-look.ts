@@ -198,6 +198,10 @@ function lookAtAreas(put: (name: string, value: string) => void, pid: number): v
   // Shared memory that can never be written to is the same with and without the mark of sharing.
   for (const area of areas)
     if (!/ mw\b/.test(area.what)) area.what = area.what.replace(/ sh\b/, "");
+  // A private mapping of /dev/zero is anonymous memory.
+  for (const [index, area] of areas.entries())
+    if (area.path === "/dev/zero" && area.what[3] === "p")
+      areas[index] = { ...area, path: "", offset: -1 };
   const merged: Area[] = [];
   for (const area of areas) {
     const last = merged.at(-1);

@@ -56,6 +56,8 @@ export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
     "683 mqueue 8117 4086 4169 4443",
     "954 seek 4197 5633 1323 4706",
   ],
+  "the signal of a packet socket": ["0 raw 1 2 0 0", "0 flags 0 3 5 0"],
+  "the signal of a netlink socket": ["0 netlink 0 0 0 0", "0 flags 0 3 5 0"],
   "the signal of a pidfd": [
     "905 pidfd 9756 9503 6729 2374",
     "739 dup 6728 8945 3125 5598",

@@ -17,7 +17,7 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { getNumber, getOption, setNumber } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
-import { readOwner } from "../files/owner.ts";
+import { readOwner, restoreOwner } from "../files/owner.ts";
 import { optionReader, socketOptions } from "./further-options.ts";
 import { askedOnce, familyOf } from "./socket-answers.ts";
 import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
@@ -148,6 +148,7 @@ function openNetlink(program: Program, { id, nlsk }: FileEntry, restore: FilesRe
   program.call("fcntl", [fd, F_SETFL, nlsk.flags & O_NONBLOCK], { label });
   restoreReuse(program, nlsk.opts, { fd, what });
   restoreOptions(program, nlsk.opts, { fd, what });
+  restoreOwner(program, nlsk.fown, fd);
   // Ports may be taken, so they are tried out, which programs cannot do.
   restore.inEngine((copies) => bindAndConnect(copies.file(id), nlsk, what));
   return fd;

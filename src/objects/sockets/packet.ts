@@ -21,7 +21,7 @@ import { getOption } from "../../sys/socket.ts";
 import { u32 } from "../../sys/netlink.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
-import { readOwner } from "../files/owner.ts";
+import { readOwner, restoreOwner } from "../files/owner.ts";
 import { optionReader, restoreFurtherOptions, socketOptions } from "./further-options.ts";
 import { askedOnce, familyOf } from "./socket-answers.ts";
 import { refusedSocket } from "./socket-refusal.ts";
@@ -152,6 +152,7 @@ function openPacket(program: Program, { id, psk }: FileEntry, restore: FilesRest
   restoreOptions(program, psk.opts, { fd, what });
   const general = psk.options.filter(({ level }) => level === so.SOL_SOCKET);
   restoreFurtherOptions(program, general, { fd, what });
+  restoreOwner(program, psk.fown, fd);
   return fd;
 }
 
