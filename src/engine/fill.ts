@@ -423,7 +423,7 @@ export function settleFiles(
 /** Handles of threads come with these, and the epolls after what they may watch. */
 function stageOf({ set, hasThreadHandles, hasLateParts }: RestorePlan, entry: FileEntry): Stage {
   if (hasLateParts && entry.epfd !== undefined) return "late";
-  const isLater = hasThreadHandles && (entry.epfd !== undefined || isForThreads(entry, set.tasks));
+  const isLater = hasThreadHandles && (entry.epfd !== undefined || isForThreads(entry, set));
   return isLater ? "threads" : "tree";
 }
 

@@ -161,7 +161,7 @@ export function planRestore(set: LoadedSet, options: RestorePlanOptions): Restor
     tasks,
     files,
     inFlight: filesInFlight(set, files),
-    hasThreadHandles: files.some((file) => isForThreads(file, set.tasks)),
+    hasThreadHandles: files.some((file) => isForThreads(file, set)),
     hasLateParts: files.some(
       (entry) => hasOwnerPart(entry) || notifiedProcess(entry) !== undefined,
     ),

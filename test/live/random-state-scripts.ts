@@ -58,6 +58,12 @@ export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
   ],
   "the signal of a packet socket": ["0 raw 1 2 0 0", "0 flags 0 3 5 0"],
   "the signal of a netlink socket": ["0 netlink 0 0 0 0", "0 flags 0 3 5 0"],
+  "that a thread gets the signals of a FIFO": [
+    "981 thread 6300 3683 4871 4325",
+    "948 fifo 446 1149 4098 3779",
+    "331 thread 7171 9161 1902 7773",
+    "808 flags 4702 644 3780 3678",
+  ],
   "the signal of a pidfd": [
     "905 pidfd 9756 9503 6729 2374",
     "739 dup 6728 8945 3125 5598",

@@ -176,9 +176,14 @@ static void look_at_memory(int task, pid_t pid) {
   snprintf(path, sizeof path, "/proc/%d/maps", pid);
   FILE *maps = fopen(path, "r");
   while (maps != NULL && fgets(line, sizeof line, maps) != NULL) {
-    unsigned long start, end;
-    if (sscanf(line, "%lx-%lx", &start, &end) != 2 || strstr(line, "[v") != NULL || strstr(line, "/page") != NULL) continue;
+    unsigned long start, end, offset = 0;
+    char permissions[8] = "", name[100];
+    if (sscanf(line, "%lx-%lx %7s %lx", &start, &end, permissions, &offset) < 2 || strstr(line, "[v") != NULL || strstr(line, "/page") != NULL) continue;
     if (strstr(line, "r-xp") != NULL && strstr(line, ".so") != NULL) continue;
+    struct stat stat;
+    snprintf(name, sizeof name, "/proc/%d/map_files/%lx-%lx", pid, start, end);
+    bool shared = permissions[3] == 's' && strchr(line, '/') != NULL;
+    unsigned long size = shared && fstatat(AT_FDCWD, name, &stat, 0) == 0 ? (unsigned long)stat.st_size : ~0UL;
     for (unsigned long at = start; at < end; at += PAGE) {
       static const unsigned char zeros[PAGE];
       unsigned char bytes[PAGE];
@@ -187,6 +192,9 @@ static void look_at_memory(int task, pid_t pid) {
         printf("task %d page %lx: %s\n", task, at, strerrorname_np(errno));
         continue;
       }
+      // Behind the end of its file a shared page has what the kernel leaves there.
+      unsigned long place = offset + (at - start);
+      if (place < size && size - place < PAGE) memset(bytes + (size - place), 0, PAGE - (size - place));
       bool scratch = false;
       for (int i = 0; i < page->count; i++) {
         uint64_t top = page->actors[i].scratch;
