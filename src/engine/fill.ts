@@ -264,8 +264,9 @@ function addTask(
   const placed = ownsMemory(task) ? addMemory(program, plan, task, around) : NO_NOTES;
   enterNested(program, plan, around.growth, { pid: task.pid, which: "mounts" });
   enterNested(program, plan, around.growth, { pid: task.pid, which: "user" });
-  if (task.sharing.directoriesOf.length === 1) addDirectories(program, plan, task.fs, around.files);
+  // Files of /proc are opened by their names in the tree's root directory.
   if (ownsTable(task)) addDescriptors(program, plan, task, around);
+  if (task.sharing.directoriesOf.length === 1) addDirectories(program, plan, task.fs, around.files);
   // All groups are there, and of those who have the terminal open the leader is sure to be in its session.
   const terminal = around.terminals.get(task.pid);
   if (terminal !== undefined && terminal.pgrp !== 0)

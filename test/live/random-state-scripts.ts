@@ -27,6 +27,7 @@ export const SCRIPTS: Readonly<Record<string, readonly string[]>> = {
     "460 special 2797 6547 9307 6297",
     "746 fork 9878 3006 5305 5228",
   ],
+  "a file of /proc in another root directory": ["0 special 9 0 0 0", "0 place 3 0 0 0"],
   "a file of /proc of a thread": [
     "0 thread 4 3335 9202 1296",
     "1 special 9 1 1 0",
