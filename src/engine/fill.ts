@@ -22,7 +22,11 @@ import { kindOfType } from "../objects/files/registry.ts";
 import { restoreUndo } from "../objects/ipc/undo.ts";
 import { log } from "../log.ts";
 import type { Probe } from "../objects/probe.ts";
-import { restoreProcess, restoreProcessEarly, restoreThread } from "../objects/task/core.ts";
+import {
+  restoreProcess,
+  restoreProcessEarly,
+  restoreThread,
+} from "../objects/task/core-restore.ts";
 import { openLabels, writeLabels, type OpenedLabel } from "../objects/task/lsm.ts";
 import { collectLimits } from "../objects/task/limits.ts";
 import { takeOver } from "../objects/mounts/autofs.ts";

@@ -7,7 +7,7 @@ import {
   type ProcessState,
   type ThreadQuestions,
   type ThreadState,
-} from "../objects/task/core.ts";
+} from "../objects/task/inquiry.ts";
 import { UndoWatch } from "../objects/ipc/undo.ts";
 import { readLdt } from "../objects/task/ldt.ts";
 import type { LandlockWatch } from "../objects/task/landlock.ts";

@@ -1,5 +1,5 @@
-// core-N.img: what makes a thread a thread and a process a process. This file only gathers, and knows the order in which
-// things must be given back; each part has its own room.
+// core-N.img: what makes a thread a thread and a process a process. This file only gathers; each part has its own room. What is asked
+// from inside is in inquiry.ts, the way back in core-restore.ts.
 
 import { constantMessage } from "../../images/codec.ts";
 import { TASK_ALIVE, TASK_DEAD, TASK_LEADERLESS, TASK_STOPPED } from "../../images/check-task.ts";
@@ -8,208 +8,22 @@ import {
   type CoreEntry,
   type CredsEntry,
   type FsEntry,
-  type MmEntry,
-  type ReprisePrctl,
-  type RepriseSemUndo,
-  type RepriseMemoryPolicy,
   type RepriseThreadEntry,
-  type RlimitEntry,
-  type SaEntry,
-  type SeccompFilter,
-  type TaskTimersEntry,
   type ThreadCoreEntry,
-  type ThreadSasEntry,
-  type VmaEntry,
 } from "../../images/schema/messages.generated.ts";
-import type { BriefStatus, TaskStatus } from "../../proc/status.ts";
 import { LOGINUID_UNSET } from "../../proc/loginuid.ts";
 import { SIGCHLD } from "../../sys/abi/signal.ts";
 import { RepriseError } from "../../errors.ts";
-import { log } from "../../log.ts";
 import { restartError } from "../../tracee/arch/x86_64/registers.ts";
-import { Program, type ProgramResult } from "../../tracee/program.ts";
-import type { Probe } from "../probe.ts";
 import * as attributes from "./attributes.ts";
 import { cpuStateEntry } from "./cpu-state.ts";
-import { hasSameCredentials, probeCreds, restoreCreds, restoreNoNewPrivs } from "./creds.ts";
-import { collectLimits, restoreLimits } from "./limits.ts";
-import { restoreScheduling, type Scheduling } from "./scheduling.ts";
-import {
-  collectPending,
-  drainChildSignals,
-  probeAlternateStack,
-  probeSignalActions,
-  restoreAlternateStack,
-  restorePending,
-  restoreSignalActions,
-  NO_SIGNALS,
-} from "./signals.ts";
-import { tellKeyrings, tellThreadKeyring } from "./keyrings.ts";
-import type { LandlockWatch } from "./landlock.ts";
-import { readLabels, writeLabels, type Labels, type OpenedLabel } from "./lsm.ts";
-import { probeAreaPolicies, probeThreadPolicy, restoreThreadPolicy } from "../memory/numa.ts";
-import { probeFutureLocks, restoreFutureLocks } from "../memory/future-locks.ts";
-import { tellNamespaceSettings } from "../namespaces/settings.ts";
-import { probeCpuPermissions, restoreCpuPermissions } from "./cpu-permissions.ts";
-import { probeLdt, restoreLdt } from "./ldt.ts";
-import { hasLongQueue, probeLongQueue, type TakenSignals } from "./long-queues.ts";
-import { probeSettings, restoreSettings, restoreUnmerged } from "./prctl-settings.ts";
-import { restoreSeccomp } from "./seccomp.ts";
-import type { FrozenTask, FrozenThread } from "./task.ts";
-import { probeClearTidAddress, restoreRegistrations } from "./thread-registrations.ts";
+import { collectLimits } from "./limits.ts";
+import { type Scheduling } from "./scheduling.ts";
+import { collectPending, NO_SIGNALS } from "./signals.ts";
+import { readLabels, type Labels } from "./lsm.ts";
+import { isFirst, type FrozenTask, type FrozenThread } from "./task.ts";
 import type { ThreadLook } from "./thread-look.ts";
-import { armTimers, createTimers, firedTimers, probeTimers } from "./timers.ts";
-
-/** What a process told from inside. */
-export interface ProcessState {
-  readonly sigactions: readonly SaEntry[];
-  readonly timers: TaskTimersEntry;
-  readonly attributes: attributes.ProcessAttributes;
-  /** Policies of NUMA memory, by the addresses of areas. */
-  readonly areaPolicies: ReadonlyMap<number, RepriseMemoryPolicy>;
-  /** MCL_ flags for memory that is mapped later. */
-  readonly futureLocks: number;
-  /** Components of registers that it has asked for. */
-  readonly cpuPermissions: bigint;
-  /** What its end undoes of its operations on semaphores, where that was looked for. */
-  readonly semUndo?: readonly RepriseSemUndo[];
-  /** Whether it has a local descriptor table; then that table, once it has been read. */
-  readonly hasLdt: boolean;
-  readonly ldt?: Uint8Array;
-}
-
-/** What a thread told from inside. */
-export interface ThreadState {
-  readonly creds: CredsEntry;
-  readonly sas: ThreadSasEntry;
-  readonly attributes: attributes.ThreadAttributes;
-  /** Word that is cleared when the thread ends; 0 for none. */
-  readonly clearTidAddress: bigint;
-  readonly settings: readonly ReprisePrctl[];
-  readonly memoryPolicy: RepriseMemoryPolicy | undefined;
-  readonly personality: number;
-  /** Signals of a long queue, of its own or as the leader of its process's. */
-  readonly taken: TakenSignals | undefined;
-}
-
-/** Adds the questions for the whole process to its leader's program. */
-export function probeProcess(
-  program: Program,
-  task: FrozenTask,
-  options: {
-    readonly innerTid: (tid: number) => number | undefined;
-    /** None when the memory is another task's, too. */
-    readonly areas: readonly VmaEntry[];
-  },
-): Probe<ProcessState> {
-  const sigactions = probeSignalActions(program);
-  const timers = probeTimers(program, task.pid, { ...options, threads: task.threads.length });
-  const attributesOf = attributes.probeProcessAttributes(program);
-  const areaPolicies = probeAreaPolicies(program, options.areas);
-  const keyrings = tellKeyrings(program, { pid: task.innerPid });
-  const settings = tellNamespaceSettings(program, task);
-  const futureLocks = probeFutureLocks(program);
-  const ldt = probeLdt(program);
-  const cpuPermissions = probeCpuPermissions(program);
-  return (result) => {
-    keyrings(result);
-    settings(result);
-    return {
-      areaPolicies: areaPolicies(result),
-      futureLocks: futureLocks(result),
-      hasLdt: ldt(result),
-      cpuPermissions: cpuPermissions(result),
-      sigactions: sigactions(result),
-      timers: timers(result),
-      attributes: attributesOf(result),
-    };
-  };
-}
-
-/** A program that asks threads, and what reads its answers for one of them. */
-export interface ThreadQuestions {
-  readonly program: Program;
-  readonly state: (result: ProgramResult, thread: FrozenThread) => ThreadState;
-}
-
-/** What threads are asked: most threads of a process the same, in one and the same program. */
-export class ThreadInquiry {
-  readonly #task: FrozenTask;
-  readonly #landlock: LandlockWatch;
-  /** Those of threads that are not leaders, by what decides on the calls. */
-  readonly #known = new Map<string, ThreadQuestions>();
-
-  constructor(task: FrozenTask, landlock: LandlockWatch) {
-    this.#task = task;
-    this.#landlock = landlock;
-  }
-
-  /** The questions for a thread; those for the leader are added to its process's. */
-  of(thread: FrozenThread, leaders?: Program): ThreadQuestions {
-    const target = this.#landlock.targetOf(thread);
-    if (leaders !== undefined || hasLongQueue(this.#task, thread))
-      return this.#ask(thread, { target, program: leaders ?? new Program() });
-    const key = `${thread.status.groups.length} ${target}`;
-    const known = this.#known.get(key) ?? this.#ask(thread, { target, program: new Program() });
-    this.#known.set(key, known);
-    return known;
-  }
-
-  #ask(
-    like: FrozenThread,
-    { target, program }: { readonly target: number | undefined; readonly program: Program },
-  ): ThreadQuestions {
-    // Who stands for a first thread that has ended is asked for what is the process's.
-    const isLeader = like.tid === this.#task.pid;
-    // What each thread answers differently comes first.
-    const sas = probeAlternateStack(program);
-    const clearTidAddress = probeClearTidAddress(program);
-    const domain = this.#landlock.probe(program, target);
-    const mark = program.mark;
-    const creds = probeCreds(program, like.status);
-    const attributesOf = attributes.probeThreadAttributes(program);
-    const settings = probeSettings(program, { isLeader });
-    const memoryPolicy = probeThreadPolicy(program);
-    const personality = attributes.probePersonality(program);
-    const keyring = isFirst(this.#task, like) ? undefined : tellThreadKeyring(program);
-    const taken = probeLongQueue(program, this.#task, like);
-    const answers = new Map<string, CommonState[]>();
-    const common = (result: ProgramResult, { status }: FrozenThread): CommonState => {
-      const answer = result.since(mark);
-      const known = answers.get(answer) ?? [];
-      const same = known.find((other) => hasSameCredentials(other.status, status));
-      if (same !== undefined) return same;
-      const state = {
-        status,
-        creds: constantMessage(creds(result, status)),
-        attributes: attributesOf(result),
-        settings: settings(result),
-        memoryPolicy: memoryPolicy(result),
-        personality: personality(result),
-      };
-      known.push(state);
-      answers.set(answer, known);
-      return state;
-    };
-    const state = (result: ProgramResult, thread: FrozenThread): ThreadState => {
-      domain(result, thread);
-      keyring?.(result, thread.innerTid);
-      return {
-        ...common(result, thread),
-        sas: sas(result),
-        clearTidAddress: clearTidAddress(result),
-        taken: taken(result),
-      };
-    };
-    return { program, state };
-  }
-}
-
-/** What most threads of a process have in common: it is read from the answers once. */
-type CommonState = Omit<ThreadState, "sas" | "clearTidAddress" | "taken"> & {
-  /** The status of the first thread that answered so. */
-  readonly status: BriefStatus;
-};
+import type { ProcessState, ThreadState } from "./inquiry.ts";
 
 export interface LeaderParts {
   readonly process: ProcessState;
@@ -369,11 +183,6 @@ function commOf(task: FrozenTask, thread: FrozenThread): string {
   return isFirst(task, thread) ? task.stat.comm : thread.status.name;
 }
 
-/** Whether a thread is the first one of its process, and does not only stand for it. */
-function isFirst({ pid, endedLeader }: FrozenTask, { tid }: FrozenThread): boolean {
-  return tid === pid && endedLeader === undefined;
-}
-
 /** Our own fields. Most threads have none but those that follow from their scheduling and the call that they stand in. */
 function ownPart(
   task: FrozenTask,
@@ -445,153 +254,3 @@ function refuseDeathSignal({ pid, parent, stat }: FrozenTask, signal: number): v
     },
   );
 }
-
-/**
- * First part of a process: what is written through /proc, before the task's root directory is changed, and what comes
- * before the credentials.
- */
-export function restoreProcessEarly(
-  program: Program,
-  core: CoreEntry,
-  options: { readonly inheritedLoginuid?: number },
-): Probe<string[]> {
-  return core.tc === undefined
-    ? (): string[] => []
-    : attributes.restoreProcessAttributes(program, core.tc, options);
-}
-
-export interface ProcessSurroundings {
-  readonly mm: MmEntry;
-  readonly umask: number;
-  /** Limits that the task has from the seed. */
-  readonly limits: readonly RlimitEntry[];
-  readonly pid: number;
-  readonly filters: readonly SeccompFilter[];
-  /** Its parent will be gone in a moment, which must not count as the parent's death. */
-  readonly parentLeaves: boolean;
-  /** See `restoreCreds`. */
-  readonly fixedCreds?: TaskStatus | undefined;
-  readonly labels: readonly OpenedLabel[];
-}
-
-/** Second part of a process, by its leader, when all threads and files are there. It ends with the leader's own part. */
-export function restoreProcess(
-  program: Program,
-  core: CoreEntry,
-  around: ProcessSurroundings,
-): Probe<string[]> {
-  const { mm, umask, limits, pid } = around;
-  const tc = core.tc;
-  if (tc === undefined) return () => [];
-  const timers = tc.timers ?? NO_TIMERS;
-  const queues = [tc.signals_s, core.thread_core?.signals_p].filter((queue) => queue !== undefined);
-  const fired = firedTimers(timers, queues);
-  restoreSignalActions(program, tc.sigactions);
-  attributes.restoreThpDisable(program, { isDisabled: mm.thp_disabled ?? false });
-  attributes.restoreUmask(program, umask);
-  const created = createTimers(program, timers);
-  drainChildSignals(program, 2);
-  restorePending(program, tc.signals_s ?? NO_SIGNALS, { queue: "process", pid, tid: pid, fired });
-  // After the queues: RLIMIT_SIGPENDING holds for root, too. Before the credentials, which take the right to raise limits.
-  let limited: Probe<string[]> = () => [];
-  let locked: Probe<string[]> = () => [];
-  const permitted = restoreCpuPermissions(program, tc.reprise?.cpu_permissions ?? 0n);
-  const segments = restoreLdt(program, mm.reprise?.ldt ?? new Uint8Array(0));
-  const thread = restoreThread(
-    program,
-    core,
-    {
-      pid,
-      tid: pid,
-      filters: around.filters,
-      fired,
-      parentLeaves: around.parentLeaves,
-      fixedCreds: around.fixedCreds,
-      labels: around.labels,
-    },
-    () => {
-      limited = restoreLimits(program, tc.rlimits?.rlimits ?? [], { current: limits });
-      locked = restoreFutureLocks(program, mm.reprise?.def_flags_mlock ?? 0);
-    },
-  );
-  restoreUnmerged(program, core.thread_core?.reprise?.settings?.calls ?? [], mm.vmas);
-  const dumpable = attributes.restoreDumpable(program, mm.dumpable ?? 1, core.thread_core?.creds);
-  attributes.restoreMdwe(program, mm.reprise?.mdwe ?? 0);
-  if (core.thread_core?.creds !== undefined) restoreNoNewPrivs(program, core.thread_core.creds);
-  armTimers(program, timers, fired);
-  return (result) => {
-    created(result);
-    return [limited, locked, permitted, segments, thread, dumpable].flatMap((probe) =>
-      probe(result),
-    );
-  };
-}
-
-export interface ThreadIds {
-  readonly pid: number;
-  readonly tid: number;
-  /** Those of seccomp.img. */
-  readonly filters: readonly SeccompFilter[];
-  readonly fired?: ReadonlySet<number>;
-  readonly parentLeaves?: boolean;
-  /** See `restoreCreds`. */
-  readonly fixedCreds?: TaskStatus | undefined;
-  /** Labels of security modules, and where they are written to. */
-  readonly labels: readonly OpenedLabel[];
-}
-
-/**
- * Everything that a thread has for itself, but its registers and its mask. `beforeCreds` adds what else has to be done
- * while the thread is still root.
- */
-export function restoreThread(
-  program: Program,
-  core: CoreEntry,
-  ids: ThreadIds,
-  beforeCreds: () => void = () => undefined,
-): Probe<string[]> {
-  const part = core.thread_core;
-  if (part === undefined) return () => [];
-  const { pid, tid, fired } = ids;
-  restorePending(program, part.signals_p ?? NO_SIGNALS, {
-    queue: "thread",
-    pid,
-    tid,
-    ...(fired === undefined ? {} : { fired }),
-  });
-  restoreRegistrations(program, part, core.thread_info?.clear_tid_addr ?? 0n);
-  if (part.sas !== undefined) restoreAlternateStack(program, part.sas);
-  const scheduled = restoreScheduling(program, part);
-  const { personality } = part.reprise ?? {};
-  if (personality !== undefined) attributes.restorePersonality(program, personality);
-  const set = restoreSettings(program, part.reprise?.settings?.calls);
-  const placed = restoreThreadPolicy(program, part.reprise);
-  beforeCreds();
-  restoreSeccomp(program, part, ids);
-  const checkCreds =
-    part.creds === undefined
-      ? (): void => undefined
-      : restoreCreds(program, part.creds, { fixed: ids.fixedCreds });
-  writeLabels(program, ids.labels);
-  attributes.restoreThreadAttributes(program, {
-    comm: part.reprise?.comm_bytes ?? part.comm ?? core.tc?.comm,
-    pdeath_sig: deathSignal(part.pdeath_sig ?? 0, ids),
-  });
-  if (pid !== tid && part.creds !== undefined) restoreNoNewPrivs(program, part.creds);
-  return (result) => {
-    checkCreds(result);
-    return [...scheduled(result), ...set(result), ...placed(result)];
-  };
-}
-
-/** The root's parent is the engine, whose own end would send the signal at once. */
-function deathSignal(signal: number, ids: ThreadIds): number {
-  if (signal === 0 || ids.parentLeaves !== true) return signal;
-  log.warn(
-    `pid ${ids.pid} wanted signal ${signal} at its parent's death; its parent is not part of the tree, so it is not set`,
-  );
-  return 0;
-}
-
-const NO_ITIMER = { isec: 0n, iusec: 0n, vsec: 0n, vusec: 0n };
-const NO_TIMERS: TaskTimersEntry = { real: NO_ITIMER, virt: NO_ITIMER, prof: NO_ITIMER, posix: [] };

@@ -51,3 +51,8 @@ export function processNumber({
 }: Pick<FrozenTask, "pid" | "endedLeader">): number {
   return endedLeader?.pid ?? pid;
 }
+
+/** Whether a thread is the first one of its process, and does not only stand for it. */
+export function isFirst({ pid, endedLeader }: FrozenTask, { tid }: FrozenThread): boolean {
+  return tid === pid && endedLeader === undefined;
+}
