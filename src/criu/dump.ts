@@ -6,6 +6,7 @@ import type { NetworkLockMethod } from "../objects/network/lock.ts";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
 import { cgroupDumpOptions } from "./cgroups.ts";
+import { holdWarnings, writeHeld } from "./log-file.ts";
 import { externalUnixSockets, ghostLimit, numberValue, type CriuOptions } from "./options.ts";
 import { namespaceDumpOptions } from "./namespace-options.ts";
 import { listenFor, pageServerPlace } from "./page-options.ts";
@@ -48,6 +49,10 @@ export async function dump(
       hooks: streamed?.hooks ?? runner,
       ...(pageServer === undefined ? {} : { pageServer }),
       ...(await lazyServer(options, runner)),
+      onEvent: ({ kind }) => {
+        if (kind === "frozen") holdWarnings();
+        else if (kind === "resumed" || kind === "killed") writeHeld();
+      },
     });
     if (plan !== undefined) printOut(`${plan.join("\n")}\n`);
     if (options.flags.has("display-stats")) printOut(dumpStatsText(stats));
@@ -57,6 +62,8 @@ export async function dump(
     log.error(error instanceof Error ? error.message : String(error));
     log.error("Dumping FAILED.");
     return status;
+  } finally {
+    writeHeld();
   }
   log.info("Dumping finished successfully");
   return 0;

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { RepriseError } from "../errors.ts";
 import { log, LogLevel, setLogSink } from "../log.ts";
-import { formatLine, logError, openLog } from "./log-file.ts";
+import { formatLine, holdWarnings, logError, openLog, writeHeld } from "./log-file.ts";
 
 describe("formatLine()", () => {
   it.each([
@@ -38,6 +38,32 @@ describe("openLog()", () => {
     write();
     return readFileSync(file, "utf8").split("\n").slice(0, -1);
   }
+
+  it("holds warnings back for a while, with their places, but not beyond an error", () => {
+    const lines = linesOf(LogLevel.WARN, () => {
+      holdWarnings();
+      log.warn("first");
+      expect(readFileSync(join(directory, "x.log"), "utf8")).toBe("");
+      writeHeld();
+      holdWarnings();
+      log.warn("second");
+      log.error("third");
+      log.warn("fourth");
+    });
+    expect(lines.map((line) => line.replace(/^(\w+ +\(.*):\d+\)/, "$1)"))).toEqual(
+      ["Warn  first", "Warn  second", "Error third", "Warn  fourth"].map((line) =>
+        line.replace(/(\w+)$/, "(criu/log-file.test.ts): $1"),
+      ),
+    );
+  });
+
+  it("holds nothing back where all is told", () => {
+    const lines = linesOf(LogLevel.DEBUG, () => {
+      holdWarnings();
+      log.warn("at once");
+    });
+    expect(lines).toHaveLength(1);
+  });
 
   function writeAllLevels(): void {
     log.error("e");

@@ -91,8 +91,30 @@ export function formatLine(line: {
   return `${time}${level === LogLevel.ERROR ? "Error" : "Warn "} (${place}): ${text}\n`;
 }
 
+/** Warnings that wait, with the stacks of where they were made. */
+let held: { readonly text: string; readonly made: Error }[] | undefined;
+
+/**
+ * Warnings wait until `writeHeld`, or the first error: to find out where one was made takes V8 some milliseconds, for which tasks
+ * would stand still. Not in a log that has times and tells everything, since it would lack the last lines of an engine that hangs.
+ */
+export function holdWarnings(): void {
+  if (target.verbosity < TIMES_FROM) held ??= [];
+}
+
+/** Writes what was held, and holds nothing any more. */
+export function writeHeld(): void {
+  const lines = held ?? [];
+  held = undefined;
+  for (const { text, made } of lines) write(LogLevel.WARN, text, origin(made.stack));
+}
+
 function write(level: LogLevelValue, text: string, place?: string): void {
   if (level > target.verbosity) return;
+  if (held !== undefined) {
+    if (level === LogLevel.WARN) return void held.push({ text, made: new Error("origin") });
+    writeHeld();
+  }
   const micros = target.verbosity < TIMES_FROM ? undefined : (performance.now() - begun) * 1000;
   const known = place ?? (level <= LogLevel.WARN ? origin(new Error("origin").stack) : "");
   const line = formatLine({ level, text, micros, place: known });
