@@ -9,7 +9,7 @@
 #endif
 
 static bool uts, ipc, timens, user, pidns;
-static int uts_file = -1;
+static int uts_file = -1, uts_again = -1; // opened twice
 static pid_t child;
 static int64_t monotonic_then, real_then;
 
@@ -45,6 +45,8 @@ static void check_names(void) {
   struct stat file, now;
   EXPECT(fstat(uts_file, &file) == 0 && stat("/proc/self/ns/uts", &now) == 0, "stat: %m");
   EXPECT(file.st_ino == now.st_ino, "the open namespace is another one");
+  EXPECT(fstat(uts_again, &file) == 0 && file.st_ino == now.st_ino, "the namespace that is open again is another one");
+  EXPECT(syscall(SYS_kcmp, getpid(), getpid(), 0 /* KCMP_FILE */, uts_file, uts_again) > 0, "two open files have become one");
 }
 
 static void check_limits(void) {
@@ -185,6 +187,7 @@ int main(int argc, char **argv) {
     MUST(sethostname("inner", 5));
     MUST(setdomainname("reprise.test", 12));
     uts_file = (int)MUST(open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC));
+    uts_again = (int)MUST(open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC));
   }
   if (ipc) {
     write_text("/proc/sys/kernel/sem", "111 22222 33 444");

@@ -4,9 +4,12 @@
 
 import { RepriseError } from "../../errors.ts";
 import { FdTypes, type FileEntry } from "../../images/schema/messages.generated.ts";
-import { AT_FDCWD, F_DUPFD_CLOEXEC, O_CLOEXEC, O_PATH } from "../../sys/abi/fcntl.ts";
-import type { FileKind } from "../files/file-kind.ts";
+import { AT_FDCWD, F_DUPFD_CLOEXEC, O_CLOEXEC, O_PATH, O_RDONLY } from "../../sys/abi/fcntl.ts";
+import type { FileKind, FilesRestore } from "../files/file-kind.ts";
 import { NAMESPACE_KINDS, type KindOfNamespace } from "./kinds.ts";
+
+/** Descriptors of a restore whose description is some file's already. */
+const descriptions = new WeakMap<FilesRestore, Set<number>>();
 
 export const nsFileKind: FileKind = {
   name: "namespace",
@@ -50,10 +53,17 @@ export const nsFileKind: FileKind = {
       );
     }
     const label = { label: `open the ${kind} namespace` };
-    if (((entry.nsf?.flags ?? 0) & O_PATH) === 0)
+    const isPath = ((entry.nsf?.flags ?? 0) & O_PATH) !== 0;
+    const taken = descriptions.get(restore) ?? new Set<number>();
+    descriptions.set(restore, taken);
+    if (!isPath && !taken.has(from)) {
+      taken.add(from);
       return program.call("fcntl", [from, F_DUPFD_CLOEXEC, 0], label);
+    }
+    // A description of its own, where /proc is needed.
     const path = program.string(`/proc/self/fd/${from}`);
-    return program.call("openat", [AT_FDCWD, path, O_PATH | O_CLOEXEC, 0], label);
+    const flags = (isPath ? O_PATH : O_RDONLY) | O_CLOEXEC;
+    return program.call("openat", [AT_FDCWD, path, flags, 0], label);
   },
 };
 
