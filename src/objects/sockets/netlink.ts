@@ -19,7 +19,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { readOwner, restoreOwner } from "../files/owner.ts";
 import { optionReader, socketOptions } from "./further-options.ts";
-import { askedOnce, familyOf } from "./socket-answers.ts";
+import { askedOnce, familyOf, FURTHER_NETLINK } from "./socket-answers.ts";
 import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace } from "./socket-namespace.ts";
 
@@ -32,17 +32,6 @@ export const netlinkKind: FileKind = {
     askedOnce(dump.borrow(file), so.AF_NETLINK, () => writeNetlink(file, id, dump)),
   open: openNetlink,
 };
-
-/** Options that CRIU does not save. */
-const FURTHER = [
-  nl.NETLINK_PKTINFO,
-  nl.NETLINK_BROADCAST_ERROR,
-  nl.NETLINK_NO_ENOBUFS,
-  nl.NETLINK_LISTEN_ALL_NSID,
-  nl.NETLINK_CAP_ACK,
-  nl.NETLINK_EXT_ACK,
-  nl.NETLINK_GET_STRICT_CHK,
-];
 
 function writeNetlink(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const fd = dump.borrow(file);
@@ -128,7 +117,7 @@ function memberships(fd: number): number[] {
 }
 
 function furtherOptions(fd: number): RepriseSocketOption[] {
-  return FURTHER.flatMap((name) => {
+  return FURTHER_NETLINK.flatMap((name) => {
     const value = getOption(fd, { level: nl.SOL_NETLINK, name, size: 4 });
     const isSet = typeof value !== "number" && value.some((byte) => byte !== 0);
     return isSet ? [{ level: nl.SOL_NETLINK, name, value }] : [];

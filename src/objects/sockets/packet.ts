@@ -23,7 +23,7 @@ import type { Argument, Program } from "../../tracee/program.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { readOwner, restoreOwner } from "../files/owner.ts";
 import { optionReader, restoreFurtherOptions, socketOptions } from "./further-options.ts";
-import { askedOnce, familyOf } from "./socket-answers.ts";
+import { askedOnce, familyOf, FURTHER_PACKET } from "./socket-answers.ts";
 import { refusedSocket } from "./socket-refusal.ts";
 import { collectOptions, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { inSocketNamespace, socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
@@ -37,13 +37,6 @@ export const packetKind: FileKind = {
     askedOnce(dump.borrow(file), so.AF_PACKET, () => writePacket(file, id, dump)),
   open: openPacket,
 };
-
-/** Options that CRIU does not save. */
-const FURTHER = [
-  packet.PACKET_TX_HAS_OFF,
-  packet.PACKET_QDISC_BYPASS,
-  packet.PACKET_IGNORE_OUTGOING,
-];
 
 const listed = new WeakMap<SocketNamespace, ReadonlyMap<number, PacketSocket>>();
 
@@ -116,7 +109,7 @@ function ringEntry(ring: PacketRing): RingEntry {
 }
 
 function furtherOptions(fd: number): RepriseSocketOption[] {
-  return FURTHER.flatMap((name) => {
+  return FURTHER_PACKET.flatMap((name) => {
     const value = getOption(fd, { level: packet.SOL_PACKET, name, size: 4 });
     const isSet = typeof value !== "number" && value.some((byte) => byte !== 0);
     return isSet ? [{ level: packet.SOL_PACKET, name, value }] : [];

@@ -99,8 +99,8 @@ function placesOf(family: number): SocketOptionPlace[] {
     ...ints(so.SOL_SOCKET, [so.SO_TYPE, so.SO_PROTOCOL]),
     { level: so.SOL_SOCKET, name: so.SO_NETNS_COOKIE, size: 8 },
     ...(family === so.AF_UNIX ? [{ level: so.SOL_SOCKET, name: so.SO_PEERCRED, size: 12 }] : []),
-    ...(family === so.AF_PACKET ? ints(packet.SOL_PACKET, PACKET_OPTIONS) : []),
-    ...(family === so.AF_NETLINK ? ints(nl.SOL_NETLINK, NETLINK_OPTIONS) : []),
+    ...(family === so.AF_PACKET ? ints(packet.SOL_PACKET, FURTHER_PACKET) : []),
+    ...(family === so.AF_NETLINK ? ints(nl.SOL_NETLINK, FURTHER_NETLINK) : []),
     ...(four ? ints(inet.SOL_IP, IP_OPTIONS) : []),
     ...(six ? ints(inet.SOL_IPV6, IPV6_OPTIONS) : []),
     ...(four || six
@@ -120,7 +120,8 @@ function ints(level: number, names: readonly number[]): SocketOptionPlace[] {
   return names.map((name) => ({ level, name, size: 4 }));
 }
 
-const NETLINK_OPTIONS = [
+/** Options that CRIU does not save. */
+export const FURTHER_NETLINK = [
   nl.NETLINK_PKTINFO,
   nl.NETLINK_BROADCAST_ERROR,
   nl.NETLINK_NO_ENOBUFS,
@@ -129,7 +130,7 @@ const NETLINK_OPTIONS = [
   nl.NETLINK_EXT_ACK,
   nl.NETLINK_GET_STRICT_CHK,
 ];
-const PACKET_OPTIONS = [
+export const FURTHER_PACKET = [
   packet.PACKET_TX_HAS_OFF,
   packet.PACKET_QDISC_BYPASS,
   packet.PACKET_IGNORE_OUTGOING,
