@@ -150,9 +150,12 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       timeoutMs: options.timeoutMs ?? DEFAULT_TIMEOUT_MS,
       freezeCgroup: options.freezeCgroup,
       others: running.slice(1),
-      counters: noStops(),
     };
-    ahead = isWhole ? await WrittenAhead.of(running, images, freeze) : WrittenAhead.nothing(images);
+    // Those of short stops before the one that counts, of trees with much memory at work.
+    const counters = noStops();
+    ahead = isWhole
+      ? await WrittenAhead.of(running, images, { ...freeze, counters })
+      : WrittenAhead.nothing(images);
     const files = filesOptions(options);
     const { external = [], emptyNet = false, mounts, cgroups = { mode: "soft" } } = options;
     const spacesOptions = {
@@ -174,7 +177,9 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     using compared =
       options.dryRun === true
         ? ComparedAhead.nothing()
-        : ComparedAhead.of(options.pid, { ...freeze, parent });
+        : ComparedAhead.of(options.pid, { ...freeze, counters, parent });
+    if (counters.stops > 0)
+      log.info(`${counters.stops} stops before the freeze, since much memory changes`);
     const freezing = performance.now();
     tree = freezeTree(options.pid, freeze);
     const frozenAt = performance.now();

@@ -51,7 +51,7 @@ export interface FreezeOptions {
   readonly freezeCgroup?: string | undefined;
   /** The processes of the tree but the root, as far as they are known. */
   readonly others?: readonly number[] | undefined;
-  /** Counts on from before, where one command stops the tree several times. */
+  /** Counts on from before, where the tree is stopped several times. */
   readonly counters?: TraceCounters | undefined;
 }
 
