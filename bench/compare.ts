@@ -23,8 +23,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { decode } from "../src/images/codec.ts";
-import { readChildren } from "../src/proc/children.ts";
-import { readTasks } from "../src/proc/tasks.ts";
+import { readChildrenIfAlive } from "../src/proc/children.ts";
+import { readTasksIfAlive } from "../src/proc/tasks.ts";
 import { readPidUsage } from "../src/proc/pid-usage.ts";
 import { attachProgram, killProgram, startProgram } from "../test/live/programs.ts";
 
@@ -202,9 +202,10 @@ function timed(command: string, args: readonly string[]): number {
   return ms;
 }
 
-/** All numbers of a tree: processes and threads. */
+/** All numbers of a tree: processes and threads. A child of the shell may end meanwhile. */
 function numbersOf(pid: number): number[] {
-  return [...readTasks(pid), ...readChildren(pid).flatMap(numbersOf)];
+  const children = readChildrenIfAlive(pid) ?? [];
+  return [...(readTasksIfAlive(pid) ?? []), ...children.flatMap(numbersOf)];
 }
 
 /** Waits until init has reaped the dead: their numbers are taken until then. */

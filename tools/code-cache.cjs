@@ -29,7 +29,9 @@ const run = script.runInThisContext();
 void main();
 
 async function main() {
-  const sleeper = spawn("sh", ["-c", "sleep 60 & wait"], { detached: true, stdio: "ignore" });
+  // With a pipe, which most programs have.
+  const tree = "sleep 60 | cat & wait";
+  const sleeper = spawn("sh", ["-c", tree], { detached: true, stdio: "ignore" });
   sleeper.unref();
   await new Promise((resolve) => setTimeout(resolve, 100));
   const container = startContainer();

@@ -112,14 +112,26 @@ export function writeHeld(): void {
 function write(level: LogLevelValue, text: string, place?: string): void {
   if (level > target.verbosity) return;
   if (held !== undefined) {
-    if (level === LogLevel.WARN) return void held.push({ text, made: new Error("origin") });
+    if (level === LogLevel.WARN) return void held.push({ text, made: here() });
     writeHeld();
   }
   const micros = target.verbosity < TIMES_FROM ? undefined : (performance.now() - begun) * 1000;
-  const known = place ?? (level <= LogLevel.WARN ? origin(new Error("origin").stack) : "");
+  const known = place ?? (level <= LogLevel.WARN ? origin(here().stack) : "");
   const line = formatLine({ level, text, micros, place: known });
   // A full disk or a closed pipe must not fail the operation that is being logged; why that failed is told where there is room.
   if (!wrote(target.fd, line) && level === LogLevel.ERROR) wrote(STDERR, line);
+}
+
+/** As many frames as lead out of the log. */
+const FRAMES = 5;
+
+/** An error made here, for its stack. V8 compiles each function in a stack once more to know its lines, so there are few. */
+function here(): Error {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = FRAMES;
+  const made = new Error("origin");
+  Error.stackTraceLimit = stackTraceLimit;
+  return made;
 }
 
 function wrote(fd: number, line: string): boolean {

@@ -9,7 +9,7 @@ import { imageName, type ImageKind } from "../images/names.ts";
 import { prepareToLook } from "../objects/io-uring/context.ts";
 import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
 import { listsSemaphores } from "../objects/ipc/undo.ts";
-import { readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
+import { countFds, readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
 import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
 import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
@@ -44,7 +44,7 @@ export function prepareImages(
     const status = readStatusIfAlive(pid);
     const inner = status?.nsPid[depth];
     if (inner === undefined) continue; // gone meanwhile
-    descriptors += status?.fdSize ?? 0;
+    descriptors += countFds(pid, status?.fdSize ?? 0);
     images.prepare(OF_A_TASK.map((kind) => imageName(kind, inner)));
     images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
     tasks += 1;

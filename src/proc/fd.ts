@@ -1,6 +1,7 @@
 // /proc/PID/fd: the open descriptors of a process; each entry is a link whose text names what is open:
 // a path (perhaps with ` (deleted)`), `socket:[inode]`, `pipe:[inode]`, `anon_inode:[eventfd]` and so on.
 // See proc_pid_fd(5). Reading a link's text needs ptrace access to the process.
+import { statSync } from "node:fs";
 import { readProcDir, readProcLink, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 
 /** One open descriptor. */
@@ -33,4 +34,14 @@ export function readFdNumbers(pid: number): number[] {
   return readProcDir(pid, "fd")
     .map(Number)
     .sort((a, b) => a - b);
+}
+
+/**
+ * How many descriptors a process has: the size of the directory since Linux 6.2 (proc_pid_fd(5)).
+ *
+ * @param atMost what is told of an older kernel or of a process that is gone: the size of its table, say
+ */
+export function countFds(pid: number, atMost: number): number {
+  const size = statSync(`/proc/${pid}/fd`, { throwIfNoEntry: false })?.size ?? 0;
+  return size === 0 ? atMost : size;
 }
