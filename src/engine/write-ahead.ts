@@ -36,6 +36,7 @@ import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
 import { sharersAmong } from "./common-memory.ts";
 import type { FreezeOptions, FrozenTree } from "./freeze.ts";
 import { ARGUMENTS, Sleeper } from "./sleepers.ts";
+import { asRepriseError } from "./system-error.ts";
 import {
   canBeWatched,
   watchMemory,
@@ -197,9 +198,8 @@ export class WrittenAhead implements Disposable {
     try {
       // A task may sleep while another one writes to the memory of both.
       if (!sharersAmong(tree, [KCMP_VM]).has(pid)) await this.#write(pid);
-    } catch (error) {
-      if (!(error instanceof RepriseError)) throw error;
-      log.debug(`the memory of pid ${pid} is written later: ${error.message}`);
+    } catch (thrown) {
+      log.debug(`the memory of pid ${pid} is written later: ${ofRunning(thrown).message}`);
     }
   }
 
@@ -229,9 +229,8 @@ export class WrittenAhead implements Disposable {
           writePlaced({ pid }, placesIn(all, common(all, ranges)), { path, fd: early.raw.fd });
         }
       }
-    } catch (error) {
-      if (!(error instanceof RepriseError)) throw error;
-      log.debug(`memory is written later: ${error.message}`);
+    } catch (thrown) {
+      log.debug(`memory is written later: ${ofRunning(thrown).message}`);
       this.end();
     }
   }
@@ -284,15 +283,22 @@ export class WrittenAhead implements Disposable {
     try {
       const path = this.#images.path(imageName("pages", pagesId));
       await writePages({ pid }, runs, { path, fd: raw.fd, passing: look });
-    } catch (error) {
+    } catch (thrown) {
       // The memory may have changed under our hands; the dump itself tells when a disk is full.
-      if (!(error instanceof WokeUp) && !(error instanceof RepriseError)) throw error;
+      if (!(thrown instanceof WokeUp)) ofRunning(thrown);
       early.runs = [];
     }
   }
 }
 
 class WokeUp extends Error {}
+
+/** What may go wrong with tasks that run, which may end at any time. Whatever else is thrown goes on. */
+function ofRunning(thrown: unknown): RepriseError {
+  const error = asRepriseError(thrown, "write memory of a running task");
+  if (!(error instanceof RepriseError)) throw error;
+  return error;
+}
 
 interface Finished {
   readonly path: string;
@@ -319,13 +325,23 @@ function finishAtWork(
 ): string | undefined {
   const now = rangesOf(runs);
   const before = rangesOf(early);
-  const changed = without(now, common(watch.untouched(), before));
+  const changed = without(now, common(untouchedBy(watch), before));
   const bytes = bytesOf(changed);
   // Below the first size there is a checksum of everything; from half on it is as quick to write everything side by side.
   if (bytesOf(now) <= FROM_BYTES || bytes > bytesOf(now) / 2) return undefined;
   if (!rearrange(file.fd, before, now)) return undefined;
   writePlaced(task, placesIn(now, changed), file);
   return `was written while it ran, and ${bytes / PAGE_SIZE} of its pages once more`;
+}
+
+/** Nothing where the task has left its memory by exec. */
+function untouchedBy(watch: WriteWatch): readonly MemoryRange[] {
+  try {
+    return watch.untouched();
+  } catch (error) {
+    if (error instanceof RepriseError) return [];
+    throw error;
+  }
 }
 
 /** As a portion of what was written before; at least so much less makes another round worthwhile. */

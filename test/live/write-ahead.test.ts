@@ -1,7 +1,14 @@
 // What is done before the tree is frozen: memory that is written, files that are looked at. It is kept when the program slept, and
 // done once more when it did not.
 
-import { appendFileSync, mkdirSync, mkdtempSync, renameSync, unlinkSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  renameSync,
+  unlinkSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -65,6 +72,26 @@ test.each([
   const restored = endWithTest(attachProgram(program.name, pid, program.dir));
   expect(await restored.ask()).toMatch(/^ok /);
   expect(await restored.finish()).toBe("pass");
+});
+
+test("a program that ends while its memory is written ahead does not fail the dump of its tree", async () => {
+  const { pid } = await start("heap_at_work", ["256", "1"]);
+  const images = new ImageSetWriter(mkdtempSync(join(tmpdir(), "reprise-ahead-")), {
+    sync: "none",
+  });
+  onTestFinished(() => removeDir(images.dir));
+  let isKilled = false;
+  // Its pages file is there as soon as the first pages are on their way.
+  const timer = setInterval(() => {
+    if (isKilled || !existsSync(images.path("pages-1.img"))) return;
+    isKilled = true;
+    process.kill(pid, "SIGKILL");
+  }, 1);
+  onTestFinished(() => clearInterval(timer));
+  using ahead = await WrittenAhead.of([pid], images, { timeoutMs: 10_000 });
+  expect(isKilled).toBe(true);
+  expect(ahead.isEmpty).toBe(true);
+  expect(existsSync(images.path("pages-1.img"))).toBe(false);
 });
 
 const LOOKED_AGAIN = "the open files are looked at again: a task woke up";
