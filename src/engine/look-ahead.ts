@@ -13,7 +13,7 @@ import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/fil
 import { hasOwner } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
 import { isPlainDevice } from "../objects/files/memory-device.ts";
-import { FileTable, lookAtFd } from "../objects/files/table.ts";
+import { FileTable, isSocket, lookAtFd } from "../objects/files/table.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { FdDirectory } from "../tracee/fd-directory.ts";
@@ -171,10 +171,29 @@ export class LookAhead {
     const numbers = readFdNumbers(pid);
     directory.prepare(numbers, ["targets"]);
     const promising = numbers.filter((fd) => mayBePlain(directory.target(fd)));
-    directory.prepare(promising, ["infos", "stats"]);
+    const sockets = numbers.filter((fd) => isSocket({ target: directory.target(fd) }));
+    directory.prepare([...promising, ...sockets], ["infos", "stats"]);
     const fds = new Map<number, EarlyFd | undefined>(numbers.map((fd) => [fd, undefined]));
     for (const fd of promising) fds.set(fd, this.#describe(task, fd, directory));
+    for (const [fd, known] of this.#describeSockets(task, sockets, directory)) fds.set(fd, known);
     this.#tables.set(pid, { sleeper, directory, fds, places });
+  }
+
+  #describeSockets(
+    task: FrozenTask,
+    fds: readonly number[],
+    directory: FdDirectory,
+  ): (readonly [number, EarlyFd])[] {
+    const files = fds
+      .map((fd) => lookAtFd(task, fd, { directory }))
+      .filter(({ info }) => info.locks.length === 0);
+    const asked = this.files.askAhead(files);
+    return files
+      .filter((file) => asked.has(file))
+      .map((file) => {
+        const { id, type } = this.files.describe(file);
+        return [file.fd, { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 }];
+      });
   }
 
   #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {

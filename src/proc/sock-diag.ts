@@ -4,7 +4,7 @@
 import { IPPROTO_TCP } from "../sys/abi/inet.ts";
 import * as nl from "../sys/abi/netlink.ts";
 import { AF_INET6, AF_PACKET, AF_UNIX } from "../sys/abi/socket.ts";
-import { attributes, netlinkDump } from "../sys/netlink.ts";
+import { attributes, netlinkList, type NetlinkList } from "../sys/netlink.ts";
 
 export interface UnixSocket {
   readonly inode: number;
@@ -30,6 +30,11 @@ export interface UnixSocket {
 
 /** All unix sockets. @throws RepriseError SYSCALL */
 export function readUnixSockets(): UnixSocket[] {
+  return parseUnixSockets(listUnixSockets());
+}
+
+/** What the kernel tells of all unix sockets, to be compared with what it tells later. @throws RepriseError SYSCALL */
+export function listUnixSockets(): NetlinkList {
   const body = Buffer.alloc(nl.UNIX_DIAG_REQ_SIZE);
   body.writeUInt8(AF_UNIX, 0);
   body.writeUInt32LE(0xffff_ffff, 4);
@@ -40,7 +45,12 @@ export function readUnixSockets(): UnixSocket[] {
     nl.UDIAG_SHOW_ICONS |
     nl.UDIAG_SHOW_RQLEN;
   body.writeUInt32LE(shown, 12);
-  return ask(body).map(parseUnix);
+  return list(body);
+}
+
+/** The sockets of a list, in its order. */
+export function parseUnixSockets(sockets: NetlinkList): UnixSocket[] {
+  return sockets.bodies().map(parseUnix);
 }
 
 export interface InetSocket {
@@ -69,11 +79,21 @@ export interface InetSocket {
  * @throws RepriseError SYSCALL; ENOENT when the kernel has no diagnosis for this protocol.
  */
 export function readInetSockets(family: number, protocol: number): InetSocket[] {
+  return parseInetSockets(listInetSockets(family, protocol));
+}
+
+/** What is told of them, to be compared with what is told later. @throws RepriseError as `readInetSockets` does */
+export function listInetSockets(family: number, protocol: number): NetlinkList {
   const body = Buffer.alloc(nl.INET_DIAG_REQ_SIZE);
   body.writeUInt8(family, 0);
   body.writeUInt8(protocol, 1);
   body.writeUInt32LE(0xffff_ffff, 4);
-  return ask(body).map(parseInet);
+  return list(body);
+}
+
+/** The sockets of a list, in its order. */
+export function parseInetSockets(sockets: NetlinkList): InetSocket[] {
+  return sockets.bodies().map(parseInet);
 }
 
 /** A key of TCP_MD5SIG and the addresses for which it is used. */
@@ -174,7 +194,11 @@ export function readPacketSockets(): PacketSocket[] {
 }
 
 function ask(body: Buffer): Buffer[] {
-  return netlinkDump({ protocol: nl.NETLINK_SOCK_DIAG, type: nl.SOCK_DIAG_BY_FAMILY, body });
+  return list(body).bodies();
+}
+
+function list(body: Buffer): NetlinkList {
+  return netlinkList({ protocol: nl.NETLINK_SOCK_DIAG, type: nl.SOCK_DIAG_BY_FAMILY, body });
 }
 
 function parseUnix(body: Buffer): UnixSocket {

@@ -170,6 +170,15 @@ export function callNative(code: number, a: number, b: number, c: number): numbe
   return Number(koffi.call(BigInt(code), nativeFunction, a, b, c));
 }
 
+/**
+ * The same on a thread of Node's pool, while this one goes on. The code has to tell that it is done by itself, where somebody waits for
+ * it without going back to the event loop.
+ */
+export function callNativeInBackground(code: number, a: number, b: number, c: number): void {
+  const native = koffi.decode(BigInt(code), nativeFunction) as typeof rawSyscall;
+  native.async(a, b, c, () => undefined);
+}
+
 /** A window on this process's memory; valid as long as the memory is mapped. */
 export function memoryAt(address: number, length: number): Uint8Array {
   return new Uint8Array(koffi.view(BigInt(address), length));

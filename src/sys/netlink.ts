@@ -70,6 +70,33 @@ export class NetlinkSocket {
     }
   }
 
+  /** A list as it came. @throws RepriseError SYSCALL */
+  list(request: NetlinkMessage): NetlinkList {
+    for (let attempt = 1; ; attempt++) {
+      this.#send(encodeMessage(request, nl.NLM_F_REQUEST | nl.NLM_F_DUMP));
+      const found = new NetlinkList(this.#receiveParts(request));
+      if (!found.isInterrupted || attempt === ATTEMPTS) return found;
+    }
+  }
+
+  #receiveParts(request: NetlinkMessage): Buffer[] {
+    const parts: Buffer[] = [];
+    for (;;) {
+      const bytes = Buffer.from(this.#receivePart(0));
+      parts.push(bytes);
+      // Its end is a message of its own, or the last one of a part.
+      for (let at = 0; at + HEADER_SIZE <= bytes.length;) {
+        const size = bytes.readUInt32LE(at);
+        const type = bytes.readUInt16LE(at + 4);
+        if (type === nl.NLMSG_DONE) return parts;
+        if (type === nl.NLMSG_ERROR)
+          throw this.#refused(request, -bytes.readInt32LE(at + HEADER_SIZE));
+        if (size < HEADER_SIZE) break;
+        at += align(size);
+      }
+    }
+  }
+
   /** A request that must succeed; what the kernel answered besides its acknowledgement. @throws RepriseError SYSCALL */
   request(request: NetlinkMessage): Buffer[] {
     const answer = this.tryRequest(request);
@@ -133,10 +160,14 @@ export class NetlinkSocket {
 
   /** One part; nothing when there is none yet and `flags` say not to wait. */
   #receive(flags: number): NetlinkMessage[] {
+    return decodeMessages(this.#receivePart(flags));
+  }
+
+  #receivePart(flags: number): Buffer {
     const length = trySyscall("recvfrom", this.#fd, part, part.length, flags, 0, 0);
-    if (length === -EAGAIN) return [];
+    if (length === -EAGAIN) return part.subarray(0, 0);
     if (length < 0) throw syscallError("recvfrom", -length, "read the kernel's answer by netlink");
-    return decodeMessages(part.subarray(0, length));
+    return part.subarray(0, length);
   }
 
   #refused({ type }: NetlinkMessage, errno: number): RepriseError {
@@ -148,16 +179,66 @@ export class NetlinkSocket {
   }
 }
 
-/**
- * Asks for a list in the engine's network namespace; the bodies of the answers.
- * @throws RepriseError SYSCALL
- */
-export function netlinkDump(request: NetlinkRequest): Buffer[] {
+/** Asks for a list in the engine's network namespace. @throws RepriseError SYSCALL */
+export function netlinkList(request: NetlinkRequest): NetlinkList {
   const socket = new NetlinkSocket(request.protocol);
   try {
-    return socket.dump(request);
+    return socket.list(request);
   } finally {
     socket.close();
+  }
+}
+
+/** A list as the kernel gave it. */
+export class NetlinkList {
+  readonly #parts: readonly Buffer[];
+
+  constructor(parts: readonly Buffer[]) {
+    this.#parts = parts;
+  }
+
+  /** A list without anything. */
+  static empty(): NetlinkList {
+    return new NetlinkList([]);
+  }
+
+  /** Whether something changed while it was made. */
+  get isInterrupted(): boolean {
+    let isInterrupted = false;
+    this.#each((bytes, at) => {
+      if ((bytes.readUInt16LE(at + 6) & nl.NLM_F_DUMP_INTR) !== 0) isInterrupted = true;
+    });
+    return isInterrupted;
+  }
+
+  /** Whether another list is the same to the byte. One that is the same but for where its parts begin is taken for another. */
+  equals(other: NetlinkList): boolean {
+    return (
+      this.#parts.length === other.#parts.length &&
+      this.#parts.every((bytes, index) => bytes.equals(other.#parts[index] as Buffer))
+    );
+  }
+
+  /** The bodies of its messages: windows. */
+  bodies(): Buffer[] {
+    const bodies: Buffer[] = [];
+    this.#each((bytes, at, size) => {
+      const type = bytes.readUInt16LE(at + 4);
+      if (type !== nl.NLMSG_DONE && type !== nl.NLMSG_NOOP)
+        bodies.push(bytes.subarray(at + HEADER_SIZE, at + size));
+    });
+    return bodies;
+  }
+
+  #each(step: (bytes: Buffer, at: number, size: number) => void): void {
+    for (const bytes of this.#parts) {
+      for (let at = 0; at + HEADER_SIZE <= bytes.length;) {
+        const size = bytes.readUInt32LE(at);
+        if (size < HEADER_SIZE || at + size > bytes.length) break;
+        step(bytes, at, size);
+        at += align(size);
+      }
+    }
   }
 }
 

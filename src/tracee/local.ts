@@ -10,7 +10,7 @@ import {
   PROT_READ,
   PROT_WRITE,
 } from "../sys/abi/mman.ts";
-import { addressOf, callNative, memoryAt, syscall } from "../sys/ffi.ts";
+import { addressOf, callNative, callNativeInBackground, memoryAt, syscall } from "../sys/ffi.ts";
 import { readI64 } from "../sys/memory.ts";
 import {
   assemble,
@@ -105,6 +105,13 @@ export class ResidentProgram implements Answers, Disposable {
     interpreterAt ??= loadCode(LOCAL_INTERPRETER);
     const last = entries === undefined ? end : table + entries * ENTRY_SIZE;
     callNative(interpreterAt, table, results, last);
+  }
+
+  /** As `runAgain`, on another thread. Its last call tells that it is done: until then nothing here may be used. */
+  runElsewhere(): void {
+    const { table, results, end } = this.#image;
+    interpreterAt ??= loadCode(LOCAL_INTERPRETER);
+    callNativeInBackground(interpreterAt, table, results, end);
   }
 
   /** Whether a call failed. */

@@ -30,10 +30,10 @@ export interface Ref {
   readonly plus?: number;
 }
 
-/** A place in the program's data (sent with it) or output (fetched after it). */
+/** A place in the program's data (sent with it), or in what is fetched after it: results of its calls, and output. */
 export interface Pointer {
   readonly kind: "pointer";
-  readonly segment: "data" | "output";
+  readonly segment: "data" | "results" | "output";
   readonly offset: number;
 }
 
@@ -188,24 +188,34 @@ export class Program {
     this.#addWordCopy(from, to);
   }
 
-  /** Adds steps that are done so many times, at least once. What they bring is of the last time. */
-  repeat(count: number, steps: () => void): void {
+  /**
+   * Adds steps that are done so many times, at least once. What they bring is of the last time.
+   *
+   * @returns the place of the counter, which is 0 at the end
+   */
+  repeat(count: number, steps: () => void): Pointer {
     const first = this.#entries.length;
     steps();
-    if (count <= 1) return;
     const counter = Buffer.alloc(8);
-    counter.writeBigUInt64LE(BigInt(count));
+    counter.writeBigUInt64LE(BigInt(Math.max(count, 1)));
+    const place = this.data(counter);
     // It goes on behind where it goes back to.
     const back = (this.#entries.length - first + 1) * ENTRY_SIZE;
     this.#entries.push({
       nr: ENTRY_REPEAT,
       flags: 0,
-      args: [this.data(counter), back],
+      args: [place, back],
       expect: undefined,
       name: undefined,
       label: undefined,
       hint: undefined,
     });
+    return place;
+  }
+
+  /** Where the results of its calls are, 8 bytes an entry, and behind them the output. */
+  get results(): Pointer {
+    return { kind: "pointer", segment: "results", offset: 0 };
   }
 
   /** Reserves `size` bytes of output. They may hold anything before: what must be zero goes into data. */
@@ -450,7 +460,7 @@ function isLate(arg: Argument | undefined): arg is Ref | Load {
 }
 
 function addressIn(place: Place, pointer: Pointer): number {
-  return (pointer.segment === "data" ? place.data : place.output) + pointer.offset;
+  return place[pointer.segment] + pointer.offset;
 }
 
 /** What stands in the table before the run. A late argument of a call is 0 until a copy fills it in. */

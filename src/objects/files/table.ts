@@ -20,6 +20,7 @@ import { KernelOrder, openPidfd } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
+import { SocketsAhead } from "../sockets/sockets-ahead.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
 import type { CollectedNamespaces } from "../namespaces/collect.ts";
 import type { MountNamespaces } from "../mounts/collect.ts";
@@ -69,6 +70,9 @@ export class FileTable implements FilesDump {
   readonly #pidfds = new Map<number, number>();
   /** The engine in the place of a task, for files in flight. */
   readonly #inFlight = new Map<FrozenTask, FrozenTask>();
+  #sockets: SocketsAhead | undefined;
+  /** Those that were written while tasks ran and have changed. */
+  #changedSockets: readonly OpenFile[] = [];
   #nextId = 1;
 
   constructor(images: ImageSetWriter, options: FileTableOptions) {
@@ -84,8 +88,12 @@ export class FileTable implements FilesDump {
    */
   refresh(directories: ReadonlyMap<number, FdDirectory>): boolean {
     if (!this.#keptNames()) return false;
+    this.#changedSockets = this.#sockets?.changed() ?? [];
     const before = [...this.#descriptions.values()].flatMap(({ items }) => items);
-    const infos = changedInfos(before, directories);
+    const infos = changedInfos(
+      before.filter(({ file }) => !isSocket(file)),
+      directories,
+    );
     if ([...infos.values()].some(({ locks }) => locks.length > 0)) return false;
     const isSame = ({ file: { info } }: Known, { pos, flags }: FdInfo): boolean =>
       info.pos === pos && info.flags === flags;
@@ -101,7 +109,7 @@ export class FileTable implements FilesDump {
       if (isOther && entry?.reg !== undefined)
         this.#entries[place] = { ...entry, reg: { ...entry.reg, pos, flags: flags & ~O_CLOEXEC } };
       const now = isOther ? { ...file, info: { ...file.info, pos, flags } } : file;
-      this.#copies.set(now, this.borrow(file));
+      if (isOther) this.#copies.set(now, this.borrow(file));
       this.#lookingLike(now).findOrAdd({ ...placeOf(now), file: now, id, type });
     }
     return true;
@@ -123,7 +131,7 @@ export class FileTable implements FilesDump {
     if (!isChanged) return true;
     for (const [index, entry] of this.#entries.entries()) {
       const file = this.#files.get(entry.id);
-      if (file === undefined) continue;
+      if (file === undefined || isSocket(file)) continue;
       const now = looked.get(placeOfFile(file));
       assert(now !== undefined, "every file was looked at again");
       if (entry.reg === undefined || now.ctimeNs === file.stat.ctimeNs) continue;
@@ -133,6 +141,12 @@ export class FileTable implements FilesDump {
       this.#entries[index] = { ...entry, reg: { ...entry.reg, ...size, mode: now.mode } };
     }
     return true;
+  }
+
+  /** Asks sockets of tasks that run; those that may be described now, and are looked at again by `refresh`. */
+  askAhead(files: readonly OpenFile[]): ReadonlySet<OpenFile> {
+    this.#sockets ??= new SocketsAhead(this);
+    return this.#sockets.add(files);
   }
 
   /** For files that were described while tasks run: those that do not change are ready to be written. */
@@ -145,6 +159,23 @@ export class FileTable implements FilesDump {
     this.options = options;
     this.mounts = options.mounts;
     if (options.namespaces !== undefined) this.namespaces = options.namespaces;
+    for (const file of this.#changedSockets) this.#writeAgain(file);
+    this.#changedSockets = [];
+  }
+
+  /** A socket of which there is something else to tell than before. */
+  #writeAgain(before: OpenFile): void {
+    const { task, fd } = before;
+    // There is one description of a socket, so nobody else looks like it. It was asked once for each descriptor.
+    const known = this.#descriptions.get(looks(before))?.items[0];
+    if (known?.file !== before) return;
+    this.#descriptions.delete(looks(before));
+    const file = lookAtFd(task, fd, { stat: readFdStat(task.pid, fd) });
+    this.#copies.set(file, this.borrow(before));
+    this.#files.set(known.id, file);
+    this.#lookingLike(file).findOrAdd({ ...known, file });
+    const place = this.#entries.findIndex(({ id }) => id === known.id);
+    this.#entries[place] = kindOf(file, this).write(file, known.id, this);
   }
 
   /** Id and type of an open file that a descriptor leads to; the first sight of a description writes it. */
@@ -294,8 +325,14 @@ export class FileTable implements FilesDump {
     for (const step of this.#aborts.splice(0)) step();
   }
 
+  #noteState(file: OpenFile): void {
+    const state = `${placeOfFile(file)}:${file.stat.ctimeNs}`;
+    if (!this.#states.has(state)) this.#states.set(state, file);
+  }
+
   /** Closes the engine's copies of the tasks' files. */
   close(): void {
+    this.#sockets?.[Symbol.dispose]();
     closeAll([...this.#borrowed.splice(0), ...this.#pidfds.values()]);
     this.#pidfds.clear();
     this.mounts?.close();
@@ -319,11 +356,15 @@ export class FileTable implements FilesDump {
     const id = this.#nextId++;
     const kind = kindOf(file, this);
     this.#files.set(id, file);
-    const state = `${placeOfFile(file)}:${file.stat.ctimeNs}`;
-    if (!this.#states.has(state)) this.#states.set(state, file);
+    if (!isSocket(file)) this.#noteState(file);
     this.#entries.push(kind.write(file, id, this));
     return { id, type: kind.type };
   }
+}
+
+/** Whether it is a socket, which has no name of its own. */
+export function isSocket({ target }: Pick<OpenFile, "target">): boolean {
+  return target.startsWith("socket:[");
 }
 
 /** Reads everything about one descriptor of a task. */

@@ -12,11 +12,12 @@ import {
   type RepriseSocketOption,
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
-import { readInetSockets, type InetSocket } from "../../proc/sock-diag.ts";
+import { listInetSockets, parseInetSockets, type InetSocket } from "../../proc/sock-diag.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as inet from "../../sys/abi/inet.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { NetlinkList } from "../../sys/netlink.ts";
 import { getNumber, getOption } from "../../sys/socket.ts";
 import type { FileKind, FilesDump, OpenFile, TcpDumpOptions } from "../files/file-kind.ts";
 import { readOwner } from "../files/owner.ts";
@@ -32,8 +33,9 @@ import {
 import { OptionReader, type SocketKind } from "./further-options.ts";
 import { isSticky, otherOptions, readIpOptions, readTcpOptions } from "./inet-options.ts";
 import { openInet } from "./inet-restore.ts";
-import { readGroups, readMemberships, type Group } from "./multicast.ts";
-import { askedOnce, familyOf } from "./socket-answers.ts";
+import { membershipQuestions, readGroups, readMemberships, type Group } from "./multicast.ts";
+import { askedOnce, familyOf, placesOf } from "./socket-answers.ts";
+import { changedRecords, type SocketRoomAhead } from "./room-ahead.ts";
 import { collectOptions } from "./socket-options.ts";
 import { refusedSocket, socketName } from "./socket-refusal.ts";
 import { saveConnectionLater, type InetDraft } from "./tcp-connections.ts";
@@ -106,6 +108,24 @@ function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   }
   return { type: FdTypes.INETSK, id, isk };
 }
+
+export const inetAhead: SocketRoomAhead = {
+  options(kind) {
+    const level = isStream(kind) ? inet.SOL_UDP : inet.SOL_TCP;
+    return [...placesOf(kind.family), ...otherOptions(kind, { isConnection: false })].filter(
+      (option) => option.level !== level,
+    );
+  },
+  arguments: (kind, place, dump) =>
+    isStream(kind) ? [] : membershipQuestions(kind.family, socketsOf(dump).groups(place)),
+  // What is in a connection is read when its packets are locked out.
+  isSteady(_file, _dump, { kind, number }) {
+    if (kind.proto === inet.IPPROTO_UDP) return number(inet.SOL_UDP, inet.UDP_CORK) === 0;
+    const state = number(inet.SOL_TCP, inet.TCP_INFO) ?? 0;
+    return isStream(kind) && (state & 0xff) === inet.TCP_LISTEN;
+  },
+  changed: (dump) => known.get(dump)?.listAgain() ?? new Set(),
+};
 
 interface Found {
   readonly id: number;
@@ -379,19 +399,47 @@ function interfaceName(fd: number, index: number): string {
 class Sockets {
   readonly #options = new OptionReader();
   /** By namespace, family and protocol; then by inode. */
-  readonly #lists = new Map<string, ReadonlyMap<number, InetSocket>>();
+  readonly #lists = new Map<string, Listed>();
   readonly #groups = new Map<number, readonly Group[]>();
+  readonly #places = new Map<number, SocketNamespace>();
 
   /** What the kernel's diagnosis tells of a datagram or raw socket. It lists those that have a port or protocol. */
   find({ kind, inode, place }: Look): InetSocket | undefined {
     const protocol = kind.type === so.SOCK_RAW ? inet.IPPROTO_RAW : kind.proto;
     const key = `${place.inode}:${kind.family}:${protocol}`;
-    let list = this.#lists.get(key);
-    if (list === undefined) {
-      const sockets = place.inside(() => listed(kind.family, protocol));
-      this.#lists.set(key, (list = new Map(sockets.map((one) => [one.inode, one]))));
+    let listed = this.#lists.get(key);
+    if (listed === undefined) {
+      const read = (): NetlinkList => place.inside(() => listOf(kind.family, protocol));
+      this.#lists.set(key, (listed = listedNow(read)));
     }
-    return list.get(inode);
+    return listed.sockets.get(inode);
+  }
+
+  /** Lists all once more: the inodes of those of which something else is told now. */
+  listAgain(): ReadonlySet<number> | "all" {
+    const places = [...this.#places.values()];
+    const groups = JSON.stringify([...this.#groups.values()]);
+    this.#groups.clear();
+    for (const place of places) this.groups(place);
+    if (JSON.stringify([...this.#groups.values()]) !== groups) return "all";
+    const changed = new Set<number>();
+    for (const [key, { list, read }] of this.#lists) {
+      const now = listedNow(read);
+      if (now.list.equals(list)) continue;
+      this.#lists.set(key, now);
+      for (const inode of changedRecords([list], [now.list], INET_INODE_AT)) changed.add(inode);
+    }
+    return changed;
+  }
+
+  groups(place: SocketNamespace): readonly Group[] {
+    let groups = this.#groups.get(place.inode);
+    if (groups === undefined) {
+      groups = place.inside(readGroups);
+      this.#groups.set(place.inode, groups);
+      this.#places.set(place.inode, place);
+    }
+    return groups;
   }
 
   options({ fd, kind, place }: Look, isConnection: boolean): RepriseSocketOption[] {
@@ -403,24 +451,34 @@ class Sockets {
   }
 
   memberships({ fd, kind, place }: Look): RepriseMembership[] {
-    let groups = this.#groups.get(place.inode);
-    if (groups === undefined) {
-      groups = place.inside(readGroups);
-      this.#groups.set(place.inode, groups);
-    }
-    return readMemberships(fd, kind.family, groups);
+    return readMemberships(fd, kind.family, this.groups(place));
   }
 }
 
+/** What the diagnosis tells of a namespace's sockets of one family and protocol, by inode. */
+interface Listed {
+  readonly list: NetlinkList;
+  readonly sockets: ReadonlyMap<number, InetSocket>;
+  readonly read: () => NetlinkList;
+}
+
+function listedNow(read: () => NetlinkList): Listed {
+  const list = read();
+  return { list, read, sockets: new Map(parseInetSockets(list).map((one) => [one.inode, one])) };
+}
+
 /** Not every protocol can be diagnosed: ping sockets cannot, raw ones only with a module. */
-function listed(family: number, protocol: number): InetSocket[] {
+function listOf(family: number, protocol: number): NetlinkList {
   try {
-    return readInetSockets(family, protocol);
+    return listInetSockets(family, protocol);
   } catch (error) {
-    if (error instanceof RepriseError && error.errno === "ENOENT") return [];
+    if (error instanceof RepriseError && error.errno === "ENOENT") return NetlinkList.empty();
     throw error;
   }
 }
+
+/** Where struct inet_diag_msg has the inode. */
+const INET_INODE_AT = 68;
 
 const known = new WeakMap<FilesDump, Sockets>();
 

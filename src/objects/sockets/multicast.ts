@@ -9,6 +9,7 @@ import * as inet from "../../sys/abi/inet.ts";
 import { errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { readSockaddr, sockaddr } from "./inet-address.ts";
+import type { OptionArgument } from "./room-ahead.ts";
 
 /** A group that somebody in the namespace is in. */
 export interface Group {
@@ -60,6 +61,17 @@ export function readMemberships(
       },
     ];
   });
+}
+
+/** What tells whether a socket is in any of some groups: each call fails for one that it is not in. */
+export function membershipQuestions(family: number, groups: readonly Group[]): OptionArgument[] {
+  return groups
+    .filter((group) => group.family === AF_INET || family !== AF_INET)
+    .map((group) => ({
+      level: levelOf(group.family),
+      name: inet.MCAST_MSFILTER,
+      bytes: groupFilter(group, 0),
+    }));
 }
 
 /** Joins a group again; one that this machine cannot give is told in the log. */

@@ -92,7 +92,8 @@ export function alikeOptions(fd: number, make: () => SkOptsEntry): SkOptsEntry {
   return opts;
 }
 
-function placesOf(family: number): SocketOptionPlace[] {
+/** All options that are asked of a socket at once. */
+export function placesOf(family: number): SocketOptionPlace[] {
   const [six, four] = [family === so.AF_INET6, family === so.AF_INET];
   return [
     ...COLLECTED,

@@ -11,14 +11,16 @@ import {
   type UnixSkEntry,
 } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
-import { readUnixSockets, type UnixSocket } from "../../proc/sock-diag.ts";
+import { listUnixSockets, parseUnixSockets, type UnixSocket } from "../../proc/sock-diag.ts";
+import type { NetlinkList } from "../../sys/netlink.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { O_CLOEXEC, S_IFMT, S_IFSOCK } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
 import type { FileKind, FilesDump, OpenFile } from "../files/file-kind.ts";
 import { NO_OWNER, readOwner } from "../files/owner.ts";
 import { optionReader, socketOptions } from "./further-options.ts";
-import { askedOnce, familyOf } from "./socket-answers.ts";
+import { askedOnce, familyOf, placesOf } from "./socket-answers.ts";
+import { changedRecords, type SocketRoomAhead } from "./room-ahead.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
 import { hasError, peekQueue } from "./unix-queue.ts";
@@ -39,6 +41,9 @@ export const unixKind: FileKind = {
   inheritKeys: ({ usk }) => [`socket:[${usk?.ino}]`],
 };
 
+/** Where struct unix_diag_msg has the inode. */
+const UNIX_INODE_AT = 4;
+
 /** uflags: its peer was the engine, of whom its owner asked for the dump. It is saved as a closed one. */
 const USK_SERVICE = 2;
 /** uflags: a socket outside of the tree that one of it is connected to. */
@@ -57,7 +62,7 @@ interface Sockets {
   readonly all: Map<number, UnixSocket>;
   /** Listener by the inode of a client that it has not accepted yet. */
   readonly waitsAt: Map<number, UnixSocket>;
-  readonly listed: Set<SocketNamespace>;
+  readonly listed: Map<SocketNamespace, NetlinkList>;
   /** Those of the tree, by inode. */
   readonly seen: Map<number, Seen>;
 }
@@ -92,7 +97,12 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   };
   const seen = { file, fd, socket, entry };
   sockets.seen.set(socket.inode, seen);
-  if (hasQueue(socket) && !asks) dump.afterTasks(() => writeQueue(seen, dump));
+  if (hasQueue(socket) && !asks) {
+    // One that was written ahead may have been written again.
+    dump.afterTasks(() => {
+      if (sockets.seen.get(socket.inode) === seen) writeQueue(seen, dump);
+    });
+  }
   return { type: FdTypes.UNIXSK, id, usk: entry };
 }
 
@@ -128,20 +138,55 @@ function socketsOf(dump: FilesDump, namespace: SocketNamespace): Sockets {
     const fresh: Sockets = {
       all: new Map(),
       waitsAt: new Map(),
-      listed: new Set(),
+      listed: new Map(),
       seen: new Map(),
     };
     known.set(dump, (sockets = fresh));
     dump.later(() => checkPeers(fresh, dump));
   }
   if (sockets.listed.has(namespace)) return sockets;
-  sockets.listed.add(namespace);
-  for (const socket of namespace.inside(readUnixSockets)) {
+  addList(sockets, namespace, namespace.inside(listUnixSockets));
+  return sockets;
+}
+
+function addList(sockets: Sockets, namespace: SocketNamespace, list: NetlinkList): void {
+  sockets.listed.set(namespace, list);
+  for (const socket of parseUnixSockets(list)) {
     sockets.all.set(socket.inode, socket);
     for (const inode of socket.waiting) if (inode !== 0) sockets.waitsAt.set(inode, socket);
   }
-  return sockets;
 }
+
+export const unixAhead: SocketRoomAhead = {
+  options: () => [...placesOf(so.AF_UNIX), ...socketOptions()],
+  // A name that is a path may lead elsewhere at any time, and a client that waits to be accepted is told by its listener.
+  isSteady(file, dump) {
+    const { all } = socketsOf(dump, socketNamespace(dump.borrow(file), dump));
+    const socket = all.get(Number(file.stat.inode));
+    if (socket === undefined || socket.file !== undefined) return false;
+    const isConnection = socket.type !== so.SOCK_DGRAM && socket.state === so.TCP_ESTABLISHED;
+    return (socket.peer ?? 0) !== 0
+      ? socket.peer !== dump.options.requestSocket
+      : !isConnection && socket.state !== so.TCP_LISTEN;
+  },
+  changed(dump) {
+    const sockets = known.get(dump);
+    if (sockets === undefined) return new Set();
+    const before = [...sockets.listed];
+    const lists = before.map(([namespace]) => namespace.inside(listUnixSockets));
+    if (before.every(([, list], index) => lists[index]?.equals(list) === true)) return new Set();
+    sockets.all.clear();
+    sockets.waitsAt.clear();
+    before.forEach(([namespace], index) =>
+      addList(sockets, namespace, lists[index] as NetlinkList),
+    );
+    return changedRecords(
+      before.map(([, list]) => list),
+      lists,
+      UNIX_INODE_AT,
+    );
+  },
+};
 
 interface Peer {
   readonly inode: number;

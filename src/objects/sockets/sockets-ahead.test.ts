@@ -1,0 +1,116 @@
+// Sockets that were described while they could still change are described as they are in the end: as without having looked ahead.
+
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, expect, it, onTestFinished } from "vitest";
+import { ImageSetReader } from "../../images/image-set-reader.ts";
+import { ImageSetWriter } from "../../images/image-set-writer.ts";
+import { F_SETFL, F_SETSIG, O_NONBLOCK, O_RDWR } from "../../sys/abi/fcntl.ts";
+import * as inet from "../../sys/abi/inet.ts";
+import * as so from "../../sys/abi/socket.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { setNumber, socketPair } from "../../sys/socket.ts";
+import { openFileOf } from "../files/live-file.fixture.ts";
+import { FileTable } from "../files/table.ts";
+
+const OPTIONS = { shellJob: false, linkRemap: false, ghostLimit: 0, innerPid: () => undefined };
+/** Enough that it is worth asking them at once. */
+const SOCKETS = 48;
+
+const opened: number[] = [];
+afterEach(() => opened.splice(0).forEach((fd) => trySyscall("close", fd)));
+
+interface Made {
+  readonly pair: readonly [number, number];
+  readonly udp: number;
+  readonly bound: number;
+  readonly listener: number;
+  readonly all: readonly number[];
+}
+
+function makeSockets(): Made {
+  const make = (family: number, type: number): number => {
+    const fd = syscall("socket", family, type | so.SOCK_CLOEXEC, 0);
+    opened.push(fd);
+    return fd;
+  };
+  const address = Buffer.alloc(16);
+  address.writeUInt16LE(so.AF_INET, 0);
+  address.set([127, 0, 0, 1], 4);
+  const pair = socketPair(so.AF_UNIX, so.SOCK_STREAM);
+  opened.push(...pair);
+  const bound = make(so.AF_INET, so.SOCK_DGRAM);
+  const listener = make(so.AF_INET, so.SOCK_STREAM);
+  for (const fd of [bound, listener]) syscall("bind", fd, address, address.length);
+  syscall("listen", listener, 5);
+  const udp = make(so.AF_INET, so.SOCK_DGRAM);
+  for (let count = opened.length; count < SOCKETS; count += 2) {
+    if (count % 4 === 0) opened.push(...socketPair(so.AF_UNIX, so.SOCK_DGRAM));
+    else for (const family of [so.AF_INET, so.AF_INET6]) make(family, so.SOCK_DGRAM);
+  }
+  return { pair, udp, bound, listener, all: [...opened] };
+}
+
+/** What a dump writes of sockets: looked at ahead, if something is to happen before the end. */
+function dumped(fds: readonly number[], happen?: () => void): unknown {
+  const dir = mkdtempSync(join(tmpdir(), "reprise-ahead-"));
+  onTestFinished(() => rmSync(dir, { recursive: true }));
+  const images = new ImageSetWriter(dir, { sync: "none" });
+  const table = new FileTable(images, OPTIONS);
+  try {
+    const files = fds.map((fd) => openFileOf(process.pid, fd));
+    if (happen !== undefined) {
+      const asked = table.askAhead(files);
+      expect(asked.size).toBe(fds.length);
+      for (const file of files) table.describe(file);
+      table.encodeAhead();
+      happen();
+      expect(table.refresh(new Map())).toBe(true);
+      table.complete(OPTIONS);
+    }
+    for (const fd of fds) table.describe(openFileOf(process.pid, fd));
+    table.finish();
+    images.commit({ img_version: 2 });
+    const set = new ImageSetReader(dir);
+    return { files: set.read("files"), queues: set.readWithPayload("sk-queues") };
+  } finally {
+    table.end("alive");
+    table.close();
+  }
+}
+
+function setWord(fd: number, level: number, name: number, value: number): void {
+  setNumber(fd, { level, name, value });
+}
+
+it.each<[string, (made: Made) => void]>([
+  ["nothing", () => undefined],
+  ["an option of all families", ({ udp }) => setWord(udp, so.SOL_SOCKET, so.SO_PRIORITY, 5)],
+  [
+    "an option that CRIU does not save",
+    ({ pair }) => setWord(pair[0], so.SOL_SOCKET, so.SO_PEEK_OFF, 3),
+  ],
+  ["an option of IP", ({ udp }) => setWord(udp, inet.SOL_IP, inet.IP_TTL, 9)],
+  ["flags", ({ pair }) => syscall("fcntl", pair[1], F_SETFL, O_NONBLOCK | O_RDWR)],
+  ["a signal", ({ bound }) => syscall("fcntl", bound, F_SETSIG, 10)],
+  ["a user", ({ udp }) => syscall("fchown", udp, 12, 34)],
+  ["a connection is shut down", ({ pair }) => syscall("shutdown", pair[0], 1)],
+  ["a datagram", ({ udp, bound }) => sendTo(udp, bound)],
+  ["data in a stream", ({ pair }) => syscall("write", pair[0], Buffer.from("abc"), 3)],
+  ["a backlog", ({ listener }) => syscall("listen", listener, 77)],
+])("written as it is in the end, when it has changed meanwhile: %s", (_, change) => {
+  const made = makeSockets();
+  const ahead = dumped(made.all, () => change(made));
+  const told = dumped(made.all);
+  expect(ahead).toEqual(told);
+});
+
+/** Gives the sender an address, too. */
+function sendTo(from: number, to: number): void {
+  const address = Buffer.alloc(16);
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(address.length);
+  syscall("getsockname", to, address, length);
+  syscall("sendto", from, Buffer.from("x"), 1, 0, address, address.length);
+}
