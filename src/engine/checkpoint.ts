@@ -7,6 +7,7 @@ import { ImageSetWriter } from "../images/image-set.ts";
 import { NetworkLock, type NetworkLockMethod } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
 import type { CgroupDumpOptions } from "../objects/cgroups/dump.ts";
+import { AlikeWatch } from "../objects/task/alike.ts";
 import { LandlockWatch } from "../objects/task/landlock.ts";
 import { cpuInfoEntry } from "../objects/cpu/cpu-info.ts";
 import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
@@ -165,6 +166,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ...(mounts === undefined ? {} : { mounts }),
     };
     using landlock = new LandlockWatch();
+    using alike = AlikeWatch.of(runningTasks(running).map(({ status }) => status));
     if (options.dryRun !== true) {
       const tasks = runningTasks(ahead.isEmpty ? running : runningTree(options.pid));
       landlock.prepare(tasks.map(({ status }) => status));
@@ -230,9 +232,10 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ahead: early,
       spaces,
       landlock,
+      alike,
     });
     phase("looked at the tree from outside");
-    const inside = lookInside(tree, collected, landlock);
+    const inside = lookInside(tree, collected, { landlock, alike });
     work = inside.injections;
     options.onEvent?.({ kind: "collected", ms: since() });
     cure(work);

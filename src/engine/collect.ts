@@ -26,6 +26,7 @@ import { collectNamespaces, type CollectedNamespaces } from "../objects/namespac
 import { collectMounts, type MountNamespaces } from "../objects/mounts/collect.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import type { NetworkLock } from "../objects/network/lock.ts";
+import type { AlikeThreads, AlikeWatch } from "../objects/task/alike.ts";
 import type { LandlockWatch } from "../objects/task/landlock.ts";
 import { processNumber, type FrozenTask } from "../objects/task/task.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
@@ -98,6 +99,8 @@ export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions 
   readonly spaces?: SpacesAhead | undefined;
   /** Whose helpers may be in the tree's pid namespace. */
   readonly landlock?: LandlockWatch;
+  /** What is known of threads. */
+  readonly alike?: AlikeWatch;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -134,12 +137,21 @@ export function collectTree(
     checkTree(tree, options);
     checkMappedIds(alive, namespaces);
     tellStrangers(tree, mounts, options.landlock);
-    for (const task of alive) cgroups.add(task);
+    for (const task of alive) cgroups.add(task, options.alike?.threads(task)?.placed);
     cgroups.addNamespaces(cgroupNamespaces(namespaces));
     const places = new Map<number, TaskPlaces>();
     const relatives = new SharersCheck();
     const live = alive.map((task) =>
-      collectTask(task, { files, ids, locks, seccomp, places, relatives, ahead: options.ahead }),
+      collectTask(task, {
+        files,
+        ids,
+        locks,
+        seccomp,
+        places,
+        relatives,
+        ahead: options.ahead,
+        alike: options.alike?.threads(task),
+      }),
     );
     checkRingOwners(
       files,
@@ -182,6 +194,7 @@ interface Tables {
   readonly places: Map<number, TaskPlaces>;
   readonly relatives: SharersCheck;
   readonly ahead: LookAhead | undefined;
+  readonly alike: AlikeThreads | undefined;
 }
 
 function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
@@ -202,8 +215,10 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   const unknown = numbers?.filter((fd) => ahead?.find(task, fd) === undefined);
   directory.prepare(unknown ?? [], ["infos", "stats", "targets"]);
   const fds = numbers?.map((fd) => collectFd(task, fd, looking));
-  const threadPlaces = collectThreadPlaces(task, (procPath) =>
-    files.describeAlone(withoutFd(task, procPath, O_RDONLY | O_DIRECTORY)),
+  const threadPlaces = collectThreadPlaces(
+    task,
+    (procPath) => files.describeAlone(withoutFd(task, procPath, O_RDONLY | O_DIRECTORY)),
+    tables.alike?.placed,
   );
   return {
     task,

@@ -8,11 +8,14 @@ import {
   type ThreadQuestions,
   type ThreadState,
 } from "../objects/task/inquiry.ts";
+import type { AlikeThreads, AlikeWatch } from "../objects/task/alike.ts";
+import { hasLongQueue } from "../objects/task/long-queues.ts";
 import { UndoWatch } from "../objects/ipc/undo.ts";
 import { readLdt } from "../objects/task/ldt.ts";
 import type { LandlockWatch } from "../objects/task/landlock.ts";
-import type { FrozenTask } from "../objects/task/task.ts";
+import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { RepriseError } from "../errors.ts";
+import { log } from "../log.ts";
 import type { SmapsVma } from "../proc/smaps.ts";
 import { SIGCONT } from "../sys/abi/signal.ts";
 import {
@@ -39,7 +42,15 @@ export interface InsideView {
 interface Inquiry {
   readonly task: CollectedTask;
   readonly process: (result: ProgramResult) => ProcessState;
-  readonly threads: readonly ThreadQuestions[];
+  /** Who is asked, the leader first, and what. */
+  readonly asked: readonly Asked[];
+  /** What is known of the other threads. */
+  readonly alike: AlikeThreads | undefined;
+}
+
+interface Asked {
+  readonly thread: FrozenThread;
+  readonly questions: ThreadQuestions;
 }
 
 /** Few have a local descriptor table: it is read by two programs more. */
@@ -50,19 +61,26 @@ function withLdt(state: ProcessState, pid: number, job: Job): ProcessState {
   return { ...state, ldt: readLdt(pid, run) };
 }
 
-/** Asks all threads. The injections stay in place; the caller cures them. */
+/** What is looked at with. */
+export interface Watches {
+  readonly landlock: LandlockWatch;
+  readonly alike: AlikeWatch;
+}
+
+/** Asks all threads, or those that stand for others. The injections stay in place; the caller cures them. */
 export function lookInside(
   tree: FrozenTree,
   collected: CollectedTree,
-  landlock: LandlockWatch,
+  watches: Watches,
 ): InsideView {
   noteBlockedContinues(tree);
-  const intrusions = bySharedMemory(collected.live.map((task) => inquire(task, tree, landlock)));
+  const intrusions = bySharedMemory(collected.live.map((task) => inquire(task, tree, watches)));
   const injections = inject(
     intrusions.map((inquiries) => target(inquiries[0].task, inquiries.flatMap(intruders))),
   );
   const processes = new Map<number, ProcessState>();
   const threads = new Map<number, ThreadState>();
+  let doubtful: CollectedTask | undefined;
   try {
     const jobs = intrusions.flatMap((inquiries, index) =>
       jobsOf(inquiries.flatMap(intruders), injections[index] as Injection),
@@ -70,14 +88,15 @@ export function lookInside(
     const results = runPrograms(jobs);
     let next = 0;
     for (const inquiry of intrusions.flat()) {
-      inquiry.task.task.threads.forEach((thread, index) => {
+      const { task, asked } = inquiry;
+      asked.forEach(({ thread, questions }, index) => {
         const { tid } = thread;
         const job = jobs[next] as Job;
         const result = results[next++] as ProgramResult;
-        if (index === 0)
-          processes.set(inquiry.task.task.pid, withLdt(inquiry.process(result), tid, job));
-        threads.set(tid, (inquiry.threads[index] as ThreadQuestions).state(result, thread));
+        if (index === 0) processes.set(task.task.pid, withLdt(inquiry.process(result), tid, job));
+        threads.set(tid, questions.state(result, thread));
       });
+      if (!fillIn(inquiry, threads)) doubtful = task;
     }
     using undo = new UndoWatch();
     for (const { task, ids } of collected.live) {
@@ -92,11 +111,52 @@ export function lookInside(
     cure(injections);
     throw error;
   }
+  if (doubtful !== undefined) {
+    cure(injections);
+    log.debug(`each thread of pid ${doubtful.task.pid} is asked: memory and answers differ`);
+    watches.alike.forget(doubtful.task);
+    return lookInside(tree, collected, watches);
+  }
   return {
     injections,
     process: (task) => processes.get(task.pid) as ProcessState,
     thread: (tid) => threads.get(tid) as ThreadState,
   };
+}
+
+/** What threads have that were not asked; false when those that were have said something else than is known of them. */
+function fillIn(
+  { task: { task }, asked, alike }: Inquiry,
+  threads: Map<number, ThreadState>,
+): boolean {
+  if (alike === undefined) return true;
+  for (const { thread } of asked) {
+    const { sas, clearTidAddress } = threads.get(thread.tid) as ThreadState;
+    const stack = alike.alternateStack(thread);
+    const isSame =
+      clearTidAddress === alike.clearTidAddress(thread.tid) &&
+      sas.ss_sp === stack.ss_sp &&
+      sas.ss_size === stack.ss_size &&
+      sas.ss_flags === stack.ss_flags;
+    if (!isSame) return false;
+  }
+  for (const thread of task.threads) {
+    const { tid } = thread;
+    if (threads.has(tid)) continue;
+    const speaker = threads.get(alike.speakerOf(tid)) as ThreadState;
+    // Written out: all have one form.
+    threads.set(tid, {
+      creds: speaker.creds,
+      attributes: speaker.attributes,
+      settings: speaker.settings,
+      memoryPolicy: speaker.memoryPolicy,
+      personality: speaker.personality,
+      sas: alike.alternateStack(thread),
+      clearTidAddress: alike.clearTidAddress(tid),
+      taken: undefined,
+    });
+  }
+  return true;
 }
 
 /** What a task is to do, and what is done while it does. */
@@ -149,17 +209,31 @@ function noteBlockedContinues(tree: FrozenTree): void {
   }
 }
 
-function inquire(task: CollectedTask, tree: FrozenTree, landlock: LandlockWatch): Inquiry {
+function inquire(
+  task: CollectedTask,
+  tree: FrozenTree,
+  { landlock, alike: watch }: Watches,
+): Inquiry {
   const leaders = new Program();
   const process = probeProcess(leaders, task.task, {
     innerTid: (tid) => innerTid(tree, tid),
     areas: task.sharesMemory ? [] : task.vmas.map(({ entry }) => entry),
   });
+  const alike = watch.threads(task.task);
   const inquiry = new ThreadInquiry(task.task, landlock);
-  const threads = task.task.threads.map((thread, index) =>
-    inquiry.of(thread, index === 0 ? leaders : undefined),
-  );
-  return { task, process, threads };
+  const asked = task.task.threads
+    .filter(
+      (thread, index) =>
+        index === 0 ||
+        alike === undefined ||
+        alike.speakerOf(thread.tid) === thread.tid ||
+        hasLongQueue(task.task, thread),
+    )
+    .map((thread, index) => ({
+      thread,
+      questions: inquiry.of(thread, index === 0 ? leaders : undefined),
+    }));
+  return { task, process, asked, alike };
 }
 
 function innerTid(tree: FrozenTree, tid: number): number | undefined {
@@ -188,11 +262,8 @@ interface Intruder {
   readonly program: Program;
 }
 
-function intruders({ task, threads }: Inquiry): Intruder[] {
-  return task.task.threads.map(({ stopped }, index) => ({
-    stopped,
-    program: (threads[index] as ThreadQuestions).program,
-  }));
+function intruders({ asked }: Inquiry): Intruder[] {
+  return asked.map(({ thread: { stopped }, questions: { program } }) => ({ stopped, program }));
 }
 
 function target(

@@ -8,6 +8,7 @@ import type { MessageInput } from "../images/codec.ts";
 import { ImageSetWriter } from "../images/image-set.ts";
 import type { RepriseMachine } from "../images/schema/messages.generated.ts";
 import { prepareWindows } from "../objects/memory/pages.ts";
+import { AlikeWatch } from "../objects/task/alike.ts";
 import { LandlockWatch } from "../objects/task/landlock.ts";
 import { NetworkLock } from "../objects/network/lock.ts";
 import { openNetNamespaces } from "../objects/network/net-namespaces.ts";
@@ -79,7 +80,8 @@ async function dumpOnce(pid: number, machine: MessageInput<RepriseMachine>): Pro
     });
     try {
       using landlock = new LandlockWatch();
-      const inside = lookInside(tree, collected, landlock);
+      using alike = AlikeWatch.nobody();
+      const inside = lookInside(tree, collected, { landlock, alike });
       cure(inside.injections);
       await writeTree(tree, collected, inside, images, {
         parent: ParentSet.none(),

@@ -15,18 +15,22 @@ import { ThreadFiles, type ThreadQuestion } from "../tracee/thread-files.ts";
 const OF_THREADS = ["net", "uts", "ipc"] as const;
 
 /**
- * Directories and umask of the threads that have their own, by thread. `describe` gives the number of a directory's file.
+ * Directories and umask of the threads that have their own, by thread. `describe` gives the number of a directory's file; `alike` are threads
+ * that are known to have everything in common with the first.
  *
  * @throws RepriseError UNSUPPORTED
  */
 export function collectThreadPlaces(
   task: FrozenTask,
   describe: (procPath: string) => number,
+  alike: ReadonlySet<number> = NOBODY,
 ): ReadonlyMap<number, FsEntry> {
   const found = new Map<number, FsEntry>();
-  const [leader, ...others] = task.threads;
+  const [leader, ...all] = task.threads;
+  const others = all.filter(({ tid }) => !alike.has(tid));
   if (leader === undefined || others.length === 0) return found;
-  using looks = new ThreadFiles(task.pid, lookAtParts(leader.tid));
+  const tids = [leader, ...others].map(({ tid }) => tid);
+  using looks = new ThreadFiles(task.pid, tids, lookAtParts(leader.tid));
   using links = new ThreadLinks(task.pid);
   const own = looks
     .of(leader.tid)
@@ -54,6 +58,8 @@ export function collectThreadPlaces(
   }
   return found;
 }
+
+const NOBODY: ReadonlySet<number> = new Set();
 
 /** What a thread has, and how kcmp(2) compares it with the leader. */
 interface Parts {

@@ -29,7 +29,7 @@ import { writeOwnClocks } from "../objects/namespaces/time.ts";
 import type { CollectedNamespaces } from "../objects/namespaces/collect.ts";
 import { idsInside } from "../objects/namespaces/user.ts";
 import type { FrozenTask } from "../objects/task/task.ts";
-import { ThreadLook } from "../objects/task/thread-look.ts";
+import { EachLook, SweepingLook, type ThreadLook } from "../objects/task/thread-look.ts";
 import type { CollectedTask, CollectedTree } from "./collect.ts";
 import type { FrozenTree } from "./freeze.ts";
 import type { ComparedAhead } from "./compare-ahead.ts";
@@ -77,7 +77,7 @@ export async function writeTree(
     .map((task) => ({ task, scan: scanPages(task.task, task.vmas) }));
   const pages = new PagesUnderWay(looked, images, memory);
   try {
-    using look = new ThreadLook();
+    using look = new EachLook();
     const { seccomp, namespaces, cgroups } = collected;
     const around = { looked, inside, look, seccomp, namespaces, cgroups, pages };
     for (const task of collected.live) await writeTask(task, around, images);
@@ -312,6 +312,9 @@ interface TaskParts {
 /** So many images of threads are made at a time, in a few milliseconds. */
 const THREADS_AT_ONCE = 32;
 
+/** From so many threads on it pays to look at all of them at once. */
+const MANY_THREADS = 16;
+
 const NO_SCAN = { guards: [], probed: new Set<VmaEntry>() };
 
 async function writeTask(
@@ -322,6 +325,8 @@ async function writeTask(
   const { looked, inside } = around;
   const { task, ids, exeId, cwdId, rootId, fds } = collected;
   const state = inside.process(task);
+  using sweeping = task.threads.length >= MANY_THREADS ? new SweepingLook(task) : undefined;
+  const look = sweeping ?? around.look;
   const { guards, probed } = looked.find(({ task: of }) => of === collected)?.scan ?? NO_SCAN;
   const areas = collected.vmas.map(({ entry }) =>
     probed.has(entry) ? { ...entry, probed: true } : entry,
@@ -337,7 +342,7 @@ async function writeTask(
       leaderCore(task, leader, {
         process: state,
         thread: inside.thread(leader.tid),
-        look: around.look,
+        look,
         cgroupSet: around.cgroups.setOf(leader.tid),
         uidInside: (uid) => idsInside(around.namespaces, { uid, gid: 0 }).uid,
         seccomp: around.seccomp.thread(leader.tid),
@@ -349,7 +354,7 @@ async function writeTask(
     images.write("core", thread.innerTid, [
       followerCore(task, thread, {
         thread: inside.thread(thread.tid),
-        look: around.look,
+        look,
         cgroupSet: around.cgroups.setOf(thread.tid),
         seccomp: around.seccomp.thread(thread.tid),
         fs: collected.threadPlaces.get(thread.tid),

@@ -22,7 +22,7 @@ export class KernelMemory implements Disposable {
   readonly #map: number;
   readonly #program: number;
   readonly #address: number;
-  readonly #window: Uint8Array;
+  readonly #window: Buffer;
   readonly #request = Buffer.alloc(REQUEST_SIZE);
   readonly #run = Buffer.alloc(TEST_RUN_SIZE);
 
@@ -31,7 +31,8 @@ export class KernelMemory implements Disposable {
     this.#map = makeMap();
     this.#program = loadReader(this.#map);
     this.#address = syscall("mmap", 0, WINDOW, PROT_READ, MAP_SHARED, this.#map, 0);
-    this.#window = memoryAt(this.#address, WINDOW);
+    const window = memoryAt(this.#address, WINDOW);
+    this.#window = Buffer.from(window.buffer, window.byteOffset, window.length);
     this.#run.writeInt32LE(this.#program, 0);
     this.#run.writeUInt32LE(REQUEST_SIZE, 40);
     writeU64(this.#run, 48, addressOf(this.#request));
@@ -50,6 +51,16 @@ export class KernelMemory implements Disposable {
       bytes.set(this.#window.subarray(0, part), done);
     }
     return bytes;
+  }
+
+  /**
+   * A range, which is good until the next one is read; not longer than a window.
+   *
+   * @throws RepriseError SYSCALL where there is no memory.
+   */
+  look(address: bigint, length: number): Buffer {
+    this.#copy(address, length);
+    return this.#window;
   }
 
   /** A word: an address, or a number of 64 bits. */

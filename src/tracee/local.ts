@@ -30,6 +30,12 @@ import {
 } from "./program.ts";
 
 let interpreterAt: number | undefined;
+
+/** Address of the interpreter for this process. */
+export function localInterpreter(): number {
+  return (interpreterAt ??= loadCode(LOCAL_INTERPRETER));
+}
+
 let cpuidAt: number | undefined;
 
 /**
@@ -41,10 +47,9 @@ export function runHere(program: Program): ProgramResult {
   const size = Math.ceil(program.size / PAGE_SIZE) * PAGE_SIZE;
   const base = mapMemory(size, PROT_READ | PROT_WRITE);
   try {
-    interpreterAt ??= loadCode(LOCAL_INTERPRETER);
     const image = program.layout(base);
     memoryAt(base, image.upload.length).set(image.upload);
-    const end = callNative(interpreterAt, image.table, image.results, image.end);
+    const end = callNative(localInterpreter(), image.table, image.results, image.end);
     const result = new ProgramResult(
       image,
       Buffer.from(memoryAt(image.results, image.downloadSize)),
@@ -102,9 +107,8 @@ export class ResidentProgram implements Answers, Disposable {
   /** Runs it, or the first entries of it, with its data as they are. */
   runAgain(entries?: number): void {
     const { table, results, end } = this.#image;
-    interpreterAt ??= loadCode(LOCAL_INTERPRETER);
     const last = entries === undefined ? end : table + entries * ENTRY_SIZE;
-    callNative(interpreterAt, table, results, last);
+    callNative(localInterpreter(), table, results, last);
   }
 
   /** As `runAgain`, on another thread. Its last call tells that it is done: until then nothing here may be used. */

@@ -45,7 +45,18 @@ export interface Load {
   readonly plus?: number;
 }
 
-export type Argument = number | bigint | Ref | Pointer | Load;
+/**
+ * A place in other memory, at a distance from where a word of the program's data points to: its address, or what stands there when the call
+ * is made.
+ */
+export interface Distant {
+  readonly kind: "distant";
+  readonly base: Pointer;
+  readonly offset: number;
+  readonly read: "address" | 4 | 8;
+}
+
+export type Argument = number | bigint | Ref | Pointer | Load | Distant;
 
 /** How far a program was when something was added to it: the calls and the output from there on. */
 export interface Mark {
@@ -120,13 +131,13 @@ export class Program {
   call(name: SyscallName, args: readonly Argument[], options: CallOptions = NO_OPTIONS): Ref {
     // Copies that fill in late arguments come first: they write into the call's own entry.
     let late = 0;
-    for (let index = 0; index < args.length; index += 1) if (isLate(args[index])) late += 1;
+    for (let index = 0; index < args.length; index += 1) late += entriesFor(args[index]);
     const entry = this.#entries.length + late;
     this.#laidOut = undefined;
     if (late > 0) {
       for (let index = 0; index < args.length; index += 1) {
         const arg = args[index];
-        if (isLate(arg)) this.#addCopy(arg, entry, index);
+        if (isLate(arg)) this.#addCopy(arg, { kind: "argument", entry, index });
       }
     }
     const { mayFail, expect, label, hint } = options;
@@ -188,29 +199,45 @@ export class Program {
     this.#addWordCopy(from, to);
   }
 
+  /** Adds the copying of a call's result to a place in other memory. */
+  keep(from: Ref, { base, offset }: Pick<Distant, "base" | "offset">): void {
+    const entry = this.#entries.length + 1;
+    this.#addWordCopy(
+      { kind: "load", from: base, width: 8, plus: offset },
+      { kind: "argument", entry, index: 1 },
+    );
+    this.#addWordCopy(from, 0);
+  }
+
   /**
    * Adds steps that are done so many times, at least once. What they bring is of the last time.
    *
    * @returns the place of the counter, which is 0 at the end
    */
   repeat(count: number, steps: () => void): Pointer {
-    const first = this.#entries.length;
-    steps();
     const counter = Buffer.alloc(8);
     counter.writeBigUInt64LE(BigInt(Math.max(count, 1)));
     const place = this.data(counter);
+    this.loop(place, steps);
+    return place;
+  }
+
+  /** Adds steps that are done as many times as a word of eight bytes says, at least once, which is counted down. */
+  loop(counter: Pointer, steps: () => void): void {
+    const first = this.#entries.length;
+    steps();
+    this.#laidOut = undefined;
     // It goes on behind where it goes back to.
     const back = (this.#entries.length - first + 1) * ENTRY_SIZE;
     this.#entries.push({
       nr: ENTRY_REPEAT,
       flags: 0,
-      args: [place, back],
+      args: [counter, back],
       expect: undefined,
       name: undefined,
       label: undefined,
       hint: undefined,
     });
-    return place;
   }
 
   /** Where the results of its calls are, 8 bytes an entry, and behind them the output. */
@@ -263,7 +290,8 @@ export class Program {
         if (arg === 0) continue;
         const wordAt = at + ENTRY_ARGUMENTS + position * 8;
         setWord(view, wordAt, typeof arg === "number" ? arg : literal(place, arg));
-        if (typeof arg === "object" && arg.kind !== "load") addresses.push(wordAt);
+        if (typeof arg === "object" && arg.kind !== "load" && arg.kind !== "distant")
+          addresses.push(wordAt);
       }
       at += ENTRY_SIZE;
     }
@@ -332,16 +360,26 @@ export class Program {
     });
   }
 
-  #addCopy(arg: Ref | Load, entry: number, index: number): void {
-    this.#addWordCopy(arg, { kind: "argument", entry, index });
+  #addCopy(arg: Ref | Load | Distant, to: ArgumentPlace): void {
+    if (arg.kind !== "distant") return this.#addWordCopy(arg, to);
+    const address: Load = { kind: "load", from: arg.base, width: 8, plus: arg.offset };
+    if (arg.read === "address") return this.#addWordCopy(address, to);
+    const entry = this.#entries.length + 1;
+    this.#addWordCopy(address, { kind: "argument", entry, index: 0 });
+    this.#addWordCopy(arg.read, to);
   }
 
-  #addWordCopy(from: Ref | Load, to: Pointer | ArgumentPlace): void {
+  /** Of a number the copy is of a word of so many bytes whose address is filled in, as `to` is where it is 0. */
+  #addWordCopy(from: Ref | Load | 4 | 8, to: Pointer | ArgumentPlace | 0): void {
     this.#laidOut = undefined;
+    const width = typeof from === "number" ? from : from.kind === "load" ? from.width : 8;
     this.#entries.push({
-      nr: from.kind === "load" && from.width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
+      nr: width === 4 ? ENTRY_COPY_32 : ENTRY_COPY_64,
       flags: ENTRY_MAY_FAIL,
-      args: [from.kind === "load" ? from.from : from, to, from.plus ?? 0],
+      args:
+        typeof from === "number"
+          ? [0, to, 0]
+          : [from.kind === "load" ? from.from : from, to, from.plus ?? 0],
       expect: undefined,
       name: undefined,
       label: undefined,
@@ -353,7 +391,7 @@ export class Program {
     if (typeof arg === "object") {
       if (arg.kind === "argument") return "&argument";
       if (arg.kind === "ref") return `result of ${this.describe(arg.entry).split("(")[0]}`;
-      if (arg.kind === "load") return "*";
+      if (arg.kind === "load" || arg.kind === "distant") return "*";
       const text = kind === "path" ? this.#stringAt(arg) : undefined;
       return text === undefined ? "&" : JSON.stringify(text);
     }
@@ -455,8 +493,14 @@ interface Place {
   readonly output: number;
 }
 
-function isLate(arg: Argument | undefined): arg is Ref | Load {
+function isLate(arg: Argument | undefined): arg is Ref | Load | Distant {
   return typeof arg === "object" && arg.kind !== "pointer";
+}
+
+/** How many copies fill an argument in. */
+function entriesFor(arg: Argument | undefined): number {
+  if (!isLate(arg)) return 0;
+  return arg.kind === "distant" && arg.read !== "address" ? 2 : 1;
 }
 
 function addressIn(place: Place, pointer: Pointer): number {
@@ -474,6 +518,7 @@ function literal(place: Place, arg: Argument | ArgumentPlace): number | bigint {
     case "argument":
       return place.table + arg.entry * ENTRY_SIZE + ENTRY_ARGUMENTS + arg.index * 8;
     case "load":
+    case "distant":
       return 0;
   }
 }

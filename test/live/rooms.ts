@@ -59,6 +59,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "threads" },
     { name: "threads", args: ["40"] },
     { name: "thread_places" },
+    { name: "thread_places", args: ["40"] },
     { name: "unlike_threads" },
     { name: "dispatched" },
     { name: "dispatched", args: ["lone"] },

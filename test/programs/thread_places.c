@@ -1,5 +1,5 @@
 // A thread with a current directory, a umask (unshare with CLONE_FS) and a personality of its own, and one that has its process's. With "table" or
-// "net" a thread has what cannot be saved.
+// "net" a thread has what cannot be saved. A number is of other threads, which sleep.
 #include "test.h"
 #include <linux/kcmp.h>
 #include <sys/personality.h>
@@ -60,13 +60,24 @@ static void check(void) {
   EXPECT(chdir("..") == 0, "chdir: %m");
 }
 
+static void *wait_for_ever(void *unused) {
+  for (;;) pause();
+  return unused;
+}
+
 static void go_apart(void) { MUST(unshare(CLONE_FS)); }
 
 int main(int argc, char **argv) {
   begin();
   tamper = go_apart;
   umask(022);
-  if (argc > 1) parts = strcmp(argv[1], "net") == 0 ? CLONE_NEWNET : CLONE_FILES;
+  if (argc > 1 && strcmp(argv[1], "net") == 0) parts = CLONE_NEWNET;
+  if (argc > 1 && strcmp(argv[1], "table") == 0) parts = CLONE_FILES;
+  int idlers = argc > 1 ? atoi(argv[argc - 1]) : 0;
+  for (int i = 0; i < idlers; i++) {
+    pthread_t thread;
+    MUST(pthread_create(&thread, NULL, wait_for_ever, NULL) == 0 ? 0 : -1);
+  }
   MUST(getcwd(home, sizeof home) == NULL ? -1 : 0);
   MUST(mkdir("apart", 0700));
   MUST(mkdir("together", 0700));

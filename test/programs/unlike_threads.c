@@ -1,5 +1,6 @@
-// Threads of which each differs from the others in one thing, twice: timer slack, personality, groups (also as many as another one
-// has), an effective capability, no_new_privs, secure bits, memory policy, alternate stack, nice value, robust list, name.
+// Threads of which each differs from the others in one thing, three times: timer slack, personality, groups (also as many as another one
+// has), an effective capability, no_new_privs, secure bits, memory policy, alternate stack, nice value, robust list, name, umask, what a
+// machine check does, cleared address.
 #include "test.h"
 #include <linux/capability.h>
 #include <linux/mempolicy.h>
@@ -8,12 +9,13 @@
 #include <sys/personality.h>
 #include <sys/resource.h>
 
-enum { TRAITS = 13, COUNT_OF_THREADS = 2 * TRAITS, MOST_GROUPS = 8 };
+enum { TRAITS = 16, COUNT_OF_THREADS = 3 * TRAITS, MOST_GROUPS = 8 };
 
 // All words, so that a difference can be told by its number.
 struct facts {
   long slack, personality, group_count, groups[MOST_GROUPS], effective, permitted, no_new_privs;
   long secure_bits, policy, nodes, stack, stack_size, nice, robust_list, name[2];
+  long mask, machine_check, cleared;
 };
 
 static struct worker {
@@ -22,6 +24,7 @@ static struct worker {
   sem_t go, done;
   struct facts first;
   char stack[64 * KIB];
+  int cleared;
   struct {
     void *list;
     long offset;
@@ -54,6 +57,11 @@ static void look(struct facts *facts) {
   facts->nice = getpriority(PRIO_PROCESS, 0);
   MUST(syscall(SYS_get_robust_list, 0, &facts->robust_list, &length));
   prctl(PR_GET_NAME, facts->name);
+  // One looks at a time.
+  facts->mask = umask(0);
+  umask(facts->mask);
+  facts->machine_check = prctl(PR_MCE_KILL_GET, 0, 0, 0, 0);
+  MUST(prctl(PR_GET_TID_ADDRESS, &facts->cleared, 0, 0, 0));
 }
 
 static void become(int trait, struct worker *self) {
@@ -86,6 +94,12 @@ static void become(int trait, struct worker *self) {
       MUST(syscall(SYS_set_robust_list, &self->robust, sizeof self->robust));
       MUST(prctl(PR_SET_NAME, "another"));
       break;
+    case 13:
+      MUST(unshare(CLONE_FS));
+      umask(0137);
+      break;
+    case 14: MUST(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0)); break;
+    case 15: MUST(syscall(SYS_set_tid_address, &self->cleared)); break;
   }
 }
 

@@ -19,7 +19,11 @@ const DEFAULT_DIRECTORY = "/run/reprise/standby";
 const DEFAULT_ENGINES = 2;
 const LARGEST_POOL = 16;
 /** As bin/criu starts it. */
-const NODE_SETTINGS = ["--min-semi-space-size=16", "--initial-old-space-size=64"];
+const NODE_SETTINGS = [
+  "--max-semi-space-size=64",
+  "--min-semi-space-size=64",
+  "--initial-old-space-size=64",
+];
 
 /** Returns the exit code: of --status, 1 when no engine stands by. */
 export async function standby(options: StandbyOptions): Promise<number> {

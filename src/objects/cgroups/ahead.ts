@@ -2,7 +2,6 @@
 
 import type { ImageSetWriter } from "../../images/image-set.ts";
 import { log } from "../../log.ts";
-import { readTasksIfAlive } from "../../proc/tasks.ts";
 import { Witness } from "../../tracee/witness.ts";
 import type { CollectedNamespace } from "../namespaces/collect.ts";
 import { CgroupTable, type CgroupDumpOptions } from "./dump.ts";
@@ -32,8 +31,8 @@ export class CgroupsAhead implements Disposable {
     const table = new CgroupTable(options);
     for (const pid of pids) {
       const parent = pid === pids[0] ? undefined : pids[0];
-      const threads = (readTasksIfAlive(pid) ?? []).map((tid) => ({ tid }));
-      table.add({ pid, parent, threads });
+      // Nearly always its threads are where it is; else it is found out in the freeze.
+      table.add({ pid, parent, threads: [{ tid: pid }] });
     }
     table.addNamespaces(namespaces);
     const witness = new Witness();

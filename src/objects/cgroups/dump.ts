@@ -89,13 +89,22 @@ export class CgroupTable {
     for (const member of own) this.#own.set(hierarchyName(member), member.path);
   }
 
-  /** Looks at the threads of a task; the root task comes first. */
-  add(task: TaskThreads): void {
+  /** Looks at the threads of a task, but for those that are known to be where the first is; the root task comes first. */
+  add(task: TaskThreads, alike: ReadonlySet<number> = new Set()): void {
     if (this.#options.mode === "ignore") return;
     // Most threads of a process are where its others are.
     const known = new Map<string, number>();
-    using reader = new ThreadCgroups(task);
-    for (const { tid } of task.threads) {
+    const tids = task.threads.map(({ tid }) => tid);
+    const [first] = tids;
+    using reader = new ThreadCgroups(
+      task.pid,
+      tids.filter((tid) => !alike.has(tid)),
+    );
+    for (const tid of tids) {
+      if (alike.has(tid) && first !== undefined) {
+        this.#ofThread.set(tid, this.#ofThread.get(first) ?? OWN_CGROUP_SET);
+        continue;
+      }
       const text = reader.text(tid);
       const set = known.get(text) ?? this.#setOf(parseCgroups(text));
       known.set(text, set);

@@ -16,9 +16,9 @@ export class ThreadCgroups implements Disposable {
   /** The last text, and its bytes. */
   #last: { readonly bytes: Buffer; readonly text: string } | undefined;
 
-  constructor({ pid, threads }: { readonly pid: number; readonly threads: readonly unknown[] }) {
+  constructor(pid: number, tids: readonly number[]) {
     this.#pid = pid;
-    this.#files = threads.length < MANY ? undefined : new ThreadFiles(pid, READING);
+    this.#files = tids.length < MANY ? undefined : new ThreadFiles(pid, tids, READING);
   }
 
   /** The text of a thread's file. Throws as readProcText does. */

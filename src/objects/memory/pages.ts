@@ -215,7 +215,7 @@ function pageFlags(vma: VmaEntry): number {
 }
 
 /** From this size on it takes several threads. */
-const SIDE_BY_SIDE_FROM = 4 * 1024 * 1024;
+const SIDE_BY_SIDE_FROM = 16 * 1024 * 1024;
 /** From this size on pages bypass the page cache: several times faster than a buffered write. */
 export const DIRECT_FROM = 1024 * 1024;
 

@@ -29,7 +29,7 @@ export function lookForLosses(
   tid: Argument,
 ): (answers: Answers, loser: Loser) => void {
   // Ports that a thread may use (ioperm(2)) are a set of registers to ptrace; absent when it has none.
-  const map = program.output(PORT_MAP_MAX);
+  const map = program.data(Buffer.alloc(PORT_MAP_MAX));
   const vector = Buffer.alloc(IOVEC_SIZE);
   vector.writeUInt32LE(PORT_MAP_MAX, 8);
   const into = program.structure(vector, { 0: map });

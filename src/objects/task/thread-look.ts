@@ -2,7 +2,8 @@
 // engine's own makes them all.
 
 import { ResidentProgram } from "../../tracee/local.ts";
-import { Program, type Load } from "../../tracee/program.ts";
+import { Program, type Answers, type Argument, type Load } from "../../tracee/program.ts";
+import { Sweep, type Field } from "../../tracee/sweep.ts";
 import { lookForLosses } from "./losses.ts";
 import { lookAtScheduling, type Scheduling } from "./scheduling.ts";
 import { lookForPending } from "./signals.ts";
@@ -17,50 +18,101 @@ export interface ThreadView {
   readonly hasPending: boolean;
 }
 
-export class ThreadLook implements Disposable {
-  readonly #program: ResidentProgram;
-  readonly #tid: Load["from"];
-  readonly #robustList: ReturnType<typeof lookAtRobustList>;
-  readonly #scheduling: ReturnType<typeof lookAtScheduling>;
-  readonly #hasPending: ReturnType<typeof lookForPending>;
-  readonly #losses: ReturnType<typeof lookForLosses>;
+/** What a thread has told itself, and whose it is. */
+interface Known {
+  readonly task: FrozenTask;
+  readonly timerSlack: bigint;
+  readonly parentDeathSignal: number;
+}
 
-  constructor() {
-    const program = new Program();
-    this.#tid = program.data(Buffer.alloc(4));
-    const tid: Load = { kind: "load", from: this.#tid, width: 4 };
-    this.#robustList = lookAtRobustList(program, tid);
-    this.#scheduling = lookAtScheduling(program, tid);
-    this.#hasPending = lookForPending(program, tid);
-    this.#losses = lookForLosses(program, tid);
-    this.#program = new ResidentProgram(program);
-  }
-
+export interface ThreadLook {
   /**
    * Looks at a thread, and tells what of it no image will hold.
    *
    * @throws RepriseError UNSUPPORTED, SYSCALL
    */
-  at(
-    thread: FrozenThread,
-    of: {
-      readonly task: FrozenTask;
-      readonly timerSlack: bigint;
-      readonly parentDeathSignal: number;
-    },
-  ): ThreadView {
-    const { tid } = thread;
-    const answers = this.#program;
-    answers.run({ at: this.#tid, value: tid });
-    this.#losses(answers, { task: of.task, thread, parentDeathSignal: of.parentDeathSignal });
-    return {
-      robustList: this.#robustList(answers),
-      scheduling: this.#scheduling(answers, { tid, timerSlack: of.timerSlack }),
-      hasPending: this.#hasPending(answers),
-    };
+  at(thread: FrozenThread, known: Known): ThreadView;
+}
+
+interface Questions {
+  readonly robustList: ReturnType<typeof lookAtRobustList>;
+  readonly scheduling: ReturnType<typeof lookAtScheduling>;
+  readonly hasPending: ReturnType<typeof lookForPending>;
+  readonly losses: ReturnType<typeof lookForLosses>;
+}
+
+function questions(program: Program, tid: Argument): Questions {
+  return {
+    robustList: lookAtRobustList(program, tid),
+    scheduling: lookAtScheduling(program, tid),
+    hasPending: lookForPending(program, tid),
+    losses: lookForLosses(program, tid),
+  };
+}
+
+function view(
+  { robustList, scheduling, hasPending, losses }: Questions,
+  answers: Answers,
+  { thread, known }: { readonly thread: FrozenThread; readonly known: Known },
+): ThreadView {
+  const { task, timerSlack, parentDeathSignal } = known;
+  losses(answers, { task, thread, parentDeathSignal });
+  return {
+    robustList: robustList(answers),
+    scheduling: scheduling(answers, { tid: thread.tid, timerSlack }),
+    hasPending: hasPending(answers),
+  };
+}
+
+/** Looks at one thread after the other, when it is asked. */
+export class EachLook implements ThreadLook, Disposable {
+  readonly #program: ResidentProgram;
+  readonly #tid: Load["from"];
+  readonly #questions: Questions;
+
+  constructor() {
+    const program = new Program();
+    this.#tid = program.data(Buffer.alloc(4));
+    this.#questions = questions(program, { kind: "load", from: this.#tid, width: 4 });
+    this.#program = new ResidentProgram(program);
+  }
+
+  at(thread: FrozenThread, known: Known): ThreadView {
+    this.#program.run({ at: this.#tid, value: thread.tid });
+    return view(this.#questions, this.#program, { thread, known });
   }
 
   [Symbol.dispose](): void {
     this.#program[Symbol.dispose]();
+  }
+}
+
+/** Looks at all threads of a task at once, now; they are asked for one after the other. */
+export class SweepingLook implements ThreadLook, Disposable {
+  readonly #sweep: Sweep;
+  readonly #questions: Questions;
+  readonly #indices: ReadonlyMap<number, number>;
+
+  constructor({ threads }: FrozenTask) {
+    let number: Field = { offset: 0, size: 4 };
+    let asked: Questions | undefined;
+    this.#sweep = new Sweep(threads.length, (program) => {
+      number = program.field(4);
+      asked = questions(program, program.contentOf(number));
+    });
+    this.#questions = asked as unknown as Questions;
+    this.#indices = new Map(threads.map(({ tid }, index) => [tid, index]));
+    for (const [tid, index] of this.#indices)
+      this.#sweep.memory.writeInt32LE(tid, this.#sweep.place(index, number));
+    this.#sweep.run();
+  }
+
+  at(thread: FrozenThread, known: Known): ThreadView {
+    const index = this.#indices.get(thread.tid) as number;
+    return view(this.#questions, this.#sweep.select(index), { thread, known });
+  }
+
+  [Symbol.dispose](): void {
+    this.#sweep[Symbol.dispose]();
   }
 }

@@ -58,6 +58,9 @@ export const SIGINFO_SIZE = 128;
 export const SI_TIMER = -2;
 
 export const SS_ONSTACK = 1;
+export const SS_DISABLE = 2;
+/** A number with its sign, as V8 has the bit. */
+export const SS_AUTODISARM = 1 << 31;
 /** stack_t: address, flags (padded), size. */
 export const STACK_T_SIZE = 24;
 
