@@ -73,7 +73,7 @@ describe("reportError()", () => {
       text += String(chunk);
       return true;
     });
-    const code = reportError(error);
+    const code = reportError(error, "run");
     spy.mockRestore();
     return { code, text };
   }
@@ -81,6 +81,19 @@ describe("reportError()", () => {
   it("prints message and hint, and gives the code's exit code", () => {
     const error = new RepriseError("NO_SUCH_NAME", "there is no task x", { hint: "Look." });
     expect(report(error)).toEqual({ code: 3, text: "error: there is no task x\n  Look.\n" });
+  });
+
+  it("explains system errors that nobody expected, and calls none of them a bug", () => {
+    const path = "/proc/nowhere/tasks";
+    const full = Object.assign(new Error("x"), { code: "ENOSPC", syscall: "write" });
+    expect(report(full)).toEqual({
+      code: 1,
+      text: "error: cannot carry out run: write: ENOSPC\n  The disk is full: make room and try again.\n",
+    });
+    const denied = Object.assign(new Error("x"), { code: "EACCES", syscall: "mkdir", path });
+    expect(report(denied).text).toContain(
+      `cannot carry out run: mkdir ${path}: EACCES\n  Run as root`,
+    );
   });
 
   it("gives 1 for other errors", () => {

@@ -17,8 +17,9 @@ async function main(): Promise<void> {
     process.stderr.write(`error: cannot write to standard output: ${error.code}\n`);
     process.exitCode = OUTPUT_ERROR;
   });
+  const root = program();
   try {
-    await program().parseAsync();
+    await root.parseAsync();
     process.exitCode ??= 0;
   } catch (error) {
     // Commander has printed its message already; help and version are no errors.
@@ -27,7 +28,7 @@ async function main(): Promise<void> {
       return;
     }
     const { reportError } = await import("./report.ts");
-    process.exitCode = reportError(error);
+    process.exitCode = reportError(error, root.args[0] ?? "reprise");
   }
 }
 

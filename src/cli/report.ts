@@ -1,5 +1,6 @@
 // Errors and log lines as people see them.
 
+import { asRepriseError } from "../engine/system-error.ts";
 import { RepriseError, type ErrorCode } from "../errors.ts";
 import { LogLevel, setLogSink } from "../log.ts";
 
@@ -14,8 +15,13 @@ export const EXIT_CODES: Readonly<Partial<Record<ErrorCode, number>>> = {
   KERNEL_FEATURE: 4,
 };
 
-/** Prints an error and its hint to standard error. Returns the exit code. */
-export function reportError(error: unknown): number {
+/**
+ * Prints an error and its hint to standard error. Returns the exit code.
+ *
+ * @param command the name of the command that failed
+ */
+export function reportError(thrown: unknown, command: string): number {
+  const error = asRepriseError(thrown, `carry out ${command}`);
   const [message, hint] = errorTexts(error);
   process.stderr.write(`error: ${message}\n`);
   if (hint !== undefined) process.stderr.write(`  ${hint}\n`);
@@ -30,7 +36,5 @@ export function logToStderr(): void {
 function errorTexts(error: unknown): readonly [string, string | undefined] {
   if (error instanceof RepriseError) return [error.message, error.hint];
   if (!(error instanceof Error)) return [String(error), undefined];
-  const denied = "code" in error && (error.code === "EACCES" || error.code === "EPERM");
-  if (denied) return [error.message, "Checkpoints need root."];
   return [error.stack ?? error.message, "This is a bug in Reprise. Please report it."];
 }

@@ -161,8 +161,8 @@ function writeNamespaces(
 }
 
 /**
- * Pages that are there once for several tasks since a fork, counted as often as a restore makes them more: tasks that come back
- * have each their own.
+ * Pages that are there once for several tasks since a fork, counted as often as a restore may make them more: it shares those
+ * again that a child has in an area equal to its parent's, and that nobody has locked.
  */
 function sharedByFork({ live }: CollectedTree): number {
   const kilobytes = live
@@ -172,7 +172,9 @@ function sharedByFork({ live }: CollectedTree): number {
     .reduce((sum, { area }) => sum + area.beyondShare, 0);
   const pages = Math.round((kilobytes * 1024) / PAGE_SIZE);
   if (pages > 0)
-    log.info(`${pages} pages are shared by fork: the restored tasks need this much memory more`);
+    log.info(
+      `${pages} pages are shared by fork: the restored tasks need up to this much memory more, where children have other areas than their parents`,
+    );
   return pages;
 }
 

@@ -7,7 +7,6 @@ import {
   constants,
   existsSync,
   fsyncSync,
-  mkdirSync,
   openSync,
   renameSync,
   rmSync,
@@ -16,6 +15,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { makeDirectories } from "./make-directories.ts";
 import { crc32 } from "./crc32.ts";
 import { assert } from "../errors.ts";
 import { encodeEntry, encodeImage, type MessageInput } from "./codec.ts";
@@ -81,7 +81,7 @@ export class ImageSetWriter {
     this.#sync = options.sync ?? "files";
     this.#unnamed = options.create;
     if (this.#unnamed !== undefined) return;
-    mkdirSync(dir, { recursive: true, mode: DIRECTORY_MODE });
+    makeDirectories(dir, DIRECTORY_MODE);
     for (const name of [imageName("inventory"), MANIFEST_NAME])
       if (existsSync(this.path(name))) rmSync(this.path(name), { force: true });
   }

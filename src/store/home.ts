@@ -12,6 +12,7 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { RepriseError } from "../errors.ts";
+import { makeDirectories } from "../images/make-directories.ts";
 
 const DEFAULT_HOME = "/var/lib/reprise";
 const PRIVATE = 0o700;
@@ -48,7 +49,7 @@ export function taskDirectory(name: string): string {
 
 /** Makes the directory of all tasks, if it is not there. */
 export function createTasksDirectory(): void {
-  mkdirSync(tasksDirectory(), { recursive: true, mode: PRIVATE });
+  makeDirectories(tasksDirectory(), PRIVATE);
 }
 
 /**
@@ -60,18 +61,13 @@ export function createTaskDirectory(name: string): string {
   const directory = taskDirectory(name);
   createTasksDirectory();
   if (existsSync(directory)) throw nameTaken(name);
-  try {
-    mkdirSync(directory, { mode: PRIVATE });
-  } catch (error) {
-    throw nameTaken(name, error);
-  }
+  mkdirSync(directory, { mode: PRIVATE });
   mkdirSync(join(directory, "checkpoints"), { mode: PRIVATE });
   return directory;
 }
 
-function nameTaken(name: string, cause?: unknown): RepriseError {
+export function nameTaken(name: string): RepriseError {
   return new RepriseError("NAME_TAKEN", `the name ${name} is taken`, {
     hint: `Choose another one, or remove it: reprise rm ${name}`,
-    cause,
   });
 }

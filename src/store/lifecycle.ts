@@ -23,6 +23,7 @@ import {
   lockTask,
   logPath,
   readTask,
+  removeAbandoned,
   removeTask,
   startTimeOf,
   writeTask,
@@ -103,28 +104,35 @@ export async function restoreTask(
 ): Promise<TaskRecord> {
   using _lock = await lockTask(checkpoint.task);
   const record = readTask(checkpoint.task);
-  if (isAlive(record)) {
-    throw new RepriseError("BAD_ARGUMENT", `${record.name} is running (pid ${record.pid})`, {
-      hint: `To have a second one beside it: reprise clone ${record.name} NEW-NAME`,
-    });
-  }
+  refuseRunning(record);
   const placement = options.newPidNamespace ? "pid-namespace" : checkpoint.placement;
-  const pid = await restoreImages(checkpoint.imagesDir, {
-    ...options,
-    placement,
-    tcp: { established: true },
-  });
   const { task, number } = checkpoint;
   const { checkpointedAs: _ended, ...rest } = record;
-  const restored: TaskRecord = {
-    ...rest,
-    pid,
-    startTime: startTimeOf(pid),
-    placement,
-    restoredFrom: { task, checkpoint: number },
-  };
-  writeTask(restored);
-  return restored;
+  try {
+    return await restoreImages(checkpoint.imagesDir, {
+      ...options,
+      placement,
+      tcp: { established: true },
+      recordOf: ({ pid, startTime }) => ({
+        ...rest,
+        pid,
+        startTime,
+        placement,
+        restoredFrom: { task, checkpoint: number },
+      }),
+    });
+  } catch (error) {
+    writeTask(record);
+    throw error;
+  }
+}
+
+function refuseRunning(record: TaskRecord): void {
+  if (!isAlive(record)) return;
+  throw new RepriseError("BAD_ARGUMENT", `${record.name} is running (pid ${record.pid})`, {
+    pid: record.pid,
+    hint: `To have a second one beside it: reprise clone ${record.name} NEW-NAME`,
+  });
 }
 
 /**
@@ -146,17 +154,20 @@ export async function cloneCheckpoint(
     const own = beginCheckpoint({ task: name, command, pid: checkpoint.pid, placement, createdAt });
     await takeImages(checkpoint, own);
     // A connection has but one owner at each end.
-    const tcp = { close: true };
-    const pid = await restoreImages(own.imagesDir, { ...options, placement, tcp });
-    return {
-      name,
-      command,
-      pid,
-      startTime: startTimeOf(pid),
+    return restoreImages(own.imagesDir, {
+      ...options,
       placement,
-      createdAt,
-      restoredFrom: { task: checkpoint.task, checkpoint: checkpoint.number },
-    };
+      tcp: { close: true },
+      recordOf: ({ pid, startTime }) => ({
+        name,
+        command,
+        pid,
+        startTime,
+        placement,
+        createdAt,
+        restoredFrom: { task: checkpoint.task, checkpoint: checkpoint.number },
+      }),
+    });
   });
 }
 
@@ -190,12 +201,17 @@ export async function explainCheckpoint(name: string): Promise<readonly string[]
   }
 }
 
-/** What a restore would do, in lines for people. */
+/**
+ * What a restore would do, in lines for people.
+ *
+ * @throws RepriseError as the restore would, as far as it can be told now.
+ */
 export async function explainRestore(
   checkpoint: StoredCheckpoint,
   options: { readonly newPidNamespace: boolean },
 ): Promise<readonly string[]> {
   const { imagesDir } = checkpoint;
+  refuseRunning(readTask(checkpoint.task));
   const engine = await import("../engine/restore.ts");
   const inNew = options.newPidNamespace ? { newPidNamespace: true } : {};
   const tcp = { established: true };
@@ -218,6 +234,7 @@ export async function forgetTask(
   name: string,
   options: { readonly force: boolean },
 ): Promise<void> {
+  if (await removeAbandoned(name)) return;
   using _lock = await lockTask(name);
   const record = readTask(name);
   if (isAlive(record) && !options.force) {
@@ -265,24 +282,35 @@ function placementOfNewTask(): Placement {
   return "host";
 }
 
+/** Restores a task and records it before it runs: whoever ends this command, nothing runs that has no record. */
 async function restoreImages(
   imagesDir: string,
   options: {
+    readonly recordOf: (task: Pick<TaskRecord, "pid" | "startTime">) => TaskRecord;
     readonly placement: Placement;
     /** What becomes of TCP connections. */
     readonly tcp: { readonly established?: boolean; readonly close?: boolean };
     readonly onEvent?: ProgressListener;
   },
-): Promise<number> {
+): Promise<TaskRecord> {
   const engine = await import("../engine/restore.ts");
-  const { pid } = await engine.restore({
+  let record: TaskRecord | undefined;
+  await engine.restore({
     imagesDir,
     tcp: options.tcp,
     extUnixSk: true,
+    hooks: {
+      script(action, pid) {
+        if (action !== "pre-resume" || pid === undefined) return;
+        record = options.recordOf({ pid, startTime: startTimeOf(pid) });
+        writeTask(record);
+      },
+    },
     ...(options.placement === "pid-namespace" ? { newPidNamespace: true } : {}),
     ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
   });
-  return pid;
+  if (record === undefined) throw new RepriseError("INTERNAL", "a restored task has no record");
+  return record;
 }
 
 /** The log is opened for appending: who restores need not care what was written meanwhile. */

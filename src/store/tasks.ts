@@ -9,6 +9,7 @@ import {
   createTaskDirectory,
   createTasksDirectory,
   namesLockPath,
+  nameTaken,
   taskDirectory,
   tasksDirectory,
 } from "./home.ts";
@@ -86,15 +87,28 @@ async function takeName(name: string): Promise<{ directory: string; lock: Lock |
   return { directory, lock: await takeLock(lockPath(name), { what: name }) };
 }
 
-/** A directory without a record that nobody has locked: its maker was killed. */
-async function removeAbandoned(name: string): Promise<void> {
-  if (!existsSync(taskDirectory(name)) || existsSync(statePath(name))) return;
+/** Removes a directory without a record that nobody has locked: its maker was killed. */
+export async function removeAbandoned(name: string): Promise<boolean> {
+  if (!existsSync(taskDirectory(name)) || existsSync(statePath(name))) return false;
   try {
     using _lock = await takeLock(lockPath(name), { what: name, patienceMs: 0 });
+    if (existsSync(statePath(name))) return false;
     removeTask(name);
+    return true;
   } catch (error) {
     if (!(error instanceof RepriseError && error.code === "BUSY")) throw error;
+    return false;
   }
+}
+
+/**
+ * For who has much to do before the name is taken.
+ *
+ * @throws RepriseError NAME_TAKEN
+ */
+export async function refuseTakenName(name: string): Promise<void> {
+  if (!existsSync(taskDirectory(name)) || (await removeAbandoned(name))) return;
+  throw nameTaken(name);
 }
 
 /** Writes a record so that readers see the old one or the new one. */

@@ -380,6 +380,7 @@ describe("errors", () => {
       status: 2,
       stderr: expect.stringMatching(/^error: long is running \(pid \d+\)\n/) as string,
     });
+    expect(reprise("restore", "--explain", "long")).toMatchObject({ status: 2, stdout: "" });
     expect(reprise("rm", "long")).toMatchObject({ status: 2 });
     expect(reprise("rm", "--force", "long")).toMatchObject({ status: 0 });
     expect(reprise("ps").stdout).not.toContain("long");
@@ -411,6 +412,18 @@ describe("errors", () => {
   ])("wrong usage: %j", (args, text) => {
     const { status, stderr } = reprise(...args);
     expect({ status, told: stderr.includes(text) }).toEqual({ status: 2, told: true });
+  });
+
+  it("a home that cannot be made is no bug of ours, and nothing to wait for", () => {
+    const env = { ...process.env, REPRISE_HOME: "/proc/nowhere" };
+    const options = { env, encoding: "utf8", timeout: 10_000 } as const;
+    const { status, stderr } = spawnSync(REPRISE, ["run", "--", "true"], options);
+    expect({ status, stderr }).toEqual({
+      status: 1,
+      stderr: expect.stringMatching(
+        /^error: cannot carry out run: mkdir \/proc\/nowhere: ENOENT\n/,
+      ) as string,
+    });
   });
 
   it("a damaged image is named before anything is made", async () => {
@@ -453,6 +466,11 @@ describe("two commands on one task", () => {
   it("take over a name whose maker was killed", () => {
     mkdirSync(join(home, "tasks", "ghost", "checkpoints"), { recursive: true });
     expect(reprise("run", "--name", "ghost", "--", "sleep", "60").status).toBe(0);
+    for (const name of ["lost", "left"])
+      mkdirSync(join(home, "tasks", name, "checkpoints"), { recursive: true });
+    expect(reprise("clone", "ghost", "lost")).toMatchObject({ status: 0, stderr: "" });
+    expect(reprise("rm", "left")).toMatchObject({ status: 0, stdout: "left removed\n" });
+    expect(existsSync(join(home, "tasks", "left"))).toBe(false);
   });
 });
 

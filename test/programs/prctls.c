@@ -7,9 +7,13 @@
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
 #endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
 
 static pid_t child;
-static char *apart; // memory of the child that is not merged
+static char *apart;   // memory of the child that is not merged
+static char *guarded; // and some that is, with a guard page in it
 static int speculation, merges, huge; // the child's: what this machine can do
 
 // PR_GET_… that write to an int: the value, or -1.
@@ -44,6 +48,8 @@ static void child_setup(void) {
   merges = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
   apart = map_anon(4 * PAGE, PROT_READ | PROT_WRITE);
   MUST(madvise(apart, 4 * PAGE, MADV_UNMERGEABLE));
+  guarded = map_anon(4 * PAGE, PROT_READ | PROT_WRITE);
+  madvise(guarded + PAGE, PAGE, MADV_GUARD_INSTALL); // Linux 6.13
   prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0);
   huge = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
 }
@@ -63,6 +69,8 @@ static void child_check(void) {
   char flags[256];
   smaps_field(apart, "VmFlags", flags, sizeof flags);
   EXPECT(strstr(flags, "mg") == NULL, "memory that stands apart is %s", flags);
+  smaps_field(guarded + PAGE, "VmFlags", flags, sizeof flags);
+  EXPECT((strstr(flags, "mg") != NULL) == (merges == 1), "memory with a guard page is %s", flags);
 }
 
 static void other_slack(void) { prctl(PR_SET_TIMERSLACK, 50000); }

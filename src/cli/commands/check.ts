@@ -1,10 +1,11 @@
 // reprise check: what this kernel and this machine allow, line by line, and what to do about the rest.
 
-import { mkdirSync, statfsSync } from "node:fs";
+import { statfsSync } from "node:fs";
 import { resolve } from "node:path";
 import { containerToolFacts } from "../../containers/tools.ts";
 import { probeAll, type Category } from "../../kernel/features.ts";
 import { machineFacts, purposeOf, type MachineFact } from "../../kernel/machine.ts";
+import { makeDirectories } from "../../images/make-directories.ts";
 import { homeDirectory } from "../../store/home.ts";
 import { bytesText, table } from "../text.ts";
 
@@ -64,7 +65,7 @@ function homeFact(): MachineFact {
   const home = homeDirectory();
   const fact = { name: "home", purpose: `checkpoints, in ${home}`, needed: true };
   try {
-    mkdirSync(home, { recursive: true, mode: 0o700 });
+    makeDirectories(home, 0o700);
     const { bavail, bsize } = statfsSync(home);
     if (bavail * bsize >= ENOUGH_BYTES) return { ...fact, fault: undefined };
     const free = bytesText(bavail * bsize);

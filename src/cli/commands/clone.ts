@@ -1,6 +1,5 @@
 // reprise clone: a second task that goes on where the first one is, in a pid namespace of its own.
 
-import { existsSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
 import {
   chooseCheckpoint,
@@ -12,8 +11,8 @@ import { warnOfMisfits } from "../misfits.ts";
 import { checkpointNumber } from "../text.ts";
 import { warnOfVisitors } from "../visitors.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
-import { taskDirectory } from "../../store/home.ts";
 import { checkpointTask, cloneCheckpoint } from "../../store/lifecycle.ts";
+import { refuseTakenName } from "../../store/tasks.ts";
 
 export async function clone(
   name: string,
@@ -23,11 +22,7 @@ export async function clone(
   const reference = parseReference(name);
   if (reference !== undefined) return cloneContainer(reference, newName, options);
   // Asked before anything is frozen; taking the name is what decides.
-  if (existsSync(taskDirectory(newName))) {
-    throw new RepriseError("NAME_TAKEN", `the name ${newName} is taken`, {
-      hint: `Choose another one, or remove it: reprise rm ${newName}`,
-    });
-  }
+  await refuseTakenName(newName);
   const number =
     checkpointNumber(options.checkpoint) ??
     (await checkpointTask(name, { leaveRunning: true })).checkpoint.number;

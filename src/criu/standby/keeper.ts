@@ -1,8 +1,9 @@
 // The keeper of the resident engines: it starts them, gives each the commands that took its slot, and answers for one that died.
 
-import { chmodSync, lstatSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { chmodSync, lstatSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { RepriseError } from "../../errors.ts";
+import { makeDirectories } from "../../images/make-directories.ts";
 import { takeLock } from "../../store/lock.ts";
 import { printOut } from "../output.ts";
 import { Slot } from "./slot.ts";
@@ -46,7 +47,7 @@ const PRIVATE = 0o700;
 
 /** Whoever can write there can have root's commands answered: it is root's alone. */
 function makePrivate(directory: string): void {
-  mkdirSync(directory, { recursive: true, mode: PRIVATE });
+  makeDirectories(directory, PRIVATE);
   const found = lstatSync(directory);
   if (!found.isDirectory() || found.uid !== process.geteuid?.()) {
     throw new RepriseError("BAD_ARGUMENT", `${directory} is not a directory of ours`, {

@@ -25,6 +25,7 @@ import {
   PR_TSC_SIGSEGV,
 } from "../../sys/abi/sched.ts";
 import { MADV_MERGEABLE, MADV_UNMERGEABLE, TASK_SIZE } from "../../sys/abi/mman.ts";
+import { VMA_GUARD } from "../memory/vma.ts";
 import { errnoName } from "../../sys/errno.ts";
 import type { Program } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
@@ -113,11 +114,13 @@ export function restoreSettings(
 export function restoreUnmerged(
   program: Program,
   settings: readonly ReprisePrctl[],
-  areas: readonly Pick<VmaEntry, "start" | "end" | "madv">[],
+  areas: readonly Pick<VmaEntry, "start" | "end" | "madv" | "status">[],
 ): void {
   if (!settings.some(({ option, arg2 }) => option === PR_SET_MEMORY_MERGE && arg2 === 1n)) return;
-  for (const { start, end, madv = 0n } of areas) {
+  for (const { start, end, status, madv = 0n } of areas) {
     if ((madv & (1n << BigInt(MADV_MERGEABLE))) !== 0n || start > TASK_SIZE) continue;
+    // A range of guard pages is a part of an area, and has no marks of its own.
+    if ((status & VMA_GUARD) !== 0) continue;
     // Most of those without the mark cannot be merged anyway.
     const label = `take memory ${start.toString(16)}-${end.toString(16)} out of merging`;
     program.call("madvise", [start, end - start, MADV_UNMERGEABLE], { label, mayFail: true });
