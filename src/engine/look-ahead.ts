@@ -187,13 +187,10 @@ export class LookAhead {
     const files = fds
       .map((fd) => lookAtFd(task, fd, { directory }))
       .filter(({ info }) => info.locks.length === 0);
-    const asked = this.files.askAhead(files);
-    return files
-      .filter((file) => asked.has(file))
-      .map((file) => {
-        const { id, type } = this.files.describe(file);
-        return [file.fd, { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 }];
-      });
+    return [...this.files.describeSockets(files)].map(([file, { id, type }]) => [
+      file.fd,
+      { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 },
+    ]);
   }
 
   #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {

@@ -9,20 +9,28 @@ import { O_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { memoryAt, syscall, trySyscall } from "../sys/ffi.ts";
 import { ResidentProgram } from "./local.ts";
 import { Program, type CallOptions, type Load, type Pointer, type Ref } from "./program.ts";
-import { ENTRY_SIZE } from "./arch/x86_64/code.ts";
 import type { SyscallName } from "../sys/syscalls.x86_64.ts";
 
 /** What a survey asks is added by these; all calls may fail. */
 export interface SurveyQuestions {
-  /** The descriptor that is asked. */
-  readonly fd: Load;
+  /** The descriptor that is asked: it has the same number for all, so that equal answers are equal records. */
+  readonly fd: number;
+  /** Its own number. */
+  readonly number: Load;
   call(name: SyscallName, args: Parameters<Program["call"]>[1]): Ref;
   /** Room for what a call tells. */
   output(size: number): Pointer;
   /** Memory that is so before each descriptor is asked, whatever the calls write there. */
   input(bytes: Uint8Array): Pointer;
-  /** struct pollfd for the descriptor; there is one. */
-  pollfd(events: number): Pointer;
+}
+
+/** Calls that follow each other, and what they have told. */
+export interface SurveyRange {
+  readonly first: Ref;
+  readonly last: Ref;
+  /** Of the output. */
+  readonly start: number;
+  readonly end: number;
 }
 
 /** What was told, a record a descriptor. */
@@ -53,6 +61,14 @@ export class SurveyAnswers {
     return this.bytes.subarray(start, start + size);
   }
 
+  /** All that some calls have told, as text of which each character is a byte. */
+  text(index: number, { first, last, start, end }: SurveyRange): string {
+    const at = index * this.#size;
+    const results = this.bytes.toString("latin1", at + first.entry * 8, at + (last.entry + 1) * 8);
+    const output = at + this.#outputAt;
+    return results + this.bytes.toString("latin1", output + start, output + end);
+  }
+
   /** The numbers of those that answered otherwise at another time. */
   differences(other: SurveyAnswers): number[] {
     if (this.bytes.equals(other.bytes)) return [];
@@ -65,8 +81,7 @@ export class SurveyAnswers {
   }
 }
 
-/** struct pollfd: descriptor, events, what is found. */
-const POLLFD_SIZE = 8;
+const NUMBER_SIZE = 4;
 const ALIGNMENT = 16;
 const MAY_FAIL: CallOptions = { mayFail: true };
 const PROGRAM_NAME = Buffer.from("reprise\0");
@@ -83,51 +98,50 @@ export class Survey implements Disposable {
   readonly #recordSize: number;
   readonly #outputAt: number;
 
-  constructor(fds: readonly number[], ask: (questions: SurveyQuestions) => void) {
-    this.#count = fds.length;
+  constructor(numbers: readonly number[], ask: (questions: SurveyQuestions) => void) {
+    this.#count = numbers.length;
     const list = this.#memoryFile();
     const template = this.#memoryFile();
-    writeAll(list, Buffer.from(Uint32Array.from(fds).buffer));
+    writeAll(list, Buffer.from(Uint32Array.from(numbers).buffer));
+    // A number that is ours.
+    const fd = this.#memoryFile();
     const program = new Program();
     const inputs: { readonly at: number; readonly bytes: Uint8Array }[] = [];
     const sizes = Buffer.alloc(8);
+    const sizesAt = program.data(sizes);
     const size = (at: number): Load => ({
       kind: "load",
       from: { ...sizesAt, offset: at },
       width: 4,
     });
-    const sizesAt = program.data(sizes);
-    const pollfd = program.output(POLLFD_SIZE);
-    const fd: Load = { kind: "load", from: pollfd, width: 4 };
-    let events = 0;
+    const place = program.output(NUMBER_SIZE);
+    const number: Load = { kind: "load", from: place, width: 4 };
     let write: Ref | undefined;
     program.call("lseek", [list, 0, 0], MAY_FAIL);
-    const counter = program.repeat(fds.length, () => {
-      program.call("pread64", [template, pollfd, size(0), 0], MAY_FAIL);
-      program.call("read", [list, pollfd, 4], MAY_FAIL);
+    const counter = program.repeat(numbers.length, () => {
+      program.call("pread64", [template, place, size(0), 0], MAY_FAIL);
+      program.call("read", [list, place, NUMBER_SIZE], MAY_FAIL);
+      program.call("dup3", [number, fd, O_CLOEXEC], MAY_FAIL);
       ask({
         fd,
+        number,
         call: (name, args) => program.call(name, args, MAY_FAIL),
-        output: (room) => program.output(room),
+        output: (room) => program.output(room, 4),
         input: (bytes) => {
-          const place = program.output(bytes.length);
-          inputs.push({ at: place.offset, bytes });
-          return place;
-        },
-        pollfd: (wanted) => {
-          events = wanted;
-          return pollfd;
+          const at = program.output(bytes.length, 4);
+          inputs.push({ at: at.offset, bytes });
+          return at;
         },
       });
       write = program.call("write", [0, program.results, size(4)], MAY_FAIL);
     });
     this.#done = syscall("eventfd2", 0, O_CLOEXEC);
     this.#files.push(this.#done);
+    program.call("dup3", [list, fd, O_CLOEXEC], MAY_FAIL);
     program.call("write", [this.#done, program.data(ONE), ONE.length], MAY_FAIL);
-    assert(write !== undefined && pollfd.offset === 0, "a survey is laid out in this order");
+    assert(write !== undefined && place.offset === 0, "a survey is laid out in this order");
     const outputSize = program.mark.output;
     const bytes = Buffer.alloc(outputSize);
-    bytes.writeUInt16LE(events, 4);
     for (const input of inputs) bytes.set(input.bytes, input.at);
     writeAll(template, bytes);
     this.#outputAt = Math.ceil((program.length * 8) / ALIGNMENT) * ALIGNMENT;
@@ -138,7 +152,11 @@ export class Survey implements Disposable {
     this.#program = new ResidentProgram(program);
     assert(this.#program.brought.length === this.#recordSize, "a record is all that is brought");
     this.#counter = this.#program.bytes(counter, 8);
-    assert(ENTRY_SIZE % ALIGNMENT === 0, "results begin where the table ends");
+  }
+
+  /** How many are asked. */
+  get count(): number {
+    return this.#count;
   }
 
   /** Asks all of them. @throws RepriseError SYSCALL when there is no memory for the answers */
@@ -173,8 +191,11 @@ export class Survey implements Disposable {
         syscall: "write",
       });
     }
+    // Nothing at all cannot be mapped.
+    if (size === 0) return new SurveyAnswers(Buffer.alloc(0), { size: 0, outputAt: 0 });
     const at = syscall("mmap", 0, size, PROT_READ, MAP_SHARED | MAP_POPULATE, file, 0);
     this.#mapped.push({ at, size });
+    trySyscall("close", this.#files.splice(this.#files.indexOf(file), 1)[0] ?? -1);
     const bytes = memoryAt(at, size);
     return new SurveyAnswers(Buffer.from(bytes.buffer, bytes.byteOffset, size), {
       size: this.#recordSize,

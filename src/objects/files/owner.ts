@@ -39,6 +39,11 @@ export function hasOwner(file: OpenFile, dump: Pick<FilesDump, "borrow">): boole
   return owned;
 }
 
+/** Of a file that was found to have neither owner nor signal. */
+export function noteOwnerless(file: OpenFile): void {
+  ownerless.add(file);
+}
+
 /** Files that have just been looked at, and have neither owner nor signal. */
 const ownerless = new WeakSet<OpenFile>();
 

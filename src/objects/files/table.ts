@@ -143,10 +143,14 @@ export class FileTable implements FilesDump {
     return true;
   }
 
-  /** Asks sockets of tasks that run; those that may be described now, and are looked at again by `refresh`. */
-  askAhead(files: readonly OpenFile[]): ReadonlySet<OpenFile> {
+  /** Describes those sockets of tasks that run of which `refresh` can tell whether they have changed. */
+  describeSockets(
+    files: readonly OpenFile[],
+  ): ReadonlyMap<OpenFile, { readonly id: number; readonly type: number }> {
     this.#sockets ??= new SocketsAhead(this);
-    return this.#sockets.add(files);
+    const described = new Map<OpenFile, { readonly id: number; readonly type: number }>();
+    this.#sockets.add(files, (file) => void described.set(file, this.describe(file)));
+    return described;
   }
 
   /** For files that were described while tasks run: those that do not change are ready to be written. */

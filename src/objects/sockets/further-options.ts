@@ -10,6 +10,7 @@ import type { Program } from "../../tracee/program.ts";
 import type { FilesDump } from "../files/file-kind.ts";
 import { OptionQuestion, type OptionAnswers, type SocketOptionPlace } from "./option-question.ts";
 import type { SocketNamespace } from "./socket-namespace.ts";
+import { toldOf } from "./told.ts";
 import { setOption, type SocketInProgram } from "./socket-options.ts";
 
 /** What a socket is. */
@@ -76,7 +77,7 @@ export class OptionReader {
   readonly #usual = new Map<string, OptionAnswers | undefined>();
 
   /** Options of a socket whose value is not the usual one. */
-  read(fd: number, kind: SocketKind, which: WhichOptions): RepriseSocketOption[] {
+  read(fd: number, kind: SocketKind, which: WhichOptions): readonly RepriseSocketOption[] {
     const { places, variant = "", namespace } = which;
     const name = `${kind.family}:${kind.type}:${kind.proto}:${variant}`;
     let question = questions.get(name);
@@ -84,7 +85,11 @@ export class OptionReader {
     const key = `${namespace.inode}:${name}`;
     if (!this.#usual.has(key)) this.#usual.set(key, usualValues(kind, question, namespace));
     const usual = this.#usual.get(key);
-    return usual === undefined ? [] : question.differences(fd, usual);
+    if (usual === undefined) return [];
+    const told = toldOf(fd);
+    if (told === undefined) return question.differences(fd, usual);
+    told.made.further ??= question.differencesOf(told, usual);
+    return told.made.further;
   }
 }
 

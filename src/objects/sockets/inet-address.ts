@@ -4,6 +4,7 @@
 import { AF_INET, AF_INET6, SO_PEERNAME, SOL_SOCKET } from "../../sys/abi/socket.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { getOption } from "../../sys/socket.ts";
+import { toldOf } from "./told.ts";
 
 /** One end of a connection, as text. */
 export interface Endpoint {
@@ -27,6 +28,8 @@ const SOCKADDR_IN_SIZE = 16;
 
 /** The address that a socket has. @throws RepriseError SYSCALL */
 export function readLocal(fd: number): SocketAddress | undefined {
+  const known = toldOf(fd);
+  if (known !== undefined) return readSockaddr(known.address);
   const address = Buffer.alloc(SOCKADDR_IN6_SIZE);
   const length = Buffer.alloc(4);
   length.writeInt32LE(address.length);

@@ -30,11 +30,13 @@ import {
   readRemote,
   type SocketAddress,
 } from "./inet-address.ts";
+import type { SocketOptionPlace } from "./option-question.ts";
 import { OptionReader, type SocketKind } from "./further-options.ts";
 import { isSticky, otherOptions, readIpOptions, readTcpOptions } from "./inet-options.ts";
 import { openInet } from "./inet-restore.ts";
 import { membershipQuestions, readGroups, readMemberships, type Group } from "./multicast.ts";
-import { askedOnce, familyOf, placesOf } from "./socket-answers.ts";
+import { askedOnce, COLLECTED, familyOf, placesOf } from "./socket-answers.ts";
+import { eventsOf, toldOf } from "./told.ts";
 import { changedRecords, type SocketRoomAhead } from "./room-ahead.ts";
 import { collectOptions } from "./socket-options.ts";
 import { refusedSocket, socketName } from "./socket-refusal.ts";
@@ -45,7 +47,6 @@ import { optionMemory, readKeys } from "./tcp-signatures.ts";
 import { readTcpInfo, type TcpInfo } from "./tcp-stream.ts";
 import { peekDatagrams } from "./udp-queue.ts";
 import { POLLHUP, POLLRDHUP } from "../../sys/abi/poll.ts";
-import { pollNow } from "../../sys/poll.ts";
 
 export const inetKind: FileKind = {
   name: "internet socket",
@@ -111,18 +112,22 @@ function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
 
 export const inetAhead: SocketRoomAhead = {
   options(kind) {
+    // What is in a connection is read when its packets are locked out; its state is told ahead of it.
+    if (!isStream(kind) && !(isUdp(kind) && kind.proto === inet.IPPROTO_UDP)) return undefined;
     const level = isStream(kind) ? inet.SOL_UDP : inet.SOL_TCP;
-    return [...placesOf(kind.family), ...otherOptions(kind, { isConnection: false })].filter(
-      (option) => option.level !== level,
-    );
+    const isThere = (option: SocketOptionPlace): boolean => option.level !== level;
+    const further = otherOptions(kind, { isConnection: false });
+    return {
+      own: placesOf(kind.family).filter(isThere),
+      shared: [...COLLECTED, ...further].filter(isThere),
+    };
   },
   arguments: (kind, place, dump) =>
     isStream(kind) ? [] : membershipQuestions(kind.family, socketsOf(dump).groups(place)),
-  // What is in a connection is read when its packets are locked out.
   isSteady(_file, _dump, { kind, number }) {
-    if (kind.proto === inet.IPPROTO_UDP) return number(inet.SOL_UDP, inet.UDP_CORK) === 0;
+    if (isUdp(kind)) return number(inet.SOL_UDP, inet.UDP_CORK) === 0;
     const state = number(inet.SOL_TCP, inet.TCP_INFO) ?? 0;
-    return isStream(kind) && (state & 0xff) === inet.TCP_LISTEN;
+    return (state & 0xff) === inet.TCP_LISTEN;
   },
   changed: (dump) => known.get(dump)?.listAgain() ?? new Set(),
 };
@@ -216,7 +221,7 @@ const CLOSED_FOR_WRITING: readonly number[] = [
 
 /** The kernel tells it by poll(2); a shutdown for writing shows in the state. */
 function tcpShutdown(fd: number, state: number): number {
-  const events = pollNow(fd, POLLRDHUP);
+  const events = eventsOf(fd, POLLRDHUP);
   const read = (events & POLLRDHUP) === 0 ? 0 : SHUTDOWN_READ;
   if (state === inet.TCP_CLOSE) return (events & POLLHUP) === 0 ? 0 : read;
   return read | (CLOSED_FOR_WRITING.includes(state) ? SHUTDOWN_WRITE : 0);
@@ -288,10 +293,12 @@ function datagramState({ fd, kind }: Look, known: InetSocket | undefined): State
 
 /** Of a socket without a port, which the diagnosis does not list. One that is shut down for writing alone does not show it. */
 function datagramShutdown(fd: number): number {
-  const events = pollNow(fd, POLLRDHUP);
+  const events = eventsOf(fd, POLLRDHUP);
   if ((events & POLLRDHUP) === 0) return 0;
   return (events & POLLHUP) === 0 ? SHUTDOWN_READ : SHUTDOWN_READ | SHUTDOWN_WRITE;
 }
+
+const NOTHING: readonly never[] = [];
 
 /** What CRIU has no field for. */
 function readPrivate(
@@ -307,9 +314,9 @@ function readPrivate(
   const mptcp = kind.proto === inet.IPPROTO_MPTCP;
   const { port, scope } = state.remote;
   const options = sockets.options(look, isStream(kind) && port !== 0);
-  const datagrams = isUdp(kind) ? peekDatagrams(fd) : [];
-  const memberships = isStream(kind) ? [] : sockets.memberships(look);
-  const keys = isStream(kind) ? signatureKeys(look, state) : [];
+  const datagrams = isUdp(kind) ? peekDatagrams(fd) : NOTHING;
+  const memberships = isStream(kind) ? NOTHING : sockets.memberships(look);
+  const keys = isStream(kind) ? signatureKeys(look, state) : NOTHING;
   if (isStream(kind) && keys.length === 0 && !isFiltered && !options.some(isSticky))
     tellHiddenOptions(look);
   const nothing =
@@ -442,7 +449,7 @@ class Sockets {
     return groups;
   }
 
-  options({ fd, kind, place }: Look, isConnection: boolean): RepriseSocketOption[] {
+  options({ fd, kind, place }: Look, isConnection: boolean): readonly RepriseSocketOption[] {
     return this.#options.read(fd, kind, {
       places: () => otherOptions(kind, { isConnection }),
       variant: String(isConnection),
@@ -450,7 +457,8 @@ class Sockets {
     });
   }
 
-  memberships({ fd, kind, place }: Look): RepriseMembership[] {
+  memberships({ fd, kind, place }: Look): readonly RepriseMembership[] {
+    if (toldOf(fd) !== undefined) return NOTHING;
     return readMemberships(fd, kind.family, this.groups(place));
   }
 }

@@ -89,6 +89,18 @@ export class OptionQuestion implements OptionSource {
     });
   }
 
+  /** As `differences`, of a socket that somebody else has asked; what it was not asked for it has not. */
+  differencesOf(source: OptionSource, { values }: OptionAnswers): RepriseSocketOption[] {
+    return this.#asked.flatMap(({ place }, index) => {
+      const fresh = values[index];
+      const value = fresh === undefined ? undefined : source.find(place);
+      if (value === undefined || typeof value === "number" || fresh === undefined) return [];
+      return value.equals(fresh)
+        ? []
+        : [{ level: place.level, name: place.name, value: Uint8Array.from(value) }];
+    });
+  }
+
   /**
    * All that the last socket answered to the first `count` options, to be compared with what another one does. An earlier socket may have
    * left something in the room of a value that is shorter: equal answers may differ here, but not the other way round.

@@ -120,7 +120,7 @@ function generalOptions(
   fd: number,
   { type, protocol }: PacketSocket,
   { namespace, dump }: { readonly namespace: SocketNamespace; readonly dump: FilesDump },
-): RepriseSocketOption[] {
+): readonly RepriseSocketOption[] {
   const kind = { family: so.AF_PACKET, type, proto: swap16(protocol) };
   return optionReader(dump).read(fd, kind, { places: socketOptions, namespace });
 }

@@ -12,6 +12,8 @@ import { socketFamily, withKnownOptions } from "../../sys/socket.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
 import { MEMINFO_SIZE } from "./tcp-signatures.ts";
 import { TCP_INFO_SIZE } from "./tcp-stream.ts";
+import type { MadeOptions } from "./room-ahead.ts";
+import { toldOf } from "./told.ts";
 import { OptionQuestion, type SocketOptionPlace } from "./option-question.ts";
 
 /** What collectOptions asks for, and of the filter its length. */
@@ -44,6 +46,8 @@ const families = new WeakMap<OpenFile, number>();
 
 /** AF_… of an open file that is a socket. @throws RepriseError SYSCALL */
 export function familyOf(file: OpenFile, dump: FilesDump): number {
+  const known = toldOf(dump.borrow(file));
+  if (known !== undefined) return known.kind.family;
   let family = families.get(file);
   if (family === undefined) families.set(file, (family = socketFamily(dump.borrow(file))));
   return family;
@@ -62,6 +66,8 @@ let current: { readonly fd: number; readonly asking: Asking } | undefined;
 /** Runs a step that looks at a socket of which the engine has the copy `fd`, and changes none of its options. */
 export function askedOnce<T>(fd: number, family: number, step: () => T): T {
   assert(current === undefined, "one socket is looked at at a time");
+  const known = toldOf(fd);
+  if (known !== undefined) return withKnownOptions(fd, known, step);
   let asking = askings.get(family);
   if (asking === undefined) {
     asking = { question: new OptionQuestion(placesOf(family)), alike: undefined };
@@ -78,6 +84,8 @@ export function askedOnce<T>(fd: number, family: number, step: () => T): T {
 
 /** Options of SOL_SOCKET: what was made of those of the last socket, if this one has answered the same. */
 export function alikeOptions(fd: number, make: () => SkOptsEntry): SkOptsEntry {
+  const known = toldOf(fd);
+  if (known !== undefined) return toldOptions(known.made, make);
   if (current?.fd !== fd) return make();
   const { asking } = current;
   const { question, alike } = asking;
@@ -89,6 +97,15 @@ export function alikeOptions(fd: number, make: () => SkOptsEntry): SkOptsEntry {
   const opts = make();
   // Of a filter only the length is among the answers.
   if (opts.so_filter.length === 0) asking.alike = { raw: question.raw(COLLECTED.length), opts };
+  return opts;
+}
+
+function toldOptions(made: MadeOptions, make: () => SkOptsEntry): SkOptsEntry {
+  if (made.opts !== undefined) return made.opts;
+  const opts = make();
+  if (opts.so_filter.length > 0) return opts;
+  encodeAhead("sk_opts_entry", opts);
+  made.opts = opts;
   return opts;
 }
 

@@ -11,8 +11,8 @@ import { getOption, getNumber } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { OpenFile } from "../files/file-kind.ts";
 import { POLLERR } from "../../sys/abi/poll.ts";
-import { pollNow } from "../../sys/poll.ts";
 import { alikeOptions } from "./socket-answers.ts";
+import { eventsOf } from "./told.ts";
 
 /** struct sock_filter. */
 const INSTRUCTION_SIZE = 8;
@@ -73,7 +73,7 @@ function readOptions(
 
 /** An error that waits to be told to the process (SO_ERROR), or a message about one (MSG_ERRQUEUE). Reading it would take it. */
 function tellError({ task, fd, target }: OpenFile, copy: number): void {
-  if ((pollNow(copy) & POLLERR) === 0) return;
+  if ((eventsOf(copy) & POLLERR) === 0) return;
   log.loss(`fd ${fd} of pid ${task.pid} (${target}): an error that it has not read yet is lost`);
 }
 

@@ -15,8 +15,8 @@ import { openFileOf } from "../files/live-file.fixture.ts";
 import { FileTable } from "../files/table.ts";
 
 const OPTIONS = { shellJob: false, linkRemap: false, ghostLimit: 0, innerPid: () => undefined };
-/** Enough that it is worth asking them at once. */
-const SOCKETS = 48;
+/** So many of a kind are asked at once. */
+const ENOUGH = 32;
 
 const opened: number[] = [];
 afterEach(() => opened.splice(0).forEach((fd) => trySyscall("close", fd)));
@@ -45,9 +45,12 @@ function makeSockets(): Made {
   for (const fd of [bound, listener]) syscall("bind", fd, address, address.length);
   syscall("listen", listener, 5);
   const udp = make(so.AF_INET, so.SOCK_DGRAM);
-  for (let count = opened.length; count < SOCKETS; count += 2) {
-    if (count % 4 === 0) opened.push(...socketPair(so.AF_UNIX, so.SOCK_DGRAM));
-    else for (const family of [so.AF_INET, so.AF_INET6]) make(family, so.SOCK_DGRAM);
+  // Others of each kind.
+  for (let count = 0; count < ENOUGH; count += 1) {
+    for (const type of [so.SOCK_STREAM, so.SOCK_DGRAM])
+      opened.push(...socketPair(so.AF_UNIX, type));
+    for (const family of [so.AF_INET, so.AF_INET6]) make(family, so.SOCK_DGRAM);
+    syscall("listen", make(so.AF_INET, so.SOCK_STREAM), 1);
   }
   return { pair, udp, bound, listener, all: [...opened] };
 }
@@ -61,9 +64,7 @@ function dumped(fds: readonly number[], happen?: () => void): unknown {
   try {
     const files = fds.map((fd) => openFileOf(process.pid, fd));
     if (happen !== undefined) {
-      const asked = table.askAhead(files);
-      expect(asked.size).toBe(fds.length);
-      for (const file of files) table.describe(file);
+      expect(table.describeSockets(files).size).toBe(fds.length);
       table.encodeAhead();
       happen();
       expect(table.refresh(new Map())).toBe(true);
@@ -72,12 +73,25 @@ function dumped(fds: readonly number[], happen?: () => void): unknown {
     for (const fd of fds) table.describe(openFileOf(process.pid, fd));
     table.finish();
     images.commit({ img_version: 2 });
-    const set = new ImageSetReader(dir);
-    return { files: set.read("files"), queues: set.readWithPayload("sk-queues") };
+    return readSockets(new ImageSetReader(dir));
   } finally {
     table.end("alive");
     table.close();
   }
+}
+
+/** By inodes instead of ids: those that are described ahead come in another order. */
+function readSockets(set: ImageSetReader): unknown {
+  const inodes = new Map<number, number>();
+  const files = set.read("files").map(({ type, id, usk, isk }) => {
+    const ino = usk?.ino ?? isk?.ino ?? 0;
+    inodes.set(id, ino);
+    return { type, ino, socket: { ...usk, ...isk, id: 0 } };
+  });
+  const queues = set
+    .readWithPayload("sk-queues")
+    .map(({ value, payload }) => ({ ...value, payload, id_for: inodes.get(value.id_for) }));
+  return { files: files.toSorted((a, b) => a.ino - b.ino), queues };
 }
 
 function setWord(fd: number, level: number, name: number, value: number): void {

@@ -12,13 +12,26 @@ import * as so from "../../sys/abi/socket.ts";
 import { ENOPROTOOPT, EOPNOTSUPP } from "../../sys/errno.ts";
 import { getOption } from "../../sys/socket.ts";
 import type { Pointer, Ref } from "../../tracee/program.ts";
-import { Survey, type SurveyAnswers, type SurveyQuestions } from "../../tracee/survey.ts";
+import {
+  Survey,
+  type SurveyAnswers,
+  type SurveyQuestions,
+  type SurveyRange,
+} from "../../tracee/survey.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
+import { noteOwnerless } from "../files/owner.ts";
 import type { SocketKind } from "./further-options.ts";
 import { inetAhead } from "./inet.ts";
 import type { SocketOptionPlace } from "./option-question.ts";
-import type { OptionArgument, SocketRoomAhead } from "./room-ahead.ts";
-import { socketNamespace } from "./socket-namespace.ts";
+import type {
+  MadeOptions,
+  OptionArgument,
+  RoomOptions,
+  SocketRoomAhead,
+  ToldSocket,
+} from "./room-ahead.ts";
+import { asTold } from "./told.ts";
+import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
 import { unixAhead } from "./unix.ts";
 
 /** A function, since the rooms may be loaded later. */
@@ -54,20 +67,16 @@ export class SocketsAhead implements Disposable {
     this.#dump = dump;
   }
 
-  /** Asks sockets for the first time. @returns those that may be written now */
-  add(files: readonly OpenFile[]): ReadonlySet<OpenFile> {
-    const steady = new Set<OpenFile>();
-    if (files.length < WORTH_IT || this.#count + files.length > MOST) return steady;
+  /** Asks sockets for the first time. `write` is given those that may be written now, and runs with what they have told. */
+  add(files: readonly OpenFile[], write: Write): void {
+    if (files.length < WORTH_IT || this.#count + files.length > MOST) return;
     this.#count += files.length;
     for (const { kind, files: alike } of this.#kinds(files)) {
-      const room = roomOf(kind.family);
-      if (room === undefined) continue;
-      for (const group of this.#ask(alike, kind, room))
-        group.files.forEach((file, index) => {
-          if (group.steady[index] === true) steady.add(file);
-        });
+      const room = alike.length < WORTH_IT ? undefined : roomOf(kind.family);
+      const options = room?.options(kind);
+      if (room === undefined || options === undefined) continue;
+      this.#ask(alike, { kind, room, options }, write);
     }
-    return steady;
   }
 
   /** Asks them once more: those of which something else is told now. */
@@ -117,40 +126,50 @@ export class SocketsAhead implements Disposable {
     return [...found.values()];
   }
 
-  #ask(files: readonly OpenFile[], kind: SocketKind, room: SocketRoomAhead): Group[] {
+  /** Several surveys, which may be made side by side. */
+  #ask(files: readonly OpenFile[], { kind, room, options }: Asking, write: Write): void {
     const fd = this.#dump.borrow(files[0] as OpenFile);
     const place = socketNamespace(fd, this.#dump);
-    const options = existing(fd, uniquePlaces(room.options(kind)));
     const given = room.arguments?.(kind, place, this.#dump) ?? [];
+    const questions = { kind, options: new ExistingOptions(fd, options), given };
     const begun = inParts(files).map((part) => {
       const asked = new Asked();
       const fds = part.map((file) => this.#dump.borrow(file));
-      const survey = new Survey(fds, (questions) => asked.ask(questions, { kind, options, given }));
-      return { files: part, asked, survey };
+      const survey = new Survey(fds, (to) => asked.ask(to, questions));
+      return { files: part, steady: part.map(() => false), room, asked, survey };
     });
     const told = askAll(begun.map(({ survey }) => survey));
-    const groups = begun.map(({ asked, survey, ...part }, index) => {
+    const made = new Map<string, MadeOptions>();
+    begun.forEach(({ asked, ...group }, index) => {
       const before = told[index] as SurveyAnswers;
-      const steady = part.files.map(
-        (file, at) =>
-          asked.isPlain(before, at) &&
-          room.isSteady(file, this.#dump, {
-            kind,
-            number: (level, name) => asked.number(before, at, { level, name }),
-          }),
-      );
-      return { ...part, steady, room, survey, before };
+      this.#groups.push({ ...group, before });
+      group.files.forEach((file, at) => {
+        if (!asked.isPlain(before, at)) return;
+        const socket = new Told(asked, { before, at }, { kind, place, made });
+        if (!room.isSteady(file, this.#dump, socket)) return;
+        group.steady[at] = true;
+        noteOwnerless(file);
+        asTold(this.#dump.borrow(file), socket, () => write(file));
+      });
     });
-    this.#groups.push(...groups);
-    return groups;
   }
 }
 
-/** Makes surveys side by side, on other threads, and something else meanwhile. @returns what was told, in their order */
+type Write = (file: OpenFile) => void;
+
+interface Asking {
+  readonly kind: SocketKind;
+  readonly room: SocketRoomAhead;
+  readonly options: RoomOptions;
+}
+
+/** Makes surveys side by side, large ones on other threads, and something else meanwhile. @returns what was told, in their order */
 function askAll(surveys: readonly Survey[], meanwhile?: () => void): SurveyAnswers[] {
-  const [here, ...others] = surveys;
-  if (here === undefined) return [];
-  const waits = others.map((survey) => survey.runElsewhere());
+  const begun = surveys.map((survey, index) =>
+    index > 0 && survey.count >= MANY / MOST_PARTS
+      ? survey.runElsewhere()
+      : (): SurveyAnswers => survey.run(),
+  );
   const errors: unknown[] = [];
   // Whatever fails, all of them are waited for.
   const tryTo = <T>(step: () => T): T | undefined => {
@@ -162,7 +181,7 @@ function askAll(surveys: readonly Survey[], meanwhile?: () => void): SurveyAnswe
     }
   };
   if (meanwhile !== undefined) tryTo(meanwhile);
-  const told = [() => here.run(), ...waits].map(tryTo);
+  const told = begun.map(tryTo);
   if (errors.length > 0) throw errors[0];
   return told as SurveyAnswers[];
 }
@@ -173,12 +192,24 @@ function inParts<T>(all: readonly T[]): (readonly T[])[] {
   return Array.from({ length: parts }, (_, part) => all.slice(part * size, (part + 1) * size));
 }
 
-/** Without those that sockets of this kind do not have, as one of them tells. */
-function existing(fd: number, options: readonly SocketOptionPlace[]): SocketOptionPlace[] {
-  return options.filter((option) => {
-    const told = getOption(fd, option);
-    return told !== -ENOPROTOOPT && told !== -EOPNOTSUPP;
-  });
+/** The options that a room asks for without those that sockets of this kind do not have, as one of them tells. */
+class ExistingOptions {
+  readonly own: readonly SocketOptionPlace[];
+  readonly shared: readonly SocketOptionPlace[];
+  /** Of those that are not there: the negative error number. */
+  readonly missing = new Map<number, number>();
+
+  constructor(fd: number, { own, shared }: RoomOptions) {
+    const isThere = (option: SocketOptionPlace): boolean => {
+      const told = getOption(fd, option);
+      if (told !== -ENOPROTOOPT && told !== -EOPNOTSUPP) return true;
+      this.missing.set(keyOf(option), told);
+      return false;
+    };
+    this.shared = uniquePlaces(shared).filter(isThere);
+    const known = new Set(shared.map(keyOf));
+    this.own = uniquePlaces(own).filter((option) => !known.has(keyOf(option)) && isThere(option));
+  }
 }
 
 const WORD = 4;
@@ -194,22 +225,30 @@ const NO_TIME = Buffer.alloc(16);
 
 interface Questions {
   readonly kind: SocketKind;
-  readonly options: readonly SocketOptionPlace[];
+  readonly options: ExistingOptions;
   readonly given: readonly OptionArgument[];
 }
 
 interface AskedOption {
+  readonly size: number;
   readonly call: Ref;
   readonly value: Pointer;
   readonly length: Pointer;
 }
+
+/** struct pollfd: behind the descriptor, what is looked for, and what is found. */
+const POLLFD_SIZE = 8;
+const EVENTS_AT = 4;
 
 /** What is asked of each socket, and where the answers are. */
 class Asked {
   #signal: Ref | undefined;
   #owner: Pointer | undefined;
   #events: Pointer | undefined;
+  #address: Pointer | undefined;
+  #range: SurveyRange | undefined;
   readonly #options = new Map<number, AskedOption>();
+  #missing: ReadonlyMap<number, number> = new Map();
   /** Options of which not all of a long value is told. */
   readonly #shortened: AskedOption[] = [];
   readonly #given: Ref[] = [];
@@ -221,39 +260,78 @@ class Asked {
     this.#owner = questions.output(OWNER_SIZE);
     questions.call("fcntl", [fd, F_GETOWN_EX, this.#owner]);
     questions.call("fstat", [fd, questions.output(STAT_SIZE)]);
-    this.#events = questions.pollfd(POLLIN | POLLPRI | POLLRDHUP);
+    const pollfd = Buffer.alloc(POLLFD_SIZE);
+    pollfd.writeInt32LE(fd, 0);
+    pollfd.writeUInt16LE(POLLIN | POLLPRI | POLLRDHUP, EVENTS_AT);
+    this.#events = questions.input(pollfd);
     questions.call("ppoll", [this.#events, 1, questions.input(NO_TIME), 0, 0]);
     if (kind.family !== so.AF_UNIX) {
-      for (const call of ["getsockname", "getpeername"] as const)
-        questions.call(call, [fd, questions.output(ADDRESS_SIZE), word(questions, ADDRESS_SIZE)]);
+      const [own, peer] = [questions.output(ADDRESS_SIZE), questions.output(ADDRESS_SIZE)];
+      questions.call("getsockname", [fd, own, word(questions, ADDRESS_SIZE)]);
+      questions.call("getpeername", [fd, peer, word(questions, ADDRESS_SIZE)]);
+      this.#address = own;
       questions.call("ioctl", [fd, inet.SIOCOUTQ, questions.output(WORD)]);
     }
-    for (const option of options) {
-      const isLong = option.size > LONGEST;
-      const asked = askOption(questions, isLong ? { ...option, size: SHORT } : option);
-      this.#options.set(keyOf(option), asked);
-      if (isLong) this.#shortened.push(asked);
+    this.#missing = options.missing;
+    const shared = options.shared.map((option) => this.#askOption(questions, option));
+    const [first, last] = [shared[0], shared.at(-1)];
+    if (first !== undefined && last !== undefined) {
+      const range = { first: first.call, last: last.call, start: first.value.offset };
+      this.#range = { ...range, end: last.length.offset + WORD };
     }
+    for (const option of options.own) this.#askOption(questions, option);
     for (const { level, name, bytes } of given) {
       const args = [fd, level, name, questions.input(bytes), word(questions, bytes.length)];
       this.#given.push(questions.call("getsockopt", args));
     }
   }
 
+  #askOption(questions: SurveyQuestions, option: SocketOptionPlace): AskedOption {
+    const isLong = option.size > LONGEST;
+    const asked = {
+      ...askOption(questions, isLong ? { ...option, size: SHORT } : option),
+      size: option.size,
+    };
+    this.#options.set(keyOf(option), asked);
+    if (isLong) this.#shortened.push(asked);
+    return asked;
+  }
+
   /** Nobody gets signals, nothing waits, there is no error, and no option of which not all is told. */
   isPlain(told: SurveyAnswers, index: number): boolean {
-    if (this.#signal === undefined || this.#owner === undefined || this.#events === undefined)
-      return false;
-    const found = told.word(index, this.#events, WORD) >>> 16;
+    if (this.#signal === undefined || this.#owner === undefined) return false;
     return (
       told.value(index, this.#signal) === 0 &&
       told.word(index, this.#owner, WORD) === 0 &&
-      (found & (POLLERR | POLLIN)) === 0 &&
+      (this.events(told, index) & (POLLERR | POLLIN)) === 0 &&
       this.#given.every((call) => told.value(index, call) < 0) &&
       this.#shortened.every(
         ({ call, length }) => told.value(index, call) < 0 || told.word(index, length) < SHORT,
       )
     );
+  }
+
+  events(told: SurveyAnswers, index: number): number {
+    return this.#events === undefined ? 0 : told.word(index, this.#events, EVENTS_AT) >>> 16;
+  }
+
+  address(told: SurveyAnswers, index: number): Buffer {
+    return this.#address === undefined ? NO_TIME : told.output(index, this.#address, ADDRESS_SIZE);
+  }
+
+  text(told: SurveyAnswers, index: number): string {
+    return this.#range === undefined ? "" : told.text(index, this.#range);
+  }
+
+  /** As an OptionSource. */
+  find(told: SurveyAnswers, index: number, option: SocketOptionPlace): Buffer | number | undefined {
+    const key = keyOf(option);
+    const asked = this.#options.get(key);
+    if (asked === undefined) return this.#missing.get(key);
+    if (asked.size !== option.size) return undefined;
+    const result = told.value(index, asked.call);
+    if (result < 0) return result;
+    return told.output(index, asked.value, Math.min(told.word(index, asked.length), asked.size));
   }
 
   /** An option that is a word, or the first one of it. */
@@ -268,10 +346,58 @@ class Asked {
   }
 }
 
+interface Common {
+  readonly kind: SocketKind;
+  readonly place: SocketNamespace;
+  /** Of all sockets of this kind. */
+  readonly made: Map<string, MadeOptions>;
+}
+
+/** One socket's record. */
+class Told implements ToldSocket {
+  readonly kind: SocketKind;
+  readonly place: SocketNamespace;
+  readonly made: MadeOptions;
+  readonly #asked: Asked;
+  readonly #before: SurveyAnswers;
+  readonly #at: number;
+
+  constructor(
+    asked: Asked,
+    { before, at }: { readonly before: SurveyAnswers; readonly at: number },
+    { kind, place, made }: Common,
+  ) {
+    this.kind = kind;
+    this.place = place;
+    this.#asked = asked;
+    this.#before = before;
+    this.#at = at;
+    const text = asked.text(before, at);
+    let options = made.get(text);
+    if (options === undefined) made.set(text, (options = {}));
+    this.made = options;
+  }
+
+  get events(): number {
+    return this.#asked.events(this.#before, this.#at);
+  }
+
+  get address(): Buffer {
+    return this.#asked.address(this.#before, this.#at);
+  }
+
+  readonly number = (level: number, name: number): number | undefined =>
+    this.#asked.number(this.#before, this.#at, { level, name });
+
+  find(option: SocketOptionPlace): Buffer | number | undefined {
+    return this.#asked.find(this.#before, this.#at, option);
+  }
+}
+
 function askOption(
   questions: SurveyQuestions,
   { level, name, size }: SocketOptionPlace,
-): AskedOption {
+): Omit<AskedOption, "size"> {
   const [value, length] = [questions.output(size), word(questions, size)];
   return {
     call: questions.call("getsockopt", [questions.fd, level, name, value, length]),

@@ -8,7 +8,6 @@ import * as so from "../../sys/abi/socket.ts";
 import { EAGAIN, errnoName } from "../../sys/errno.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { POLLIN } from "../../sys/abi/poll.ts";
-import { pollNow } from "../../sys/poll.ts";
 import { getNumber, receiveMessage, setNumber } from "../../sys/socket.ts";
 import {
   isAny,
@@ -19,6 +18,7 @@ import {
   type SocketAddress,
 } from "./inet-address.ts";
 import type { PacketSender } from "./ip-packet.ts";
+import { eventsOf } from "./told.ts";
 
 /** The largest datagram. */
 const DATAGRAM_MAX = 65_535;
@@ -31,7 +31,7 @@ let room: Buffer | undefined;
  * @throws RepriseError SYSCALL
  */
 export function peekDatagrams(fd: number): RepriseDatagram[] {
-  if ((pollNow(fd, POLLIN) & POLLIN) === 0) return [];
+  if ((eventsOf(fd, POLLIN) & POLLIN) === 0) return [];
   const buffer = (room ??= Buffer.allocUnsafe(DATAGRAM_MAX));
   const flags = so.MSG_PEEK | so.MSG_DONTWAIT;
   const peek = (): ReturnType<typeof receiveMessage> => receiveMessage(fd, buffer, flags);

@@ -28,6 +28,7 @@ import type { Argument, Pointer, Program } from "../../tracee/program.ts";
 import type { FilesRestore, OpenFile } from "../files/file-kind.ts";
 import { takeCarried } from "../files/carrier.ts";
 import { isLivePidfd } from "../files/pidfd.ts";
+import { eventsOf } from "./told.ts";
 import { liftSendLimit } from "./socket-options.ts";
 
 /** One message of a queue, or a stretch of a stream. */
@@ -44,7 +45,7 @@ const FIRST_READ = 256 * 1024;
 
 /** Whether a socket has an error (ECONNRESET) that its owner has not been told yet. Looking for data in vain would take it. */
 export function hasError(fd: number): boolean {
-  return (pollNow(fd) & POLLERR) !== 0;
+  return (eventsOf(fd) & POLLERR) !== 0;
 }
 
 /**

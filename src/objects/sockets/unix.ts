@@ -19,7 +19,7 @@ import * as so from "../../sys/abi/socket.ts";
 import type { FileKind, FilesDump, OpenFile } from "../files/file-kind.ts";
 import { NO_OWNER, readOwner } from "../files/owner.ts";
 import { optionReader, socketOptions } from "./further-options.ts";
-import { askedOnce, familyOf, placesOf } from "./socket-answers.ts";
+import { askedOnce, COLLECTED, familyOf, placesOf } from "./socket-answers.ts";
 import { changedRecords, type SocketRoomAhead } from "./room-ahead.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
 import { collectName, showName } from "./unix-name.ts";
@@ -158,10 +158,10 @@ function addList(sockets: Sockets, namespace: SocketNamespace, list: NetlinkList
 }
 
 export const unixAhead: SocketRoomAhead = {
-  options: () => [...placesOf(so.AF_UNIX), ...socketOptions()],
+  options: () => ({ own: placesOf(so.AF_UNIX), shared: [...COLLECTED, ...socketOptions()] }),
   // A name that is a path may lead elsewhere at any time, and a client that waits to be accepted is told by its listener.
-  isSteady(file, dump) {
-    const { all } = socketsOf(dump, socketNamespace(dump.borrow(file), dump));
+  isSteady(file, dump, { place }) {
+    const { all } = socketsOf(dump, place);
     const socket = all.get(Number(file.stat.inode));
     if (socket === undefined || socket.file !== undefined) return false;
     const isConnection = socket.type !== so.SOCK_DGRAM && socket.state === so.TCP_ESTABLISHED;
