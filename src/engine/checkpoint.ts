@@ -14,6 +14,7 @@ import type { FilesDumpOptions } from "../objects/files/file-kind.ts";
 import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { endDummy } from "../tracee/dummy.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
+import { AreasAhead } from "./areas-ahead.ts";
 import { checkArguments } from "./arguments.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
@@ -166,7 +167,9 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       ...(mounts === undefined ? {} : { mounts }),
     };
     using landlock = new LandlockWatch();
-    using alike = AlikeWatch.of(runningTasks(running).map(({ status }) => status));
+    const first = runningTasks(running);
+    using alike = AlikeWatch.of(first.map(({ status }) => status));
+    const areas = AreasAhead.of(first);
     if (options.dryRun !== true) {
       const tasks = runningTasks(ahead.isEmpty ? running : runningTree(options.pid));
       landlock.prepare(tasks.map(({ status }) => status));
@@ -233,6 +236,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
       spaces,
       landlock,
       alike,
+      areas,
     });
     phase("looked at the tree from outside");
     const inside = lookInside(tree, collected, { landlock, alike });

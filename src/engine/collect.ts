@@ -41,6 +41,7 @@ import { FdDirectory } from "../tracee/fd-directory.ts";
 import { mapFilePath, readFdStat, readLinkedFile } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { O_CLOEXEC, O_DIRECTORY, O_RDONLY } from "../sys/abi/fcntl.ts";
+import type { AreasAhead } from "./areas-ahead.ts";
 import type { LookAhead } from "./look-ahead.ts";
 import type { FrozenTree } from "./freeze.ts";
 import { cgroupNamespaces, type SpacesAhead } from "./spaces-ahead.ts";
@@ -101,6 +102,7 @@ export interface CollectOptions extends FilesDumpOptions, NamespacesDumpOptions 
   readonly landlock?: LandlockWatch;
   /** What is known of threads. */
   readonly alike?: AlikeWatch;
+  readonly areas?: AreasAhead;
 }
 
 /** Collects a frozen tree. Throws RepriseError UNSUPPORTED naming what cannot be saved. */
@@ -151,6 +153,7 @@ export function collectTree(
         relatives,
         ahead: options.ahead,
         alike: options.alike?.threads(task),
+        areas: options.areas,
       }),
     );
     checkRingOwners(
@@ -195,6 +198,7 @@ interface Tables {
   readonly relatives: SharersCheck;
   readonly ahead: LookAhead | undefined;
   readonly alike: AlikeThreads | undefined;
+  readonly areas: AreasAhead | undefined;
 }
 
 function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
@@ -205,8 +209,9 @@ function collectTask(task: FrozenTask, tables: Tables): CollectedTask {
   refuseSharedInNamespace(task, ids, { root: tables.ids.own, seen });
   const memory = seen.vm ? tables.places.get(ids.vm_id) : undefined;
   const directories = seen.fs ? tables.places.get(ids.fs_id) : undefined;
+  const areas = (): readonly SmapsVma[] => tables.areas?.read(task.pid) ?? readSmaps(task.pid);
   const places =
-    ahead?.places(task) ?? collectPlaces(task, readSmaps(task.pid), files, { memory, directories });
+    ahead?.places(task) ?? collectPlaces(task, areas(), files, { memory, directories });
   tables.places.set(ids.vm_id, memory ?? places).set(ids.fs_id, directories ?? places);
   if (places.vmas.some(({ uprobes }) => uprobes)) refusePendingReturns(task);
   using directory = new FdDirectory(task.pid);

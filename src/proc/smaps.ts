@@ -71,21 +71,52 @@ export interface SmapsVma extends MapsVma {
  * Reads the memory areas of a process with their flags; empty for kernel threads and zombies.
  * Throws NO_SUCH_PROCESS, NOT_PERMITTED or SYSCALL.
  */
-export function readSmaps(pid: number): SmapsVma[] {
+export function readSmaps(pid: number): readonly SmapsVma[] {
   return parseSmaps(readProcText(pid, "smaps"));
 }
 
+/** Areas that were read before, and the text of each. */
+export interface SmapsSeen {
+  readonly vmas: readonly SmapsVma[];
+  readonly blocks: readonly string[];
+}
+
+/**
+ * Reads the memory areas of a process once more: of areas of which the same is told as before, the objects are the same. Throws as
+ * readSmaps does.
+ */
+export function readSmapsAgain(pid: number, before: SmapsSeen = NOTHING_SEEN): SmapsSeen {
+  return parseSmapsAgain(readProcText(pid, "smaps"), before);
+}
+
+const NOTHING_SEEN: SmapsSeen = { vmas: [], blocks: [] };
+
 /** Like readSmaps; undefined when the process is gone. */
-export function readSmapsIfAlive(pid: number): SmapsVma[] | undefined {
+export function readSmapsIfAlive(pid: number): readonly SmapsVma[] | undefined {
   return undefinedIfGone(() => readSmaps(pid));
 }
 
 /** Parses the text of /proc/PID/smaps. */
-export function parseSmaps(text: string): SmapsVma[] {
+export function parseSmaps(text: string): readonly SmapsVma[] {
+  return parseSmapsAgain(text, NOTHING_SEEN).vmas;
+}
+
+/** The same for a text of which parts have been parsed before. */
+export function parseSmapsAgain(text: string, before: SmapsSeen): SmapsSeen {
   const vmas: SmapsVma[] = [];
+  const blocks: string[] = [];
   const flagSets = new Map<string, readonly VmFlag[]>();
   let at = 0;
+  let next = 0;
   while (at < text.length) {
+    const expected = before.blocks[next];
+    if (expected !== undefined && text.startsWith(expected, at)) {
+      vmas.push(before.vmas[next] as SmapsVma);
+      blocks.push(expected);
+      at += expected.length;
+      next += 1;
+      continue;
+    }
     const headerEnd = lineEnd(text, at);
     const header = parseMapsHeader(text, { from: at, to: headerEnd });
     // The line VmFlags is the last of a block in every kernel, so the twenty before it need not be split.
@@ -112,9 +143,11 @@ export function parseSmaps(text: string): SmapsVma[] {
       protectionKey: numberOf(block, "\nProtectionKey:") ?? 0,
       beyondShare: isOwnMemory(header) ? beyondShare(block) : 0,
     });
+    blocks.push(text.slice(at, end + 1));
     at = end + 1;
+    while ((before.vmas[next]?.start ?? Infinity) <= header.start) next += 1;
   }
-  return vmas;
+  return { vmas, blocks };
 }
 
 /** The number behind a name at the start of a line; undefined where a block has no such line. */

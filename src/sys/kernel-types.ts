@@ -2,7 +2,7 @@
 // Whoever reads the kernel's memory finds fields by their names, so that no layout is assumed. Members of anonymous structures and
 // unions count as those of what they stand in.
 
-import { readFileSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
 
 /** Where a field lies in a structure. */
@@ -68,7 +68,8 @@ export class KernelTypes {
       const start = header + bytes.readUInt32LE(at);
       return bytes.subarray(start, start + bytes.readUInt32LE(at + 4));
     };
-    this.#words = new Uint32Array(Uint8Array.from(part(TYPES)).buffer);
+    const words = part(TYPES);
+    this.#words = new Uint32Array(words.buffer, words.byteOffset, words.length / 4);
     this.#strings = part(STRINGS);
     this.#types = indexTypes(this.#words);
   }
@@ -187,9 +188,21 @@ export class KernelTypes {
   }
 }
 
+/** In one piece: it has megabytes, and what has been read for nothing is garbage that somebody may wait for. */
 function readDescription(): Buffer {
   try {
-    return readFileSync(BTF_PATH);
+    const fd = openSync(BTF_PATH, "r");
+    try {
+      const bytes = Buffer.allocUnsafeSlow(fstatSync(fd).size);
+      for (let at = 0; at < bytes.length;) {
+        const length = readSync(fd, bytes, at, bytes.length - at, at);
+        if (length === 0) throw new Error("it is shorter than it should be");
+        at += length;
+      }
+      return bytes;
+    } finally {
+      closeSync(fd);
+    }
   } catch {
     throw new RepriseError(
       "KERNEL_FEATURE",
@@ -208,9 +221,11 @@ function kindAt(words: Uint32Array, at: number): number {
 }
 
 function indexTypes(words: Uint32Array): Int32Array {
-  const starts: number[] = [0];
-  for (let at = 0; at < words.length; at += lengthAt(words, at)) starts.push(at);
-  return Int32Array.from(starts);
+  // The shortest has three words.
+  const starts = new Int32Array(words.length / 3 + 1);
+  let count = 1;
+  for (let at = 0; at < words.length; at += lengthAt(words, at)) starts[count++] = at;
+  return starts.subarray(0, count);
 }
 
 function lengthAt(words: Uint32Array, at: number): number {

@@ -114,8 +114,7 @@ export class ResidentProgram implements Answers, Disposable {
   /** As `runAgain`, on another thread. Its last call tells that it is done: until then nothing here may be used. */
   runElsewhere(): void {
     const { table, results, end } = this.#image;
-    interpreterAt ??= loadCode(LOCAL_INTERPRETER);
-    callNativeInBackground(interpreterAt, table, results, end);
+    callNativeInBackground(localInterpreter(), table, results, end);
   }
 
   /** Whether a call failed. */

@@ -9,6 +9,7 @@ import type {
 } from "../../images/schema/messages.generated.ts";
 import { TASK_SIZE } from "../../sys/abi/mman.ts";
 import { errnoName } from "../../sys/errno.ts";
+import { writeU64 } from "../../sys/memory.ts";
 import type { Program, ProgramResult, Ref } from "../../tracee/program.ts";
 import type { Probe } from "../probe.ts";
 import { isMapped } from "./vma.ts";
@@ -31,21 +32,48 @@ export function probeAreaPolicies(
   program: Program,
   vmas: readonly VmaEntry[],
 ): Probe<ReadonlyMap<number, RepriseMemoryPolicy>> {
-  const asked = vmas
-    .filter(({ start }) => start < TASK_SIZE)
-    .map(({ start }) => ({
-      start,
-      policy: probePolicy(program, { address: start, flags: MPOL_F_ADDR }),
-    }));
+  const asked = vmas.filter(({ start }) => start < TASK_SIZE);
+  if (asked.length === 0) return () => new Map();
+  // There may be thousands: one call goes from one address to the next, and from one answer to the next.
+  const addresses = Buffer.alloc(asked.length * 8);
+  asked.forEach(({ start }, index) => writeU64(addresses, index * 8, start));
+  const answers = program.output(asked.length * ANSWER_SIZE, 8);
+  const from = program.structure(Buffer.alloc(8), { 0: program.data(addresses) });
+  const to = program.structure(Buffer.alloc(8), { 0: answers });
+  const into = { kind: "distant", base: to, read: "address" } as const;
+  program.repeat(asked.length, () => {
+    const mode = { ...into, offset: MODE_AT };
+    const mask = { ...into, offset: MASK_AT };
+    const address = { kind: "distant", base: from, offset: 0, read: 8 } as const;
+    const args = [mode, mask, MAXNODE, address, MPOL_F_ADDR];
+    const found = program.call("get_mempolicy", args, ASKING);
+    program.keep(found, { base: to, offset: RESULT_AT });
+    program.copy({ kind: "load", from, width: 8, plus: 8 }, from);
+    program.copy({ kind: "load", from: to, width: 8, plus: ANSWER_SIZE }, to);
+  });
   return (result) => {
     const found = new Map<number, RepriseMemoryPolicy>();
-    for (const { start, policy } of asked) {
-      const own = policy(result);
-      if (own !== undefined) found.set(start, own);
+    const bytes = result.bytes(answers, asked.length * ANSWER_SIZE);
+    for (let index = 0; index < asked.length; index += 1) {
+      const at = index * ANSWER_SIZE;
+      const hasFailed = bytes.readInt32LE(at + RESULT_AT + 4) < 0;
+      const mode = hasFailed ? 0 : bytes.readUInt32LE(at + MODE_AT);
+      if (mode === 0) continue;
+      const mask = bytes.subarray(at + MASK_AT, at + MASK_AT + MASK_SIZE);
+      found.set((asked[index] as VmaEntry).start, { mode, nodes: withoutZeros(mask) });
     }
     return found;
   };
 }
+
+/** What is brought of an area: the call's result, the mode, and the nodes. */
+const RESULT_AT = 0;
+const MODE_AT = 8;
+const MASK_AT = 16;
+const ANSWER_SIZE = MASK_AT + MASK_SIZE;
+
+/** A kernel without CONFIG_NUMA has no such call. */
+const ASKING = { label: "read a memory policy", mayFail: true };
 
 function probePolicy(
   program: Program,
@@ -53,11 +81,8 @@ function probePolicy(
 ): Probe<RepriseMemoryPolicy | undefined> {
   const mode = program.output(4, 4);
   const mask = program.output(MASK_SIZE, 8);
-  // A kernel without CONFIG_NUMA has no such call.
-  const asked = program.call("get_mempolicy", [mode, mask, MAXNODE, address, flags], {
-    label: "read a memory policy",
-    mayFail: true,
-  });
+  const args = [mode, mask, MAXNODE, address, flags];
+  const asked = program.call("get_mempolicy", args, ASKING);
   return (result) => {
     const value = result.value(asked) < 0 ? 0 : result.bytes(mode, 4).readUInt32LE(0);
     return value === 0

@@ -215,7 +215,9 @@ function pageFlags(vma: VmaEntry): number {
 }
 
 /** From this size on it takes several threads. */
-const SIDE_BY_SIDE_FROM = 16 * 1024 * 1024;
+const SIDE_BY_SIDE_FROM = 4 * 1024 * 1024;
+/** Bytes from which on several threads do so; with less, they would take their time from the one that makes the images. */
+const MANY_THREADS_FROM = 32 * 1024 * 1024;
 /** From this size on pages bypass the page cache: several times faster than a buffered write. */
 export const DIRECT_FROM = 1024 * 1024;
 
@@ -250,7 +252,8 @@ export async function writePages(
   try {
     if (direct !== undefined && total > SIDE_BY_SIDE_FROM) {
       reserve(target, total);
-      await writeSideBySide(task, batches(runs), { ...target, direct });
+      const threads = total > MANY_THREADS_FROM ? POOL_THREADS : 1;
+      await writeSideBySide(task, batches(runs), { ...target, direct, threads });
     } else writeInTurn(task, batches(runs), { ...target, direct });
   } finally {
     if (direct !== undefined) closeSync(direct);
@@ -281,13 +284,16 @@ function writeInTurn(
 async function writeSideBySide(
   task: Pick<FrozenTask, "pid">,
   portions: Iterator<Batch>,
-  target: OpenTarget & { readonly direct: number },
+  target: OpenTarget & { readonly direct: number; readonly threads: number },
 ): Promise<void> {
   const failures: unknown[] = [];
   /** What has been copied passes in order. */
   let passed: Promise<void> = Promise.resolve();
   const copyAndWrite = async (index: number): Promise<void> => {
-    const window = ioWindows().bytes.subarray(index * WINDOW, (index + 1) * WINDOW);
+    const window =
+      target.threads === 1
+        ? alignedWindow()
+        : ioWindows().bytes.subarray(index * WINDOW, (index + 1) * WINDOW);
     while (failures.length === 0) {
       const { value, done } = portions.next();
       if (done === true) return;
@@ -301,7 +307,7 @@ async function writeSideBySide(
       if (written < length) writeNow(bytes, offset, { ...target, direct: undefined });
     }
   };
-  const threads = Array.from({ length: POOL_THREADS }, async (_, index) => {
+  const threads = Array.from({ length: target.threads }, async (_, index) => {
     try {
       await copyAndWrite(index);
     } catch (error) {

@@ -2,6 +2,7 @@
 // line of smaps becomes an entry; at restore each entry becomes a mapping at its old address.
 
 import { RepriseError } from "../../errors.ts";
+import { encodeAhead } from "../../images/codec.ts";
 import { log } from "../../log.ts";
 import type { VmaEntry } from "../../images/schema/messages.generated.ts";
 import type { SmapsVma, VmFlag } from "../../proc/smaps.ts";
@@ -111,12 +112,27 @@ export function guardEntry(range: { start: number; end: number }): VmaEntry {
   return { ...range, pgoff: 0, shmid: 0, prot: 0, flags: 0, status: VMA_GUARD, fd: -1 };
 }
 
+/** Entries that were made ahead. */
+const prepared = new WeakMap<SmapsVma, VmaEntry>();
+
+/** Makes and encodes the entry of an area of plain private memory, for when somebody waits for it. Others depend on files. */
+export function prepareVma(area: SmapsVma): void {
+  if (area.inode !== 0n || area.shared || area.path !== "") return;
+  const entry = entryOf(area, () => ({ id: 0, memfd: false }));
+  encodeAhead("vma_entry", entry);
+  prepared.set(area, entry);
+}
+
 function vmaEntry(task: Pick<FrozenTask, "pid">, area: SmapsVma, fileIds: MappedFileIds): VmaEntry {
   refuseSpecial(task, area);
   if (area.protectionKey !== 0)
     log.loss(
       `memory at ${area.start.toString(16)} of pid ${task.pid}: its protection key ${area.protectionKey} is not saved`,
     );
+  return prepared.get(area) ?? entryOf(area, fileIds);
+}
+
+function entryOf(area: SmapsVma, fileIds: MappedFileIds): VmaEntry {
   const base = {
     start: area.start,
     end: area.end,

@@ -142,7 +142,9 @@ function openKernel(): KernelObjects | undefined {
   try {
     memory = new KernelMemory();
     const kernel = new KernelObjects(memory);
+    // Looking for a name goes through megabytes.
     offsets(kernel.types);
+    taskStruct(process.pid, kernel);
     return kernel;
   } catch (error) {
     memory?.[Symbol.dispose]();

@@ -66,11 +66,13 @@ export function lookAtScheduling(
   thread: Argument,
 ): (answers: Answers, of: { readonly tid: number; readonly timerSlack: bigint }) => Scheduling {
   const attributes = program.output(SCHED_ATTR_SIZE, 8);
-  const affinity = program.output(CPU_SET_SIZE, 8);
+  // The kernel has sets of one size for all.
+  const size = readAffinity(0).length;
+  const affinity = program.output(size, 8);
   const calls = {
     sched_getattr: program.call("sched_getattr", [thread, attributes, SCHED_ATTR_SIZE, 0], ASKING),
     getpriority: program.call("getpriority", [PRIO_PROCESS, thread], ASKING),
-    sched_getaffinity: program.call("sched_getaffinity", [thread, CPU_SET_SIZE, affinity], ASKING),
+    sched_getaffinity: program.call("sched_getaffinity", [thread, size, affinity], ASKING),
   } as const;
   const ioprio = program.call("ioprio_get", [IOPRIO_WHO_PROCESS, thread], ASKING);
   const known = new Map<string, Scheduling>();
