@@ -57,6 +57,7 @@ const SETTINGS = [
   "--min-semi-space-size=64",
   "--initial-old-space-size=64",
   "--interrupt-budget=1000000",
+  "--no-rehash-snapshot",
 ];
 
 const EXECUTABLES: readonly Executable[] = [
