@@ -15,13 +15,14 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
-import { SourceMap, type SourceMapPayload } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { decode } from "@jridgewell/sourcemap-codec";
 import { build } from "esbuild";
-import { encodeBundleLines, type SourceLine } from "../src/criu/bundle-lines.ts";
+import { encodeBundlePlaces, type BundlePiece } from "../src/criu/bundle-places.ts";
 
 const ROOT = join(import.meta.dirname, "..");
 const DIST = join(ROOT, "dist");
@@ -125,14 +126,14 @@ async function buildExecutable(executable: Executable, version: string) {
     format: "cjs",
     // So that the loader may read it as Latin-1, which takes no decoding.
     charset: "ascii",
-    // A code cache holds the names, too: a fifth less to read, for the source and for the cache. Places in the log come from lines.
-    minifyIdentifiers: true,
+    // A third less to read, of the source and (names) of the cache.
+    minify: true,
     // Loaded where they are used: one is a native library, the others are needed by few commands.
     external: ["koffi", "dockerode", "yaml"],
     // A script of node:vm has no import().
     supported: { "dynamic-import": false },
     logLevel: "warning",
-    // Not written: what the log needs of it is, see src/criu/bundle-lines.ts.
+    // Not written: what the log needs of it is, see src/criu/bundle-places.ts.
     sourcemap: "external",
     sourcesContent: false,
     outfile: join(DIST, `${name}.cjs`),
@@ -144,9 +145,11 @@ async function buildExecutable(executable: Executable, version: string) {
       "import.meta.dirname": "__dirname",
       "import.meta.filename": "__filename",
     },
+    // What Node puts around a module is in the file: to put it there at the start would copy a megabyte.
     banner: {
-      js: '"use strict"; const moduleUrl = "file://" + __filename, millisecondsUp = () => process.uptime() * 1000;',
+      js: '(function (exports, require, module, __filename, __dirname) { "use strict"; const moduleUrl = "file://" + __filename, millisecondsUp = () => process.uptime() * 1000;',
     },
+    footer: { js: "})" },
   });
   const textOf = (ending: string): string =>
     result.outputFiles.find((file) => file.path.endsWith(ending))?.text ?? "";
@@ -154,27 +157,31 @@ async function buildExecutable(executable: Executable, version: string) {
   const stem = `${name}-${createHash("sha256").update(source).digest("hex").slice(0, 12)}`;
   const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
   replaceFile(`${stem}.cjs`, source);
-  replaceFile(`${stem}.cjs.lines`, encodeBundleLines(sourceLines(source, textOf(".map"))));
+  replaceFile(`${stem}.cjs.places`, encodeBundlePlaces(bundlePieces(textOf(".map"))));
   for (const [action, runs] of Object.entries(warmUp)) makeCache({ stem, action, settings, runs });
-  replaceFile(
-    `${name}.cjs`,
-    loaderText(
-      stem,
-      Object.keys(warmUp).filter((action) => action !== ""),
-    ),
-  );
+  replaceFile(`${name}.cjs`, loaderText(stem, Object.keys(warmUp)));
   checkCache(name, settings);
   for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));
 }
 
-/** Where each line of a bundle comes from. */
-function sourceLines(source: string, map: string): (SourceLine | undefined)[] {
-  const decoded = new SourceMap(JSON.parse(map) as SourceMapPayload);
-  return source.split("\n").map((text, index) => {
-    const entry = decoded.findEntry(index, text.length);
-    if (!("originalSource" in entry) || entry.generatedLine !== index) return undefined;
-    return { source: entry.originalSource, line: entry.originalLine + 1 };
+/** Where the pieces of a bundle come from; one goes on as long as its line in the source is the same. */
+function bundlePieces(map: string): BundlePiece[] {
+  const { mappings, sources } = JSON.parse(map) as { mappings: string; sources: string[] };
+  const pieces: BundlePiece[] = [];
+  decode(mappings).forEach((segments, index) => {
+    let last: number | undefined;
+    for (const [column, source, line] of segments) {
+      const from =
+        source === undefined || line === undefined
+          ? undefined
+          : { source: sources[source] ?? "", line: line + 1 };
+      const known = from === undefined ? -1 : (source ?? 0) * 2 ** 20 + from.line;
+      if (known === last) continue;
+      last = known;
+      pieces.push({ line: index + 1, column: column + 1, from });
+    }
   });
+  return pieces;
 }
 
 /** Readers of dist/ never see half a file: another process may start an executable meanwhile. */
@@ -226,6 +233,10 @@ function checkCache(name: string, settings: readonly string[]): void {
 
 /** The file that `bin/` runs. Old syntax on purpose: an old Node must get as far as the message. */
 function loaderText(stem: string, actions: readonly string[]): string {
+  const sizes = actions.flatMap((action) => {
+    const size = statSync(join(DIST, cacheName(stem, action)), { throwIfNoEntry: false })?.size;
+    return size === undefined ? [] : [[action, size] as const];
+  });
   return `"use strict";
 var fs = require("fs");
 var path = require("path");
@@ -235,20 +246,31 @@ if (Number(version[0]) < 20 || (version[0] === "20" && Number(version[1]) < 19))
   process.stderr.write("reprise needs Node.js 20.19 or later, and this is " + process.versions.node + "\\n");
   process.exit(1);
 }
+var size = ${statSync(join(DIST, `${stem}.cjs`)).size};
+var caches = ${JSON.stringify(Object.fromEntries(sizes))};
+var action = caches[process.argv[2]] ? process.argv[2] : "";
+// One after the other in the same memory: a page that is new costs a microsecond or two.
+var bytes = Buffer.allocUnsafeSlow(Math.max(size, caches[action] || 0));
 var file = path.join(__dirname, "${stem}.cjs");
-var action = ${JSON.stringify(actions)}.find(function (name) { return process.argv[2] === name; });
+if (read(file, size) < size) throw new Error(file + " is cut off: build reprise again");
+var source = bytes.latin1Slice(0, size);
 var cache;
 try {
-  cache = fs.readFileSync(path.join(__dirname, "${stem}." + (action ? action + "." : "") + "cache"));
+  cache = bytes.subarray(0, read(path.join(__dirname, "${stem}." + (action ? action + "." : "") + "cache"), caches[action]));
 } catch (_) {}
-var script = new vm.Script(
-  "(function (exports, require, module, __filename, __dirname) { " + fs.readFileSync(file, "latin1") + "\\n})",
-  { filename: file, cachedData: cache },
-);
+var script = new vm.Script(source, { filename: file, cachedData: cache });
 if (process.env.REPRISE_TRACE_CACHE) {
   process.stderr.write("code cache: " + (cache ? (script.cachedDataRejected ? "rejected" : "used") : "none") + "\\n");
 }
 script.runInThisContext()(exports, require, module, file, __dirname);
+
+function read(name, size) {
+  var fd = fs.openSync(name);
+  var length = 0;
+  for (var got = 1; got > 0 && length < size; length += got) got = fs.readSync(fd, bytes, length, size - length);
+  fs.closeSync(fd);
+  return length;
+}
 `;
 }
 

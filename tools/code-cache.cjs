@@ -14,13 +14,7 @@ const vm = require("node:vm");
 const RUN_MS = 3000;
 
 const [bundle, cache, warmUp] = process.argv.slice(2);
-// The wrapper is the loader's (tools/build.ts), letter by letter: V8 compares the length of the source.
-const script = new vm.Script(
-  "(function (exports, require, module, __filename, __dirname) { " +
-    fs.readFileSync(bundle, "latin1") +
-    "\n})",
-  { filename: bundle },
-);
+const script = new vm.Script(fs.readFileSync(bundle, "latin1"), { filename: bundle });
 process.stdout.write = () => true;
 process.stderr.write = () => true;
 const exit = process.exit.bind(process);

@@ -3,12 +3,11 @@
 // at the usual levels the time is left out.
 
 import { closeSync, constants, openSync, writeSync } from "node:fs";
-import { hostname, machine, release, version } from "node:os";
 import { basename } from "node:path";
 import { asRepriseError } from "../engine/system-error.ts";
 import { type RepriseError } from "../errors.ts";
 import { LogLevel, log, setLogSink, type LogLevelValue } from "../log.ts";
-import { bundleLinesOf, findBundleLine } from "./bundle-lines.ts";
+import { bundlePlacesOf, findBundlePlace } from "./bundle-places.ts";
 import { frontPid, isStandIn } from "../sys/front.ts";
 import { CRIU_VERSION, PACKAGE_VERSION } from "../version.ts";
 
@@ -63,7 +62,11 @@ export function logFd(): number {
 /** The lines that every log begins with: versions, and the system. */
 export function logHeader(): void {
   log.info(`Version: ${CRIU_VERSION.major}.${CRIU_VERSION.minor} (gitid 0)`);
-  log.info(`Running on ${hostname()} Linux ${release()} ${version()} ${machine()}`);
+  if (target.verbosity >= LogLevel.INFO) {
+    // Loaded for this alone, it takes half a millisecond.
+    const { hostname, machine, release, version } = process.getBuiltinModule("node:os");
+    log.info(`Running on ${hostname()} Linux ${release()} ${version()} ${machine()}`);
+  }
   log.info(`Reprise ${PACKAGE_VERSION}, Node.js ${process.versions.node}`);
   if (isStandIn())
     log.info(`an engine that stood by (pid ${process.pid}) works for pid ${frontPid()}`);
@@ -153,16 +156,18 @@ const OWN_FRAMES = /^(?:log|errors|criu\/log-file)\.ts:/;
 /** `folder/file.ts:line` of the first frame of a stack that is not of the log itself. */
 function origin(stack: string | undefined): string {
   for (const frame of (stack ?? "").split("\n")) {
-    const match = /\(?((?:file:\/\/)?\/[^():]+):(\d+):\d+\)?$/.exec(frame);
+    const match = /\(?((?:file:\/\/)?\/[^():]+):(\d+):(\d+)\)?$/.exec(frame);
     if (match === null) continue;
-    const place = sourcePlace(match[1] ?? "", Number(match[2]));
+    const place = sourcePlace(match[1] ?? "", Number(match[2]), Number(match[3]));
     if (!OWN_FRAMES.test(place)) return place;
   }
   return "reprise:0";
 }
 
-function sourcePlace(file: string, line: number): string {
-  const entry = file.endsWith(".cjs") ? findBundleLine(bundleLinesOf(file), line) : undefined;
+function sourcePlace(file: string, line: number, column: number): string {
+  const entry = file.endsWith(".cjs")
+    ? findBundlePlace(bundlePlacesOf(file), line, column)
+    : undefined;
   const source = entry?.source ?? file;
   const from = source.lastIndexOf("/src/");
   const short = from < 0 ? basename(source) : source.slice(from + "/src/".length);
