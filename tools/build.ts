@@ -19,9 +19,9 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { decode } from "@jridgewell/sourcemap-codec";
-import { build } from "esbuild";
+import { build, type Plugin, type PluginBuild } from "esbuild";
 import { encodeBundlePlaces, type BundlePiece } from "../src/criu/bundle-places.ts";
 
 const ROOT = join(import.meta.dirname, "..");
@@ -36,12 +36,19 @@ interface Executable {
   /** Settings of V8 that `bin/` starts it with: V8 takes a cache only under those under which it was made. */
   readonly settings: readonly string[];
   readonly entry: string;
+  /** What is loaded for an action, when it is the first argument; the one without a name is for all others. */
+  readonly actions: Readonly<Record<string, Action>>;
+}
+
+interface Action {
   /**
    * Arguments of runs that touch what users wait for: the functions that V8 has compiled then go to a code cache. V8 reads all
-   * of a cache before it starts, which takes 2 ms for half a megabyte, so actions may have one of their own; the one without a
-   * name is for all others. Runs may use what earlier ones have left.
+   * of a cache before it starts, which takes 2 ms for half a megabyte, so actions may have one of their own. Runs may use what
+   * earlier ones have left.
    */
-  readonly warmUp: Readonly<Record<string, readonly (readonly string[])[]>>;
+  readonly runs: readonly (readonly string[])[];
+  /** Modules that the entry's `import()`s never load for this action. */
+  readonly without?: readonly string[];
 }
 
 const DUMP = ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"];
@@ -61,29 +68,37 @@ const SETTINGS = [
   "--no-rehash-snapshot",
 ];
 
+/** What src/criu/run.ts loads for other actions than a dump or a restore. */
+// oxfmt-ignore
+const OTHERS = ["cpuinfo", "check", "dedup", "lazy-pages", "page-server", "pre-dump", "service", "swrk", "standby/keeper", "standby/worker"];
+
 const EXECUTABLES: readonly Executable[] = [
   {
     name: "criu",
     entry: "src/criu/main.ts",
     settings: SETTINGS,
-    warmUp: {
-      dump: [DUMP],
-      restore: [RESTORE],
-      "": [["--version"], ["check"], DUMP, RESTORE, CONTAINER_DUMP, CONTAINER_RESTORE],
+    actions: {
+      dump: { runs: [DUMP], without: [...OTHERS, "restore"] },
+      restore: { runs: [RESTORE], without: [...OTHERS, "dump"] },
+      "": {
+        runs: [["--version"], ["check"], DUMP, RESTORE, CONTAINER_DUMP, CONTAINER_RESTORE],
+      },
     },
   },
   {
     name: "reprise",
     settings: SETTINGS,
     entry: "src/cli/main.ts",
-    warmUp: {
-      checkpoint: [
-        ["run", "--name", "warm", "--", "sleep", "60"],
-        ["checkpoint", "warm"],
-      ],
-      restore: [["restore", "warm"]],
-      clone: [["clone", "warm", "warmer"]],
-      "": [["--version"], ["ps"], ["rm", "--force", "warm"], ["rm", "--force", "warmer"]],
+    actions: {
+      checkpoint: {
+        runs: [
+          ["run", "--name", "warm", "--", "sleep", "60"],
+          ["checkpoint", "warm"],
+        ],
+      },
+      restore: { runs: [["restore", "warm"]] },
+      clone: { runs: [["clone", "warm", "warmer"]] },
+      "": { runs: [["--version"], ["ps"], ["rm", "--force", "warm"], ["rm", "--force", "warmer"]] },
     },
   },
 ];
@@ -116,9 +131,34 @@ function packageVersion(): string {
 }
 
 async function buildExecutable(executable: Executable, version: string) {
-  const { name, entry, settings, warmUp } = executable;
+  const { name, settings, actions } = executable;
+  const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
+  const loaded: Record<string, LoadedFiles> = {};
+  for (const [action, { runs, without = [] }] of Object.entries(actions)) {
+    const stem = await bundle(executable, { without, version });
+    makeCache({ stem, action, settings, runs });
+    loaded[action] = loadedFiles(stem, action);
+  }
+  replaceFile(`${name}.cjs`, loaderText(loaded));
+  checkCache(name, settings);
+  const kept = new Set(
+    Object.values(loaded).flatMap(({ stem, cache }) => [
+      `${stem}.cjs`,
+      `${stem}.cjs.places`,
+      cache,
+    ]),
+  );
+  for (const file of before) if (!kept.has(file)) rmSync(join(DIST, file));
+}
+
+/** Bundles an executable and returns the beginning of its files' names. */
+async function bundle(
+  { name, entry }: Executable,
+  { without, version }: { readonly without: readonly string[]; readonly version: string },
+): Promise<string> {
   const result = await build({
     entryPoints: [join(ROOT, entry)],
+    plugins: [omit(without, join(ROOT, entry))],
     bundle: true,
     write: false,
     platform: "node",
@@ -155,13 +195,37 @@ async function buildExecutable(executable: Executable, version: string) {
     result.outputFiles.find((file) => file.path.endsWith(ending))?.text ?? "";
   const source = textOf(".cjs");
   const stem = `${name}-${createHash("sha256").update(source).digest("hex").slice(0, 12)}`;
-  const before = readdirSync(DIST).filter((file) => file.startsWith(`${name}-`));
   replaceFile(`${stem}.cjs`, source);
   replaceFile(`${stem}.cjs.places`, encodeBundlePlaces(bundlePieces(textOf(".map"))));
-  for (const [action, runs] of Object.entries(warmUp)) makeCache({ stem, action, settings, runs });
-  replaceFile(`${name}.cjs`, loaderText(stem, Object.keys(warmUp)));
-  checkCache(name, settings);
-  for (const file of before) if (!file.startsWith(stem)) rmSync(join(DIST, file));
+  return stem;
+}
+
+/** Leaves out modules beside the entry that are loaded when they are needed, and never are. */
+function omit(modules: readonly string[], entry: string): Plugin {
+  const omitted = new Set(modules.map((module) => `./${module}.ts`));
+  const setup = (bundler: PluginBuild): void =>
+    bundler.onResolve({ filter: /^\.\// }, ({ kind, path, importer }) => {
+      if (kind !== "dynamic-import" || dirname(importer) !== dirname(entry)) return undefined;
+      return omitted.has(path) ? { path, external: true } : undefined;
+    });
+  return { name: "omit", setup };
+}
+
+/** What is loaded for one action. */
+interface LoadedFiles {
+  readonly stem: string;
+  /** Bytes of the bundle. */
+  readonly size: number;
+  readonly cache: string;
+  /** Bytes of it; 0 where it could not be made. */
+  readonly cacheSize: number;
+}
+
+function loadedFiles(stem: string, action: string): LoadedFiles {
+  const cache = cacheName(stem, action);
+  const sizeOf = (file: string): number =>
+    statSync(join(DIST, file), { throwIfNoEntry: false })?.size ?? 0;
+  return { stem, size: sizeOf(`${stem}.cjs`), cache, cacheSize: sizeOf(cache) };
 }
 
 /** Where the pieces of a bundle come from; one goes on as long as its line in the source is the same. */
@@ -203,8 +267,8 @@ function makeCache(options: {
   const maker = join(ROOT, "tools", "code-cache.cjs");
   const env = { PATH: process.env["PATH"] ?? "", REPRISE_HOME: SCRATCH, REPRISE_WARM_UP: "1" };
   try {
-    const bundle = join(DIST, `${stem}.cjs`);
-    execFileSync(process.execPath, [...settings, maker, bundle, path, JSON.stringify(runs)], {
+    const source = join(DIST, `${stem}.cjs`);
+    execFileSync(process.execPath, [...settings, maker, source, path, JSON.stringify(runs)], {
       env,
     });
   } catch (error) {
@@ -232,11 +296,7 @@ function checkCache(name: string, settings: readonly string[]): void {
 }
 
 /** The file that `bin/` runs. Old syntax on purpose: an old Node must get as far as the message. */
-function loaderText(stem: string, actions: readonly string[]): string {
-  const sizes = actions.flatMap((action) => {
-    const size = statSync(join(DIST, cacheName(stem, action)), { throwIfNoEntry: false })?.size;
-    return size === undefined ? [] : [[action, size] as const];
-  });
+function loaderText(actions: Readonly<Record<string, LoadedFiles>>): string {
   return `"use strict";
 var fs = require("fs");
 var path = require("path");
@@ -246,18 +306,19 @@ if (Number(version[0]) < 20 || (version[0] === "20" && Number(version[1]) < 19))
   process.stderr.write("reprise needs Node.js 20.19 or later, and this is " + process.versions.node + "\\n");
   process.exit(1);
 }
-var size = ${statSync(join(DIST, `${stem}.cjs`)).size};
-var caches = ${JSON.stringify(Object.fromEntries(sizes))};
-var action = caches[process.argv[2]] ? process.argv[2] : "";
+var actions = ${JSON.stringify(actions)};
+var action = Object.hasOwn(actions, process.argv[2]) ? actions[process.argv[2]] : actions[""];
 // One after the other in the same memory: a page that is new costs a microsecond or two.
-var bytes = Buffer.allocUnsafeSlow(Math.max(size, caches[action] || 0));
-var file = path.join(__dirname, "${stem}.cjs");
-if (read(file, size) < size) throw new Error(file + " is cut off: build reprise again");
-var source = bytes.latin1Slice(0, size);
+var bytes = Buffer.allocUnsafeSlow(Math.max(action.size, action.cacheSize));
+var file = path.join(__dirname, action.stem + ".cjs");
+if (read(file, action.size) < action.size) throw new Error(file + " is cut off: build reprise again");
+var source = bytes.latin1Slice(0, action.size);
 var cache;
-try {
-  cache = bytes.subarray(0, read(path.join(__dirname, "${stem}." + (action ? action + "." : "") + "cache"), caches[action]));
-} catch (_) {}
+if (action.cacheSize > 0) {
+  try {
+    cache = bytes.subarray(0, read(path.join(__dirname, action.cache), action.cacheSize));
+  } catch (_) {}
+}
 var script = new vm.Script(source, { filename: file, cachedData: cache });
 if (process.env.REPRISE_TRACE_CACHE) {
   process.stderr.write("code cache: " + (cache ? (script.cachedDataRejected ? "rejected" : "used") : "none") + "\\n");
