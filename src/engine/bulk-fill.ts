@@ -4,7 +4,6 @@
 // and each is a fault first.
 
 import { closeSync, constants, openSync, read } from "node:fs";
-import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { RepriseError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -53,7 +52,7 @@ export class BulkFill {
     const direct = new Set(
       files.filter((file) => readsDirectly(join(imagesDir, file.name), bytesOf([file]))),
     );
-    if (direct.size === 0 && tasks.size >= MANY && availableParallelism() >= MANY) return undefined;
+    if (direct.size === 0 && tasks.size >= MANY && processors() >= MANY) return undefined;
     return new BulkFill(tasks, { imagesDir, direct });
   }
 
@@ -250,6 +249,11 @@ function isPlain(vma: VmaEntry): boolean {
     (vma.flags & special) === 0 &&
     vma.policy === undefined
   );
+}
+
+/** Loaded when it is asked for: few restores do. */
+function processors(): number {
+  return process.getBuiltinModule("node:os").availableParallelism();
 }
 
 function bytesOf(files: readonly Pick<PlacedPages, "places">[]): number {

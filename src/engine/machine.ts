@@ -2,7 +2,6 @@
 // every call of the kernel that it found at its start, and does not look again after a restore. Sets of CRIU tell of the processor
 // only, in cpuinfo.img, and only when they were asked to (--cpu-cap).
 
-import { release } from "node:os";
 import { RepriseError } from "../errors.ts";
 import type { MessageInput } from "../images/codec.ts";
 import { ImageSetReader } from "../images/image-set-reader.ts";
@@ -12,7 +11,7 @@ import type {
   RepriseMachine,
 } from "../images/schema/messages.generated.ts";
 import { cpuMismatch, readCpu, type CpuCapabilities } from "../objects/cpu/cpu-info.ts";
-import { readBootId } from "../proc/self.ts";
+import { readBootId, readKernelRelease } from "../proc/self.ts";
 import { hostLsm, lsmOfCode } from "../objects/task/lsm.ts";
 
 /** One side of a machine, and whether a set fits it. */
@@ -27,7 +26,7 @@ export interface Fit {
 /** This machine, for the inventory. */
 export function machineEntry(): MessageInput<RepriseMachine> {
   const cpu = ownCpu();
-  return { kernel: release(), ...(cpu === undefined ? {} : { cpu }), boot: readBootId() };
+  return { kernel: readKernelRelease(), ...(cpu === undefined ? {} : { cpu }), boot: readBootId() };
 }
 
 /**
@@ -53,7 +52,7 @@ export function fitsOfSet(set: ImageSetReader, processor?: CpuCapabilities): rea
   const cpu = machine?.cpu ?? set.read("cpuinfo")[0]?.x86_entry[0];
   return compareMachines(
     { kernel: machine?.kernel, cpu, inventory: set.inventory, isPart: set.isPreDump },
-    { kernel: release(), cpu: ownCpu(), lsm: hostLsm() },
+    { kernel: readKernelRelease(), cpu: ownCpu(), lsm: hostLsm() },
     processor,
   );
 }

@@ -2,9 +2,9 @@
 // says why it is not right and what can be done.
 
 import { existsSync, readFileSync } from "node:fs";
-import { arch, platform, release } from "node:os";
 import { readStatus } from "../proc/status.ts";
 import type { ProbeName } from "./features.ts";
+import { readKernelRelease } from "../proc/self.ts";
 import { isKernelSince } from "./release.ts";
 
 export interface MachineFact {
@@ -49,13 +49,13 @@ function fact(
 }
 
 function platformFault(): string | undefined {
-  if (platform() === "linux" && arch() === "x64") return undefined;
-  return `this is ${platform()} on ${arch()}. Use Linux on x86-64`;
+  if (process.platform === "linux" && process.arch === "x64") return undefined;
+  return `this is ${process.platform} on ${process.arch}. Use Linux on x86-64`;
 }
 
 function kernelFault(): string | undefined {
   if (isKernelSince(...FLOOR)) return undefined;
-  return `this is Linux ${release()}. Update to 5.10 or later`;
+  return `this is Linux ${readKernelRelease()}. Update to 5.10 or later`;
 }
 
 type Capability = readonly [name: string, bit: number];
