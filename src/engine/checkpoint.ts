@@ -15,7 +15,7 @@ import type { NamespacesDumpOptions } from "../objects/namespaces/room.ts";
 import { endDummy } from "../tracee/dummy.ts";
 import { cure, type Injection } from "../tracee/injection.ts";
 import { AreasAhead } from "./areas-ahead.ts";
-import { checkArguments } from "./arguments.ts";
+import { checkDumpArguments } from "./arguments.ts";
 import { collectTree, type CollectedTree } from "./collect.ts";
 import { dedup } from "./dedup.ts";
 import { LookAhead, runningTasks } from "./look-ahead.ts";
@@ -123,7 +123,7 @@ const DEFAULT_GHOST_LIMIT = 1024 * 1024;
  * @throws RepriseError; the tasks then go on as before, and the directory holds no images.
  */
 export async function checkpoint(options: CheckpointOptions): Promise<CheckpointResult> {
-  checkArguments(options);
+  checkDumpArguments(options);
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   refuseLosses(options.strict === true ? refuseLoss : undefined);

@@ -13,7 +13,7 @@ import { collectVmas, VMA_AIORING, type DumpedVma } from "../objects/memory/vma.
 import type { FrozenTask } from "../objects/task/task.ts";
 import { readSmaps } from "../proc/smaps.ts";
 import { MAP_HUGETLB } from "../sys/abi/mman.ts";
-import { checkArguments } from "./arguments.ts";
+import { checkDumpArguments } from "./arguments.ts";
 import { onePerMemory } from "./common-memory.ts";
 import { dedup } from "./dedup.ts";
 import { runningTree } from "./running-tree.ts";
@@ -61,7 +61,7 @@ const MODE_READ = 2;
  * @throws RepriseError; the directory then holds no images.
  */
 export async function preDump(options: PreDumpOptions): Promise<PreDumpResult> {
-  checkArguments(options);
+  checkDumpArguments(options);
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   options.hooks?.script?.("pre-dump", options.pid);

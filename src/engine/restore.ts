@@ -25,7 +25,7 @@ import { trySyscall } from "../sys/ffi.ts";
 import { waitForAll } from "../sys/process.ts";
 import { crc32OfZlib } from "../sys/zlib.ts";
 import type { TraceCounters } from "../tracee/tracee.ts";
-import { checkArguments } from "./arguments.ts";
+import { checkImagesDir } from "./arguments.ts";
 import { beginWaiting, finishLateParts } from "./late-parts.ts";
 import { enterCgroups, spreadTasks, spreadThreads } from "./enter-cgroups.ts";
 import { waitForFreePids } from "./free-pids.ts";
@@ -109,7 +109,7 @@ export interface RestoreResult {
  * @throws RepriseError; nothing is left behind then.
  */
 export async function restore(options: RestoreOptions): Promise<RestoreResult> {
-  checkArguments(options);
+  checkImagesDir(options);
   const begun = performance.now();
   const since = (): number => performance.now() - begun;
   const set = readImages(options.imagesDir);

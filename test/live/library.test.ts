@@ -2,7 +2,7 @@
 
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
@@ -10,6 +10,7 @@ import {
   checkpoint,
   restore,
   RepriseError,
+  type CheckpointOptions,
   type ProgressEvent,
   type ProgressListener,
 } from "../../src/index.ts";
@@ -77,6 +78,15 @@ test.each([0, -1, 1.5, Number.NaN])("there is no pid %s", async (pid) => {
   await expect(dump).rejects.toMatchObject({ code: "BAD_ARGUMENT" });
 });
 
+test.each([
+  { imagesDir: "/nowhere" },
+  { pid: 1, imagesDir: "/nowhere", leave: "alone" },
+  undefined,
+])("options of a caller without types: %j", async (options) => {
+  const dump = checkpoint(options as unknown as CheckpointOptions);
+  await expect(dump).rejects.toMatchObject({ code: "BAD_ARGUMENT" });
+});
+
 test.each(["", "a\0b"])("%j is no directory", async (imagesDir) => {
   await expect(restore({ imagesDir })).rejects.toMatchObject({ code: "BAD_ARGUMENT" });
 });
@@ -95,3 +105,20 @@ test.runIf(existsSync(join(ROOT, "dist/lib/index.js")))("the package can be impo
   const names = execFileSync(...node, { cwd: ROOT, encoding: "utf8" }).trim();
   expect(names).toBe("ERROR_CODES,RepriseError,checkpoint,restore");
 });
+
+test.runIf(existsSync(join(ROOT, "dist/lib/index.js")))(
+  "the example of the docs does what it says",
+  () => {
+    const page = readFileSync(join(ROOT, "docs/library.md"), "utf8");
+    const script = /```js\n([^]*?)```/.exec(page)?.[1] ?? "";
+    const node = [process.execPath, ["--input-type=module", "-e", script]] as const;
+    const lines = execFileSync(...node, { cwd: ROOT, encoding: "utf8" }).split("\n");
+    const steps = lines.slice(0, 4).map((line) => line.replace(/ after \d+ ms$/, ""));
+    expect(steps).toEqual(["frozen", "collected", "memory", "resumed"]);
+    expect(lines[4]).toMatch(/^1 task, \d+ pages, frozen for \d+ microseconds$/);
+    expect(lines[5]).toMatch(/^the clone runs as \d+$/);
+    expect(lines[6]).toBe(`the clone ended with ${128 + constants.signals.SIGTERM}`);
+    expect(lines[7]).toMatch(/^PID_TAKEN: /);
+    expect(lines[8]).toMatch(/./);
+  },
+);
