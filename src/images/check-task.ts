@@ -40,7 +40,9 @@ const LARGEST_U16 = 0xffff;
 
 export type CoreRole = "leader" | "thread" | "zombie";
 
-/** Least lengths of the register arrays of an x86-64 extended state that are present. */
+/** Lengths of the register arrays of an x86-64 extended state; those of the extensions may be absent. */
+const ST_WORDS = 32;
+const XMM_WORDS = 64;
 const XSAVE_LENGTHS = {
   ymmh_space: 64,
   bndreg_state: 8,
@@ -117,15 +119,16 @@ function checkRegisters({ fpregs, tls }: ThreadInfoX86, name: string): void {
   if (tls.length > MAX_TLS_ENTRIES)
     throw badSet(`${name} has more than ${MAX_TLS_ENTRIES} TLS entries`);
   if (fpregs === undefined) return;
-  if (fpregs.st_space.length < 32 || fpregs.xmm_space.length < 64) {
-    throw badSet(`${name} has too few floating point registers`);
+  // One too many would be the next register's, or stand in the header of the extended state.
+  if (fpregs.st_space.length !== ST_WORDS || fpregs.xmm_space.length !== XMM_WORDS) {
+    throw badSet(`${name} has too few or too many floating point registers`);
   }
   for (const field of ["cwd", "swd", "twd", "fop"] as const)
     if (fpregs[field] > LARGEST_U16) throw badSet(`${name} has ${fpregs[field]} in ${field}`);
-  for (const [field, least] of Object.entries(XSAVE_LENGTHS)) {
+  for (const [field, length] of Object.entries(XSAVE_LENGTHS)) {
     const words = fpregs.xsave?.[field as keyof typeof XSAVE_LENGTHS] ?? [];
-    if (words.length > 0 && words.length < least) {
-      throw badSet(`${name} has ${words.length} words of ${field}, not ${least}`);
+    if (words.length > 0 && words.length !== length) {
+      throw badSet(`${name} has ${words.length} words of ${field}, not ${length}`);
     }
   }
 }
