@@ -134,6 +134,10 @@ export class ResidentProgram implements Answers, Disposable {
     return this.#memory.subarray(start + offset, start + offset + size);
   }
 
+  word(pointer: Pointer): bigint {
+    return this.bytes(pointer, 8).readBigUInt64LE();
+  }
+
   /** Results of the first entries: a window. */
   results(count: number): Buffer {
     const start = this.#resultAt(0);

@@ -455,6 +455,8 @@ export interface Answers {
   value(ref: Ref): number;
   /** `size` bytes of output. */
   bytes(pointer: Pointer, size: number): Buffer;
+  /** Eight bytes of output as a number. */
+  word(pointer: Pointer): bigint;
 }
 
 /** What a program that ran to its end brought back. */
@@ -483,6 +485,10 @@ export class ProgramResult implements Answers {
   bytes(pointer: Pointer, size: number): Buffer {
     const at = this.#outputStart + pointer.offset;
     return this.#bytes.subarray(at, at + size);
+  }
+
+  word({ offset }: Pointer): bigint {
+    return this.#bytes.readBigUInt64LE(this.#outputStart + offset);
   }
 }
 

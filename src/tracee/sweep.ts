@@ -45,6 +45,11 @@ export class RecordProgram extends Program {
     return { kind: "distant", base: this.#record, offset, read: "address" };
   }
 
+  /** How long the record is so far. */
+  get end(): number {
+    return this.#size;
+  }
+
   override output(size: number, alignment = 16): Pointer {
     return { kind: "pointer", segment: "output", offset: this.field(size, alignment).offset };
   }
@@ -158,6 +163,15 @@ export class Sweep implements Answers, Disposable {
   bytes({ offset }: Pointer, size: number): Buffer {
     const at = this.#at + offset;
     return this.memory.subarray(at, at + size);
+  }
+
+  word({ offset }: Pointer): bigint {
+    return this.memory.readBigUInt64LE(this.#at + offset);
+  }
+
+  /** All that was said of a record from a place in it on, for comparing. */
+  textFrom(offset: number): string {
+    return this.memory.toString("latin1", this.#at + offset, this.#at + this.size);
   }
 
   [Symbol.dispose](): void {

@@ -23,11 +23,11 @@ export interface Loser {
   readonly parentDeathSignal: number;
 }
 
-/** Adds the calls of the engine that look for what of a stopped thread will be lost; what reads the answers tells of it. */
+/** Adds the calls of the engine that look for what of a stopped thread will be lost; what reads the answers tells of it, and whether there is any. */
 export function lookForLosses(
   program: Program,
   tid: Argument,
-): (answers: Answers, loser: Loser) => void {
+): (answers: Answers, loser: Loser) => boolean {
   // Ports that a thread may use (ioperm(2)) are a set of registers to ptrace; absent when it has none.
   const map = program.data(Buffer.alloc(PORT_MAP_MAX));
   const vector = Buffer.alloc(IOVEC_SIZE);
@@ -40,13 +40,16 @@ export function lookForLosses(
   const cookie = program.output(8, 8);
   const shares = program.call("prctl", [PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, 0, cookie], ASKING);
   return (answers, { task, thread, parentDeathSignal }) => {
-    const tell = (what: string): void =>
+    let isAny = false;
+    const tell = (what: string): void => {
+      isAny = true;
       log.loss(`thread ${thread.innerTid} of pid ${task.innerPid} (${task.stat.comm}): ${what}`);
+    };
     if (parentDeathSignal !== 0 && task.parent === undefined)
       tell(
         `signal ${parentDeathSignal} at its parent's death will not be set: its parent is outside`,
       );
-    if (answers.value(ports) >= 0 || (thread.stopped.regs.get("eflags") & IOPL) !== 0n)
+    if (answers.value(ports) >= 0 || mayUsePorts(thread))
       tell("its right to use I/O ports (ioperm, iopl) is not saved");
     if (answers.value(asked) === 0) {
       const bytes = answers.bytes(attributes, SCHED_ATTR_WITH_CLAMPS);
@@ -57,7 +60,13 @@ export function lookForLosses(
     }
     if (answers.value(shares) === 0 && !answers.bytes(cookie, 8).equals(NO_COOKIE))
       tell("its core scheduling cookie is not saved");
+    return isAny;
   };
+}
+
+/** By iopl(2), before Linux 5.5. */
+export function mayUsePorts({ stopped }: FrozenThread): boolean {
+  return (stopped.regs.get("eflags") & IOPL) !== 0n;
 }
 
 const ASKING = { mayFail: true };

@@ -4,7 +4,7 @@
 import { ResidentProgram } from "../../tracee/local.ts";
 import { Program, type Answers, type Argument, type Load } from "../../tracee/program.ts";
 import { Sweep, type Field } from "../../tracee/sweep.ts";
-import { lookForLosses } from "./losses.ts";
+import { lookForLosses, mayUsePorts } from "./losses.ts";
 import { lookAtScheduling, type Scheduling } from "./scheduling.ts";
 import { lookForPending } from "./signals.ts";
 import type { FrozenTask, FrozenThread } from "./task.ts";
@@ -41,23 +41,23 @@ interface Questions {
   readonly losses: ReturnType<typeof lookForLosses>;
 }
 
-function questions(program: Program, tid: Argument): Questions {
-  return {
-    robustList: lookAtRobustList(program, tid),
-    scheduling: lookAtScheduling(program, tid),
-    hasPending: lookForPending(program, tid),
-    losses: lookForLosses(program, tid),
-  };
+/** `then` is called before what most threads have in common. */
+function questions(program: Program, tid: Argument, then?: () => void): Questions {
+  const robustList = lookAtRobustList(program, tid);
+  const hasPending = lookForPending(program, tid);
+  then?.();
+  const scheduling = lookAtScheduling(program, tid);
+  return { robustList, scheduling, hasPending, losses: lookForLosses(program, tid) };
 }
 
 function view(
   { robustList, scheduling, hasPending, losses }: Questions,
   answers: Answers,
   { thread, known }: { readonly thread: FrozenThread; readonly known: Known },
-): ThreadView {
+): ThreadView & { readonly hasLosses: boolean } {
   const { task, timerSlack, parentDeathSignal } = known;
-  losses(answers, { task, thread, parentDeathSignal });
   return {
+    hasLosses: losses(answers, { task, thread, parentDeathSignal }),
     robustList: robustList(answers),
     scheduling: scheduling(answers, { tid: thread.tid, timerSlack }),
     hasPending: hasPending(answers),
@@ -92,13 +92,17 @@ export class SweepingLook implements ThreadLook, Disposable {
   readonly #sweep: Sweep;
   readonly #questions: Questions;
   readonly #indices: ReadonlyMap<number, number>;
+  /** Where in a record what differs from thread to thread ends. */
+  #common = 0;
+  /** By what was told of threads without losses, and their timer slack. */
+  readonly #known = new Map<bigint, Map<string, Scheduling>>();
 
   constructor({ threads }: FrozenTask) {
     let number: Field = { offset: 0, size: 4 };
     let asked: Questions | undefined;
     this.#sweep = new Sweep(threads.length, (program) => {
       number = program.field(4);
-      asked = questions(program, program.contentOf(number));
+      asked = questions(program, program.contentOf(number), () => (this.#common = program.end));
     });
     this.#questions = asked as unknown as Questions;
     this.#indices = new Map(threads.map(({ tid }, index) => [tid, index]));
@@ -108,8 +112,18 @@ export class SweepingLook implements ThreadLook, Disposable {
   }
 
   at(thread: FrozenThread, known: Known): ThreadView {
-    const index = this.#indices.get(thread.tid) as number;
-    return view(this.#questions, this.#sweep.select(index), { thread, known });
+    const answers = this.#sweep.select(this.#indices.get(thread.tid) as number);
+    const { robustList, hasPending } = this.#questions;
+    const { timerSlack } = known;
+    const same = this.#known.get(timerSlack) ?? new Map<string, Scheduling>();
+    this.#known.set(timerSlack, same);
+    const text = answers.textFrom(this.#common);
+    const scheduling = known.parentDeathSignal === 0 ? same.get(text) : undefined;
+    if (scheduling !== undefined && !mayUsePorts(thread))
+      return { robustList: robustList(answers), scheduling, hasPending: hasPending(answers) };
+    const seen = view(this.#questions, answers, { thread, known });
+    if (!seen.hasLosses) same.set(text, seen.scheduling);
+    return seen;
   }
 
   [Symbol.dispose](): void {

@@ -62,8 +62,9 @@ export function lookAtRobustList(
     const result = answers.value(asked);
     if (result < 0) throw syscallError("get_robust_list", -result, "look at a thread");
     return {
-      futex_rla: answers.bytes(head, 8).readBigUInt64LE(0),
-      futex_rla_len: answers.bytes(length, 4).readUInt32LE(0),
+      futex_rla: answers.word(head),
+      // Of 64 bits: a size_t.
+      futex_rla_len: Number(answers.word(length)),
     };
   };
 }
