@@ -169,7 +169,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     using landlock = new LandlockWatch();
     const first = runningTasks(running);
     using alike = AlikeWatch.of(first.map(({ status }) => status));
-    const areas = AreasAhead.of(first);
+    using areas = AreasAhead.of(first);
     if (options.dryRun !== true) {
       const tasks = runningTasks(ahead.isEmpty ? running : runningTree(options.pid));
       landlock.prepare(tasks.map(({ status }) => status));
@@ -186,7 +186,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     if (counters.stops > 0)
       log.info(`${counters.stops} stops before the freeze, since much memory changes`);
     const freezing = performance.now();
-    tree = freezeTree(options.pid, freeze);
+    tree = freezeTree(options.pid, { ...freeze, whenStopped: () => areas.begin() });
     const frozenAt = performance.now();
     lock = NetworkLock.forDump({
       method: options.networkLock,

@@ -51,6 +51,8 @@ export interface FreezeOptions {
   readonly freezeCgroup?: string | undefined;
   /** The processes of the tree but the root, as far as they are known. */
   readonly others?: readonly number[] | undefined;
+  /** Is called when all stand still, before anything is found out about them. */
+  readonly whenStopped?: (() => void) | undefined;
   /** Counts on from before, where the tree is stopped several times. */
   readonly counters?: TraceCounters | undefined;
 }
@@ -71,6 +73,7 @@ export function freezeTree(root: number, options: FreezeOptions): FrozenTree {
     const freezer = new Freezer(options.timeoutMs, { cgroup, counters, early });
     try {
       freezer.freeze(root);
+      options.whenStopped?.();
       const { bystanders } = freezer;
       const tasks = freezer.look(root);
       if (tasks[0]?.state === "zombie") throw hasEnded(root);

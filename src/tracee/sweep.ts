@@ -2,7 +2,7 @@
 // each thread, and leaves in it what the kernel says. It is one call through the FFI for all of them, and no JavaScript runs meanwhile.
 
 import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
-import { callNative, memoryAt, syscall } from "../sys/ffi.ts";
+import { callNative, callNativeInBackground, memoryAt, syscall, trySyscall } from "../sys/ffi.ts";
 import { readI64 } from "../sys/memory.ts";
 import type { SyscallName } from "../sys/syscalls.x86_64.ts";
 import { localInterpreter } from "./local.ts";
@@ -150,6 +150,18 @@ export class Sweep implements Answers, Disposable {
     return this.#done(callNative(localInterpreter(), table, results, end));
   }
 
+  /** The same for all records on another thread of this process: not for calls that only a tracer may make. To be waited for. */
+  runElsewhere(): void {
+    const { table, results, end } = this.#send(0);
+    callNativeInBackground(localInterpreter(), table, results, end);
+  }
+
+  /** Waits for it without going back to the event loop: nearly always it has ended long ago. */
+  awaitEnd(): void {
+    // It is counted down behind the last step.
+    while (readI64(this.#counted(), 0) !== 0) trySyscall("sched_yield");
+  }
+
   /** Gives the answers of one record from here on. */
   select(index: number): this {
     this.#at = index * this.size;
@@ -188,7 +200,10 @@ export class Sweep implements Answers, Disposable {
 
   #done(end: number): number {
     if (end === this.#image.end) return this.count;
-    const left = memoryAt(this.#base + this.#counter.offset, 8);
-    return this.count - readI64(left, 0);
+    return this.count - readI64(this.#counted(), 0);
+  }
+
+  #counted(): Uint8Array {
+    return memoryAt(this.#base + this.#counter.offset, 8);
   }
 }

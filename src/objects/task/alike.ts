@@ -188,17 +188,19 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
   const wanted = new Set(task.threads.map(({ tid }) => tid));
   const process = processNumber(task);
   const at = offsets(types);
-  const first = Math.min(...Object.values(at));
+  const first = Math.min(...Object.values(at)) & ~7;
   const length = Math.max(...Object.values(at)) + 16 - first;
+  const places = PLACES.flatMap((name) => wordsOf(name, { at, first }));
+  const words = [...places, ...ANSWERS.flatMap((name) => wordsOf(name, { at, first }))];
   const leader = taskStruct(task.pid, { memory, types });
   const bytes = (address: bigint): Buffer => memory.look(address + BigInt(first), length);
   const own = bytes(leader);
+  const leaders = takeWords(own, places);
   const head =
     own.readBigUInt64LE(at.signal - first) +
     BigInt(types.field("signal_struct.thread_head").offset);
-  const places = textOf(own, PLACES, { at, first });
   const found: Found = { placed: new Set(), speakers: new Map(), own: new Map() };
-  const speakers = new Map<string, number>();
+  const groups: Group[] = [];
   const node = BigInt(at.thread_node);
   let next = memory.word(head);
   // Threads that the kernel runs for the process are in the list, too.
@@ -208,12 +210,11 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
     const tid = thread.readInt32LE(at.pid - first);
     // The kernel's own numbers: where the engine has others for them, nobody is found.
     if (!wanted.has(tid) || thread.readInt32LE(at.tgid - first) !== process) continue;
-    const text = textOf(thread, PLACES, { at, first });
-    if (tid !== task.pid && text === places) found.placed.add(tid);
-    const key = text + textOf(thread, ANSWERS, { at, first });
-    const speaker = tid === task.pid ? undefined : speakers.get(key);
-    if (speaker === undefined && tid !== task.pid) speakers.set(key, tid);
-    found.speakers.set(tid, speaker ?? tid);
+    const isPlaced = hasWords(thread, places, leaders);
+    if (tid !== task.pid) {
+      if (isPlaced) found.placed.add(tid);
+      found.speakers.set(tid, speakerFor(tid, thread, { groups, words }));
+    }
     found.own.set(tid, {
       stack: {
         pointer: thread.readBigUInt64LE(at.sas_ss_sp - first),
@@ -229,17 +230,43 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
 /** Of workers of io_uring, say. */
 const MOST_OTHERS = 4096;
 
-function textOf(
+/** Threads that have the same, and the one of them that is asked. */
+interface Group {
+  readonly words: Int32Array;
+  readonly speaker: number;
+}
+
+function speakerFor(
+  tid: number,
   thread: Buffer,
-  names: readonly TaskField[],
-  { at, first }: { readonly at: Offsets; readonly first: number },
-): string {
-  let text = "";
-  for (const name of names) {
-    const from = at[name] - first;
-    text += thread.toString("latin1", from, from + (HALVES.has(name) ? 4 : 8));
+  { groups, words }: { readonly groups: Group[]; readonly words: readonly number[] },
+): number {
+  for (let index = groups.length - 1; index >= 0; index -= 1) {
+    const group = groups[index] as Group;
+    if (hasWords(thread, words, group.words)) return group.speaker;
   }
-  return text;
+  groups.push({ words: takeWords(thread, words), speaker: tid });
+  return tid;
+}
+
+// Of four bytes each, without strings or big numbers: there are dozens for each of hundreds of threads.
+
+function wordsOf(
+  name: TaskField,
+  { at, first }: { readonly at: Offsets; readonly first: number },
+): number[] {
+  const from = at[name] - first;
+  return HALVES.has(name) ? [from] : [from, from + 4];
+}
+
+function takeWords(thread: Buffer, places: readonly number[]): Int32Array {
+  return Int32Array.from(places, (place) => thread.readInt32LE(place));
+}
+
+function hasWords(thread: Buffer, places: readonly number[], words: Int32Array): boolean {
+  for (let index = 0; index < places.length; index += 1)
+    if (thread.readInt32LE(places[index] as number) !== words[index]) return false;
+  return true;
 }
 
 /** Where the kernel keeps a thread: the first in the list of those that have its number. */
