@@ -61,8 +61,7 @@ const CONTAINER_RESTORE = ["restore", "-d", "-v4", "-D", CONTAINER, "-o", "resto
 
 /** Of commands that end soon; bin/criu says why. */
 const SETTINGS = [
-  "--max-semi-space-size=64",
-  "--min-semi-space-size=64",
+  "--min-semi-space-size=16",
   "--initial-old-space-size=64",
   "--interrupt-budget=1000000",
   "--no-rehash-snapshot",

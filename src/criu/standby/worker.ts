@@ -3,8 +3,6 @@
 
 import { readlinkSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { reapingDone } from "../../engine/wait-exit.ts";
 import { readFdNumbers } from "../../proc/fd.ts";
 import { readNamespaces } from "../../proc/ns.ts";
@@ -12,6 +10,7 @@ import { PR_SET_PDEATHSIG } from "../../sys/abi/sched.ts";
 import { F_SETFD, FD_CLOEXEC } from "../../sys/abi/fcntl.ts";
 import { SIGKILL } from "../../sys/abi/signal.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
+import { collectYoungObjects } from "../../sys/young-objects.ts";
 import { prepareCounting } from "../../tracee/executions.ts";
 import { runCommand } from "../run.ts";
 import { fits } from "./fits.ts";
@@ -31,7 +30,7 @@ export async function work([slot = ""]: readonly string[]): Promise<number> {
   await warmUp(join(slot, "warm-up"));
   // Kept open.
   await prepareCounting();
-  const collectGarbage = garbageCollector();
+  collectYoungObjects();
   const before = ownState();
   let commands = 0;
   process.on("uncaughtException", dieLoudly);
@@ -45,7 +44,7 @@ export async function work([slot = ""]: readonly string[]): Promise<number> {
     commands += 1;
     const why = commands < MOST_COMMANDS ? difference(before, ownState()) : "it is old";
     if (why === undefined) {
-      collectGarbage();
+      collectYoungObjects();
       report({ kind: "ready" });
     } else {
       report({ kind: "retires", why });
@@ -75,13 +74,6 @@ async function standIn(request: Request): Promise<{ text: string; refused?: stri
 
 function report(text: Report): void {
   if (process.connected) process.send?.(text);
-}
-
-/** So that nothing young is collected while a tree stands still. A collection of all would also throw away code that is not hot. */
-function garbageCollector(): () => void {
-  setFlagsFromString("--expose-gc");
-  const collect = runInNewContext("gc") as (options: { readonly type: "minor" }) => void;
-  return () => collect({ type: "minor" });
 }
 
 type State = ReadonlyMap<string, string>;
