@@ -27,7 +27,7 @@ import { setEarlyOptions, setOptions } from "./inet-options.ts";
 import { PacketSender } from "./ip-packet.ts";
 import { interfaceIndex, joinGroup } from "./multicast.ts";
 import { inSocketNamespace } from "./socket-namespace.ts";
-import { restoreOptions } from "./socket-options.ts";
+import { hasUsualBuffers, restoreOptions, setOption } from "./socket-options.ts";
 import { giveSocket } from "./socket-users.ts";
 import { Connection, type SavedConnection } from "./tcp-restore.ts";
 import { setKey } from "./tcp-signatures.ts";
@@ -37,6 +37,8 @@ import { refillDatagrams } from "./udp-queue.ts";
 export function openInet(program: Program, file: FileEntry, restore: FilesRestore): Argument {
   const { id, isk } = file;
   assert(isk !== undefined, `file ${id} is no internet socket`);
+  if (isPlain(isk))
+    return inSocketNamespace(program, { id: isk.ns_id, restore }, () => makePlain(program, isk));
   let sockets = known.get(restore);
   if (sockets === undefined) {
     const fresh = new InetSockets(restore);
@@ -49,6 +51,68 @@ export function openInet(program: Program, file: FileEntry, restore: FilesRestor
 }
 
 const known = new WeakMap<FilesRestore, InetSockets>();
+
+/** A UDP socket without addresses that is like a fresh one but for its flags, time to live, and a priority that anybody may set. */
+function isPlain(isk: InetSkEntry): boolean {
+  const { opts, ip_opts: ip = {}, fown } = isk;
+  return (
+    isk.family === so.AF_INET &&
+    isk.type === so.SOCK_DGRAM &&
+    isk.proto === inet.IPPROTO_UDP &&
+    !hasAddress(isk) &&
+    isk.dst_port === 0 &&
+    isk.dst_addr.every((word) => word === 0) &&
+    (isk.shutdown ?? 0) === 0 &&
+    isk.reprise === undefined &&
+    isk.ifname === undefined &&
+    fown.signum === 0 &&
+    (opts.so_priority ?? 0) <= MOST_PRIORITY &&
+    hasUsualOptions(opts) &&
+    hasUsualBuffers(opts, isk) &&
+    !((ip.freebind ?? false) || (ip.pktinfo ?? false) || ip.tos !== undefined) &&
+    ip.raw === undefined
+  );
+}
+
+/** More takes CAP_NET_ADMIN. */
+const MOST_PRIORITY = 6;
+
+/** Whether options, but for priority and buffers, are those of a fresh socket. No list of them is made: there may be thousands. */
+function hasUsualOptions(opts: InetSkEntry["opts"]): boolean {
+  return (
+    opts.so_snd_tmo_sec === 0n &&
+    opts.so_snd_tmo_usec === 0n &&
+    opts.so_rcv_tmo_sec === 0n &&
+    opts.so_rcv_tmo_usec === 0n &&
+    opts.reuseaddr !== true &&
+    opts.so_rcvlowat === 1 &&
+    (opts.so_mark ?? 0) === 0 &&
+    opts.so_passcred !== true &&
+    opts.so_passsec !== true &&
+    opts.so_dontroute !== true &&
+    opts.so_no_check !== true &&
+    (opts.so_bound_dev ?? "") === "" &&
+    opts.so_filter.length === 0 &&
+    opts.so_reuseport !== true &&
+    opts.so_broadcast !== true &&
+    opts.so_keepalive !== true &&
+    (opts.so_oobinline ?? 0) === 0 &&
+    opts.so_linger === undefined
+  );
+}
+
+function makePlain(program: Program, isk: InetSkEntry): Argument {
+  const flags = (isk.flags & O_NONBLOCK) | so.SOCK_CLOEXEC;
+  const label = (): string => `make ${what(isk)}`;
+  const fd = program.call("socket", [isk.family, isk.type | flags, isk.proto], { label });
+  const socket = { fd, what: what(isk) };
+  const [ttl, priority] = [isk.ip_opts?.ttl, isk.opts.so_priority ?? 0];
+  const option = { level: inet.SOL_IP, name: inet.IP_TTL, option: "IP_TTL" };
+  if (ttl !== undefined) setOption(program, socket, { ...option, value: ttl });
+  if (priority !== 0)
+    setOption(program, socket, { name: so.SO_PRIORITY, value: priority, option: "SO_PRIORITY" });
+  return fd;
+}
 
 /** All are non-blocking while the engine works on them. */
 function makeSocket(program: Program, isk: InetSkEntry): Argument {
@@ -270,7 +334,8 @@ function setAllOptions(made: readonly Made[]): void {
   const program = new Program();
   for (const { fd, isk } of made) {
     const lenient = isk.reprise?.mptcp === true;
-    restoreOptions(program, isk.opts, { fd, what: what(isk), lenient });
+    const hasBuffers = isk.type === so.SOCK_DGRAM && hasUsualBuffers(isk.opts, isk);
+    restoreOptions(program, isk.opts, { fd, what: what(isk), lenient, hasBuffers });
   }
   if (program.length > 0) runHere(program);
   for (const { fd, isk } of made) setOptions(fd, isk);

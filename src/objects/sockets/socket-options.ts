@@ -6,7 +6,7 @@ import type { SkOptsEntry } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import * as so from "../../sys/abi/socket.ts";
 import { EACCES, EINVAL, ENOPROTOOPT, EOPNOTSUPP, ERANGE, errnoName } from "../../sys/errno.ts";
-import { trySyscall } from "../../sys/ffi.ts";
+import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { getOption, getNumber } from "../../sys/socket.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { OpenFile } from "../files/file-kind.ts";
@@ -95,6 +95,41 @@ export interface SocketInProgram {
   readonly what: string;
   /** Not all options are known to its protocol: what fails is left out. @default false */
   readonly lenient?: boolean;
+  /** Its buffers have the sizes that are saved. @default false */
+  readonly hasBuffers?: boolean;
+}
+
+/** Sizes of the buffers of a fresh socket. */
+interface Buffers {
+  readonly send: number;
+  readonly receive: number;
+}
+
+const usualBuffers = new Map<string, Buffers | undefined>();
+
+/**
+ * Whether the buffers of a socket that nobody has given others are those of a fresh one. They come from net.core.wmem_default and
+ * rmem_default, which all network namespaces have in common; not so for TCP.
+ */
+export function hasUsualBuffers(
+  { so_buf_lock, so_sndbuf, so_rcvbuf }: SkOptsEntry,
+  { family, type, proto }: { readonly family: number; readonly type: number; readonly proto: number },
+): boolean {
+  if (so_buf_lock !== 0) return false;
+  const key = `${family}:${type}:${proto}`;
+  if (!usualBuffers.has(key)) usualBuffers.set(key, freshBuffers(family, type, proto));
+  const usual = usualBuffers.get(key);
+  return usual !== undefined && usual.send === so_sndbuf && usual.receive === so_rcvbuf;
+}
+
+function freshBuffers(family: number, type: number, proto: number): Buffers | undefined {
+  const fd = trySyscall("socket", family, type | so.SOCK_CLOEXEC, proto);
+  if (fd < 0) return undefined;
+  const [send, receive] = [so.SO_SNDBUF, so.SO_RCVBUF].map((name) =>
+    getNumber(fd, so.SOL_SOCKET, name),
+  );
+  syscall("close", fd);
+  return send === undefined || receive === undefined ? undefined : { send, receive };
 }
 
 /**
@@ -107,7 +142,7 @@ export function restoreOptions(program: Program, opts: SkOptsEntry, socket: Sock
   const on = (name: number, wanted: boolean | number | undefined, option: string): void => {
     if (wanted === true || (typeof wanted === "number" && wanted !== 0)) set(name, 1, option);
   };
-  restoreBuffers(program, opts, socket);
+  if (socket.hasBuffers !== true) restoreBuffers(program, opts, socket);
   if ((opts.so_priority ?? 0) !== 0) set(so.SO_PRIORITY, opts.so_priority ?? 0, "SO_PRIORITY");
   if ((opts.so_rcvlowat ?? 1) !== 1) set(so.SO_RCVLOWAT, opts.so_rcvlowat ?? 1, "SO_RCVLOWAT");
   if ((opts.so_mark ?? 0) !== 0) set(so.SO_MARK, opts.so_mark ?? 0, "SO_MARK");

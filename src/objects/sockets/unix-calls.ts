@@ -13,7 +13,7 @@ import type { FilesRestore } from "../files/file-kind.ts";
 import { restoreOwner } from "../files/owner.ts";
 import { restoreFurtherOptions } from "./further-options.ts";
 import { inSocketNamespace } from "./socket-namespace.ts";
-import { restoreOptions, restoreReuse } from "./socket-options.ts";
+import { hasUsualBuffers, restoreOptions, restoreReuse } from "./socket-options.ts";
 import { asUser, giveSocket, type UserIds } from "./socket-users.ts";
 import { addressOfName, isPath, NameBinder, showName } from "./unix-name.ts";
 import { what } from "./unix-relations.ts";
@@ -40,7 +40,11 @@ export class UnixCalls {
 
   /** Gives a socket what may make it impossible to connect it or to fill its queue. */
   finish(program: Program, { entry, fd }: MadeSocket): void {
-    const socket = { fd, what: what(entry) };
+    const kind = { family: so.AF_UNIX, type: entry.type, proto: 0 };
+    // Where something was put into queues, senders were allowed to send more than their buffers take.
+    const hasBuffers =
+      this.#restore.set.skQueues.length === 0 && hasUsualBuffers(entry.opts, kind);
+    const socket = { fd, what: what(entry), hasBuffers };
     giveSocket(program, fd, socketUser(entry));
     restoreReuse(program, entry.opts, socket);
     restoreOptions(program, entry.opts, socket);
