@@ -18,7 +18,7 @@ import type { FrozenTask } from "../objects/task/task.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { FdDirectory } from "../tracee/fd-directory.ts";
 import type { FdInfo } from "../proc/fdinfo.ts";
-import { mapFilePath } from "../proc/links.ts";
+import { fdPath, mapFilePath } from "../proc/links.ts";
 import { readSmaps, type SmapsVma } from "../proc/smaps.ts";
 import { readStatIfAlive, type TaskStat } from "../proc/stat.ts";
 import { readStatusIfAlive, type TaskStatus } from "../proc/status.ts";
@@ -172,25 +172,20 @@ export class LookAhead {
     directory.prepare(numbers, ["targets"]);
     const promising = numbers.filter((fd) => mayBePlain(directory.target(fd)));
     const sockets = numbers.filter((fd) => isSocket({ target: directory.target(fd) }));
-    directory.prepare([...promising, ...sockets], ["infos", "stats"]);
+    const describeSockets = this.files.beginSockets(pid, sockets);
+    directory.prepare([...promising, ...sockets], ["infos"]);
+    directory.prepare(promising, ["stats"]);
     const fds = new Map<number, EarlyFd | undefined>(numbers.map((fd) => [fd, undefined]));
     for (const fd of promising) fds.set(fd, this.#describe(task, fd, directory));
-    for (const [fd, known] of this.#describeSockets(task, sockets, directory)) fds.set(fd, known);
+    const described = describeSockets((fd, stat) => {
+      const info = directory.info(fd);
+      const procPath = fdPath(pid, fd);
+      const file = { task, fd, procPath, target: directory.target(fd), stat, info };
+      return isSocketOf(file) ? file : undefined;
+    });
+    for (const { file, id, type } of described)
+      fds.set(file.fd, { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 });
     this.#tables.set(pid, { sleeper, directory, fds, places });
-  }
-
-  #describeSockets(
-    task: FrozenTask,
-    fds: readonly number[],
-    directory: FdDirectory,
-  ): (readonly [number, EarlyFd])[] {
-    const files = fds
-      .map((fd) => lookAtFd(task, fd, { directory }))
-      .filter(({ info }) => info.locks.length === 0);
-    return [...this.files.describeSockets(files)].map(([file, { id, type }]) => [
-      file.fd,
-      { id, type, cloexec: (file.info.flags & O_CLOEXEC) !== 0 },
-    ]);
   }
 
   #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {
@@ -261,6 +256,11 @@ function runningTask(pid: number, stat: TaskStat, status: TaskStatus): FrozenTas
     status,
     threads: [],
   };
+}
+
+/** Whether a copy and a name that were made one after the other are of one socket, which has no locks. */
+function isSocketOf({ target, stat, info }: OpenFile): boolean {
+  return target === `socket:[${stat.inode}]` && info.locks.length === 0;
 }
 
 /** Whether a link may be that of a regular file or memory device: all others are not looked at further. */

@@ -61,12 +61,15 @@ export class SurveyAnswers {
     return this.bytes.subarray(start, start + size);
   }
 
-  /** All that some calls have told, as text of which each character is a byte. */
-  text(index: number, { first, last, start, end }: SurveyRange): string {
-    const at = index * this.#size;
-    const results = this.bytes.toString("latin1", at + first.entry * 8, at + (last.entry + 1) * 8);
-    const output = at + this.#outputAt;
-    return results + this.bytes.toString("latin1", output + start, output + end);
+  /** Whether some calls have told of one what they told of another one, in a survey with the same questions. */
+  isAlike(index: number, other: SurveyPlace, { first, last, start, end }: SurveyRange): boolean {
+    const [here, there] = [index * this.#size, other.index * this.#size];
+    const [from, to] = [first.entry * 8, (last.entry + 1) * 8];
+    const { bytes } = other.answers;
+    if (this.bytes.compare(bytes, there + from, there + to, here + from, here + to) !== 0)
+      return false;
+    const [a, b] = [this.#outputAt + start, this.#outputAt + end];
+    return this.bytes.compare(bytes, there + a, there + b, here + a, here + b) === 0;
   }
 
   /** The numbers of those that answered otherwise at another time. */
@@ -79,6 +82,12 @@ export class SurveyAnswers {
     }
     return found;
   }
+}
+
+/** One descriptor's record. */
+export interface SurveyPlace {
+  readonly answers: SurveyAnswers;
+  readonly index: number;
 }
 
 const NUMBER_SIZE = 4;
@@ -94,6 +103,7 @@ export class Survey implements Disposable {
   readonly #files: number[] = [];
   /** An eventfd. */
   readonly #done: number;
+  #isRunning = false;
   readonly #mapped: { readonly at: number; readonly size: number }[] = [];
   readonly #recordSize: number;
   readonly #outputAt: number;
@@ -170,6 +180,7 @@ export class Survey implements Disposable {
   runElsewhere(): () => SurveyAnswers {
     const file = this.#prepare();
     this.#program.runElsewhere();
+    this.#isRunning = true;
     return () => this.#answers(file);
   }
 
@@ -182,8 +193,7 @@ export class Survey implements Disposable {
   }
 
   #answers(file: number): SurveyAnswers {
-    let result = -EINTR;
-    while (result === -EINTR) result = trySyscall("read", this.#done, WORD, WORD.length);
+    this.#wait();
     const size = this.#count * this.#recordSize;
     const told = syscall("lseek", file, 0, SEEK_CUR);
     if (told !== size) {
@@ -203,8 +213,15 @@ export class Survey implements Disposable {
     });
   }
 
+  #wait(): void {
+    let result = -EINTR;
+    while (result === -EINTR) result = trySyscall("read", this.#done, WORD, WORD.length);
+    this.#isRunning = false;
+  }
+
   /** Gives the memory back: nothing that was told may be looked at any more. */
   [Symbol.dispose](): void {
+    if (this.#isRunning) this.#wait();
     for (const { at, size } of this.#mapped.splice(0)) syscall("munmap", at, size);
     for (const file of this.#files.splice(0)) trySyscall("close", file);
     this.#program[Symbol.dispose]();

@@ -18,9 +18,9 @@ import { errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { KernelOrder, openPidfd } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
-import type { FilesDump, FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
+import type { FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
-import { SocketsAhead } from "../sockets/sockets-ahead.ts";
+import { SocketsAhead, type CopiesDump, type SocketWriter } from "../sockets/sockets-ahead.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
 import type { CollectedNamespaces } from "../namespaces/collect.ts";
 import type { MountNamespaces } from "../mounts/collect.ts";
@@ -35,6 +35,15 @@ interface Known {
   readonly type: number;
 }
 
+/** A file that has been described. */
+export interface Described {
+  readonly file: OpenFile;
+  readonly id: number;
+  readonly type: number;
+}
+
+export type DescribeSockets = (look: SocketWriter["look"]) => readonly Described[];
+
 export interface FileTableOptions extends FilesDumpOptions {
   readonly namespaces?: CollectedNamespaces;
   /** Where connections are locked; not there yet while tasks run. */
@@ -45,7 +54,7 @@ export interface FileTableOptions extends FilesDumpOptions {
   innerThread?(tid: number): number | undefined;
 }
 
-export class FileTable implements FilesDump {
+export class FileTable implements CopiesDump {
   readonly images: ImageSetWriter;
   options: FileTableOptions;
   namespaces?: CollectedNamespaces;
@@ -143,14 +152,18 @@ export class FileTable implements FilesDump {
     return true;
   }
 
-  /** Describes those sockets of tasks that run of which `refresh` can tell whether they have changed. */
-  describeSockets(
-    files: readonly OpenFile[],
-  ): ReadonlyMap<OpenFile, { readonly id: number; readonly type: number }> {
+  /**
+   * Begins to look at sockets of a process that runs. What is returned describes those of which `refresh` can tell whether they have
+   * changed; `look` gives the rest of what is to be seen of one, or nothing.
+   */
+  beginSockets(pid: number, fds: readonly number[]): DescribeSockets {
     this.#sockets ??= new SocketsAhead(this);
-    const described = new Map<OpenFile, { readonly id: number; readonly type: number }>();
-    this.#sockets.add(files, (file) => void described.set(file, this.describe(file)));
-    return described;
+    const describe = this.#sockets.begin(pid, fds);
+    return (look) => {
+      const described: Described[] = [];
+      describe({ look, write: (file) => void described.push({ file, ...this.describe(file) }) });
+      return described;
+    };
   }
 
   /** For files that were described while tasks run: those that do not change are ready to be written. */
@@ -218,6 +231,14 @@ export class FileTable implements FilesDump {
     const fd = file.fd < 0 ? this.#openPath(file) : this.#copy(file);
     this.#copies.set(file, fd);
     return fd;
+  }
+
+  keepCopy(copy: number): void {
+    this.#borrowed.push(copy);
+  }
+
+  isCopyOf(copy: number, file: OpenFile): void {
+    this.#copies.set(file, copy);
   }
 
   #copy(file: OpenFile): number {

@@ -113,7 +113,8 @@ function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
 export const inetAhead: SocketRoomAhead = {
   options(kind) {
     // What is in a connection is read when its packets are locked out; its state is told ahead of it.
-    if (!isStream(kind) && !(isUdp(kind) && kind.proto === inet.IPPROTO_UDP)) return undefined;
+    const isTcp = isStream(kind) && kind.proto === inet.IPPROTO_TCP;
+    if (!isTcp && !(isUdp(kind) && kind.proto === inet.IPPROTO_UDP)) return undefined;
     const level = isStream(kind) ? inet.SOL_UDP : inet.SOL_TCP;
     const isThere = (option: SocketOptionPlace): boolean => option.level !== level;
     const further = otherOptions(kind, { isConnection: false });

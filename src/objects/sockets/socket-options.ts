@@ -113,7 +113,11 @@ const usualBuffers = new Map<string, Buffers | undefined>();
  */
 export function hasUsualBuffers(
   { so_buf_lock, so_sndbuf, so_rcvbuf }: SkOptsEntry,
-  { family, type, proto }: { readonly family: number; readonly type: number; readonly proto: number },
+  {
+    family,
+    type,
+    proto,
+  }: { readonly family: number; readonly type: number; readonly proto: number },
 ): boolean {
   if (so_buf_lock !== 0) return false;
   const key = `${family}:${type}:${proto}`;

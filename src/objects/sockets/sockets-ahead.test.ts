@@ -62,9 +62,9 @@ function dumped(fds: readonly number[], happen?: () => void): unknown {
   const images = new ImageSetWriter(dir, { sync: "none" });
   const table = new FileTable(images, OPTIONS);
   try {
-    const files = fds.map((fd) => openFileOf(process.pid, fd));
     if (happen !== undefined) {
-      expect(table.describeSockets(files).size).toBe(fds.length);
+      const describe = table.beginSockets(process.pid, fds);
+      expect(describe((fd) => openFileOf(process.pid, fd)).length).toBe(fds.length);
       table.encodeAhead();
       happen();
       expect(table.refresh(new Map())).toBe(true);

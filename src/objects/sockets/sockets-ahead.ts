@@ -5,33 +5,23 @@
 // Not among what is asked: locks, which nobody can meet who has not the same socket, and the network namespace, which it keeps.
 
 import { availableParallelism } from "node:os";
-import { F_GETFL, F_GETOWN_EX, F_GETSIG } from "../../sys/abi/fcntl.ts";
-import * as inet from "../../sys/abi/inet.ts";
-import { POLLERR, POLLIN, POLLPRI, POLLRDHUP } from "../../sys/abi/poll.ts";
+import { assert } from "../../errors.ts";
+import type { FileStat } from "../../proc/links.ts";
+import { AT_EMPTY_PATH } from "../../sys/abi/fcntl.ts";
 import * as so from "../../sys/abi/socket.ts";
-import { ENOPROTOOPT, EOPNOTSUPP } from "../../sys/errno.ts";
-import { getOption } from "../../sys/socket.ts";
+import { trySyscall } from "../../sys/ffi.ts";
+import { parseStatx, STATX } from "../../sys/files.ts";
+import { openPidfd } from "../../sys/process.ts";
 import type { Pointer, Ref } from "../../tracee/program.ts";
-import {
-  Survey,
-  type SurveyAnswers,
-  type SurveyQuestions,
-  type SurveyRange,
-} from "../../tracee/survey.ts";
+import { Survey, type SurveyAnswers } from "../../tracee/survey.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
 import { noteOwnerless } from "../files/owner.ts";
 import type { SocketKind } from "./further-options.ts";
 import { inetAhead } from "./inet.ts";
-import type { SocketOptionPlace } from "./option-question.ts";
-import type {
-  MadeOptions,
-  OptionArgument,
-  RoomOptions,
-  SocketRoomAhead,
-  ToldSocket,
-} from "./room-ahead.ts";
-import { asTold } from "./told.ts";
+import type { RoomOptions, SocketRoomAhead } from "./room-ahead.ts";
+import { Asked, askOption, ExistingOptions, Told, type KnownOptions } from "./socket-survey.ts";
 import { socketNamespace, type SocketNamespace } from "./socket-namespace.ts";
+import { asTold } from "./told.ts";
 import { unixAhead } from "./unix.ts";
 
 /** A function, since the rooms may be loaded later. */
@@ -48,56 +38,103 @@ const MOST = 32_768;
 const MANY = 512;
 const MOST_PARTS = 4;
 
-/** Sockets of one kind in one network namespace. */
+/** The dump, as far as it keeps the engine's copies. */
+export interface CopiesDump extends FilesDump {
+  /** The copy of a descriptor, which belongs to the dump from now on. */
+  keepCopy(copy: number): void;
+  /** Tells that a file is what a kept copy leads to. */
+  isCopyOf(copy: number, file: OpenFile): void;
+}
+
+/** A socket of a task. */
+interface Found {
+  readonly fd: number;
+  /** The engine's. */
+  readonly copy: number;
+  readonly stat: FileStat;
+  /** When it has been written. */
+  file: OpenFile | undefined;
+}
+
+/** Sockets of one kind. */
+interface Alike {
+  readonly kind: SocketKind;
+  readonly sockets: Found[];
+}
+
+/** Those of them that are asked in one survey. */
 interface Group {
-  readonly files: readonly OpenFile[];
-  /** Which of them may be written ahead. */
-  readonly steady: readonly boolean[];
+  readonly sockets: readonly Found[];
   readonly room: SocketRoomAhead;
   readonly survey: Survey;
-  readonly before: SurveyAnswers;
+  before: SurveyAnswers | undefined;
+}
+
+/** A group whose survey has been begun. */
+interface Begun {
+  readonly group: Group;
+  readonly asked: Asked;
+  readonly kind: SocketKind;
+  readonly place: SocketNamespace;
+  /** Of all of the kind. */
+  readonly known: KnownOptions[];
+}
+
+/** How a socket is written. */
+export interface SocketWriter {
+  /** Undefined for one that has to wait until the tree stands still. */
+  readonly look: (fd: number, stat: FileStat) => OpenFile | undefined;
+  readonly write: (file: OpenFile) => void;
 }
 
 export class SocketsAhead implements Disposable {
-  readonly #dump: FilesDump;
+  readonly #dump: CopiesDump;
   readonly #groups: Group[] = [];
   #count = 0;
 
-  constructor(dump: FilesDump) {
+  constructor(dump: CopiesDump) {
     this.#dump = dump;
   }
 
-  /** Asks sockets for the first time. `write` is given those that may be written now, and runs with what they have told. */
-  add(files: readonly OpenFile[], write: Write): void {
-    if (files.length < WORTH_IT || this.#count + files.length > MOST) return;
-    this.#count += files.length;
-    for (const { kind, files: alike } of this.#kinds(files)) {
-      const room = alike.length < WORTH_IT ? undefined : roomOf(kind.family);
-      const options = room?.options(kind);
+  /**
+   * Begins to ask sockets of a process, in the background.
+   * @returns to be called when all that is needed besides is there: writes those that may be written now
+   */
+  begin(pid: number, fds: readonly number[]): (writer: SocketWriter) => void {
+    if (fds.length < WORTH_IT || this.#count + fds.length > MOST) return () => undefined;
+    this.#count += fds.length;
+    const begun: Begun[] = [];
+    for (const alike of this.#kinds(pid, fds)) {
+      const room = alike.sockets.length < WORTH_IT ? undefined : roomOf(alike.kind.family);
+      const options = room?.options(alike.kind);
       if (room === undefined || options === undefined) continue;
-      this.#ask(alike, { kind, room, options }, write);
+      begun.push(...this.#prepare(alike, room, options));
     }
+    const wait = runAll(begun.map(({ group }) => group.survey));
+    return (writer) => {
+      const told = wait();
+      begun.forEach((one, index) => {
+        one.group.before = told[index];
+        this.#write(one, writer);
+      });
+    };
   }
 
   /** Asks them once more: those of which something else is told now. */
   changed(): OpenFile[] {
     const lists = new Map<SocketRoomAhead, ReadonlySet<number> | "all">();
-    const told = askAll(
-      this.#groups.map(({ survey }) => survey),
-      () => {
-        for (const { room } of this.#groups)
-          if (!lists.has(room)) lists.set(room, room.changed(this.#dump));
-      },
-    );
-    return this.#groups.flatMap(({ files, steady, room, before }, group) => {
-      const differing = new Set(before.differences(told[group] as SurveyAnswers));
+    const wait = runAll(this.#groups.map(({ survey }) => survey));
+    for (const { room } of this.#groups)
+      if (!lists.has(room)) lists.set(room, room.changed(this.#dump));
+    const told = wait();
+    return this.#groups.flatMap(({ sockets, room, before }, group) => {
+      const differing = new Set(before?.differences(told[group] as SurveyAnswers));
       const others = lists.get(room) ?? new Set();
       if (differing.size === 0 && others !== "all" && others.size === 0) return [];
-      return files.filter(
-        (file, index) =>
-          steady[index] === true &&
-          (differing.has(index) || others === "all" || others.has(Number(file.stat.inode))),
-      );
+      return sockets.flatMap(({ file, stat }, index) => {
+        const isOther = differing.has(index) || others === "all" || others.has(Number(stat.inode));
+        return file !== undefined && isOther ? [file] : [];
+      });
     });
   }
 
@@ -105,323 +142,111 @@ export class SocketsAhead implements Disposable {
     for (const { survey } of this.#groups.splice(0)) survey[Symbol.dispose]();
   }
 
-  #kinds(files: readonly OpenFile[]): { readonly kind: SocketKind; readonly files: OpenFile[] }[] {
+  /** Copies them, and sees what they are. */
+  #kinds(pid: number, fds: readonly number[]): Iterable<Alike> {
+    const pidfd = openPidfd(pid);
     const names = [so.SO_DOMAIN, so.SO_TYPE, so.SO_PROTOCOL, so.SO_NETNS_COOKIE];
     const values: Pointer[] = [];
-    const fds = files.map((file) => this.#dump.borrow(file));
+    let copy: Ref | undefined;
+    let stat: Pointer | undefined;
     using survey = new Survey(fds, (questions) => {
-      for (const name of names)
-        values.push(askOption(questions, { level: so.SOL_SOCKET, name, size: WORD * 2 }).value);
+      const fd = questions.call("pidfd_getfd", [pidfd, questions.number, 0]);
+      stat = questions.output(STATX.size);
+      const path = questions.input(Buffer.alloc(1));
+      questions.call("statx", [fd, path, AT_EMPTY_PATH, STATX.basic, stat]);
+      for (const name of names) {
+        const option = { level: so.SOL_SOCKET, name, size: WORD * 2 };
+        values.push(askOption(questions, option, fd).value);
+      }
+      copy = fd;
     });
-    const told = survey.run();
-    const found = new Map<string, { readonly kind: SocketKind; readonly files: OpenFile[] }>();
-    files.forEach((file, index) => {
+    let told: SurveyAnswers;
+    try {
+      told = survey.run();
+    } finally {
+      trySyscall("close", pidfd);
+    }
+    const found = new Map<string, Alike>();
+    assert(copy !== undefined && stat !== undefined, "sockets were copied");
+    for (const [index, fd] of fds.entries()) {
+      const number = told.value(index, copy);
+      if (number < 0) continue;
+      this.#dump.keepCopy(number);
+      const bytes = told.output(index, stat, STATX.size);
+      const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+      const socket = { fd, copy: number, stat: parseStatx(view), file: undefined };
       const words = values.map((value) => told.word(index, value));
-      const [family = 0, type = 0, proto = 0] = words;
       const alike = found.get(words.join());
-      if (alike === undefined)
-        found.set(words.join(), { kind: { family, type, proto }, files: [file] });
-      else alike.files.push(file);
-    });
-    return [...found.values()];
+      if (alike !== undefined) alike.sockets.push(socket);
+      else {
+        const [family = 0, type = 0, proto = 0] = words;
+        found.set(words.join(), { kind: { family, type, proto }, sockets: [socket] });
+      }
+    }
+    return found.values();
   }
 
-  /** Several surveys, which may be made side by side. */
-  #ask(files: readonly OpenFile[], { kind, room, options }: Asking, write: Write): void {
-    const fd = this.#dump.borrow(files[0] as OpenFile);
+  #prepare({ kind, sockets }: Alike, room: SocketRoomAhead, options: RoomOptions): Begun[] {
+    const fd = (sockets[0] as Found).copy;
     const place = socketNamespace(fd, this.#dump);
     const given = room.arguments?.(kind, place, this.#dump) ?? [];
     const questions = { kind, options: new ExistingOptions(fd, options), given };
-    const begun = inParts(files).map((part) => {
+    const known: KnownOptions[] = [];
+    return inParts(sockets).map((part) => {
       const asked = new Asked();
-      const fds = part.map((file) => this.#dump.borrow(file));
-      const survey = new Survey(fds, (to) => asked.ask(to, questions));
-      return { files: part, steady: part.map(() => false), room, asked, survey };
+      const copies = part.map(({ copy }) => copy);
+      const survey = new Survey(copies, (to) => asked.ask(to, questions));
+      const group: Group = { sockets: part, room, survey, before: undefined };
+      this.#groups.push(group);
+      return { group, asked, kind, place, known };
     });
-    const told = askAll(begun.map(({ survey }) => survey));
-    const made = new Map<string, MadeOptions>();
-    begun.forEach(({ asked, ...group }, index) => {
-      const before = told[index] as SurveyAnswers;
-      this.#groups.push({ ...group, before });
-      group.files.forEach((file, at) => {
-        if (!asked.isPlain(before, at)) return;
-        const socket = new Told(asked, { before, at }, { kind, place, made });
-        if (!room.isSteady(file, this.#dump, socket)) return;
-        group.steady[at] = true;
-        noteOwnerless(file);
-        asTold(this.#dump.borrow(file), socket, () => write(file));
-      });
+  }
+
+  #write({ group, asked, kind, place, known }: Begun, writer: SocketWriter): void {
+    const { before } = group;
+    assert(before !== undefined, "sockets have been asked");
+    group.sockets.forEach((socket, at) => {
+      if (!asked.isPlain(before, at)) return;
+      const file = writer.look(socket.fd, socket.stat);
+      if (file === undefined) return;
+      this.#dump.isCopyOf(socket.copy, file);
+      const told = new Told(asked, { before, at }, { kind, place, known });
+      if (!group.room.isSteady(file, this.#dump, told)) return;
+      socket.file = file;
+      noteOwnerless(file);
+      asTold(socket.copy, told, () => writer.write(file));
     });
   }
 }
 
-type Write = (file: OpenFile) => void;
+const WORD = 4;
 
-interface Asking {
-  readonly kind: SocketKind;
-  readonly room: SocketRoomAhead;
-  readonly options: RoomOptions;
-}
-
-/** Makes surveys side by side, large ones on other threads, and something else meanwhile. @returns what was told, in their order */
-function askAll(surveys: readonly Survey[], meanwhile?: () => void): SurveyAnswers[] {
-  const begun = surveys.map((survey, index) =>
-    index > 0 && survey.count >= MANY / MOST_PARTS
-      ? survey.runElsewhere()
-      : (): SurveyAnswers => survey.run(),
+/**
+ * Begins surveys side by side, on other threads, as far as that is worth it.
+ * @returns waits for them; what was told, in their order
+ */
+function runAll(surveys: readonly Survey[]): () => SurveyAnswers[] {
+  const begun = surveys.map((survey) =>
+    survey.count < MANY / MOST_PARTS ? (): SurveyAnswers => survey.run() : survey.runElsewhere(),
   );
-  const errors: unknown[] = [];
-  // Whatever fails, all of them are waited for.
-  const tryTo = <T>(step: () => T): T | undefined => {
-    try {
-      return step();
-    } catch (error) {
-      errors.push(error);
-      return undefined;
-    }
+  return () => {
+    const errors: unknown[] = [];
+    // Whatever fails, all of them are waited for.
+    const told = begun.map((wait) => {
+      try {
+        return wait();
+      } catch (error) {
+        errors.push(error);
+        return undefined;
+      }
+    });
+    if (errors.length > 0) throw errors[0];
+    return told as SurveyAnswers[];
   };
-  if (meanwhile !== undefined) tryTo(meanwhile);
-  const told = begun.map(tryTo);
-  if (errors.length > 0) throw errors[0];
-  return told as SurveyAnswers[];
 }
 
 function inParts<T>(all: readonly T[]): (readonly T[])[] {
   const parts = all.length < MANY ? 1 : Math.min(MOST_PARTS, availableParallelism());
   const size = Math.ceil(all.length / parts);
   return Array.from({ length: parts }, (_, part) => all.slice(part * size, (part + 1) * size));
-}
-
-/** The options that a room asks for without those that sockets of this kind do not have, as one of them tells. */
-class ExistingOptions {
-  readonly own: readonly SocketOptionPlace[];
-  readonly shared: readonly SocketOptionPlace[];
-  /** Of those that are not there: the negative error number. */
-  readonly missing = new Map<number, number>();
-
-  constructor(fd: number, { own, shared }: RoomOptions) {
-    const isThere = (option: SocketOptionPlace): boolean => {
-      const told = getOption(fd, option);
-      if (told !== -ENOPROTOOPT && told !== -EOPNOTSUPP) return true;
-      this.missing.set(keyOf(option), told);
-      return false;
-    };
-    this.shared = uniquePlaces(shared).filter(isThere);
-    const known = new Set(shared.map(keyOf));
-    this.own = uniquePlaces(own).filter((option) => !known.has(keyOf(option)) && isThere(option));
-  }
-}
-
-const WORD = 4;
-/** Longer values are seldom there: a socket that has one is not written ahead. */
-const LONGEST = 512;
-const SHORT = 64;
-
-/** struct f_owner_ex, struct stat, a struct sockaddr of any family here, struct timespec. */
-const OWNER_SIZE = 8;
-const STAT_SIZE = 144;
-const ADDRESS_SIZE = 32;
-const NO_TIME = Buffer.alloc(16);
-
-interface Questions {
-  readonly kind: SocketKind;
-  readonly options: ExistingOptions;
-  readonly given: readonly OptionArgument[];
-}
-
-interface AskedOption {
-  readonly size: number;
-  readonly call: Ref;
-  readonly value: Pointer;
-  readonly length: Pointer;
-}
-
-/** struct pollfd: behind the descriptor, what is looked for, and what is found. */
-const POLLFD_SIZE = 8;
-const EVENTS_AT = 4;
-
-/** What is asked of each socket, and where the answers are. */
-class Asked {
-  #signal: Ref | undefined;
-  #owner: Pointer | undefined;
-  #events: Pointer | undefined;
-  #address: Pointer | undefined;
-  #range: SurveyRange | undefined;
-  readonly #options = new Map<number, AskedOption>();
-  #missing: ReadonlyMap<number, number> = new Map();
-  /** Options of which not all of a long value is told. */
-  readonly #shortened: AskedOption[] = [];
-  readonly #given: Ref[] = [];
-
-  ask(questions: SurveyQuestions, { kind, options, given }: Questions): void {
-    const { fd } = questions;
-    questions.call("fcntl", [fd, F_GETFL, 0]);
-    this.#signal = questions.call("fcntl", [fd, F_GETSIG, 0]);
-    this.#owner = questions.output(OWNER_SIZE);
-    questions.call("fcntl", [fd, F_GETOWN_EX, this.#owner]);
-    questions.call("fstat", [fd, questions.output(STAT_SIZE)]);
-    const pollfd = Buffer.alloc(POLLFD_SIZE);
-    pollfd.writeInt32LE(fd, 0);
-    pollfd.writeUInt16LE(POLLIN | POLLPRI | POLLRDHUP, EVENTS_AT);
-    this.#events = questions.input(pollfd);
-    questions.call("ppoll", [this.#events, 1, questions.input(NO_TIME), 0, 0]);
-    if (kind.family !== so.AF_UNIX) {
-      const [own, peer] = [questions.output(ADDRESS_SIZE), questions.output(ADDRESS_SIZE)];
-      questions.call("getsockname", [fd, own, word(questions, ADDRESS_SIZE)]);
-      questions.call("getpeername", [fd, peer, word(questions, ADDRESS_SIZE)]);
-      this.#address = own;
-      questions.call("ioctl", [fd, inet.SIOCOUTQ, questions.output(WORD)]);
-    }
-    this.#missing = options.missing;
-    const shared = options.shared.map((option) => this.#askOption(questions, option));
-    const [first, last] = [shared[0], shared.at(-1)];
-    if (first !== undefined && last !== undefined) {
-      const range = { first: first.call, last: last.call, start: first.value.offset };
-      this.#range = { ...range, end: last.length.offset + WORD };
-    }
-    for (const option of options.own) this.#askOption(questions, option);
-    for (const { level, name, bytes } of given) {
-      const args = [fd, level, name, questions.input(bytes), word(questions, bytes.length)];
-      this.#given.push(questions.call("getsockopt", args));
-    }
-  }
-
-  #askOption(questions: SurveyQuestions, option: SocketOptionPlace): AskedOption {
-    const isLong = option.size > LONGEST;
-    const asked = {
-      ...askOption(questions, isLong ? { ...option, size: SHORT } : option),
-      size: option.size,
-    };
-    this.#options.set(keyOf(option), asked);
-    if (isLong) this.#shortened.push(asked);
-    return asked;
-  }
-
-  /** Nobody gets signals, nothing waits, there is no error, and no option of which not all is told. */
-  isPlain(told: SurveyAnswers, index: number): boolean {
-    if (this.#signal === undefined || this.#owner === undefined) return false;
-    return (
-      told.value(index, this.#signal) === 0 &&
-      told.word(index, this.#owner, WORD) === 0 &&
-      (this.events(told, index) & (POLLERR | POLLIN)) === 0 &&
-      this.#given.every((call) => told.value(index, call) < 0) &&
-      this.#shortened.every(
-        ({ call, length }) => told.value(index, call) < 0 || told.word(index, length) < SHORT,
-      )
-    );
-  }
-
-  events(told: SurveyAnswers, index: number): number {
-    return this.#events === undefined ? 0 : told.word(index, this.#events, EVENTS_AT) >>> 16;
-  }
-
-  address(told: SurveyAnswers, index: number): Buffer {
-    return this.#address === undefined ? NO_TIME : told.output(index, this.#address, ADDRESS_SIZE);
-  }
-
-  text(told: SurveyAnswers, index: number): string {
-    return this.#range === undefined ? "" : told.text(index, this.#range);
-  }
-
-  /** As an OptionSource. */
-  find(told: SurveyAnswers, index: number, option: SocketOptionPlace): Buffer | number | undefined {
-    const key = keyOf(option);
-    const asked = this.#options.get(key);
-    if (asked === undefined) return this.#missing.get(key);
-    if (asked.size !== option.size) return undefined;
-    const result = told.value(index, asked.call);
-    if (result < 0) return result;
-    return told.output(index, asked.value, Math.min(told.word(index, asked.length), asked.size));
-  }
-
-  /** An option that is a word, or the first one of it. */
-  number(
-    told: SurveyAnswers,
-    index: number,
-    place: Pick<SocketOptionPlace, "level" | "name">,
-  ): number | undefined {
-    const option = this.#options.get(keyOf(place));
-    if (option === undefined || told.value(index, option.call) < 0) return undefined;
-    return told.word(index, option.value);
-  }
-}
-
-interface Common {
-  readonly kind: SocketKind;
-  readonly place: SocketNamespace;
-  /** Of all sockets of this kind. */
-  readonly made: Map<string, MadeOptions>;
-}
-
-/** One socket's record. */
-class Told implements ToldSocket {
-  readonly kind: SocketKind;
-  readonly place: SocketNamespace;
-  readonly made: MadeOptions;
-  readonly #asked: Asked;
-  readonly #before: SurveyAnswers;
-  readonly #at: number;
-
-  constructor(
-    asked: Asked,
-    { before, at }: { readonly before: SurveyAnswers; readonly at: number },
-    { kind, place, made }: Common,
-  ) {
-    this.kind = kind;
-    this.place = place;
-    this.#asked = asked;
-    this.#before = before;
-    this.#at = at;
-    const text = asked.text(before, at);
-    let options = made.get(text);
-    if (options === undefined) made.set(text, (options = {}));
-    this.made = options;
-  }
-
-  get events(): number {
-    return this.#asked.events(this.#before, this.#at);
-  }
-
-  get address(): Buffer {
-    return this.#asked.address(this.#before, this.#at);
-  }
-
-  readonly number = (level: number, name: number): number | undefined =>
-    this.#asked.number(this.#before, this.#at, { level, name });
-
-  find(option: SocketOptionPlace): Buffer | number | undefined {
-    return this.#asked.find(this.#before, this.#at, option);
-  }
-}
-
-function askOption(
-  questions: SurveyQuestions,
-  { level, name, size }: SocketOptionPlace,
-): Omit<AskedOption, "size"> {
-  const [value, length] = [questions.output(size), word(questions, size)];
-  return {
-    call: questions.call("getsockopt", [questions.fd, level, name, value, length]),
-    value,
-    length,
-  };
-}
-
-function word(questions: SurveyQuestions, value: number): Pointer {
-  const bytes = Buffer.alloc(WORD);
-  bytes.writeUInt32LE(value);
-  return questions.input(bytes);
-}
-
-function uniquePlaces(places: readonly SocketOptionPlace[]): SocketOptionPlace[] {
-  const found = new Map<number, SocketOptionPlace>();
-  for (const place of places) {
-    const known = found.get(keyOf(place));
-    if (known === undefined || known.size < place.size) found.set(keyOf(place), place);
-  }
-  return [...found.values()];
-}
-
-/** Levels and names are small numbers. */
-function keyOf({ level, name }: Pick<SocketOptionPlace, "level" | "name">): number {
-  return level * 0x1_0000 + name;
 }

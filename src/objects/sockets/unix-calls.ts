@@ -42,8 +42,7 @@ export class UnixCalls {
   finish(program: Program, { entry, fd }: MadeSocket): void {
     const kind = { family: so.AF_UNIX, type: entry.type, proto: 0 };
     // Where something was put into queues, senders were allowed to send more than their buffers take.
-    const hasBuffers =
-      this.#restore.set.skQueues.length === 0 && hasUsualBuffers(entry.opts, kind);
+    const hasBuffers = this.#restore.set.skQueues.length === 0 && hasUsualBuffers(entry.opts, kind);
     const socket = { fd, what: what(entry), hasBuffers };
     giveSocket(program, fd, socketUser(entry));
     restoreReuse(program, entry.opts, socket);
