@@ -10,7 +10,7 @@ import { encodeAhead } from "../images/codec.ts";
 import { FdTypes } from "../images/schema/messages.generated.ts";
 import type { ImageSetWriter } from "../images/image-set.ts";
 import type { FilesDump, FilesDumpOptions, OpenFile } from "../objects/files/file-kind.ts";
-import { hasOwner } from "../objects/files/owner.ts";
+import { hasOwner, noteOwnerless, type OwnerLook } from "../objects/files/owner.ts";
 import { locate } from "../objects/files/path.ts";
 import { isPlainDevice } from "../objects/files/memory-device.ts";
 import { FileTable, isSocket, lookAtFd } from "../objects/files/table.ts";
@@ -46,6 +46,18 @@ export interface EarlyFd {
 interface KnownFd extends KernelObject {
   readonly as: Omit<EarlyFd, "cloexec">;
 }
+
+/** A descriptor that may lead to a plain file. */
+interface PlainLook {
+  readonly fd: number;
+  readonly info: FdInfo;
+  /** Descriptions of which fdinfo says the same. */
+  readonly known: KernelOrder<KnownFd> | undefined;
+  readonly owner: OwnerLook | undefined;
+}
+
+/** So many are copied by one call. */
+const MANY = 32;
 
 interface EarlyTable {
   readonly sleeper: Sleeper;
@@ -174,9 +186,9 @@ export class LookAhead {
     const sockets = numbers.filter((fd) => isSocket({ target: directory.target(fd) }));
     const describeSockets = this.files.beginSockets(pid, sockets);
     directory.prepare([...promising, ...sockets], ["infos"]);
-    directory.prepare(promising, ["stats"]);
+    const looks = this.#first(pid, promising, directory);
     const fds = new Map<number, EarlyFd | undefined>(numbers.map((fd) => [fd, undefined]));
-    for (const fd of promising) fds.set(fd, this.#describe(task, fd, directory));
+    for (const look of looks) fds.set(look.fd, this.#describe(task, look, directory));
     const described = describeSockets((fd, stat) => {
       const info = directory.info(fd);
       const procPath = fdPath(pid, fd);
@@ -188,16 +200,40 @@ export class LookAhead {
     this.#tables.set(pid, { sleeper, directory, fds, places });
   }
 
-  #describe(task: FrozenTask, fd: number, directory: FdDirectory): EarlyFd | undefined {
-    const info = directory.info(fd);
+  /** What fdinfo says of descriptors. Of those of which it says the same only the first is likely to be described. */
+  #first(pid: number, fds: readonly number[], directory: FdDirectory): PlainLook[] {
+    const looks = fds.map((fd): PlainLook => {
+      const info = directory.info(fd);
+      return { fd, info, known: this.#knownLike(info), owner: undefined };
+    });
+    if (looks.length < MANY) return looks;
+    const groups = new Set<PlainLook["known"]>();
+    const first = looks.filter(({ known }) => {
+      if (known === undefined || known.items.length > 0 || groups.has(known)) return false;
+      groups.add(known);
+      return true;
+    });
+    const numbers = first.map(({ fd }) => fd);
+    directory.prepare(numbers, ["stats"]);
+    const owners = this.files.copyMany(pid, numbers);
+    return looks.map((look) => ({ ...look, owner: owners.get(look.fd) }));
+  }
+
+  #describe(task: FrozenTask, look: PlainLook, directory: FdDirectory): EarlyFd | undefined {
+    const { fd, info, known, owner } = look;
     const cloexec = (info.flags & O_CLOEXEC) !== 0;
-    const known = this.#knownLike(info)?.find({ pid: task.pid, fd });
-    if (known !== undefined) return { ...known.as, cloexec };
+    const before = known?.find({ pid: task.pid, fd });
+    if (before !== undefined) return { ...before.as, cloexec };
     const file = lookAtFd(task, fd, { directory, info });
-    if (!isPlain(file, this.files) || hasOwner(file, this.files)) return undefined;
+    if (owner !== undefined) {
+      this.files.isCopyOf(owner.copy, file);
+      if (!owner.isOwned) noteOwnerless(file);
+    }
+    if (!isPlain(file, this.files) || (owner?.isOwned ?? hasOwner(file, this.files)))
+      return undefined;
     const { id, type } = this.files.describe(file);
     if (type !== FdTypes.REG) return undefined;
-    this.#knownLike(info)?.findOrAdd({ pid: task.pid, fd, as: { id, type } });
+    known?.findOrAdd({ pid: task.pid, fd, as: { id, type } });
     return { id, type, cloexec };
   }
 
@@ -208,8 +244,8 @@ export class LookAhead {
   #knownLike({ ino, pos, flags, mntId, locks, extra }: FdInfo): KernelOrder<KnownFd> | undefined {
     if (ino === undefined || locks.length > 0 || extra.length > 0) return undefined;
     const key = `${ino}:${mntId}:${pos}:${flags & ~O_CLOEXEC}`;
-    const known = this.#known.get(key) ?? new KernelOrder<KnownFd>(KCMP_FILE);
-    this.#known.set(key, known);
+    let known = this.#known.get(key);
+    if (known === undefined) this.#known.set(key, (known = new KernelOrder<KnownFd>(KCMP_FILE)));
     return known;
   }
 

@@ -124,8 +124,13 @@ export class ResidentProgram implements Answers, Disposable {
   }
 
   /** A call's result; a negative error number when it failed. */
-  value({ entry }: Ref): number {
-    return readI64(this.#memory, this.#resultAt(entry));
+  value(ref: Ref): number {
+    const at = this.#resultAt(ref.entry) / 4;
+    const low = this.#words[at] as number;
+    const high = this.#words[at + 1] as number;
+    // Nearly all are small; there are ten thousands of them.
+    if (high === 0) return low;
+    return high === NEGATIVE ? low - TWO_32 : readI64(this.#memory, at * 4);
   }
 
   /** Bytes of data or output, as the last run left them: a window, not a copy. */
@@ -159,6 +164,10 @@ export class ResidentProgram implements Answers, Disposable {
     return this.#image.results - this.#image.base + entry * 8;
   }
 }
+
+/** The upper half of a small negative number. */
+const NEGATIVE = 0xffff_ffff;
+const TWO_32 = 0x1_0000_0000;
 
 /** The processor's answer to CPUID. */
 export function cpuid(

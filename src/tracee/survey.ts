@@ -36,23 +36,25 @@ export interface SurveyRange {
 /** What was told, a record a descriptor. */
 export class SurveyAnswers {
   readonly bytes: Buffer;
+  readonly #words: Int32Array;
   readonly #size: number;
   readonly #outputAt: number;
 
   constructor(bytes: Buffer, { size, outputAt }: { size: number; outputAt: number }) {
     this.bytes = bytes;
+    this.#words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
     this.#size = size;
     this.#outputAt = outputAt;
   }
 
-  /** A call's result; a negative error number when it failed. */
+  /** A call's result, which is small; a negative error number when it failed. */
   value(index: number, { entry }: Ref): number {
-    return this.bytes.readInt32LE(index * this.#size + entry * 8);
+    return this.#words[(index * this.#size + entry * 8) >>> 2] as number;
   }
 
-  /** A word of output. */
+  /** A word of output, on a boundary of words. */
   word(index: number, { offset }: Pointer, plus = 0): number {
-    return this.bytes.readInt32LE(index * this.#size + this.#outputAt + offset + plus);
+    return this.#words[(index * this.#size + this.#outputAt + offset + plus) >>> 2] as number;
   }
 
   /** Bytes of output: a window. */
@@ -150,6 +152,8 @@ export class Survey implements Disposable {
     program.call("dup3", [list, fd, O_CLOEXEC], MAY_FAIL);
     program.call("write", [this.#done, program.data(ONE), ONE.length], MAY_FAIL);
     assert(write !== undefined && place.offset === 0, "a survey is laid out in this order");
+    // So that all records begin where words do.
+    program.output(0, ALIGNMENT);
     const outputSize = program.mark.output;
     const bytes = Buffer.alloc(outputSize);
     for (const input of inputs) bytes.set(input.bytes, input.at);
@@ -202,7 +206,7 @@ export class Survey implements Disposable {
       });
     }
     // Nothing at all cannot be mapped.
-    if (size === 0) return new SurveyAnswers(Buffer.alloc(0), { size: 0, outputAt: 0 });
+    if (size === 0) return new SurveyAnswers(Buffer.allocUnsafeSlow(0), { size: 0, outputAt: 0 });
     const at = syscall("mmap", 0, size, PROT_READ, MAP_SHARED | MAP_POPULATE, file, 0);
     this.#mapped.push({ at, size });
     trySyscall("close", this.#files.splice(this.#files.indexOf(file), 1)[0] ?? -1);

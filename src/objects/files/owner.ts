@@ -15,8 +15,10 @@ import {
   O_PATH,
 } from "../../sys/abi/fcntl.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
-import { mayBecomeOthers } from "../../sys/process.ts";
-import type { Argument, Program } from "../../tracee/program.ts";
+import { assert } from "../../errors.ts";
+import { mayBecomeOthers, openPidfd } from "../../sys/process.ts";
+import type { Argument, Pointer, Program, Ref } from "../../tracee/program.ts";
+import { Survey } from "../../tracee/survey.ts";
 import type { FilesDump, OpenFile } from "./file-kind.ts";
 import { idsInside } from "../namespaces/user.ts";
 
@@ -39,6 +41,43 @@ export function hasOwner(file: OpenFile, dump: Pick<FilesDump, "borrow">): boole
   return owned;
 }
 
+/** The engine's copy of a descriptor, and whether its file has an owner, or a signal of its own. */
+export interface OwnerLook {
+  readonly copy: number;
+  readonly isOwned: boolean;
+}
+
+/** Copies descriptors of a process, in one call for all, and looks at their owners; those that cannot be copied are left out. */
+export function copyWithOwners(pid: number, fds: readonly number[]): Map<number, OwnerLook> {
+  const pidfd = openPidfd(pid);
+  let copy: Ref | undefined;
+  let signal: Ref | undefined;
+  let owner: Pointer | undefined;
+  using survey = new Survey(fds, (questions) => {
+    copy = questions.call("pidfd_getfd", [pidfd, questions.number, 0]);
+    signal = questions.call("fcntl", [copy, F_GETSIG, 0]);
+    owner = questions.output(OWNER_SIZE);
+    questions.call("fcntl", [copy, F_GETOWN_EX, owner]);
+  });
+  const looks = new Map<number, OwnerLook>();
+  try {
+    const told = survey.run();
+    assert(copy !== undefined && signal !== undefined && owner !== undefined, "they were copied");
+    for (let index = 0; index < fds.length; index += 1) {
+      const number = told.value(index, copy);
+      if (number < 0) continue;
+      const isOwned = told.value(index, signal) > 0 || told.word(index, owner, 4) !== 0;
+      looks.set(fds[index] as number, { copy: number, isOwned });
+    }
+    return looks;
+  } finally {
+    trySyscall("close", pidfd);
+  }
+}
+
+/** struct f_owner_ex: kind and pid. */
+const OWNER_SIZE = 8;
+
 /** Of a file that was found to have neither owner nor signal. */
 export function noteOwnerless(file: OpenFile): void {
   ownerless.add(file);
@@ -47,8 +86,7 @@ export function noteOwnerless(file: OpenFile): void {
 /** Files that have just been looked at, and have neither owner nor signal. */
 const ownerless = new WeakSet<OpenFile>();
 
-/** struct f_owner_ex: kind and pid. */
-const ownerBuffer = Buffer.alloc(8);
+const ownerBuffer = Buffer.alloc(OWNER_SIZE);
 
 /**
  * Signal owner of an open file; all zero when there is none. Pids are those of the root task's namespace. An owner

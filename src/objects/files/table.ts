@@ -19,6 +19,7 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { KernelOrder, openPidfd } from "../../sys/process.ts";
 import type { FrozenTask } from "../task/task.ts";
 import type { FilesDumpOptions, InventoryNotes, OpenFile } from "./file-kind.ts";
+import { copyWithOwners, type OwnerLook } from "./owner.ts";
 import type { LockedConnection, NetworkLock } from "../network/lock.ts";
 import { SocketsAhead, type CopiesDump, type SocketWriter } from "../sockets/sockets-ahead.ts";
 import { peersFirst } from "../sockets/unix-order.ts";
@@ -231,6 +232,13 @@ export class FileTable implements CopiesDump {
     const fd = file.fd < 0 ? this.#openPath(file) : this.#copy(file);
     this.#copies.set(file, fd);
     return fd;
+  }
+
+  /** Copies descriptors of a process, as far as they can be copied, and looks at their owners. */
+  copyMany(pid: number, fds: readonly number[]): ReadonlyMap<number, OwnerLook> {
+    const copies = copyWithOwners(pid, fds);
+    for (const { copy } of copies.values()) this.keepCopy(copy);
+    return copies;
   }
 
   keepCopy(copy: number): void {
