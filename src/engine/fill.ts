@@ -94,6 +94,9 @@ function fixedCredentials({ namespaces }: RestorePlan): TaskStatus | undefined {
   return (own.capEff & needed) === needed ? undefined : own;
 }
 
+/** From so many threads on it pays to look at what they have already. */
+const MANY_THREADS = 8;
+
 /** What every thread has for itself. The leader's comes with what the whole process has, and last. */
 export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFiles): void {
   const followers = [...plan.tasks.values()].flatMap((task) =>
@@ -101,8 +104,17 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
   );
   const room = roomOfEach(plan, followers.length);
   const fixedCreds = fixedCredentials(plan);
+  const fresh = new Map<TaskPlan, TaskStatus>();
+  const credentialsOf = (task: TaskPlan, { tid }: Tracee): TaskStatus | undefined => {
+    if (hasUsers(plan) || task.threads.length < MANY_THREADS) return undefined;
+    // All of them were made by the same thread.
+    const known = fresh.get(task) ?? readStatus(tid);
+    fresh.set(task, known);
+    return known;
+  };
   runNoted(
     followers.map(({ task, thread }, index) => {
+      const tracee = growth.tracees.get(thread.tid) as Tracee;
       const program = new Program();
       const own = thread.core.thread_core?.reprise?.fs;
       if (own !== undefined) addOwnDirectories(program, plan, task, { own, files });
@@ -111,9 +123,9 @@ export function fillThreads(plan: RestorePlan, growth: Growth, files: OpenedFile
         tid: plan.pids.threadNumbers(task.pid, thread.tid).at(-1) ?? thread.tid,
         filters: seccompFilters(plan),
         fixedCreds,
+        knownCreds: credentialsOf(task, tracee),
         labels: labelsOf(program, plan, { tid: thread.tid, proc: growth.proc }),
       });
-      const tracee = growth.tracees.get(thread.tid) as Tracee;
       // Threads share their memory: each has its own part of the work area.
       return {
         job: { ...job(plan, tracee, program), base: plan.area.programs + index * room },

@@ -122,6 +122,7 @@ export interface ThreadIds {
   readonly parentLeaves?: boolean;
   /** See `restoreCreds`. */
   readonly fixedCreds?: TaskStatus | undefined;
+  readonly knownCreds?: TaskStatus | undefined;
   /** Labels of security modules, and where they are written to. */
   readonly labels: readonly OpenedLabel[];
 }
@@ -157,7 +158,7 @@ export function restoreThread(
   const checkCreds =
     part.creds === undefined
       ? (): void => undefined
-      : restoreCreds(program, part.creds, { fixed: ids.fixedCreds });
+      : restoreCreds(program, part.creds, { fixed: ids.fixedCreds, known: ids.knownCreds });
   writeLabels(program, ids.labels);
   attributes.restoreThreadAttributes(program, {
     comm: part.reprise?.comm_bytes ?? part.comm ?? core.tc?.comm,

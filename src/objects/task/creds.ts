@@ -86,6 +86,8 @@ export interface RestoreCredsOptions {
   readonly lastCap?: number;
   /** The credentials of a restore that may not change them (--unprivileged): the saved ones must be the same. */
   readonly fixed?: TaskStatus | undefined;
+  /** What the thread has that runs the program, whose user namespace is the engine's: the same is not set again. */
+  readonly known?: TaskStatus | undefined;
 }
 
 /**
@@ -103,6 +105,11 @@ export function restoreCreds(
     giveUpCapabilities(program, creds, { fixed: options.fixed, lastCap });
     return () => undefined;
   }
+  if (options.known !== undefined && isSame(creds, options.known)) {
+    // Of these a status says nothing.
+    setSecurebits(program, creds.secbits);
+    return () => undefined;
+  }
   const check = restoreIds(program, creds);
   restoreAmbient(program, creds, lastCap);
   setSecurebits(program, creds.secbits);
@@ -117,6 +124,22 @@ export function restoreCreds(
     inheritable: mask(creds.cap_inh),
   });
   return check;
+}
+
+/** Whether a thread has credentials already, all but the secure bits. */
+function isSame(creds: CredsEntry, known: TaskStatus): boolean {
+  const { uid, gid, groups } = known;
+  const list = (ids: readonly number[]): string => [...ids].sort((a, b) => a - b).join(" ");
+  return (
+    [creds.uid, creds.euid, creds.suid, creds.fsuid].join(" ") === idText(uid) &&
+    [creds.gid, creds.egid, creds.sgid, creds.fsgid].join(" ") === idText(gid) &&
+    list(creds.groups) === list(groups) &&
+    mask(creds.cap_inh) === known.capInh &&
+    mask(creds.cap_prm) === known.capPrm &&
+    mask(creds.cap_eff) === known.capEff &&
+    mask(creds.cap_bnd) === known.capBnd &&
+    mask(creds.cap_amb) === known.capAmb
+  );
 }
 
 /** For a task that has all but its capabilities from a restore without privileges. */

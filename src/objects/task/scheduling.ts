@@ -224,8 +224,9 @@ export function restoreScheduling(
     ...notes,
     ...calls.flatMap(({ call, label }) => {
       const error = result.value(call);
+      if (error >= 0) return [];
       const name = program.describe(call.entry).split("(")[0];
-      return error < 0 ? [`cannot ${label}: ${name}: ${errnoName(-error)}`] : [];
+      return [`cannot ${label}: ${name}: ${errnoName(-error)}`];
     }),
   ];
 }
