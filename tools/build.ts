@@ -52,7 +52,8 @@ interface Action {
 }
 
 const DUMP = ["dump", "-v4", "-D", SCRATCH, "-o", "dump.log", "-t", "@sleeper"];
-const RESTORE = ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log"];
+// oxfmt-ignore
+const RESTORE = ["restore", "-d", "-v4", "-D", SCRATCH, "-o", "restore.log", "--pidfile", join(SCRATCH, "pid")];
 /** The same for what a container is to the kernel. */
 // oxfmt-ignore
 const CONTAINER_DUMP = ["dump", "-v4", "-D", CONTAINER, "-o", "dump.log", "-t", "@container", "--external", "mnt[]"];

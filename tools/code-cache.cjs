@@ -2,7 +2,7 @@
 // and writes V8's code cache of it, with the functions that those runs have compiled. The build starts it.
 // The argument "@sleeper" becomes the pid of a small tree that is there to be saved and brought back, "@container"
 // that of a process in namespaces of its own; where that is not allowed (no root, no ptrace), those runs fail and the
-// cache is only smaller.
+// cache is only smaller, which is told.
 "use strict";
 const { spawn } = require("node:child_process");
 const fs = require("node:fs");
@@ -32,7 +32,9 @@ async function main() {
   await new Promise((resolve) => setTimeout(resolve, 300));
   const pids = { "@sleeper": String(sleeper.pid), "@container": childOf(container.pid) };
   for (const words of JSON.parse(warmUp)) {
-    await runOnce(words.map((word) => pids[word] ?? word));
+    const code = await runOnce(words.map((word) => pids[word] ?? word));
+    if (code !== 0)
+      fs.writeSync(2, `the code cache is smaller: ${words.join(" ")} ended with ${code}\n`);
     endRestored(words);
   }
   end(-sleeper.pid);
@@ -67,7 +69,10 @@ function endRestored(words) {
   const at = words.indexOf("--pidfile");
   if (at < 0) return;
   try {
-    end(Number(fs.readFileSync(words[at + 1], "utf8")));
+    const pid = Number(fs.readFileSync(words[at + 1], "utf8"));
+    fs.rmSync(words[at + 1]);
+    end(-pid);
+    end(pid);
   } catch {
     // It was not restored.
   }
@@ -81,12 +86,12 @@ function end(pid) {
   }
 }
 
-/** Runs the program until it says that it is done: by process.exit, by an exit code, or by its time being up. */
+/** Runs the program until it says that it is done: by process.exit, by an exit code, or by its time being up. Resolves with its exit code. */
 function runOnce(words) {
   return new Promise((resolve) => {
     process.exit = (code) => {
       process.exitCode = code;
-      setImmediate(resolve);
+      setImmediate(() => resolve(code));
     };
     process.exitCode = undefined;
     process.argv = [process.execPath, bundle, ...words];
@@ -96,7 +101,7 @@ function runOnce(words) {
     const timer = setInterval(() => {
       if (process.exitCode === undefined && Date.now() - begun < RUN_MS) return;
       clearInterval(timer);
-      resolve();
+      resolve(process.exitCode);
     }, 5);
   });
 }
