@@ -1,8 +1,8 @@
 // Sockets that were described while they could still change are described as they are in the end: as without having looked ahead.
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, renameSync, rmSync, unlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { afterEach, expect, it, onTestFinished } from "vitest";
 import { ImageSetReader } from "../../images/image-set-reader.ts";
 import { ImageSetWriter } from "../../images/image-set-writer.ts";
@@ -13,6 +13,7 @@ import { syscall, trySyscall } from "../../sys/ffi.ts";
 import { setNumber, socketPair } from "../../sys/socket.ts";
 import { openFileOf } from "../files/live-file.fixture.ts";
 import { FileTable } from "../files/table.ts";
+import { addressOfName } from "./unix-name.ts";
 
 const OPTIONS = { shellJob: false, linkRemap: false, ghostLimit: 0, innerPid: () => undefined };
 /** So many of a kind are asked at once. */
@@ -26,6 +27,9 @@ interface Made {
   readonly udp: number;
   readonly bound: number;
   readonly listener: number;
+  /** Of a unix listener with many connections. */
+  readonly path: string;
+  readonly name: Buffer;
   readonly all: readonly number[];
 }
 
@@ -45,6 +49,19 @@ function makeSockets(): Made {
   for (const fd of [bound, listener]) syscall("bind", fd, address, address.length);
   syscall("listen", listener, 5);
   const udp = make(so.AF_INET, so.SOCK_DGRAM);
+  const path = join(mkdtempSync(join(tmpdir(), "reprise-named-")), "socket");
+  onTestFinished(() => {
+    for (const directory of [dirname(path), `${dirname(path)}-elsewhere`])
+      rmSync(directory, { recursive: true, force: true });
+  });
+  const server = make(so.AF_UNIX, so.SOCK_STREAM);
+  const name = addressOfName(Buffer.from(`${path}\0`));
+  syscall("bind", server, name, name.length);
+  syscall("listen", server, ENOUGH);
+  for (let count = 0; count < ENOUGH; count += 1) {
+    syscall("connect", make(so.AF_UNIX, so.SOCK_STREAM), name, name.length);
+    opened.push(syscall("accept4", server, 0, 0, so.SOCK_CLOEXEC));
+  }
   // Others of each kind.
   for (let count = 0; count < ENOUGH; count += 1) {
     for (const type of [so.SOCK_STREAM, so.SOCK_DGRAM])
@@ -52,7 +69,7 @@ function makeSockets(): Made {
     for (const family of [so.AF_INET, so.AF_INET6]) make(family, so.SOCK_DGRAM);
     syscall("listen", make(so.AF_INET, so.SOCK_STREAM), 1);
   }
-  return { pair, udp, bound, listener, all: [...opened] };
+  return { pair, udp, bound, listener, path, name, all: [...opened] };
 }
 
 /** What a dump writes of sockets: looked at ahead, if something is to happen before the end. */
@@ -113,12 +130,24 @@ it.each<[string, (made: Made) => void]>([
   ["a datagram", ({ udp, bound }) => sendTo(udp, bound)],
   ["data in a stream", ({ pair }) => syscall("write", pair[0], Buffer.from("abc"), 3)],
   ["a backlog", ({ listener }) => syscall("listen", listener, 77)],
+  ["a name", ({ path }) => renameSync(path, `${path}-elsewhere`)],
+  ["a name is gone", ({ path }) => unlinkSync(path)],
+  ["a mode", ({ path }) => chmodSync(path, 0o600)],
+  ["a directory", ({ path }) => renameSync(dirname(path), `${dirname(path)}-elsewhere`)],
+  ["somebody outside connects", ({ name }) => connectOnce(name)],
 ])("written as it is in the end, when it has changed meanwhile: %s", (_, change) => {
   const made = makeSockets();
   const ahead = dumped(made.all, () => change(made));
   const told = dumped(made.all);
   expect(ahead).toEqual(told);
 });
+
+/** By a socket that is not among those that are saved. */
+function connectOnce(name: Buffer): void {
+  const fd = syscall("socket", so.AF_UNIX, so.SOCK_STREAM | so.SOCK_CLOEXEC, 0);
+  opened.push(fd);
+  syscall("connect", fd, name, name.length);
+}
 
 /** Gives the sender an address, too. */
 function sendTo(from: number, to: number): void {

@@ -35,7 +35,7 @@ const WORTH_IT = 32;
 /** More would take too much memory for what they answer. */
 const MOST = 32_768;
 /** So many and more are asked on several processors. */
-const MANY = 512;
+const MANY = 1024;
 const MOST_PARTS = 4;
 
 /** The dump, as far as it keeps the engine's copies. */

@@ -68,6 +68,20 @@ export function collectName(
   }
 }
 
+/** What can be seen of where the path of a socket leads, to be compared with what is seen later; undefined when that cannot be told. */
+export function lookAtName(fd: number): string | undefined {
+  const opened = trySyscall("ioctl", fd, SIOCUNIXFILE, 0);
+  if (opened < 0) return undefined;
+  try {
+    const link = `/proc/self/fd/${opened}`;
+    const { dev, ino, mode, nlink, uid, gid, ctimeNs } = fstatSync(opened, { bigint: true });
+    const place = readlinkSync(link, "buffer").toString("latin1");
+    return [mountIdOf(link), dev, ino, mode, nlink, uid, gid, ctimeNs, place].join(":");
+  } finally {
+    closeSync(opened);
+  }
+}
+
 function mountField(
   { task, near }: OpenFile,
   opened: number,

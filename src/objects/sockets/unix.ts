@@ -22,7 +22,7 @@ import { optionReader, socketOptions } from "./further-options.ts";
 import { askedOnce, COLLECTED, familyOf, placesOf } from "./socket-answers.ts";
 import { changedRecords, type SocketRoomAhead } from "./room-ahead.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
-import { collectName, showName } from "./unix-name.ts";
+import { collectName, lookAtName, showName } from "./unix-name.ts";
 import { hasError, peekQueue } from "./unix-queue.ts";
 import { readPeerUser, readSocketUser } from "./socket-users.ts";
 import { openUnix, settleInFlight } from "./unix-restore.ts";
@@ -65,6 +65,8 @@ interface Sockets {
   readonly listed: Map<SocketNamespace, NetlinkList>;
   /** Those of the tree, by inode. */
   readonly seen: Map<number, Seen>;
+  /** Sockets whose name is a path and that were written ahead: where it leads, one of them, and all. */
+  readonly names: Map<string, { readonly fd: number; readonly inodes: number[] }>;
 }
 
 function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
@@ -140,6 +142,7 @@ function socketsOf(dump: FilesDump, namespace: SocketNamespace): Sockets {
       waitsAt: new Map(),
       listed: new Map(),
       seen: new Map(),
+      names: new Map(),
     };
     known.set(dump, (sockets = fresh));
     dump.later(() => checkPeers(fresh, dump));
@@ -159,34 +162,52 @@ function addList(sockets: Sockets, namespace: SocketNamespace, list: NetlinkList
 
 export const unixAhead: SocketRoomAhead = {
   options: () => ({ own: placesOf(so.AF_UNIX), shared: [...COLLECTED, ...socketOptions()] }),
-  // A name that is a path may lead elsewhere at any time, and a client that waits to be accepted is told by its listener.
+  // A client that waits to be accepted is told by its listener.
   isSteady(file, dump, { place }) {
-    const { all } = socketsOf(dump, place);
-    const socket = all.get(Number(file.stat.inode));
-    if (socket === undefined || socket.file !== undefined) return false;
+    const sockets = socketsOf(dump, place);
+    const socket = sockets.all.get(Number(file.stat.inode));
+    if (socket === undefined) return false;
     const isConnection = socket.type !== so.SOCK_DGRAM && socket.state === so.TCP_ESTABLISHED;
-    return (socket.peer ?? 0) !== 0
-      ? socket.peer !== dump.options.requestSocket
-      : !isConnection && socket.state !== so.TCP_LISTEN;
+    const isSteady =
+      (socket.peer ?? 0) === 0 ? !isConnection : socket.peer !== dump.options.requestSocket;
+    return isSteady && (socket.file === undefined || noteName(sockets, socket, dump.borrow(file)));
   },
   changed(dump) {
     const sockets = known.get(dump);
     if (sockets === undefined) return new Set();
+    const changed = new Set<number>();
+    for (const [seen, { fd, inodes }] of sockets.names)
+      if (lookAtName(fd) !== seen) for (const inode of inodes) changed.add(inode);
     const before = [...sockets.listed];
     const lists = before.map(([namespace]) => namespace.inside(listUnixSockets));
-    if (before.every(([, list], index) => lists[index]?.equals(list) === true)) return new Set();
+    if (before.every(([, list], index) => lists[index]?.equals(list) === true)) return changed;
     sockets.all.clear();
     sockets.waitsAt.clear();
     before.forEach(([namespace], index) =>
       addList(sockets, namespace, lists[index] as NetlinkList),
     );
-    return changedRecords(
+    const others = changedRecords(
       before.map(([, list]) => list),
       lists,
       UNIX_INODE_AT,
     );
+    for (const inode of others) changed.add(inode);
+    return changed;
   },
 };
+
+/** Notes where the path of a socket leads. The connections of one listener lead to one file: once is enough to look again. */
+function noteName({ names }: Sockets, { name, inode }: UnixSocket, fd: number): boolean {
+  // A relative one is found from a directory of its owner.
+  const seen = name[0] === SLASH ? lookAtName(fd) : undefined;
+  if (seen === undefined) return false;
+  const alike = names.get(seen);
+  if (alike === undefined) names.set(seen, { fd, inodes: [inode] });
+  else alike.inodes.push(inode);
+  return true;
+}
+
+const SLASH = 0x2f;
 
 interface Peer {
   readonly inode: number;
