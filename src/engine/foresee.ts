@@ -9,6 +9,7 @@ import { imageName, type ImageKind } from "../images/names.ts";
 import { prepareToLook } from "../objects/io-uring/context.ts";
 import { RING_LINK } from "../objects/io-uring/ring-memory.ts";
 import { listsSemaphores } from "../objects/ipc/undo.ts";
+import { waitsWithHiddenEnd } from "../objects/task/rest-of-wait.ts";
 import { countFds, readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
 import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
@@ -72,9 +73,15 @@ const FIRST_DESCRIPTORS = 64;
 /** Reads the kernel's description of its types (5 MB) where a dump of a running tree will probably ask for it. */
 export function prepareKernelTypes(pids: readonly number[]): void {
   if (pids.some(hasRing)) prepareToLook();
-  else if (pids.some((pid) => hasThreads(pid) && listsSemaphores()))
+  else if (
+    pids.slice(0, FIRST_PROCESSES).some(waitsWithHiddenEnd) ||
+    pids.some((pid) => hasThreads(pid) && listsSemaphores())
+  )
     undefinedIfUnsupported(() => KernelTypes.ofKernel());
 }
+
+/** Processes whose waits are looked at. */
+const FIRST_PROCESSES = 64;
 
 function hasRing(pid: number): boolean {
   try {

@@ -12,6 +12,7 @@ import type { AlikeThreads, AlikeWatch } from "../objects/task/alike.ts";
 import { hasLongQueue } from "../objects/task/long-queues.ts";
 import { UndoWatch } from "../objects/ipc/undo.ts";
 import { readLdt } from "../objects/task/ldt.ts";
+import { WaitWatch } from "../objects/task/rest-of-wait.ts";
 import type { LandlockWatch } from "../objects/task/landlock.ts";
 import type { FrozenTask, FrozenThread } from "../objects/task/task.ts";
 import { RepriseError } from "../errors.ts";
@@ -97,6 +98,13 @@ export function lookInside(
         threads.set(tid, questions.state(result, thread));
       });
       if (!fillIn(inquiry, threads)) doubtful = task;
+    }
+    using waits = new WaitWatch();
+    for (const thread of collected.live.flatMap(({ task }) => task.threads)) {
+      const state = threads.get(thread.tid);
+      const restOfWait = waits.rest(thread);
+      if (state !== undefined && restOfWait !== undefined)
+        threads.set(thread.tid, { ...state, restOfWait });
     }
     using undo = new UndoWatch();
     for (const { task, ids } of collected.live) {

@@ -8,6 +8,8 @@ import { registersOf, extendedStateOf } from "../objects/task/cpu-state.ts";
 import { SIGSET_FULL, SIGSTOP } from "../sys/abi/signal.ts";
 import { sendSignal } from "../sys/process.ts";
 import { SYSCALLS } from "../sys/syscalls.x86_64.ts";
+import { ERESTART_RESTARTBLOCK } from "../sys/errno.ts";
+import { beginRest } from "../objects/task/rest-of-wait.ts";
 import { undecidedRegisters } from "../tracee/arch/x86_64/registers.ts";
 import { finishCaughtCall, label, startCaughtCall } from "../tracee/run.ts";
 import type { Tracee } from "../tracee/tracee.ts";
@@ -29,12 +31,13 @@ export function release(
   const tasks = [...plan.tasks.values()];
   // Of the tasks in one address space one unmaps the ground that all stand on: the others do not come back to it.
   endLeaders(plan, growth);
+  const waiting = beginWaits(plan, growth);
   const leaders = tasks
     .filter(({ pid, sharing }) => isFirst(pid, sharing.memoryOf))
     .map((task) => speakerOf(growth, task));
   leaders.forEach((leader) => startUnmapping(plan, leader));
   leaders.forEach((leader) => finishCaughtCall(leader));
-  for (const task of tasks) setStates(growth, task);
+  for (const task of tasks) setStates(growth, task, waiting);
   readyInit(plan, growth);
   for (const task of tasks) stopIfWanted(growth, task, options);
   const threads = tasks.flatMap((task) =>
@@ -62,11 +65,25 @@ function startUnmapping(plan: RestorePlan, leader: Tracee): void {
   startCaughtCall(leader);
 }
 
-function setStates(growth: Growth, task: TaskPlan): void {
+/** Threads whose waits the kernel can go on with. */
+function beginWaits(plan: RestorePlan, growth: Growth): ReadonlySet<number> {
+  const threads = [...plan.tasks.values()].flatMap((task) => livingThreads(task));
+  const { code, programs: scratch } = plan.area;
+  return new Set(
+    threads
+      .filter(({ tid, core }) =>
+        beginRest(growth.tracees.get(tid) as Tracee, core, { code, scratch }),
+      )
+      .map(({ tid }) => tid),
+  );
+}
+
+function setStates(growth: Growth, task: TaskPlan, waiting: ReadonlySet<number>): void {
   for (const { tid, core } of livingThreads(task)) {
     const tracee = growth.tracees.get(tid) as Tracee;
     tracee.setExtendedState(extendedStateOf(core, tracee.extendedState()));
-    const { interrupted_with: error, dispatch } = core.thread_core?.reprise ?? {};
+    const { interrupted_with: noted, dispatch } = core.thread_core?.reprise ?? {};
+    const error = waiting.has(tid) ? ERESTART_RESTARTBLOCK : noted;
     if (dispatch !== undefined) tracee.setSyscallUserDispatch(dispatch);
     tracee.setRegisters(undecidedRegisters(registersOf(core), error));
     tracee.setSignalMask(

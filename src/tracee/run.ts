@@ -286,6 +286,37 @@ export function finishCaughtCall(tracee: Tracee): number {
   return tracee.registers().getNumber("rax");
 }
 
+/** A call as the kernel gets it. */
+export interface PlainCall {
+  readonly call: number;
+  /** The first four arguments. */
+  readonly given: readonly [bigint, bigint, bigint, bigint];
+}
+
+/**
+ * Lets a thread that stands in the interpreter's code at `code` make a call that is interrupted as soon as it waits. The thread is left at
+ * the call's exit; the stop of the interrupt comes if it runs on.
+ *
+ * @returns the call's result
+ */
+export function runInterruptedCall(tracee: Tracee, code: number, what: PlainCall): number {
+  const { call, given } = what;
+  const [first, second, third, fourth] = given;
+  const regs = tracee.registers();
+  regs
+    .set("rip", code + label("single"))
+    .set("rax", call)
+    .set("orig_rax", -1n);
+  regs.set("rdi", first).set("rsi", second).set("rdx", third).set("r10", fourth);
+  tracee.setRegisters(regs);
+  startCaughtCall(tracee);
+  waitForSyscallStop(tracee);
+  tracee.interrupt();
+  tracee.resume({ toSyscall: true });
+  waitForSyscallStop(tracee);
+  return tracee.registers().getNumber("rax");
+}
+
 function waitForSyscallStop(tracee: Tracee): void {
   for (;;) {
     const status = tracee.wait();

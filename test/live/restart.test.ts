@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { checkpoint } from "../../src/engine/checkpoint.ts";
 import { readChildren } from "../../src/proc/children.ts";
+import { KernelMemory } from "../../src/sys/kernel-memory.ts";
 import { bringBack } from "./test-cgroups.ts";
 import { imagesDirOf, reapOrphansHere, start, testRoom } from "./suite.ts";
 
@@ -26,6 +27,37 @@ test.each(["nanosleep_restart", "futex_restart", "poll_restart"])(
     expect(await back.finish()).toBe("pass");
   },
 );
+
+test.runIf(canReadKernel()).each([
+  ["once", []],
+  ["after it was interrupted before", ["SIGSTOP", "SIGCONT"]],
+] as const)("a wait goes on for the rest of its limit: %s", async (_, signals) => {
+  const program = await start("limited_waits");
+  const imagesDir = imagesDirOf(program);
+  for (const signal of signals) {
+    process.kill(program.pid, signal);
+    await sleep(20);
+  }
+  await sleep(1200); // of 2000
+  await checkpoint({ pid: program.pid, imagesDir });
+  await sleep(800);
+  const back = await bringBack(program, imagesDir);
+  const begun = performance.now();
+  expect(await back.ask()).toBe("ok 1");
+  const took = performance.now() - begun;
+  expect(took).toBeGreaterThan(200);
+  expect(took).toBeLessThan(1600);
+  expect(await back.finish()).toBe("pass");
+});
+
+function canReadKernel(): boolean {
+  try {
+    using _memory = new KernelMemory();
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 test.each(["running", "killed"] as const)(
   "a handler ends a call when its signal comes while the tree stands still (%s)",

@@ -215,6 +215,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
   restart: [
     { name: "endless_waits" },
     { name: "futex_restart" },
+    { name: "limited_waits" },
     { name: "mutexes" },
     { name: "nanosleep_restart" },
     { name: "poll_restart" },

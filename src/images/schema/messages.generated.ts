@@ -1380,6 +1380,7 @@ export interface RepriseThreadEntry {
   readonly comm_bytes?: Uint8Array | undefined;
   readonly deadline?: RepriseDeadline | undefined;
   readonly dispatch?: RepriseDispatch | undefined;
+  readonly rest_of_wait?: bigint | undefined;
 }
 
 export interface RepriseUnixEntry {
@@ -2546,7 +2547,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   reprise_task_entry:
     "1,timerslack_ns,U? 2,coredump_filter,u? 3,personality_set,b? 4,autogroup_nice,s? 5,child_exit_signal,u? 6,cpu_permissions,U? 7,sem_undo,m?,reprise_sem_undo_list",
   reprise_thread_entry:
-    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline 26,dispatch,m?,reprise_dispatch",
+    "1,cpu_affinity,y? 2,ioprio,u? 3,xstate_raw,y? 4,timerslack_ns,U? 5,interrupted_syscall,U? 6,memory_policy,m?,reprise_memory_policy 7,fs,m?,fs_entry 20,settings,m?,reprise_prctls 21,slice_ns,U? 22,personality,u? 23,interrupted_with,u? 24,comm_bytes,y? 25,deadline,m?,reprise_deadline 26,dispatch,m?,reprise_dispatch 27,rest_of_wait,U?",
   reprise_unix_entry:
     "1,uid,u? 2,gid,u? 3,peer_uid,u? 4,peer_gid,u? 5,options,m*,reprise_socket_option 6,peer_gone,b? 7,reset,b?",
   reprise_xattr: "1,name,t! 2,value,y!",

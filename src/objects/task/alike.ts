@@ -270,7 +270,7 @@ function hasWords(thread: Buffer, places: readonly number[], words: Int32Array):
 }
 
 /** Where the kernel keeps a thread: the first in the list of those that have its number. */
-function taskStruct(
+export function taskStruct(
   tid: number,
   { memory, types }: Pick<KernelObjects, "memory" | "types">,
 ): bigint {

@@ -188,7 +188,7 @@ function ownPart(
   task: FrozenTask,
   thread: FrozenThread,
   {
-    thread: { settings, personality, memoryPolicy },
+    thread: { settings, personality, memoryPolicy, restOfWait },
     scheduling,
     fs,
     usualPersonality = personality,
@@ -204,6 +204,7 @@ function ownPart(
     comm.comm_bytes === undefined &&
     personality === usualPersonality &&
     memoryPolicy === undefined &&
+    restOfWait === undefined &&
     dispatch === undefined;
   if (isUsual) return usualOwnPart(scheduling, interrupted_with);
   return {
@@ -215,6 +216,7 @@ function ownPart(
     ...(personality === usualPersonality ? {} : { personality }),
     ...(memoryPolicy === undefined ? {} : { memory_policy: memoryPolicy }),
     ...(dispatch === undefined ? {} : { dispatch }),
+    ...(restOfWait === undefined ? {} : { rest_of_wait: restOfWait }),
   };
 }
 

@@ -60,6 +60,8 @@ export interface ThreadState {
   readonly personality: number;
   /** Signals of a long queue, of its own or as the leader of its process's. */
   readonly taken: TakenSignals | undefined;
+  /** Nanoseconds that its wait still lasts, if only the kernel knows. */
+  readonly restOfWait?: bigint;
 }
 
 /** Adds the questions for the whole process to its leader's program. */

@@ -150,7 +150,8 @@ export function restartError(regs: Registers): number | undefined {
  * handler that runs first may end the call. It does so when the task is let go (ptrace_detach marks it as having signals).
  */
 export function undecidedRegisters(regs: Registers, error: number | undefined): Registers {
-  const isKnown = error === ERESTARTSYS || error === ERESTARTNOHAND;
+  const isKnown =
+    error === ERESTARTSYS || error === ERESTARTNOHAND || error === ERESTART_RESTARTBLOCK;
   if (!isKnown || regs.get("rax") !== regs.get("orig_rax")) return regs.copy().set("orig_rax", -1n);
   return regs
     .copy()

@@ -47,6 +47,7 @@ test.each<[string, Partial<Record<RegisterName, number>>, number]>([
   ["clock_nanosleep on a process's clock", { rdi: -6, rsi: 0, rdx: TIME }, CLOCK_NANOSLEEP],
   ["poll", { rdi: WORD, rsi: 3, rdx: 60_000, r10: WORD }, POLL],
   ["poll of nothing", { rdi: 0, rsi: 0, rdx: 600_000 }, POLL],
+  ["futex among processes, at a word like a time", { rdi: TIME, rsi: 0, r10: TIME }, FUTEX],
   ["futex", { rdi: WORD, rsi: 128, rdx: 2, r10: TIME }, FUTEX],
 ])("the arguments tell: %s", (_, values, number) => {
   expect(restartedCall(registers(values), memory([]))).toBe(number);

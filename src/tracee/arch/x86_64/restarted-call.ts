@@ -57,7 +57,8 @@ function numberByArguments(regs: Registers, read: ReadTask): number {
   const isTime = (name: "rdi" | "rdx" | "r10"): boolean => pointsToTime(regs.getNumber(name), read);
   if (!isAddress(first)) return isTime("rdx") ? CLOCK_NANOSLEEP : POLL;
   if (isAddress(second)) return SYSCALLS.nanosleep.nr;
-  if (second === 0 && isTime("rdi")) return SYSCALLS.nanosleep.nr;
+  // FUTEX_WAIT is 0, too, and the word of a futex may look like a time.
+  if (second === 0 && isTime("rdi") && !isTime("r10")) return SYSCALLS.nanosleep.nr;
   return FUTEX_WAITS.has(second & ~FUTEX_FLAGS) && isTime("r10") ? FUTEX : POLL;
 }
 
