@@ -16,6 +16,12 @@ describe("table()", () => {
       ),
     ).toBe("A     B\nlong  x\ny\n");
   });
+
+  it("shows what would move the cursor", () => {
+    expect(table(["A"], [["x\ny\u001b[2J é\u009b"]])).toBe(
+      String.raw`A${"\n"}x\x0ay\x1b[2J é\x9b${"\n"}`,
+    );
+  });
 });
 
 describe("bytesText()", () => {

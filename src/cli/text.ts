@@ -4,7 +4,7 @@ import { RepriseError } from "../errors.ts";
 
 /** Rows under a heading, in columns as wide as their widest cell; the last column is as long as it is. */
 export function table(heading: readonly string[], rows: readonly (readonly string[])[]): string {
-  const all = [heading, ...rows];
+  const all = [heading, ...rows].map((row) => row.map(visible));
   const widths = heading.map((_, column) =>
     Math.max(...all.map((row) => (row[column] ?? "").length)),
   );
@@ -17,6 +17,14 @@ export function table(heading: readonly string[], rows: readonly (readonly strin
           .trimEnd()}\n`,
     )
     .join("");
+}
+
+/** Names may hold anything, what moves the cursor among it. */
+export function visible(text: string): string {
+  return text.replaceAll(
+    /\p{Cc}/gu,
+    (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
 }
 
 /** Bytes with a unit, three digits at most: "512 B", "1.4 MB". */

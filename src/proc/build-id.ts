@@ -24,9 +24,9 @@ export type ReadAt = (offset: number, length: number) => Uint8Array;
 
 /**
  * Build id of a file; undefined when it has none or is not such an ELF file. A path into
- * /proc/PID/map_files does as well. Throws SYSCALL when the file cannot be opened or read.
+ * /proc/PID/map_files does as well, and one that is no UTF-8 as its bytes. Throws SYSCALL when the file cannot be opened or read.
  */
-export function readBuildId(path: string): Uint8Array | undefined {
+export function readBuildId(path: string | Buffer): Uint8Array | undefined {
   let fd: number | undefined;
   try {
     // To open a device may already do something, so ask first; O_NONBLOCK in case it changed since.
@@ -41,12 +41,16 @@ export function readBuildId(path: string): Uint8Array | undefined {
   } catch (cause) {
     const errno = errnoOf(cause);
     if (errno === undefined) throw cause;
-    throw new RepriseError("SYSCALL", `cannot read the build id of ${path}: read: ${errno}`, {
-      syscall: "read",
-      errno,
-      cause,
-      hint: "Check that the file is there and that its file system answers.",
-    });
+    throw new RepriseError(
+      "SYSCALL",
+      `cannot read the build id of ${String(path)}: read: ${errno}`,
+      {
+        syscall: "read",
+        errno,
+        cause,
+        hint: "Check that the file is there and that its file system answers.",
+      },
+    );
   } finally {
     if (fd !== undefined) closeSync(fd);
   }

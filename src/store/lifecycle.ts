@@ -12,6 +12,7 @@ import { F_SETFD, FD_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { trySyscall } from "../sys/ffi.ts";
 import {
   beginCheckpoint,
+  listCheckpoints,
   removeCheckpoint,
   removeUnfinished,
   type StoredCheckpoint,
@@ -273,7 +274,10 @@ export function aliveTask(name: string): TaskRecord {
   if (isAlive(record)) return record;
   throw new RepriseError("NO_SUCH_PROCESS", `${name} is not running`, {
     pid: record.pid,
-    hint: `reprise restore ${name} brings it back from its last checkpoint.`,
+    hint:
+      listCheckpoints(name).length === 0
+        ? `It has ended, and no checkpoint was made of it; reprise logs ${name} shows what it wrote.`
+        : `reprise restore ${name} brings it back from its last checkpoint.`,
   });
 }
 

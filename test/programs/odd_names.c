@@ -1,12 +1,13 @@
-// Names that are no UTF-8, or look like something else: of an open and mapped file, a deleted one, a watched one, a directory, a
+// Names that are no UTF-8, or look like something else: of an open and mapped file, a program, a deleted one, a watched one, a directory, a
 // unix socket, a memfd; and a file that was opened with O_ASYNC, which means nothing to it and is in its flags all the same.
 #include "test.h"
 #include <sys/inotify.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 #define ODD "\xff\xfe n\n(deleted)\xc3"
-static int file, deleted, notify, watch, directory, listener, memory, memory_dots, async;
+static int file, deleted, notify, watch, directory, listener, memory, memory_dots, async, program;
 static char *map;
 
 static void expect_link(int fd, const char *wanted) {
@@ -30,6 +31,7 @@ static void check(void) {
   expect_text(file, "named");
   EXPECT(memcmp(map, "named", 5) == 0, "the map is another file's");
   expect_text(deleted, "gone");
+  expect_link(program, "program" ODD);
   EXPECT(access("deleted" ODD, F_OK) == -1, "the deleted file is there");
   char events[512];
   EXPECT_EQ(utimensat(AT_FDCWD, "file" ODD, NULL, 0), 0);
@@ -62,6 +64,11 @@ int main(void) {
   file = make("file" ODD, "named");
   map = (char *)MUST(mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, file, 0));
   deleted = make("deleted" ODD, "gone");
+  // By its build id it is known again.
+  int own = (int)MUST(open("/proc/self/exe", O_RDONLY));
+  program = make("program" ODD, "");
+  MUST(sendfile(program, own, NULL, MIB));
+  close(own);
   MUST(unlink("deleted" ODD));
   notify = (int)MUST(inotify_init1(IN_NONBLOCK));
   watch = (int)MUST(inotify_add_watch(notify, "file" ODD, IN_ATTRIB));

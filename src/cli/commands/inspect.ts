@@ -3,7 +3,7 @@
 import { findCheckpoint, listCheckpoints, type StoredCheckpoint } from "../../store/checkpoints.ts";
 import { imageCount, summarize, type TaskSummary } from "../../store/summary.ts";
 import { readTask } from "../../store/tasks.ts";
-import { ageText, bytesText, commandText, table } from "../text.ts";
+import { ageText, bytesText, commandText, table, visible } from "../text.ts";
 
 export function inspect(name: string, options: { checkpoint?: number; json?: boolean }): void {
   readTask(name);
@@ -57,5 +57,5 @@ function filesText(task: TaskSummary): string {
     position === undefined ? "-" : String(position),
     name,
   ]);
-  return `\nOpen files of ${task.pid} (${task.comm})\n${table(["FD", "KIND", "POSITION", "NAME"], rows)}`;
+  return `\nOpen files of ${task.pid} (${visible(task.comm)})\n${table(["FD", "KIND", "POSITION", "NAME"], rows)}`;
 }

@@ -69,7 +69,7 @@ export function checkUnchanged(entry: RegFileEntry, options: UnchangedOptions): 
   checkMode(entry, Number(stat.mode), options);
   if (options.fileValidation !== "buildid" || entry.build_id.length === 0) return;
   // Without a build id now, or with none then, size and mode must do: the same as criu.
-  const now = wordsOf(readBuildId(path));
+  const now = wordsOf(readBuildId(pathBytes(path)));
   if (now.length > 0 && now.join() !== entry.build_id.join()) {
     throw changed(entry, "it is another build (its build id differs)");
   }
