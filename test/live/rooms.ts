@@ -143,6 +143,7 @@ export const ROOMS: Readonly<Record<string, readonly Subject[]>> = {
     { name: "odd_names", alone: "its names" },
     { name: "pipes" },
     { name: "pipes", args: ["owned"] },
+    { name: "pipes", args: ["packets"] },
     { name: "regular_files", alone: "both append to the same files" },
     { name: "shared_pidfds" },
     { name: "shared_pidfds", args: ["others"] },

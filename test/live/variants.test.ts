@@ -220,12 +220,6 @@ describe("what cannot be saved is refused, and the program goes on", () => {
 
   test.each([
     {
-      what: "a pipe in packet mode",
-      name: "pipes",
-      args: ["packets"],
-      message: /^cannot dump fd (\d+) of pid (\d+) \(pipe:\[\d+\]\): a pipe in packet mode/,
-    },
-    {
       what: "a deleted file with another name, without linkRemap",
       name: "hardlink_only",
       args: [],

@@ -1072,6 +1072,7 @@ export interface PipeDataEntry {
   readonly pipe_id: number;
   readonly bytes: number;
   readonly size?: number | undefined;
+  readonly packets: readonly number[];
 }
 
 export interface PipeEntry {
@@ -2500,7 +2501,7 @@ export const MESSAGE_TABLE: Readonly<Record<keyof Messages, string>> = {
   pagemap_head: "1,pages_id,u!",
   pidfd_entry: "1,id,u! 2,ino,u! 3,flags,u! 4,nspid,i! 5,fown,m!,fown_entry",
   pidns_entry: "1,ext_key,t?",
-  pipe_data_entry: "1,pipe_id,u! 2,bytes,u! 3,size,u?",
+  pipe_data_entry: "1,pipe_id,u! 2,bytes,u! 3,size,u? 30001,packets,u*",
   pipe_entry:
     "1,id,u! 2,pipe_id,u! 3,flags,u! 4,fown,m!,fown_entry 30001,uid,u? 30002,gid,u? 30003,mode,u?",
   plugins_entry: "12,plugins,t*",

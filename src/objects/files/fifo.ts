@@ -50,7 +50,7 @@ export const fifoKind: FileKind = {
 function writeFifo(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const pipe_id = pipeId(file);
   const canRead = (file.info.flags & O_ACCMODE) !== O_WRONLY;
-  notePipe("fifo-data", { id: pipe_id, fd: dump.borrow(file), canRead }, dump);
+  notePipe("fifo-data", { id: pipe_id, fd: dump.borrow(file), canRead, file }, dump);
   const regf_id = regularEntryFor(file, dump);
   // To a reader that has seen no writer yet, a FIFO without one is not at its end (pipe_poll: f_version).
   const isReader = (file.info.flags & O_ACCMODE) === O_RDONLY;

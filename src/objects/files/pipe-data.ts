@@ -1,15 +1,30 @@
 // What lies unread in a pipe or FIFO: looked at without taking it out (tee(2) into a pipe of our own), and put back at
 // restore. See pipe(7); format.md section 4, pipes-data and fifo-data.
+//
+// What was written in packet mode (O_DIRECT) is read in the same pieces, whatever the ends are set to now, and what a reader has no room
+// for is lost. The copy is read like the pipe itself, so its pieces are the packets.
 
 import { closeSync, readSync } from "node:fs";
 import { RepriseError } from "../../errors.ts";
+import { badSet } from "../../images/bad-set.ts";
 import type { ImageEntry } from "../../images/image-file.ts";
 import type { PipeDataEntry } from "../../images/schema/messages.generated.ts";
-import { F_GETPIPE_SZ, F_SETPIPE_SZ, FIONREAD, O_CLOEXEC } from "../../sys/abi/fcntl.ts";
+import {
+  F_GETPIPE_SZ,
+  F_SETFL,
+  F_SETPIPE_SZ,
+  FIONREAD,
+  O_CLOEXEC,
+  O_DIRECT,
+  O_NONBLOCK,
+} from "../../sys/abi/fcntl.ts";
 import { EAGAIN, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
-import type { FilesDump, FilesRestore } from "./file-kind.ts";
+import type { FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
+
+/** The largest packet: what is longer is written as several. */
+const PIPE_BUF = 4096;
 
 export type PipeDataKind = "pipes-data" | "fifo-data";
 
@@ -17,28 +32,45 @@ export interface PipeContent {
   /** Capacity in bytes. */
   readonly size: number;
   readonly bytes: Uint8Array;
+  /** Lengths of the packets; none for a stream. */
+  readonly packets: readonly number[];
+}
+
+/** An end that a task has open. */
+interface PipeEnd {
+  /** The engine's copy. */
+  readonly fd: number;
+  readonly canRead: boolean;
+  readonly file: OpenFile;
 }
 
 /**
  * Reads what is in a pipe and leaves it there. `fd` is any end; only one that can read shows content.
  * @throws RepriseError SYSCALL
  */
-function peekPipe(
-  { fd, canRead }: { readonly fd: number; readonly canRead: boolean },
-  dump: FilesDump,
-): PipeContent {
+function peekPipe({ fd, canRead, file }: PipeEnd, dump: FilesDump): PipeContent {
   const size = syscall("fcntl", fd, F_GETPIPE_SZ, 0);
   const count = Buffer.alloc(4);
   if (canRead) syscall("ioctl", fd, FIONREAD, count);
   const waiting = count.readUInt32LE(0);
-  if (waiting === 0) return { size, bytes: new Uint8Array(0) };
-  return { size, bytes: copyOut(fd, { size, waiting, own: ownPipe(dump) }) };
+  if (waiting === 0) return { size, bytes: new Uint8Array(0), packets: [] };
+  const content = copyOut(fd, { size, waiting, own: ownPipe(dump) });
+  if (content.packets.every((length) => length <= PIPE_BUF)) return { size, ...content };
+  throw new RepriseError(
+    "UNSUPPORTED",
+    `cannot dump fd ${file.fd} of pid ${file.task.pid} (${file.target}): a pipe with a stream before packets (O_DIRECT)`,
+    {
+      pid: file.task.pid,
+      fd: file.fd,
+      hint: "It was written to before it was set to packet mode: try again when that has been read.",
+    },
+  );
 }
 
 /** Collects the content of pipes during a dump, and writes it when all are seen: one entry a pipe. */
 export function notePipe(
   kind: PipeDataKind,
-  pipe: { readonly id: number; readonly fd: number; readonly canRead: boolean },
+  pipe: PipeEnd & { readonly id: number },
   dump: FilesDump,
 ): void {
   const contents = contentsOf(kind, dump);
@@ -85,11 +117,29 @@ export function fillPipe(
   const [part] = data.payload;
   if (bytes === 0 || part === undefined) return;
   using image = set.reader.openRaw(pipe.kind);
-  const content = program.data(Uint8Array.from(image.bytes(part.offset, part.length)));
-  program.call("write", [pipe.fd, content, part.length], {
-    label: `put ${part.length} bytes back into pipe ${pipe.id}`,
-    expect: part.length,
-  });
+  const { packets } = data.value;
+  const content = Uint8Array.from(image.bytes(part.offset, part.length));
+  const setMode = (flags: number): void => {
+    const label = `set the mode of pipe ${pipe.id}`;
+    program.call("fcntl", [pipe.fd, F_SETFL, flags], { label });
+  };
+  if (packets.length > 0) setMode(O_NONBLOCK | O_DIRECT);
+  for (const piece of piecesOf(content, packets, pipe.id)) {
+    program.call("write", [pipe.fd, program.data(piece), piece.length], {
+      label: `put ${piece.length} bytes back into pipe ${pipe.id}`,
+      expect: piece.length,
+    });
+  }
+  if (packets.length > 0) setMode(O_NONBLOCK);
+}
+
+function piecesOf(content: Uint8Array, packets: readonly number[], id: number): Uint8Array[] {
+  if (packets.length === 0) return [content];
+  const isWhole = packets.reduce((sum, length) => sum + length, 0) === content.length;
+  if (!isWhole || packets.some((length) => length === 0 || length > PIPE_BUF))
+    throw badSet(`pipe ${id} has ${content.length} bytes, which are not its packets`);
+  let at = 0;
+  return packets.map((length) => content.subarray(at, (at += length)));
 }
 
 interface Noted extends PipeContent {
@@ -116,8 +166,8 @@ function writeContents(
   dump: FilesDump,
 ): void {
   const image = dump.images.open(kind);
-  for (const [pipe_id, { size, bytes }] of contents) {
-    image.add({ pipe_id, bytes: bytes.length, size });
+  for (const [pipe_id, { size, bytes, packets }] of contents) {
+    image.add({ pipe_id, bytes: bytes.length, size, packets });
     image.payload(bytes);
   }
   image.close();
@@ -153,8 +203,36 @@ function ownPipe(dump: FilesDump): Copy {
 function copyOut(
   fd: number,
   { size, waiting, own }: { size: number; waiting: number; own: Copy },
-): Uint8Array {
-  const { from, to } = own;
+): Pick<PipeContent, "bytes" | "packets"> {
+  const { from } = own;
+  fillCopy(fd, { size, waiting, own });
+  const bytes = new Uint8Array(waiting);
+  const pieces: number[] = [];
+  for (let at = 0; at < waiting;) {
+    const count = readSync(from, bytes, at, waiting - at, null);
+    if (count === 0) throw peekError(`read gave ${at} of ${waiting} bytes`);
+    pieces.push(count);
+    at += count;
+  }
+  if (pieces.length === 1) {
+    if (waiting < 2 || waiting > PIPE_BUF) return { bytes, packets: [] };
+    // One packet or a stream: who reads a part of a packet gets no more of it.
+    fillCopy(fd, { size, waiting, own });
+    readSync(from, new Uint8Array(1), 0, 1, null);
+    const count = Buffer.alloc(4);
+    syscall("ioctl", from, FIONREAD, count);
+    const rest = count.readUInt32LE(0);
+    if (rest > 0) readSync(from, new Uint8Array(rest), 0, rest, null);
+    return { bytes, packets: rest > 0 ? [] : pieces };
+  }
+  return { bytes, packets: pieces };
+}
+
+function fillCopy(
+  fd: number,
+  { size, waiting, own }: { size: number; waiting: number; own: Copy },
+): void {
+  const { to } = own;
   // As many slots as the pipe itself has: tee gives slots, however little is in each.
   if (own.size !== size) {
     syscall("fcntl", to, F_SETPIPE_SZ, size);
@@ -163,13 +241,6 @@ function copyOut(
   const copied = trySyscall("tee", fd, to, size, SPLICE_F_NONBLOCK);
   if (copied < 0 && copied !== -EAGAIN) throw peekError(`tee: ${errnoName(-copied)}`);
   if (copied !== waiting) throw peekError(`tee gave ${Math.max(copied, 0)} of ${waiting} bytes`);
-  const bytes = new Uint8Array(waiting);
-  for (let at = 0; at < waiting;) {
-    const count = readSync(from, bytes, at, waiting - at, null);
-    if (count === 0) throw peekError(`read gave ${at} of ${waiting} bytes`);
-    at += count;
-  }
-  return bytes;
 }
 
 function peekError(what: string): RepriseError {

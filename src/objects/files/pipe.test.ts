@@ -71,10 +71,43 @@ describe("pipes", () => {
     expect(readNow(copies[2] ?? -1)).toBe("through");
   });
 
-  it("are refused in packet mode when there is something in them", () => {
-    const [, writer] = makePipe(fcntl.O_DIRECT);
-    writeSync(writer, "packet");
-    expect(codeOf(() => new SavedFiles([writer]))).toMatchObject({ code: "UNSUPPORTED" });
+  it.each([[["packet"]], [["one", "two", "x".repeat(4096), "y"]], [["z"]]])(
+    "come back with their packets: %j",
+    (packets) => {
+      const [reader, writer] = makePipe(fcntl.O_DIRECT);
+      for (const packet of packets) writeSync(writer, packet);
+      // Neither end has to be in packet mode any more.
+      syscall("fcntl", writer, fcntl.F_SETFL, 0);
+      using saved = new SavedFiles([reader, writer]);
+      const [from = -1] = saved.restore();
+      expect(packets.map(() => readNow(from))).toEqual(packets);
+      for (const packet of packets) expect(readNow(reader)).toBe(packet);
+    },
+  );
+
+  it("are refused when a stream lies before packets", () => {
+    const [, writer] = makePipe();
+    // A page that is not full would take what comes next.
+    writeSync(writer, Buffer.alloc(8192));
+    syscall("fcntl", writer, fcntl.F_SETFL, fcntl.O_DIRECT);
+    for (const packet of ["one", "two"]) writeSync(writer, packet);
+    const reader = scratch.keep(openSync(`/proc/self/fd/${writer}`, constants.O_RDONLY));
+    expect(codeOf(() => new SavedFiles([reader]))).toMatchObject({ code: "UNSUPPORTED" });
+  });
+
+  it("lose of a packet what a reader has no room for, and of a stream nothing", () => {
+    for (const [flags, rest] of [
+      [fcntl.O_DIRECT, "next"],
+      [0, "acketnext"],
+    ] as const) {
+      const [reader, writer] = makePipe(flags);
+      writeSync(writer, "packet");
+      using saved = new SavedFiles([reader, writer]);
+      const [from = -1, to = -1] = saved.restore();
+      expect(readSync(from, Buffer.alloc(1), 0, 1, null)).toBe(1);
+      writeSync(to, "next");
+      expect(readNow(from)).toBe(rest);
+    }
   });
 
   it("come back in packet mode when they are empty", () => {

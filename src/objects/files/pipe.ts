@@ -1,14 +1,13 @@
 // Pipes: two or more open file descriptions of one object, which the inode number names. Each end may be open several times
 // (through /proc/PID/fd). See pipe(7), fs/pipe.c; format.md section 11, PIPE.
 
-import { assert, RepriseError } from "../../errors.ts";
+import { assert } from "../../errors.ts";
 import { FdTypes, type FileEntry, type PipeEntry } from "../../images/schema/messages.generated.ts";
 import { log } from "../../log.ts";
 import {
   AT_FDCWD,
   F_DUPFD,
   F_SETFL,
-  FIONREAD,
   O_ACCMODE,
   O_CLOEXEC,
   O_CREAT,
@@ -24,7 +23,6 @@ import {
   S_IFIFO,
   S_IFMT,
 } from "../../sys/abi/fcntl.ts";
-import { syscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import { idsInside } from "../namespaces/user.ts";
 import type { FileKind, FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
@@ -50,24 +48,12 @@ export function pipeId({ stat }: OpenFile): number {
 }
 
 function writePipe(file: OpenFile, id: number, dump: FilesDump): FileEntry {
-  const { task, fd, target } = file;
   const flags = file.info.flags & ~O_CLOEXEC;
-  if ((flags & O_DIRECT) !== 0 && hasContent(dump.borrow(file))) {
-    throw new RepriseError(
-      "UNSUPPORTED",
-      `cannot dump fd ${fd} of pid ${task.pid} (${target}): a pipe in packet mode (O_DIRECT) with something in it`,
-      {
-        pid: task.pid,
-        fd,
-        hint: "The borders of its packets cannot be seen from outside: try again when it is empty.",
-      },
-    );
-  }
   const pipe_id = pipeId(file);
   const access = flags & O_ACCMODE;
   notePipe(
     "pipes-data",
-    { id: pipe_id, fd: dump.borrow(file), canRead: access !== O_WRONLY },
+    { id: pipe_id, fd: dump.borrow(file), canRead: access !== O_WRONLY, file },
     dump,
   );
   noteEnds(file, access, dump);
@@ -86,12 +72,6 @@ function permissions({ stat }: OpenFile, dump: FilesDump): Pick<PipeEntry, "uid"
 }
 
 const PIPE_MODE = 0o600;
-
-function hasContent(fd: number): boolean {
-  const count = Buffer.alloc(4);
-  syscall("ioctl", fd, FIONREAD, count);
-  return count.readUInt32LE(0) > 0;
-}
 
 /** Ends of each pipe that the tree holds: to warn when one is missing. */
 interface Ends {
