@@ -26,7 +26,7 @@ import type { DumpStats, EngineHooks, ProgressListener, ScriptAction } from "./p
 import { ComparedAhead } from "./compare-ahead.ts";
 import { linkParent, ParentSet } from "./incremental.ts";
 import { reapOwn } from "./kill-tree.ts";
-import { prepareImages, prepareKernelTypes } from "./foresee.ts";
+import { Foreseen } from "./foresee.ts";
 import { inventoryEntry } from "./inventory.ts";
 import { machineEntry } from "./machine.ts";
 import { lookInside } from "./look-inside.ts";
@@ -144,8 +144,9 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
   let ahead = WrittenAhead.nothing(images);
   try {
     const running = runningTree(options.pid);
-    prepareImages(running, images, { connections: options.tcp?.established === true });
-    prepareKernelTypes(running);
+    const foreseen = new Foreseen(running);
+    foreseen.prepareImages(images, { connections: options.tcp?.established === true });
+    foreseen.prepareKernelTypes();
     await rehearse(machine);
     const isWhole =
       options.parentDir === undefined &&

@@ -13,7 +13,7 @@ import { waitsWithHiddenEnd } from "../objects/task/rest-of-wait.ts";
 import { countFds, readFdNumbers, readFdsIfAlive } from "../proc/fd.ts";
 import { readConnectionInodes } from "../proc/net-tcp.ts";
 import { readProcLink, undefinedIfGone, undefinedIfUnsupported } from "../proc/procfs.ts";
-import { readStatusIfAlive, readThreadStatusIfAlive } from "../proc/status.ts";
+import { readStatusIfAlive, readThreadStatusIfAlive, type TaskStatus } from "../proc/status.ts";
 import { readTasksIfAlive } from "../proc/tasks.ts";
 import { FIRST_TABLE, makeRoomForDescriptors } from "../sys/descriptors.ts";
 import { readLink } from "../sys/files.ts";
@@ -27,35 +27,60 @@ const OF_A_TASK = ["core", "ids", "mm", "fs", "pagemap"] as const satisfies read
 /** Number of the first table of descriptors: see object-ids.ts. */
 const FIRST_FILES_ID = 2;
 
-/** Makes the images that a dump of a running tree (the root first) will probably write. */
-export function prepareImages(
-  pids: readonly number[],
-  images: ImageSetWriter,
-  {
-    connections = false,
-  }: { /** TCP connections are saved. */ readonly connections?: boolean } = {},
-): void {
-  prepareCrc32(crc32OfZlib);
-  images.prepare(ALWAYS.map((kind) => imageName(kind)));
-  const depth = (readStatusIfAlive(pids[0] ?? 0)?.nsPid.length ?? 1) - 1;
-  let tasks = 0;
-  let descriptors = 0;
-  let threads = 0;
-  const lists = new Map<string, ReadonlySet<number>>();
-  for (const pid of pids) {
-    const status = readStatusIfAlive(pid);
-    const inner = status?.nsPid[depth];
-    if (inner === undefined) continue; // gone meanwhile
-    descriptors += countFds(pid, status?.fdSize ?? 0);
-    images.prepare(OF_A_TASK.map((kind) => imageName(kind, inner)));
-    images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
-    tasks += 1;
-    threads += status?.threads ?? 1;
-    images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
-    if (connections) images.prepare(streams(pid, { size: status?.fdSize ?? 0, lists }));
+/** What a running tree (the root first) will probably need of its dump. */
+export class Foreseen {
+  readonly #pids: readonly number[];
+  /** Those that are not gone by now. */
+  readonly #statuses = new Map<number, TaskStatus>();
+
+  constructor(pids: readonly number[]) {
+    this.#pids = pids;
+    for (const pid of pids) {
+      const status = readStatusIfAlive(pid);
+      if (status !== undefined) this.#statuses.set(pid, status);
+    }
   }
-  makeRoomForDescriptors(descriptors);
-  if (threads >= MANY_THREADS) optimiseSoon();
+
+  /** Makes the images that will probably be written. */
+  prepareImages(
+    images: ImageSetWriter,
+    {
+      connections = false,
+    }: { /** TCP connections are saved. */ readonly connections?: boolean } = {},
+  ): void {
+    prepareCrc32(crc32OfZlib);
+    images.prepare(ALWAYS.map((kind) => imageName(kind)));
+    const depth = (this.#statuses.get(this.#pids[0] ?? 0)?.nsPid.length ?? 1) - 1;
+    let tasks = 0;
+    let descriptors = 0;
+    let threads = 0;
+    const lists = new Map<string, ReadonlySet<number>>();
+    for (const [pid, status] of this.#statuses) {
+      const inner = status.nsPid[depth];
+      if (inner === undefined) continue; // gone meanwhile
+      descriptors += countFds(pid, status.fdSize);
+      images.prepare(OF_A_TASK.map((kind) => imageName(kind, inner)));
+      images.prepare([imageName("pages", tasks + 1), imageName("fdinfo", FIRST_FILES_ID + tasks)]);
+      tasks += 1;
+      threads += status.threads;
+      if (status.threads > 1)
+        images.prepare(followers(pid, depth).map((tid) => imageName("core", tid)));
+      if (connections) images.prepare(streams(pid, { size: status.fdSize, lists }));
+    }
+    makeRoomForDescriptors(descriptors);
+    if (threads >= MANY_THREADS) optimiseSoon();
+  }
+
+  /** Reads the kernel's description of its types (5 MB) where the dump will probably ask for it. */
+  prepareKernelTypes(): void {
+    const statuses = [...this.#statuses];
+    if (statuses.some(([pid, { fdSize }]) => hasRing(pid, fdSize))) prepareToLook();
+    else if (
+      this.#pids.slice(0, FIRST_PROCESSES).some(waitsWithHiddenEnd) ||
+      (statuses.some(([, { threads }]) => threads > 1) && listsSemaphores())
+    )
+      undefinedIfUnsupported(() => KernelTypes.ofKernel());
+  }
 }
 
 /** From so many threads on what is done for each is done so often that it pays to have it compiled well. */
@@ -70,23 +95,13 @@ function optimiseSoon(): void {
 /** Descriptors of a process that are looked at; rings are made early. */
 const FIRST_DESCRIPTORS = 64;
 
-/** Reads the kernel's description of its types (5 MB) where a dump of a running tree will probably ask for it. */
-export function prepareKernelTypes(pids: readonly number[]): void {
-  if (pids.some(hasRing)) prepareToLook();
-  else if (
-    pids.slice(0, FIRST_PROCESSES).some(waitsWithHiddenEnd) ||
-    pids.some((pid) => hasThreads(pid) && listsSemaphores())
-  )
-    undefinedIfUnsupported(() => KernelTypes.ofKernel());
-}
-
 /** Processes whose waits are looked at. */
 const FIRST_PROCESSES = 64;
 
-function hasRing(pid: number): boolean {
+/** `size` of its table of descriptors. */
+function hasRing(pid: number, size: number): boolean {
   try {
     // The list of thousands takes its time.
-    const size = readStatusIfAlive(pid)?.fdSize ?? 0;
     const numbers =
       size <= FIRST_TABLE
         ? readFdNumbers(pid).slice(0, FIRST_DESCRIPTORS)
@@ -97,10 +112,6 @@ function hasRing(pid: number): boolean {
     if (error instanceof RepriseError) return false;
     throw error;
   }
-}
-
-function hasThreads(pid: number): boolean {
-  return (readTasksIfAlive(pid) ?? []).length > 1;
 }
 
 /**

@@ -6,23 +6,36 @@ import { RepriseError } from "../errors.ts";
 import { errnoName } from "./errno.ts";
 import { SYSCALLS, type SyscallName } from "./syscalls.x86_64.ts";
 
+/** koffi's native part. Its JavaScript looks for it and wraps functions that are not used here, which takes 5 ms. */
+const NATIVE = "@koromix/koffi-linux-x64/linux_x64/koffi.node";
+
 const koffi = loadKoffi();
 
-/**
- * koffi is CommonJS with a native part: required at run time so that bundles leave it alone. Its JavaScript looks for the
- * native part and wraps functions that are not used here, which takes 5 ms; so that part is asked for by its place first.
- */
+/** koffi is CommonJS with a native part: loaded at run time so that bundles leave it alone. */
 function loadKoffi(): typeof Koffi {
+  const own = inBundle();
+  if (own !== undefined) return own;
   // An ES module has no `require`; a bundle has one, and is spared what Node loads to make another.
   const requireHere =
     typeof require === "function"
       ? require
       : process.getBuiltinModule("node:module").createRequire(import.meta.url);
   try {
-    return requireHere("@koromix/koffi-linux-x64/linux_x64/koffi.node") as typeof Koffi;
+    return requireHere(NATIVE) as typeof Koffi;
   } catch {
     return requireHere("koffi") as typeof Koffi; // another libc, or installed in another place
   }
+}
+
+/** Loaded from where it is beside dist/ in a checkout: to look for it as a module takes half a millisecond. */
+function inBundle(): typeof Koffi | undefined {
+  const loaded = { exports: {} as typeof Koffi };
+  try {
+    process.dlopen(loaded, `${import.meta.dirname}/../node_modules/${NATIVE}`);
+  } catch {
+    return undefined;
+  }
+  return loaded.exports;
 }
 
 /** What a system call takes: a number, a raw 64-bit value, or the address of a buffer's bytes. */
