@@ -108,7 +108,6 @@ class Reading implements Disposable {
 
   [Symbol.dispose](): void {
     this.#sweep.awaitEnd();
-    this.#sweep[Symbol.dispose]();
     closeSync(this.#fd);
   }
 }

@@ -191,7 +191,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     if (counters.stops > 0)
       log.info(`${counters.stops} stops before the freeze, since much memory changes`);
     // What was left behind up to here would be collected while the tree stands still.
-    if (process.memoryUsage().heapUsed - heapUsed > MANY_OBJECTS) collectYoungObjects();
+    if (process.memoryUsage().heapUsed - heapUsed > MANY_OBJECTS) await collectYoungObjects();
     const freezing = performance.now();
     tree = freezeTree(options.pid, { ...freeze, whenStopped: () => areas.begin() });
     const frozenAt = performance.now();

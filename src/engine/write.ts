@@ -327,7 +327,7 @@ async function writeTask(
   const { looked, inside } = around;
   const { task, ids, exeId, cwdId, rootId, fds } = collected;
   const state = inside.process(task);
-  using sweeping = task.threads.length >= MANY_THREADS ? new SweepingLook(task) : undefined;
+  const sweeping = task.threads.length >= MANY_THREADS ? new SweepingLook(task) : undefined;
   const look = sweeping ?? around.look;
   const { guards, probed } = looked.find(({ task: of }) => of === collected)?.scan ?? NO_SCAN;
   const areas = collected.vmas.map(({ entry }) =>

@@ -138,25 +138,32 @@ export function parseBriefStatus(text: string): BriefStatus {
   };
   const users = before("Uid", 0);
   const inner = before("NStgid", users);
-  const groups = before("NSpgid", inner);
-  const signals = before("SigQ", groups);
+  const signals = before("SigQ", inner);
   const masks = before("SigBlk", signals);
   const rights = before("CapInh", masks);
   const end = before("Speculation_Store_Bypass", rights);
-  const lines = splitLines(text.slice(0, users) + text.slice(inner, groups));
-  const pid = decimal(lines, "Pid");
+  // No map of all lines: it would be garbage, of which hundreds of threads leave a megabyte.
+  const line = (name: string): string | undefined => {
+    const at = text.indexOf(`\n${name}:`);
+    if (at < 0) return undefined;
+    const from = at + name.length + 2;
+    return text.slice(from, text.indexOf("\n", from)).trim();
+  };
+  const umask = line("Umask");
+  const pid = Number(line("Pid") ?? "0");
   const identity = sameIdentity(text.slice(users, inner));
   const pending = samePending(text.slice(signals, masks));
   const allowed = sameRights(text.slice(rights, end));
   return {
-    name: nameIn(lines),
-    umask: umaskIn(lines),
-    tgid: decimal(lines, "Tgid"),
+    // `Name:`, a blank, and the name as it is.
+    name: unescapeName(text.slice(NAME_AT, text.indexOf("\n"))),
+    umask: umask === undefined ? undefined : Number.parseInt(umask, 8),
+    tgid: Number(line("Tgid") ?? "0"),
     pid,
     uid: identity.uid,
     gid: identity.gid,
     groups: identity.groups,
-    nsPid: numbers(lines.get("NSpid"), pid),
+    nsPid: numbers(line("NSpid"), pid),
     sigQueued: pending.sigQueued,
     sigQueueLimit: pending.sigQueueLimit,
     sigPnd: pending.sigPnd,
@@ -170,6 +177,8 @@ export function parseBriefStatus(text: string): BriefStatus {
     seccomp: allowed.seccomp,
   };
 }
+
+const NAME_AT = "Name:\t".length;
 
 const sameIdentity = rememberingLast(parseStatus);
 const samePending = rememberingLast(parseStatus);

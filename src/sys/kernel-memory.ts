@@ -22,7 +22,8 @@ export class KernelMemory implements Disposable {
   readonly #map: number;
   readonly #program: number;
   readonly #address: number;
-  readonly #window: Buffer;
+  readonly #window: Uint8Array;
+  readonly #words: Int32Array;
   readonly #request = Buffer.alloc(REQUEST_SIZE);
   readonly #run = Buffer.alloc(TEST_RUN_SIZE);
 
@@ -31,8 +32,8 @@ export class KernelMemory implements Disposable {
     this.#map = makeMap();
     this.#program = loadReader(this.#map);
     this.#address = syscall("mmap", 0, WINDOW, PROT_READ, MAP_SHARED, this.#map, 0);
-    const window = memoryAt(this.#address, WINDOW);
-    this.#window = Buffer.from(window.buffer, window.byteOffset, window.length);
+    this.#window = memoryAt(this.#address, WINDOW);
+    this.#words = new Int32Array(this.#window.buffer, this.#window.byteOffset, WINDOW / 4);
     this.#run.writeInt32LE(this.#program, 0);
     this.#run.writeUInt32LE(REQUEST_SIZE, 40);
     writeU64(this.#run, 48, addressOf(this.#request));
@@ -54,13 +55,13 @@ export class KernelMemory implements Disposable {
   }
 
   /**
-   * A range, which is good until the next one is read; not longer than a window.
+   * A range in words of four bytes, which are good until the next one is read; not longer than a window.
    *
    * @throws RepriseError SYSCALL where there is no memory.
    */
-  look(address: bigint, length: number): Buffer {
+  look(address: bigint, length: number): Int32Array {
     this.#copy(address, length);
-    return this.#window;
+    return this.#words;
   }
 
   /** A word: an address, or a number of 64 bits. */

@@ -1,8 +1,7 @@
 // One and the same question to hundreds of threads: a program of this process that goes from record to record of a table, a record for
 // each thread, and leaves in it what the kernel says. It is one call through the FFI for all of them, and no JavaScript runs meanwhile.
 
-import { MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE } from "../sys/abi/mman.ts";
-import { callNative, callNativeInBackground, memoryAt, syscall, trySyscall } from "../sys/ffi.ts";
+import { addressOf, callNative, callNativeInBackground, trySyscall } from "../sys/ffi.ts";
 import { readI64 } from "../sys/memory.ts";
 import type { SyscallName } from "../sys/syscalls.x86_64.ts";
 import { localInterpreter } from "./local.ts";
@@ -87,7 +86,7 @@ function isOutput(arg: Argument): arg is Pointer {
   return typeof arg === "object" && arg.kind === "pointer" && arg.segment === "output";
 }
 
-export class Sweep implements Answers, Disposable {
+export class Sweep implements Answers {
   /** Of records, in order. */
   readonly memory: Buffer;
   readonly count: number;
@@ -96,9 +95,9 @@ export class Sweep implements Answers, Disposable {
   readonly #program = new RecordProgram();
   readonly #counter: Pointer;
   readonly #image: ProgramImage;
-  readonly #base: number;
+  /** The program, and behind it the records. */
+  readonly #bytes: Buffer;
   readonly #records: number;
-  readonly #mapped: number;
   /** The record that is asked for answers. */
   #at = 0;
 
@@ -113,20 +112,13 @@ export class Sweep implements Answers, Disposable {
     });
     this.size = size;
     const room = Math.ceil(this.#program.size / 64) * 64;
-    this.#mapped = room + size * count;
-    this.#base = syscall(
-      "mmap",
-      0,
-      this.#mapped,
-      PROT_READ | PROT_WRITE,
-      MAP_PRIVATE | MAP_ANONYMOUS,
-      -1,
-      0,
-    );
-    this.#records = this.#base + room;
-    this.#image = this.#program.layout(this.#base);
-    const bytes = memoryAt(this.#base, this.#mapped);
-    this.memory = Buffer.from(bytes.buffer, bytes.byteOffset + room, size * count);
+    // Pages that nothing is written to are none.
+    const bytes = Buffer.alloc(room + size * count + 64);
+    const base = Math.ceil(addressOf(bytes) / 64) * 64;
+    this.#bytes = bytes.subarray(base - addressOf(bytes));
+    this.#records = base + room;
+    this.#image = this.#program.layout(base);
+    this.memory = this.#bytes.subarray(room, room + size * count);
   }
 
   /** Address of a field of a record. */
@@ -139,27 +131,23 @@ export class Sweep implements Answers, Disposable {
     return index * this.size + offset;
   }
 
-  /**
-   * Does the steps for records from the first one on.
-   *
-   * @returns for how many they were done whole: a call that must succeed and does not ends it.
-   */
-  run(from = 0): number {
-    if (from >= this.count) return from;
-    const { table, results, end } = this.#send(from);
-    return this.#done(callNative(localInterpreter(), table, results, end));
+  /** Does the steps for the first records. All calls may fail. */
+  run(count = this.count): void {
+    if (count === 0) return;
+    const { table, results, end } = this.#send(count);
+    callNative(localInterpreter(), table, results, end);
   }
 
   /** The same for all records on another thread of this process: not for calls that only a tracer may make. To be waited for. */
   runElsewhere(): void {
-    const { table, results, end } = this.#send(0);
+    const { table, results, end } = this.#send(this.count);
     callNativeInBackground(localInterpreter(), table, results, end);
   }
 
   /** Waits for it without going back to the event loop: nearly always it has ended long ago. */
   awaitEnd(): void {
     // It is counted down behind the last step.
-    while (readI64(this.#counted(), 0) !== 0) trySyscall("sched_yield");
+    while (this.#left() !== 0) trySyscall("sched_yield");
   }
 
   /** Gives the answers of one record from here on. */
@@ -186,24 +174,15 @@ export class Sweep implements Answers, Disposable {
     return this.memory.toString("latin1", this.#at + offset, this.#at + this.size);
   }
 
-  [Symbol.dispose](): void {
-    syscall("munmap", this.#base, this.#mapped);
-  }
-
-  #send(from: number): ProgramImage {
+  #send(count: number): ProgramImage {
     const { upload } = this.#image;
-    upload.writeBigUInt64LE(BigInt(this.count - from), this.#counter.offset);
-    upload.writeBigUInt64LE(BigInt(this.#records + from * this.size), this.#program.record.offset);
-    memoryAt(this.#base, upload.length).set(upload);
+    upload.writeBigUInt64LE(BigInt(count), this.#counter.offset);
+    upload.writeBigUInt64LE(BigInt(this.#records), this.#program.record.offset);
+    this.#bytes.set(upload);
     return this.#image;
   }
 
-  #done(end: number): number {
-    if (end === this.#image.end) return this.count;
-    return this.count - readI64(this.#counted(), 0);
-  }
-
-  #counted(): Uint8Array {
-    return memoryAt(this.#base + this.#counter.offset, 8);
+  #left(): number {
+    return readI64(this.#bytes, this.#counter.offset);
   }
 }

@@ -30,7 +30,7 @@ export async function work([slot = ""]: readonly string[]): Promise<number> {
   await warmUp(join(slot, "warm-up"));
   // Kept open.
   await prepareCounting();
-  collectYoungObjects();
+  await collectYoungObjects();
   const before = ownState();
   let commands = 0;
   process.on("uncaughtException", dieLoudly);
@@ -44,7 +44,7 @@ export async function work([slot = ""]: readonly string[]): Promise<number> {
     commands += 1;
     const why = commands < MOST_COMMANDS ? difference(before, ownState()) : "it is old";
     if (why === undefined) {
-      collectYoungObjects();
+      await collectYoungObjects();
       report({ kind: "ready" });
     } else {
       report({ kind: "retires", why });

@@ -193,23 +193,24 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
   const places = PLACES.flatMap((name) => wordsOf(name, { at, first }));
   const words = [...places, ...ANSWERS.flatMap((name) => wordsOf(name, { at, first }))];
   const leader = taskStruct(task.pid, { memory, types });
-  const bytes = (address: bigint): Buffer => memory.look(address + BigInt(first), length);
-  const own = bytes(leader);
+  const look = (address: bigint): Int32Array => memory.look(address + BigInt(first), length);
+  const wordAt = (name: TaskField): number => (at[name] - first) / 4;
+  const [pid, tgid] = [wordAt("pid"), wordAt("tgid")];
+  const own = look(leader);
   const leaders = takeWords(own, places);
   const head =
-    own.readBigUInt64LE(at.signal - first) +
-    BigInt(types.field("signal_struct.thread_head").offset);
+    longAt(own, wordAt("signal")) + BigInt(types.field("signal_struct.thread_head").offset);
   const found: Found = { placed: new Set(), speakers: new Map(), own: new Map() };
   const groups: Group[] = [];
   const node = BigInt(at.thread_node);
   let next = memory.word(head);
   // Threads that the kernel runs for the process are in the list, too.
   for (let seen = 0; next !== head && seen < wanted.size + MOST_OTHERS; seen += 1) {
-    const thread = bytes(next - node);
-    next = thread.readBigUInt64LE(at.thread_node - first);
-    const tid = thread.readInt32LE(at.pid - first);
+    const thread = look(next - node);
+    next = longAt(thread, wordAt("thread_node"));
+    const tid = thread[pid] as number;
     // The kernel's own numbers: where the engine has others for them, nobody is found.
-    if (!wanted.has(tid) || thread.readInt32LE(at.tgid - first) !== process) continue;
+    if (!wanted.has(tid) || thread[tgid] !== process) continue;
     const isPlaced = hasWords(thread, places, leaders);
     if (tid !== task.pid) {
       if (isPlaced) found.placed.add(tid);
@@ -217,11 +218,11 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
     }
     found.own.set(tid, {
       stack: {
-        pointer: thread.readBigUInt64LE(at.sas_ss_sp - first),
-        size: thread.readBigUInt64LE(at.sas_ss_size - first),
-        flags: thread.readUInt32LE(at.sas_ss_flags - first),
+        pointer: longAt(thread, wordAt("sas_ss_sp")),
+        size: longAt(thread, wordAt("sas_ss_size")),
+        flags: (thread[wordAt("sas_ss_flags")] as number) >>> 0,
       },
-      clearTidAddress: thread.readBigUInt64LE(at.clear_child_tid - first),
+      clearTidAddress: longAt(thread, wordAt("clear_child_tid")),
     });
   }
   return found;
@@ -238,7 +239,7 @@ interface Group {
 
 function speakerFor(
   tid: number,
-  thread: Buffer,
+  thread: Int32Array,
   { groups, words }: { readonly groups: Group[]; readonly words: readonly number[] },
 ): number {
   for (let index = groups.length - 1; index >= 0; index -= 1) {
@@ -255,18 +256,25 @@ function wordsOf(
   name: TaskField,
   { at, first }: { readonly at: Offsets; readonly first: number },
 ): number[] {
-  const from = at[name] - first;
-  return HALVES.has(name) ? [from] : [from, from + 4];
+  const from = (at[name] - first) / 4;
+  return HALVES.has(name) ? [from] : [from, from + 1];
 }
 
-function takeWords(thread: Buffer, places: readonly number[]): Int32Array {
-  return Int32Array.from(places, (place) => thread.readInt32LE(place));
+function takeWords(thread: Int32Array, places: readonly number[]): Int32Array {
+  return Int32Array.from(places, (place) => thread[place] as number);
 }
 
-function hasWords(thread: Buffer, places: readonly number[], words: Int32Array): boolean {
+function hasWords(thread: Int32Array, places: readonly number[], words: Int32Array): boolean {
   for (let index = 0; index < places.length; index += 1)
-    if (thread.readInt32LE(places[index] as number) !== words[index]) return false;
+    if (thread[places[index] as number] !== words[index]) return false;
   return true;
+}
+
+/** Eight bytes. */
+function longAt(thread: Int32Array, place: number): bigint {
+  const low = BigInt((thread[place] as number) >>> 0);
+  const high = (thread[place + 1] as number) >>> 0;
+  return high === 0 ? low : (BigInt(high) << 32n) | low;
 }
 
 /** Where the kernel keeps a thread: the first in the list of those that have its number. */

@@ -88,7 +88,7 @@ export class EachLook implements ThreadLook, Disposable {
 }
 
 /** Looks at all threads of a task at once, now; they are asked for one after the other. */
-export class SweepingLook implements ThreadLook, Disposable {
+export class SweepingLook implements ThreadLook {
   readonly #sweep: Sweep;
   readonly #questions: Questions;
   readonly #indices: ReadonlyMap<number, number>;
@@ -124,9 +124,5 @@ export class SweepingLook implements ThreadLook, Disposable {
     const seen = view(this.#questions, answers, { thread, known });
     if (!seen.hasLosses) same.set(text, seen.scheduling);
     return seen;
-  }
-
-  [Symbol.dispose](): void {
-    this.#sweep[Symbol.dispose]();
   }
 }
