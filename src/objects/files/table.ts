@@ -81,8 +81,8 @@ export class FileTable implements CopiesDump {
   /** The engine in the place of a task, for files in flight. */
   readonly #inFlight = new Map<FrozenTask, FrozenTask>();
   #sockets: SocketsAhead | undefined;
-  /** Those that were written while tasks ran and have changed. */
-  #changedSockets: readonly OpenFile[] = [];
+  /** Waits for what sockets that were written while tasks ran tell now; those that have changed. */
+  #changedSockets: (() => readonly OpenFile[]) | undefined;
   #nextId = 1;
 
   constructor(images: ImageSetWriter, options: FileTableOptions) {
@@ -98,7 +98,7 @@ export class FileTable implements CopiesDump {
    */
   refresh(directories: ReadonlyMap<number, FdDirectory>): boolean {
     if (!this.#keptNames()) return false;
-    this.#changedSockets = this.#sockets?.changed() ?? [];
+    this.#changedSockets = this.#sockets?.compare();
     const before = [...this.#descriptions.values()].flatMap(({ items }) => items);
     const infos = changedInfos(
       before.filter(({ file }) => !isSocket(file)),
@@ -177,21 +177,21 @@ export class FileTable implements CopiesDump {
     this.options = options;
     this.mounts = options.mounts;
     if (options.namespaces !== undefined) this.namespaces = options.namespaces;
-    for (const file of this.#changedSockets) this.#writeAgain(file);
-    this.#changedSockets = [];
   }
 
   /** A socket of which there is something else to tell than before. */
   #writeAgain(before: OpenFile): void {
     const { task, fd } = before;
-    // There is one description of a socket, so nobody else looks like it. It was asked once for each descriptor.
-    const known = this.#descriptions.get(looks(before))?.items[0];
-    if (known?.file !== before) return;
+    // It was asked once for each descriptor.
+    const alike = this.#descriptions.get(looks(before))?.items ?? [];
+    const known = alike.find((one) => one.file === before);
+    if (known === undefined) return;
     this.#descriptions.delete(looks(before));
     const file = lookAtFd(task, fd, { stat: readFdStat(task.pid, fd) });
     this.#copies.set(file, this.borrow(before));
     this.#files.set(known.id, file);
-    this.#lookingLike(file).findOrAdd({ ...known, file });
+    for (const one of alike)
+      this.#lookingLike(file).findOrAdd(one === known ? { ...known, file } : one);
     const place = this.#entries.findIndex(({ id }) => id === known.id);
     this.#entries[place] = kindOf(file, this).write(file, known.id, this);
   }
@@ -341,6 +341,7 @@ export class FileTable implements CopiesDump {
 
   /** Runs the deferred steps and writes files.img. */
   finish(): void {
+    for (const file of this.#changedSockets?.() ?? []) this.#writeAgain(file);
     for (let step = this.#afterTasks.shift(); step !== undefined; step = this.#afterTasks.shift())
       step();
     for (let step = this.#later.shift(); step !== undefined; step = this.#later.shift()) step();
@@ -445,6 +446,8 @@ function placeOfFile({ stat, target }: OpenFile): string {
 
 /** What two descriptors of one description have in common for sure. */
 function looks({ stat, info, target }: OpenFile): string {
+  // Of a socket there is but one description, whatever became of its flags since it was looked at.
+  if (isSocket({ target })) return target;
   // All eventfds are of one inode, and thousands would have to be compared.
   const number = info.eventfd?.id ?? "";
   return `${stat.devMajor}:${stat.devMinor}:${stat.inode}:${info.pos}:${info.flags & ~O_CLOEXEC}:${info.mntId}:${number}:${target}`;

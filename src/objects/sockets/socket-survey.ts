@@ -22,20 +22,32 @@ import type { SocketNamespace } from "./socket-namespace.ts";
 export class ExistingOptions {
   readonly own: readonly SocketOptionPlace[];
   readonly shared: readonly SocketOptionPlace[];
-  /** Of those that are not there: the negative error number. */
-  readonly missing = new Map<number, number>();
+  /** Of those that are not there the negative error number, and the values of those that sockets of this kind have for good. */
+  readonly known = new Map<number, number | Buffer>();
 
   constructor(fd: number, { own, shared }: RoomOptions) {
     const isThere = (option: SocketOptionPlace): boolean => {
       const told = getOption(fd, option);
+      if (isConstant(option)) {
+        this.known.set(keyOf(option), told);
+        return false;
+      }
       if (told !== -ENOPROTOOPT && told !== -EOPNOTSUPP) return true;
-      this.missing.set(keyOf(option), told);
+      this.known.set(keyOf(option), told);
       return false;
     };
     this.shared = uniquePlaces(shared).filter(isThere);
     const known = new Set(shared.map(keyOf));
     this.own = uniquePlaces(own).filter((option) => !known.has(keyOf(option)) && isThere(option));
   }
+}
+
+/** What makes a kind, and the number of the network namespace. */
+function isConstant({ level, name }: SocketOptionPlace): boolean {
+  return (
+    level === so.SOL_SOCKET &&
+    (name === so.SO_TYPE || name === so.SO_PROTOCOL || name === so.SO_NETNS_COOKIE)
+  );
 }
 
 const WORD = 4;
@@ -74,7 +86,7 @@ export class Asked {
   #address: Pointer | undefined;
   #range: SurveyRange | undefined;
   readonly #options = new Map<number, AskedOption>();
-  #missing: ReadonlyMap<number, number> = new Map();
+  #known: ReadonlyMap<number, number | Buffer> = new Map();
   /** Options of which not all of a long value is told. */
   readonly #shortened: AskedOption[] = [];
   readonly #given: Ref[] = [];
@@ -98,7 +110,7 @@ export class Asked {
       this.#address = own;
       questions.call("ioctl", [fd, inet.SIOCOUTQ, questions.output(WORD)]);
     }
-    this.#missing = options.missing;
+    this.#known = options.known;
     const shared = options.shared.map((option) => this.#askOption(questions, option));
     const [first, last] = [shared[0], shared.at(-1)];
     if (first !== undefined && last !== undefined) {
@@ -159,7 +171,7 @@ export class Asked {
   find(told: SurveyAnswers, index: number, option: SocketOptionPlace): Buffer | number | undefined {
     const key = keyOf(option);
     const asked = this.#options.get(key);
-    if (asked === undefined) return this.#missing.get(key);
+    if (asked === undefined) return this.#known.get(key);
     if (asked.size !== option.size) return undefined;
     const result = told.value(index, asked.call);
     if (result < 0) return result;

@@ -120,13 +120,21 @@ export class SocketsAhead implements Disposable {
     };
   }
 
-  /** Asks them once more: those of which something else is told now. */
-  changed(): OpenFile[] {
-    const lists = new Map<SocketRoomAhead, ReadonlySet<number> | "all">();
+  /** Asks them once more, in the background. @returns waits; those of which something else is told now */
+  compare(): () => OpenFile[] {
     const wait = runAll(this.#groups.map(({ survey }) => survey));
-    for (const { room } of this.#groups)
-      if (!lists.has(room)) lists.set(room, room.changed(this.#dump));
-    const told = wait();
+    return () => {
+      const lists = new Map<SocketRoomAhead, ReadonlySet<number> | "all">();
+      for (const { room } of this.#groups)
+        if (!lists.has(room)) lists.set(room, room.changed(this.#dump));
+      return this.#changed(wait(), lists);
+    };
+  }
+
+  #changed(
+    told: readonly SurveyAnswers[],
+    lists: ReadonlyMap<SocketRoomAhead, ReadonlySet<number> | "all">,
+  ): OpenFile[] {
     return this.#groups.flatMap(({ sockets, room, before }, group) => {
       const differing = new Set(before?.differences(told[group] as SurveyAnswers));
       const others = lists.get(room) ?? new Set();

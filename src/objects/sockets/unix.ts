@@ -22,6 +22,7 @@ import { optionReader, socketOptions } from "./further-options.ts";
 import { askedOnce, COLLECTED, familyOf, placesOf } from "./socket-answers.ts";
 import { changedRecords, type SocketRoomAhead } from "./room-ahead.ts";
 import { collectOptions, NO_OPTIONS } from "./socket-options.ts";
+import { toldOf } from "./told.ts";
 import { collectName, lookAtName, showName } from "./unix-name.ts";
 import { hasError, peekQueue } from "./unix-queue.ts";
 import { readPeerUser, readSocketUser } from "./socket-users.ts";
@@ -99,11 +100,9 @@ function writeUnix(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   };
   const seen = { file, fd, socket, entry };
   sockets.seen.set(socket.inode, seen);
-  if (hasQueue(socket) && !asks) {
-    // One that was written ahead may have been written again.
-    dump.afterTasks(() => {
-      if (sockets.seen.get(socket.inode) === seen) writeQueue(seen, dump);
-    });
+  // Nothing waits in one that is written ahead; else it is written again when the tree stands still.
+  if (hasQueue(socket) && !asks && toldOf(fd) === undefined) {
+    dump.afterTasks(() => writeQueue(seen, dump));
   }
   return { type: FdTypes.UNIXSK, id, usk: entry };
 }
