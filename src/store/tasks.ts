@@ -125,13 +125,17 @@ export function readTask(name: string): TaskRecord {
   return readRecord(path) as TaskRecord;
 }
 
-/** All tasks by name. */
-export function listTasks(): TaskRecord[] {
+/** The names of all tasks, sorted. */
+export function taskNames(): string[] {
   if (!existsSync(tasksDirectory())) return [];
   return readdirSync(tasksDirectory())
     .toSorted()
-    .filter((name) => existsSync(statePath(name)))
-    .map((name) => readTask(name));
+    .filter((name) => existsSync(statePath(name)));
+}
+
+/** All tasks by name. */
+export function listTasks(): TaskRecord[] {
+  return taskNames().map((name) => readTask(name));
 }
 
 /** Forgets a task, its log and its checkpoints. */

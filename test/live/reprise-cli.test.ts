@@ -109,6 +109,26 @@ describe("run, ps and logs", () => {
     ]);
   });
 
+  it("show the others when a record is damaged", () => {
+    for (const name of ["a", "b"]) reprise("run", "--name", name, "--", "sleep", "60");
+    process.kill(Number(/^a +(\d+)/m.exec(reprise("ps").stdout)?.[1]), "SIGKILL");
+    writeFileSync(join(home, "tasks", "a", "state.json"), "{");
+    const { status, stdout, stderr } = reprise("ps");
+    expect(status).toBe(1);
+    expect(stdout).toMatch(/^b +\d+ +running/m);
+    expect(stderr).toMatch(/^error: cannot read .*a\/state\.json: it is damaged\n {2}\S/);
+    expect(reprise("run", "--", "true").status).toBe(0);
+    rmSync(join(home, "tasks", "a"), { recursive: true });
+  });
+
+  it("find a name for each of two commands at once", async () => {
+    const program = join(home, "x".repeat(80));
+    writeFileSync(program, "#!/bin/sh\nexec sleep 60\n", { mode: 0o700 });
+    const started = await Promise.all([1, 2, 3].map(() => repriseLater("run", "--", program)));
+    expect(started.map(({ status }) => status)).toEqual([0, 0, 0]);
+    expect(reprise("ps").stdout.match(/ running /g)).toHaveLength(3);
+  });
+
   it("number the program's name when it is taken", () => {
     reprise("run", "--", "sleep", "60");
     expect(reprise("run", "--", "sleep", "60").stdout).toMatch(/^sleep-2 runs as pid/);

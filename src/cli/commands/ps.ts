@@ -1,13 +1,28 @@
 // reprise ps: the tasks and what they are doing.
 
 import { listCheckpoints } from "../../store/checkpoints.ts";
-import { isAlive, listTasks, taskState } from "../../store/tasks.ts";
+import { isAlive, readTask, taskNames, taskState, type TaskRecord } from "../../store/tasks.ts";
 import { ageText, commandText, table } from "../text.ts";
 
 const COMMAND_WIDTH = 60;
 
 export function ps(options: { json?: boolean }): void {
-  const tasks = listTasks().map((task) => ({
+  const records: TaskRecord[] = [];
+  const damaged: unknown[] = [];
+  for (const name of taskNames()) {
+    try {
+      records.push(readTask(name));
+    } catch (error) {
+      damaged.push(error);
+    }
+  }
+  show(records, options);
+  // The others are shown all the same.
+  if (damaged.length > 0) throw damaged[0];
+}
+
+function show(records: readonly TaskRecord[], options: { json?: boolean }): void {
+  const tasks = records.map((task) => ({
     ...task,
     state: taskState(task),
     checkpoints: listCheckpoints(task.name).length,

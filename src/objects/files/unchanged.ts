@@ -97,7 +97,7 @@ function checkMode(entry: RegFileEntry, now: number, { skipRwxCheck }: Unchanged
     entry,
     text,
     onlyPermissions
-      ? `Set it back by chmod, or ignore permissions with --skip-file-rwx-check.`
+      ? `Set it back by chmod, or ignore permissions with criu restore --skip-file-rwx-check.`
       : undefined,
   );
 }
