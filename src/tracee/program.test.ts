@@ -258,3 +258,12 @@ function openPipe(): [number, number] {
   syscall("pipe2", fds, 0);
   return [fds.readInt32LE(0), fds.readInt32LE(4)];
 }
+
+test("failure(): where memory does not suffice, the limits are named", () => {
+  const program = new Program();
+  // More than there are addresses.
+  program.call("mmap", [0, 2 ** 47, 0, 0x22, -1, 0], { label: "map much" });
+  const { message, hint } = failureOf(program);
+  expect(message).toMatch(/^cannot map much: mmap\(.*\): ENOMEM$/);
+  expect(hint).toContain("vm.max_map_count");
+});

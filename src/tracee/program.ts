@@ -100,6 +100,15 @@ interface Entry {
 const DATA_ALIGNMENT = 16;
 const NO_OPTIONS: CallOptions = {};
 
+const MEMORY_CALLS: ReadonlySet<string> = new Set(["mmap", "mprotect", "madvise", "mremap", "brk"]);
+
+/** What is meant by a failure that says little. */
+function hintFor(call: string | undefined, errno: string): string | undefined {
+  return errno === "ENOMEM" && call !== undefined && MEMORY_CALLS.has(call)
+    ? "Memory, a limit on it (RLIMIT_AS, a cgroup) or the number of areas (vm.max_map_count) does not suffice: raise it."
+    : undefined;
+}
+
 export class Program {
   readonly #entries: Entry[] = [];
   readonly #data: { offset: number; bytes: Uint8Array }[] = [];
@@ -326,11 +335,12 @@ export class Program {
         ? errnoName(-result)
         : `result ${result} instead of ${failed?.expect ?? "another"}`;
     const what = textOf(failed?.label) ?? "run a system call";
+    const hint = failed?.hint ?? hintFor(failed?.name, errno);
     const details = {
       pid,
       errno,
       ...(failed?.name === undefined ? {} : { syscall: failed.name }),
-      ...(failed?.hint === undefined ? {} : { hint: failed.hint }),
+      ...(hint === undefined ? {} : { hint }),
     };
     return new RepriseError(
       "REMOTE_CALL",

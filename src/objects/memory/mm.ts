@@ -2,8 +2,10 @@
 // auxiliary vector and the executable; CRIU's mm_entry.
 
 import type { MmEntry, VmaEntry } from "../../images/schema/messages.generated.ts";
+import { log } from "../../log.ts";
 import { readAuxv } from "../../proc/auxv.ts";
 import { PR_SET_MM, PR_SET_MM_MAP } from "../../sys/abi/sched.ts";
+import { readText } from "../../sys/files.ts";
 import { writeU64 } from "../../sys/memory.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { ProcessAttributes } from "../task/attributes.ts";
@@ -45,6 +47,7 @@ export function mmEntry(
   },
 ): MmEntry {
   const { stat } = task;
+  warnOfManyAreas(task, parts.vmas.length);
   const auxv = readAuxv(task.pid).flatMap(({ key, value }) => [key, value]);
   return {
     mm_start_code: stat.startCode,
@@ -71,6 +74,22 @@ export function mmEntry(
       ...(parts.ldt === undefined ? {} : { ldt: parts.ldt }),
     },
   };
+}
+
+/** What a restore needs beside those of the process itself: for the work area, and while others are changed. */
+const MORE_AREAS = 16;
+/** The limit of a kernel is never less. */
+const MANY_AREAS = 4096;
+
+/** A process has one area more than it had, for a while, when it comes back; a limit that it has reached can be raised. */
+function warnOfManyAreas(task: FrozenTask, count: number): void {
+  if (count < MANY_AREAS) return;
+  const text = readText("/proc/sys/vm/max_map_count");
+  const limit = typeof text === "string" ? Number(text) : count;
+  if (count + MORE_AREAS <= limit) return;
+  log.warn(
+    `pid ${task.innerPid} has ${count} areas of memory, of at most ${limit}: a restore may need some more. Raise vm.max_map_count to ${count + MORE_AREAS} for it (sysctl)`,
+  );
 }
 
 /** struct prctl_mm_map: eleven addresses, the auxiliary vector with its size, the executable's descriptor. */
