@@ -296,7 +296,7 @@ function finishMapping(injection: Injection): void {
         pid: tracee.leader,
         syscall: "mmap",
         errno: errnoName(-result),
-        hint: "The process may be at its limit of address space (RLIMIT_AS) or of mappings (vm.max_map_count).",
+        hint: "The process may be at its limit of address space or data (RLIMIT_AS, RLIMIT_DATA; prlimit --pid shows and raises them) or of mappings (vm.max_map_count).",
       },
     );
   }
