@@ -4,7 +4,7 @@
 import { IPPROTO_TCP } from "../sys/abi/inet.ts";
 import * as nl from "../sys/abi/netlink.ts";
 import { AF_INET6, AF_PACKET, AF_UNIX } from "../sys/abi/socket.ts";
-import { attributes, netlinkList, type NetlinkList } from "../sys/netlink.ts";
+import { attributes, eachAttribute, netlinkList, type NetlinkList } from "../sys/netlink.ts";
 
 export interface UnixSocket {
   readonly inode: number;
@@ -201,29 +201,56 @@ function list(body: Buffer): NetlinkList {
   return netlinkList({ protocol: nl.NETLINK_SOCK_DIAG, type: nl.SOCK_DIAG_BY_FAMILY, body });
 }
 
+/** Without a table of the attributes: there may be thousands of sockets. */
 function parseUnix(body: Buffer): UnixSocket {
-  const found = attributes(body, nl.UNIX_DIAG_MSG_SIZE);
-  const file = found.get(nl.UNIX_DIAG_VFS);
-  const queues = found.get(nl.UNIX_DIAG_RQLEN);
-  const waiting = found.get(nl.UNIX_DIAG_ICONS) ?? Buffer.alloc(0);
+  let [name, waiting, file]: [Buffer, readonly number[], UnixSocket["file"]] = [
+    NOTHING,
+    NOBODY,
+    undefined,
+  ];
+  let peer: number | undefined;
+  let [receiveQueue, sendQueue, shutdown] = [0, 0, 0];
+  eachAttribute(body, nl.UNIX_DIAG_MSG_SIZE, (type, start, end) => {
+    switch (type) {
+      case nl.UNIX_DIAG_NAME:
+        name = body.subarray(start, end);
+        break;
+      case nl.UNIX_DIAG_VFS:
+        file = { inode: body.readUInt32LE(start), device: body.readUInt32LE(start + 4) };
+        break;
+      case nl.UNIX_DIAG_PEER:
+        peer = body.readUInt32LE(start);
+        break;
+      case nl.UNIX_DIAG_ICONS:
+        waiting = Array.from({ length: (end - start) / 4 }, (_, index) =>
+          body.readUInt32LE(start + index * 4),
+        );
+        break;
+      case nl.UNIX_DIAG_RQLEN:
+        receiveQueue = body.readUInt32LE(start);
+        sendQueue = body.readUInt32LE(start + 4);
+        break;
+      case nl.UNIX_DIAG_SHUTDOWN:
+        shutdown = body.readUInt8(start);
+        break;
+    }
+  });
   return {
     inode: body.readUInt32LE(4),
     type: body.readUInt8(1),
     state: body.readUInt8(2),
-    name: found.get(nl.UNIX_DIAG_NAME) ?? Buffer.alloc(0),
-    file:
-      file === undefined
-        ? undefined
-        : { inode: file.readUInt32LE(0), device: file.readUInt32LE(4) },
-    peer: found.get(nl.UNIX_DIAG_PEER)?.readUInt32LE(0),
-    waiting: Array.from({ length: waiting.length / 4 }, (_, index) =>
-      waiting.readUInt32LE(index * 4),
-    ),
-    receiveQueue: queues?.readUInt32LE(0) ?? 0,
-    sendQueue: queues?.readUInt32LE(4) ?? 0,
-    shutdown: found.get(nl.UNIX_DIAG_SHUTDOWN)?.readUInt8(0) ?? 0,
+    name,
+    file,
+    peer,
+    waiting,
+    receiveQueue,
+    sendQueue,
+    shutdown,
   };
 }
+
+const NOTHING = Buffer.alloc(0);
+const NOBODY: readonly number[] = [];
 
 /** Where struct inet_diag_msg has the inode. */
 const INODE_AT = 68;

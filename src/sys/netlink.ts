@@ -271,13 +271,22 @@ export function encodeMessage({ type, flags = 0, body }: NetlinkMessage, more = 
 /** Attributes behind the fixed part of an answer, by their type. */
 export function attributes(body: Buffer, fixedSize: number): Map<number, Buffer> {
   const found = new Map<number, Buffer>();
+  eachAttribute(body, fixedSize, (type, start, end) => found.set(type, body.subarray(start, end)));
+  return found;
+}
+
+/** Goes through the attributes behind the fixed part of an answer: type, and where the content begins and ends. */
+export function eachAttribute(
+  body: Buffer,
+  fixedSize: number,
+  step: (type: number, start: number, end: number) => void,
+): void {
   for (let at = align(fixedSize); at + 4 <= body.length;) {
     const length = body.readUInt16LE(at);
     if (length < 4 || at + length > body.length) break;
-    found.set(body.readUInt16LE(at + 2) & nl.NLA_TYPE_MASK, body.subarray(at + 4, at + length));
+    step(body.readUInt16LE(at + 2) & nl.NLA_TYPE_MASK, at + 4, at + length);
     at += align(length);
   }
-  return found;
 }
 
 /** What is in the attributes of a list, in which all may be of one type. */

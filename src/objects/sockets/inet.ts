@@ -57,6 +57,7 @@ export const inetKind: FileKind = {
     return family === so.AF_INET || family === so.AF_INET6;
   },
   write: (file, id, dump) =>
+    writtenBefore(file, id, dump) ??
     askedOnce(dump.borrow(file), familyOf(file, dump), () => writeInet(file, id, dump)),
   open: openInet,
 };
@@ -102,12 +103,30 @@ function writeInet(file: OpenFile, id: number, dump: FilesDump): FileEntry {
   const sockets = socketsOf(dump);
   const state = isStream(kind) ? tcpState(look) : datagramState(look, sockets.find(look));
   const isk = entryOf(look, { id, state, sockets, dump });
+  const told = toldOf(fd);
+  // Of those that are in the kernel's lists these tell more.
+  if (told !== undefined && isUdp(kind) && sockets.find(look) === undefined)
+    told.made.inet = { told, file, isk };
   if (isStream(kind) && isk.dst_port !== 0) {
     const { local, remote } = state;
     if (look.options.close) dump.note({ tcp_close: true });
     else saveConnectionLater({ file, fd, local, remote, isk }, dump);
   }
   return { type: FdTypes.INETSK, id, isk };
+}
+
+/** One that differs from another one in nothing but its number, as thousands may. */
+function writtenBefore(file: OpenFile, id: number, dump: FilesDump): FileEntry | undefined {
+  const told = toldOf(dump.borrow(file));
+  const before = told?.made.inet;
+  if (told === undefined || before === undefined || !told.isAlike(before.told)) return undefined;
+  const [{ stat, info }, other] = [file, before.file];
+  if (info.flags !== other.info.flags) return undefined;
+  if (stat.uid !== other.stat.uid || stat.gid !== other.stat.gid) return undefined;
+  const inode = Number(stat.inode);
+  if (socketsOf(dump).find({ kind: told.kind, place: told.place, inode }) !== undefined)
+    return undefined;
+  return { type: FdTypes.INETSK, id, isk: { ...before.isk, id, ino: inode } };
 }
 
 export const inetAhead: SocketRoomAhead = {
@@ -412,7 +431,7 @@ class Sockets {
   readonly #places = new Map<number, SocketNamespace>();
 
   /** What the kernel's diagnosis tells of a datagram or raw socket. It lists those that have a port or protocol. */
-  find({ kind, inode, place }: Look): InetSocket | undefined {
+  find({ kind, inode, place }: Pick<Look, "kind" | "inode" | "place">): InetSocket | undefined {
     const protocol = kind.type === so.SOCK_RAW ? inet.IPPROTO_RAW : kind.proto;
     const key = `${place.inode}:${kind.family}:${protocol}`;
     let listed = this.#lists.get(key);

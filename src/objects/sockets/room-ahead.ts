@@ -1,6 +1,10 @@
 // What a room of sockets has to say so that its sockets can be written while the tree runs: see sockets-ahead.ts.
 
-import type { RepriseSocketOption, SkOptsEntry } from "../../images/schema/messages.generated.ts";
+import type {
+  InetSkEntry,
+  RepriseSocketOption,
+  SkOptsEntry,
+} from "../../images/schema/messages.generated.ts";
 import type { NetlinkList } from "../../sys/netlink.ts";
 import type { OptionSource } from "../../sys/socket.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
@@ -18,6 +22,8 @@ export interface ToldSocket extends OptionSource {
   readonly address: Buffer;
   /** What has been made of its options, or those of another socket of its kind that has told the same. */
   readonly made: MadeOptions;
+  /** Whether another one of its kind has told the same addresses, and the same of the options that sockets do not share. */
+  readonly isAlike: (other: ToldSocket) => boolean;
   /** An option that is a word, or the first word of it; undefined for one that it does not have. */
   readonly number: (level: number, name: number) => number | undefined;
 }
@@ -26,6 +32,8 @@ export interface ToldSocket extends OptionSource {
 export interface MadeOptions {
   opts?: SkOptsEntry;
   further?: readonly RepriseSocketOption[];
+  /** An internet socket that has told the same. */
+  inet?: { readonly told: ToldSocket; readonly file: OpenFile; readonly isk: InetSkEntry };
 }
 
 /** Options of which `MadeOptions` are made, and others. */

@@ -85,6 +85,8 @@ export class Asked {
   #events: Pointer | undefined;
   #address: Pointer | undefined;
   #range: SurveyRange | undefined;
+  /** Addresses, and options that sockets do not share. */
+  readonly #single: SurveyRange[] = [];
   readonly #options = new Map<number, AskedOption>();
   #known: ReadonlyMap<number, number | Buffer> = new Map();
   /** Options of which not all of a long value is told. */
@@ -105,19 +107,17 @@ export class Asked {
     questions.call("ppoll", [this.#events, 1, questions.input(NO_TIME), 0, 0]);
     if (kind.family !== so.AF_UNIX) {
       const [own, peer] = [questions.output(ADDRESS_SIZE), questions.output(ADDRESS_SIZE)];
-      questions.call("getsockname", [fd, own, word(questions, ADDRESS_SIZE)]);
-      questions.call("getpeername", [fd, peer, word(questions, ADDRESS_SIZE)]);
+      const first = questions.call("getsockname", [fd, own, word(questions, ADDRESS_SIZE)]);
+      const last = questions.call("getpeername", [fd, peer, word(questions, ADDRESS_SIZE)]);
       this.#address = own;
+      this.#single.push({ first, last, start: own.offset, end: peer.offset + ADDRESS_SIZE });
       questions.call("ioctl", [fd, inet.SIOCOUTQ, questions.output(WORD)]);
     }
     this.#known = options.known;
     const shared = options.shared.map((option) => this.#askOption(questions, option));
-    const [first, last] = [shared[0], shared.at(-1)];
-    if (first !== undefined && last !== undefined) {
-      const range = { first: first.call, last: last.call, start: first.value.offset };
-      this.#range = { ...range, end: last.length.offset + WORD };
-    }
-    for (const option of options.own) this.#askOption(questions, option);
+    this.#range = rangeOf(shared);
+    const single = rangeOf(options.own.map((option) => this.#askOption(questions, option)));
+    if (single !== undefined) this.#single.push(single);
     for (const { level, name, bytes } of given) {
       const args = [fd, level, name, questions.input(bytes), word(questions, bytes.length)];
       this.#given.push(questions.call("getsockopt", args));
@@ -155,6 +155,11 @@ export class Asked {
 
   address(told: SurveyAnswers, index: number): Buffer {
     return this.#address === undefined ? NO_TIME : told.output(index, this.#address, ADDRESS_SIZE);
+  }
+
+  /** Whether two sockets have told the same of what sockets do not share. */
+  isAlike(told: SurveyAnswers, index: number, other: SurveyPlace): boolean {
+    return this.#single.every((range) => told.isAlike(index, other, range));
   }
 
   /** What was made of the options of a socket that has told the same of those that sockets share. */
@@ -198,6 +203,14 @@ export interface KnownOptions extends SurveyPlace {
 /** More are not looked through. */
 const MOST_KNOWN = 32;
 
+/** What options that were asked one after the other take in a record. */
+function rangeOf(asked: readonly AskedOption[]): SurveyRange | undefined {
+  const [first, last] = [asked[0], asked.at(-1)];
+  if (first === undefined || last === undefined) return undefined;
+  const end = last.length.offset + WORD;
+  return { first: first.call, last: last.call, start: first.value.offset, end };
+}
+
 interface Common {
   readonly kind: SocketKind;
   readonly place: SocketNamespace;
@@ -234,6 +247,10 @@ export class Told implements ToldSocket {
   get address(): Buffer {
     return this.#asked.address(this.#before, this.#at);
   }
+
+  readonly isAlike = (other: ToldSocket): boolean =>
+    other instanceof Told &&
+    this.#asked.isAlike(this.#before, this.#at, { answers: other.#before, index: other.#at });
 
   readonly number = (level: number, name: number): number | undefined =>
     this.#asked.number(this.#before, this.#at, { level, name });

@@ -62,6 +62,13 @@ function makeSockets(): Made {
     syscall("connect", make(so.AF_UNIX, so.SOCK_STREAM), name, name.length);
     opened.push(syscall("accept4", server, 0, 0, so.SOCK_CLOEXEC));
   }
+  // Some that are like others but for one thing.
+  syscall("fcntl", make(so.AF_INET, so.SOCK_DGRAM), F_SETFL, O_NONBLOCK | O_RDWR);
+  syscall("fchown", make(so.AF_INET, so.SOCK_DGRAM), 5, 6);
+  setWord(make(so.AF_INET, so.SOCK_DGRAM), inet.SOL_IP, inet.IP_TTL, 33);
+  setWord(make(so.AF_INET, so.SOCK_DGRAM), inet.SOL_IP, inet.IP_FREEBIND, 1);
+  setWord(make(so.AF_INET6, so.SOCK_DGRAM), inet.SOL_IPV6, inet.IPV6_V6ONLY, 1);
+  setWord(make(so.AF_INET, so.SOCK_DGRAM), so.SOL_SOCKET, so.SO_MARK, 7);
   // Others of each kind.
   for (let count = 0; count < ENOUGH; count += 1) {
     for (const type of [so.SOCK_STREAM, so.SOCK_DGRAM])

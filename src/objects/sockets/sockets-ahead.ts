@@ -59,6 +59,8 @@ interface Found {
 /** Sockets of one kind. */
 interface Alike {
   readonly kind: SocketKind;
+  /** The lower half of their network namespace's number. */
+  readonly cookie: number;
   readonly sockets: Found[];
 }
 
@@ -151,7 +153,7 @@ export class SocketsAhead implements Disposable {
   }
 
   /** Copies them, and sees what they are. */
-  #kinds(pid: number, fds: readonly number[]): Iterable<Alike> {
+  #kinds(pid: number, fds: readonly number[]): readonly Alike[] {
     const pidfd = openPidfd(pid);
     const names = [so.SO_DOMAIN, so.SO_TYPE, so.SO_PROTOCOL, so.SO_NETNS_COOKIE];
     const values: Pointer[] = [];
@@ -174,7 +176,7 @@ export class SocketsAhead implements Disposable {
     } finally {
       trySyscall("close", pidfd);
     }
-    const found = new Map<string, Alike>();
+    const kinds: Alike[] = [];
     assert(copy !== undefined && stat !== undefined, "sockets were copied");
     for (const [index, fd] of fds.entries()) {
       const number = told.value(index, copy);
@@ -183,15 +185,10 @@ export class SocketsAhead implements Disposable {
       const bytes = told.output(index, stat, STATX.size);
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
       const socket = { fd, copy: number, stat: parseStatx(view), file: undefined };
-      const words = values.map((value) => told.word(index, value));
-      const alike = found.get(words.join());
-      if (alike !== undefined) alike.sockets.push(socket);
-      else {
-        const [family = 0, type = 0, proto = 0] = words;
-        found.set(words.join(), { kind: { family, type, proto }, sockets: [socket] });
-      }
+      const alike = kindOf(kinds, values, { told, index });
+      alike.sockets.push(socket);
     }
-    return found.values();
+    return kinds;
   }
 
   #prepare({ kind, sockets }: Alike, room: SocketRoomAhead, options: RoomOptions): Begun[] {
@@ -228,6 +225,33 @@ export class SocketsAhead implements Disposable {
 }
 
 const WORD = 4;
+
+/** Those of the kind of a socket; there are few, so they are looked through without a key. */
+function kindOf(
+  kinds: Alike[],
+  values: readonly Pointer[],
+  { told, index }: { readonly told: SurveyAnswers; readonly index: number },
+): Alike {
+  const [family, type, proto, cookie] = values as [Pointer, Pointer, Pointer, Pointer];
+  for (const alike of kinds) {
+    const { kind } = alike;
+    if (
+      told.word(index, family) === kind.family &&
+      told.word(index, type) === kind.type &&
+      told.word(index, proto) === kind.proto &&
+      told.word(index, cookie) === alike.cookie
+    )
+      return alike;
+  }
+  const kind = {
+    family: told.word(index, family),
+    type: told.word(index, type),
+    proto: told.word(index, proto),
+  };
+  const alike = { kind, cookie: told.word(index, cookie), sockets: [] };
+  kinds.push(alike);
+  return alike;
+}
 
 /**
  * Begins surveys side by side, on other threads, as far as that is worth it.
