@@ -1,6 +1,6 @@
 import { describe, expect, it, vi } from "vitest";
 import { readMaps } from "./maps.ts";
-import { parseSmaps, readSmaps, readSmapsIfAlive } from "./smaps.ts";
+import { parseSmaps, parseSmapsAgain, readSmaps, readSmapsIfAlive } from "./smaps.ts";
 
 const LINUX_6_18 = `55cb57ebf000-55cb57ec1000 r--p 00000000 fe:00 260386                     /usr/bin/head
 Size:                  8 kB
@@ -135,5 +135,36 @@ describe("readSmaps()", () => {
 
   it("is undefined for a process that is not there", () => {
     expect(readSmapsIfAlive(2 ** 30)).toBeUndefined();
+  });
+});
+
+describe("parseSmapsAgain()", () => {
+  const block = (start: number, flags: string): string =>
+    `${start.toString(16)}-${(start + 0x1000).toString(16)} rw-p 00000000 00:00 0 \nRss: 4 kB\nPss: 4 kB\nVmFlags: ${flags} \n`;
+  const before = parseSmapsAgain(
+    block(0x1000, "rd wr") + block(0x3000, "rd wr") + block(0x5000, "rd wr"),
+    { vmas: [], blocks: [] },
+  );
+
+  it("gives the same objects for areas of which the same is told", () => {
+    const text = before.blocks.join("");
+    expect(parseSmapsAgain(text, before).vmas.map((vma, at) => vma === before.vmas[at])).toEqual([
+      true,
+      true,
+      true,
+    ]);
+  });
+
+  it("looks at areas that have come, have gone or have changed", () => {
+    const text =
+      block(0x1000, "rd wr dd") +
+      block(0x2000, "rd wr") +
+      block(0x5000, "rd wr") +
+      block(0x7000, "rd wr lo");
+    const now = parseSmapsAgain(text, before);
+    expect(now.vmas).toEqual(parseSmaps(text));
+    expect(now.vmas[0]?.vmFlags).toEqual(["rd", "wr", "dd"]);
+    expect(now.vmas[2]).toBe(before.vmas[2]);
+    expect(now.blocks.join("")).toBe(text);
   });
 });

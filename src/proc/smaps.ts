@@ -108,17 +108,22 @@ export function parseSmapsAgain(text: string, before: SmapsSeen): SmapsSeen {
   const flagSets = new Map<string, readonly VmFlag[]>();
   let at = 0;
   let next = 0;
-  while (at < text.length) {
+  const isAsBefore = (): boolean => {
     const expected = before.blocks[next];
-    if (expected !== undefined && text.startsWith(expected, at)) {
-      vmas.push(before.vmas[next] as SmapsVma);
-      blocks.push(expected);
-      at += expected.length;
-      next += 1;
-      continue;
-    }
+    if (expected === undefined || !text.startsWith(expected, at)) return false;
+    vmas.push(before.vmas[next] as SmapsVma);
+    blocks.push(expected);
+    at += expected.length;
+    next += 1;
+    return true;
+  };
+  while (at < text.length) {
+    if (isAsBefore()) continue;
     const headerEnd = lineEnd(text, at);
     const header = parseMapsHeader(text, { from: at, to: headerEnd });
+    // Some may have gone.
+    while ((before.vmas[next]?.start ?? Infinity) < header.start) next += 1;
+    if (isAsBefore()) continue;
     // The line VmFlags is the last of a block in every kernel, so the twenty before it need not be split.
     const flags = text.indexOf("\nVmFlags:", headerEnd);
     const end = flags < 0 ? text.length : lineEnd(text, flags + 1);
@@ -145,7 +150,7 @@ export function parseSmapsAgain(text: string, before: SmapsSeen): SmapsSeen {
     });
     blocks.push(text.slice(at, end + 1));
     at = end + 1;
-    while ((before.vmas[next]?.start ?? Infinity) <= header.start) next += 1;
+    if (before.vmas[next]?.start === header.start) next += 1;
   }
   return { vmas, blocks };
 }
