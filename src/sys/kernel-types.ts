@@ -4,6 +4,8 @@
 
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import { RepriseError } from "../errors.ts";
+import { MAP_PRIVATE, PROT_READ } from "./abi/mman.ts";
+import { memoryAt, trySyscall } from "./ffi.ts";
 
 /** Where a field lies in a structure. */
 export interface KernelField {
@@ -188,12 +190,18 @@ export class KernelTypes {
   }
 }
 
-/** In one piece: it has megabytes, and what has been read for nothing is garbage that somebody may wait for. */
+/** It has megabytes: from Linux 6.16 on they can be mapped, and nothing is copied. */
 function readDescription(): Buffer {
   try {
     const fd = openSync(BTF_PATH, "r");
     try {
-      const bytes = Buffer.allocUnsafeSlow(fstatSync(fd).size);
+      const { size } = fstatSync(fd);
+      const mapped = trySyscall("mmap", 0, size, PROT_READ, MAP_PRIVATE, fd, 0);
+      if (mapped > 0) {
+        const memory = memoryAt(mapped, size);
+        return Buffer.from(memory.buffer, memory.byteOffset, size);
+      }
+      const bytes = Buffer.allocUnsafeSlow(size);
       for (let at = 0; at < bytes.length;) {
         const length = readSync(fd, bytes, at, bytes.length - at, at);
         if (length === 0) throw new Error("it is shorter than it should be");
