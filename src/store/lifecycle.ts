@@ -3,10 +3,12 @@
 
 import { spawn } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
+import { setTimeout } from "node:timers/promises";
 import type { CheckpointResult } from "../engine/checkpoint.ts";
 import type { ProgressListener } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
+import { readStatIfAlive } from "../proc/stat.ts";
 import { readFdNumbers } from "../proc/fd.ts";
 import { F_SETFD, FD_CLOEXEC } from "../sys/abi/fcntl.ts";
 import { trySyscall } from "../sys/ffi.ts";
@@ -244,13 +246,24 @@ export async function forgetTask(
       hint: `To end and remove it: reprise rm --force ${name}`,
     });
   }
-  killTask(record);
+  await untilEnded(killTask(record));
   removeTask(name);
 }
 
-/** Ends a task and everything that it has started. Nothing happens when it has ended already. */
-export function killTask(record: TaskRecord): void {
-  if (!isAlive(record)) return;
+const END_PATIENCE_MS = 5_000;
+const END_POLL_MS = 5;
+
+/** Who was killed may still hold its files and write into them. */
+async function untilEnded(pids: readonly number[]): Promise<void> {
+  const deadline = performance.now() + END_PATIENCE_MS;
+  const lives = (pid: number): boolean =>
+    !["Z", "X", undefined].includes(readStatIfAlive(pid)?.state);
+  while (pids.some(lives) && performance.now() < deadline) await setTimeout(END_POLL_MS);
+}
+
+/** Ends a task and everything that it has started, and tells whom. Nothing happens when it has ended already. */
+export function killTask(record: TaskRecord): readonly number[] {
+  if (!isAlive(record)) return [];
   // Stopped first, so that nobody makes new ones while they are counted.
   const tree = [record.pid];
   for (const pid of tree) {
@@ -258,6 +271,7 @@ export function killTask(record: TaskRecord): void {
     tree.push(...(readChildrenIfAlive(pid) ?? []));
   }
   for (const pid of tree) signal(pid, "SIGKILL");
+  return tree;
 }
 
 function signal(pid: number, name: NodeJS.Signals): void {

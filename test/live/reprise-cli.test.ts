@@ -402,7 +402,10 @@ describe("errors", () => {
     });
     expect(reprise("restore", "--explain", "long")).toMatchObject({ status: 2, stdout: "" });
     expect(reprise("rm", "long")).toMatchObject({ status: 2 });
+    const pid = /^long +(\d+)/m.exec(reprise("ps").stdout)?.[1];
     expect(reprise("rm", "--force", "long")).toMatchObject({ status: 0 });
+    const stat = existsSync(`/proc/${pid}`) ? readFileSync(`/proc/${pid}/stat`, "utf8") : ") Z";
+    expect(stat).toMatch(/\) Z/);
     expect(reprise("ps").stdout).not.toContain("long");
   });
 
