@@ -87,6 +87,7 @@ export function commitAndKill(options: CheckpointOptions, captured: Captured): D
   lock.leave();
   // The end of a pid namespace waits for all that are in it.
   landlock[Symbol.dispose]();
+  files.closeCopies();
   killTree(tree);
   images.tidy();
   files.end("dead");

@@ -62,7 +62,13 @@ export interface FilesDump {
    * Defers a step to the end of the dump, whatever it is: before the tasks go on, when they are left stopped for somebody who ends
    * them, or when they have been killed and the engine's copies of their files are the last ones.
    */
-  atEnd(step: (tasks: "alive" | "stopped" | "dead") => void): void;
+  atEnd(
+    step: (tasks: "alive" | "stopped" | "dead") => void,
+    options?: {
+      /** The step uses copies that the engine has. @default true */
+      readonly needsCopies?: boolean;
+    },
+  ): void;
   /**
    * Keeps packets away from connections until the end of the dump or, when the tasks end, until the restore.
    * @throws RepriseError SYSCALL

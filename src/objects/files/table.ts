@@ -74,6 +74,8 @@ export class FileTable implements CopiesDump {
   readonly #lastSteps: (() => void)[] = [];
   readonly #aborts: (() => void)[] = [];
   readonly #ends: ((tasks: "alive" | "stopped" | "dead") => void)[] = [];
+  /** Something that is done in the end, whatever that is, uses them. */
+  #needsCopies = false;
   #inventory: InventoryNotes = {};
   readonly #borrowed: number[] = [];
   readonly #copies = new WeakMap<OpenFile, number>();
@@ -305,11 +307,16 @@ export class FileTable implements CopiesDump {
   }
 
   onAbort(step: () => void): void {
+    this.#needsCopies = true;
     this.#aborts.push(step);
   }
 
-  atEnd(step: (tasks: "alive" | "stopped" | "dead") => void): void {
+  atEnd(
+    step: (tasks: "alive" | "stopped" | "dead") => void,
+    { needsCopies = true }: { readonly needsCopies?: boolean } = {},
+  ): void {
     this.#ends.push(step);
+    if (needsCopies) this.#needsCopies = true;
   }
 
   lockConnections(connections: readonly LockedConnection[]): void {
@@ -357,6 +364,14 @@ export class FileTable implements CopiesDump {
   abort(): void {
     this.end("alive");
     for (const step of this.#aborts.splice(0)) step();
+  }
+
+  /**
+   * Closes the engine's copies before the tasks are killed, where nothing needs them any more: who is the last to have thousands of sockets
+   * has to end them.
+   */
+  closeCopies(): void {
+    if (!this.#needsCopies) closeAll(this.#borrowed.splice(0));
   }
 
   #noteState(file: OpenFile): void {

@@ -45,7 +45,7 @@ export function socketNamespace(fd: number, dump: FilesDump): SocketNamespace {
   const namespace = openedNamespace(fd, dump);
   if (cookie !== undefined) {
     cookies.set(cookie, namespace);
-    dump.atEnd(() => cookies.delete(cookie));
+    dump.atEnd(() => cookies.delete(cookie), { needsCopies: false });
   }
   return namespace;
 }
@@ -62,10 +62,11 @@ function openedNamespace(fd: number, dump: FilesDump): SocketNamespace {
     closeSync(opened);
     return one;
   }
-  dump.atEnd(() => {
+  const forget = (): void => {
     closeSync(opened);
     seen.delete(inode);
-  });
+  };
+  dump.atEnd(forget, { needsCopies: false });
   const id = dump.namespaces?.idOf("net", inode);
   if (dump.namespaces !== undefined && id === undefined) {
     throw new RepriseError(
