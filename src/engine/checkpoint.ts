@@ -176,7 +176,7 @@ export async function checkpoint(options: CheckpointOptions): Promise<Checkpoint
     using alike = AlikeWatch.of(first.map(({ status }) => status));
     using areas = AreasAhead.of(first);
     if (options.dryRun !== true) {
-      const tasks = runningTasks(ahead.isEmpty ? running : runningTree(options.pid));
+      const tasks = ahead.isEmpty ? first : runningTasks(runningTree(options.pid));
       landlock.prepare(tasks.map(({ status }) => status));
       spaces = SpacesAhead.of(tasks, images, spacesOptions);
       if (isWhole && spaces !== undefined)
