@@ -147,7 +147,11 @@ function refuseRunning(record: TaskRecord): void {
 export async function cloneCheckpoint(
   checkpoint: StoredCheckpoint,
   name: string,
-  options: { readonly onEvent?: ProgressListener } = {},
+  options: {
+    readonly onEvent?: ProgressListener;
+    /** Told of each file that both tasks can write into. */
+    readonly onCommonFile?: (path: string) => void;
+  } = {},
 ): Promise<TaskRecord> {
   return createTask(name, async () => {
     closeSync(openLog(logPath(name)));
@@ -155,10 +159,12 @@ export async function cloneCheckpoint(
     const createdAt = new Date().toISOString();
     const placement = "pid-namespace";
     const own = beginCheckpoint({ task: name, command, pid: checkpoint.pid, placement, createdAt });
-    await takeImages(checkpoint, own);
+    const common = await takeImages(checkpoint, own);
+    common.forEach((path) => options.onCommonFile?.(path));
     // A connection has but one owner at each end.
+    const { onEvent } = options;
     return restoreImages(own.imagesDir, {
-      ...options,
+      ...(onEvent === undefined ? {} : { onEvent }),
       placement,
       tcp: { close: true },
       recordOf: ({ pid, startTime }) => ({
@@ -175,9 +181,12 @@ export async function cloneCheckpoint(
 }
 
 /** Nobody may remove the first task's images meanwhile. */
-async function takeImages(from: StoredCheckpoint, to: StoredCheckpoint): Promise<void> {
+async function takeImages(
+  from: StoredCheckpoint,
+  to: StoredCheckpoint,
+): Promise<readonly string[]> {
   using _lock = await lockTask(from.task);
-  relocateImages({
+  return relocateImages({
     from: from.imagesDir,
     to: to.imagesDir,
     paths: new Map([[logPath(from.task), logPath(to.task)]]),

@@ -279,6 +279,19 @@ describe("clone", () => {
     await until(() => isGone(init));
   });
 
+  it("does not mind that the first task goes on to write into a file of both, and tells it", async () => {
+    const data = join(home, "data");
+    const script = `exec 5<>${data}; while true; do echo more >&5; sleep 0.005; done`;
+    reprise("run", "--name", "writer", "--", "sh", "-c", script);
+    await until(() => existsSync(data) && readFileSync(data).length > 50);
+    for (const name of ["one", "two"]) {
+      expect(reprise("clone", "writer", name)).toMatchObject({
+        status: 0,
+        stderr: `reprise: warning: writer and ${name} can both write into ${data}, which is there once.\n`,
+      });
+    }
+  });
+
   it("starts from an older checkpoint of a task that has ended", async () => {
     await startLooper();
     reprise("checkpoint", "looper");

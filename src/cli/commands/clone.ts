@@ -8,7 +8,7 @@ import {
   type ContainerReference,
 } from "../../containers/container-engine.ts";
 import { warnOfMisfits } from "../misfits.ts";
-import { checkpointNumber } from "../text.ts";
+import { checkpointNumber, visible } from "../text.ts";
 import { warnOfVisitors } from "../visitors.ts";
 import { findCheckpoint } from "../../store/checkpoints.ts";
 import { checkpointTask, cloneCheckpoint } from "../../store/lifecycle.ts";
@@ -28,7 +28,12 @@ export async function clone(
     (await checkpointTask(name, { leaveRunning: true })).checkpoint.number;
   const checkpoint = findCheckpoint(name, number);
   if (options.checkpoint !== undefined) warnOfMisfits(checkpoint.imagesDir);
-  const { pid } = await cloneCheckpoint(checkpoint, newName);
+  const { pid } = await cloneCheckpoint(checkpoint, newName, {
+    onCommonFile: (path) =>
+      process.stderr.write(
+        `reprise: warning: ${name} and ${newName} can both write into ${visible(path)}, which is there once.\n`,
+      ),
+  });
   process.stdout.write(`${newName} runs as pid ${pid}, from checkpoint ${number} of ${name}\n`);
 }
 
