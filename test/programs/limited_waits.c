@@ -3,9 +3,9 @@
 #include "test.h"
 #include <linux/futex.h>
 
-enum { POLL_FILE, POLL_NOTHING, FUTEX_SHARED, FUTEX_OWN, NANOSLEEP, CLOCK_SLEEP, IN_CHILD, KINDS, LIMIT_MS = 2000 };
+enum { POLL_FILE, POLL_NOTHING, FUTEX_SHARED, FUTEX_OWN, NANOSLEEP, CLOCK_SLEEP, BOOT_SLEEP, IN_CHILD, KINDS, LIMIT_MS = 2000 };
 static const char *const names[] = {"poll of a file", "poll of nothing",  "futex",     "private futex",
-                                    "nanosleep",      "clock_nanosleep", "poll in a child"};
+                                    "nanosleep",      "clock_nanosleep", "clock_nanosleep by boottime", "poll in a child"};
 // In memory that the child has, too.
 static struct {
   _Atomic int64_t took[KINDS];
@@ -26,6 +26,7 @@ static long wait_in(long kind) {
     case FUTEX_OWN: return syscall(SYS_futex, shared->words, FUTEX_WAIT_PRIVATE, 0, &limit, NULL, 0);
     case NANOSLEEP: return syscall(SYS_nanosleep, &limit, NULL);
     case CLOCK_SLEEP: return clock_nanosleep(CLOCK_REALTIME, 0, &limit, NULL);
+    case BOOT_SLEEP: return clock_nanosleep(CLOCK_BOOTTIME, 0, &limit, NULL);
     default: return poll(NULL, 0, LIMIT_MS);
   }
 }

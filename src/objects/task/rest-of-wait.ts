@@ -10,7 +10,7 @@ import { log } from "../../log.ts";
 import { RepriseError } from "../../errors.ts";
 import { readSleep } from "../../proc/sleep.ts";
 import { readTasksIfAlive } from "../../proc/tasks.ts";
-import { CLOCK_MONOTONIC } from "../../sys/abi/event-files.ts";
+import { CLOCK_BOOTTIME, CLOCK_MONOTONIC } from "../../sys/abi/event-files.ts";
 import { ERESTART_RESTARTBLOCK } from "../../sys/errno.ts";
 import { syscall } from "../../sys/ffi.ts";
 import { readText } from "../../sys/files.ts";
@@ -86,9 +86,8 @@ export class WaitWatch implements Disposable {
     try {
       this.#kernel ??= openKernel();
       const task = taskStruct(tid, this.#kernel);
-      const end = readEnd(regs, task, this.#kernel);
-      if (end === undefined) return undefined;
-      const rest = end - now();
+      const rest = readRest(regs, task, this.#kernel);
+      if (rest === undefined) return undefined;
       return rest > 0n ? rest : 1n;
     } catch (error) {
       if (!(error instanceof RepriseError)) throw error;
@@ -123,28 +122,30 @@ function offsets(): string {
 }
 
 /**
- * When a wait ends, by the clock that stands still in a suspended machine. The block is one of several calls, and which call a thread
- * stands in may be a guess (restarted-call.ts).
+ * How long a wait still lasts; below 0 when it should have ended. The block is one of several calls, and which call a thread stands in
+ * may be a guess (restarted-call.ts).
  */
-function readEnd(regs: Registers, task: bigint, kernel: KernelObjects): bigint | undefined {
+function readRest(regs: Registers, task: bigint, kernel: KernelObjects): bigint | undefined {
   const word = (name: string): bigint => kernel.word(task, `task_struct.restart_block.${name}`);
   const first = regs.get("rdi");
   switch (regs.getNumber("orig_rax")) {
     case POLL:
       if (word("poll.ufds") !== first) return undefined;
-      return word("poll.tv_sec") * NSEC_PER_SEC + word("poll.tv_nsec");
+      return word("poll.tv_sec") * NSEC_PER_SEC + word("poll.tv_nsec") - now(CLOCK_MONOTONIC);
     case FUTEX:
-      return word("futex.uaddr") === first ? word("futex.time") : undefined;
+      return word("futex.uaddr") === first ? word("futex.time") - now(CLOCK_MONOTONIC) : undefined;
     default: {
       const clock = kernel.number(task, "task_struct.restart_block.nanosleep.clockid");
-      return clock === CLOCK_MONOTONIC ? word("nanosleep.expires") : undefined;
+      return clock === CLOCK_MONOTONIC || clock === CLOCK_BOOTTIME
+        ? word("nanosleep.expires") - now(clock)
+        : undefined;
     }
   }
 }
 
-function now(): bigint {
+function now(clock: number): bigint {
   const time = Buffer.alloc(16);
-  syscall("clock_gettime", CLOCK_MONOTONIC, time);
+  syscall("clock_gettime", clock, time);
   return time.readBigInt64LE(0) * NSEC_PER_SEC + time.readBigInt64LE(8);
 }
 
@@ -171,7 +172,7 @@ export function beginRest(
   const at = BigInt(scratch);
   const given: Arguments =
     call === POLL
-      ? [first, second, milliseconds, fourth]
+      ? [first, second, milliseconds < third ? milliseconds : third, fourth]
       : call === FUTEX
         ? [first, second, third, at]
         : call === CLOCK_NANOSLEEP
