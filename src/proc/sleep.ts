@@ -2,6 +2,7 @@
 // which arguments, stack pointer and instruction pointer, and status counts how often it gave up the processor. See
 // proc_pid_syscall(5), proc_pid_status(5).
 
+import { RepriseError } from "../errors.ts";
 import { readShortProcText, undefinedIfGone, undefinedIfUnsupported } from "./procfs.ts";
 
 /** A thread that is blocked in a system call. */
@@ -13,15 +14,25 @@ export interface Sleep {
   readonly switches: number;
 }
 
-/** The sleep of a thread; undefined when it runs, is blocked in no system call, or is gone. */
+/** The sleep of a thread; undefined when it runs, is blocked in no system call, is gone, or may not be looked at. */
 export function readSleep(pid: number, tid: number): Sleep | undefined {
   const switches = readSwitches(pid, tid);
-  const text = undefinedIfGone(() =>
-    undefinedIfUnsupported(() => readShortProcText(pid, `task/${tid}/syscall`)),
-  );
+  const text = readCall(pid, tid);
   if (text === undefined || switches === undefined) return undefined;
   const parsed = parseSyscall(text);
   return parsed === undefined ? undefined : { ...parsed, switches };
+}
+
+/** It takes the right to trace the thread. */
+function readCall(pid: number, tid: number): string | undefined {
+  try {
+    return undefinedIfGone(() =>
+      undefinedIfUnsupported(() => readShortProcText(pid, `task/${tid}/syscall`)),
+    );
+  } catch (error) {
+    if (error instanceof RepriseError && error.code === "NOT_PERMITTED") return undefined;
+    throw error;
+  }
 }
 
 /** How often a thread has given up the processor by itself; undefined when it is gone. */

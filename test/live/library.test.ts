@@ -2,10 +2,10 @@
 
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync } from "node:fs";
-import { constants } from "node:os";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import {
   checkpoint,
   restore,
@@ -85,6 +85,16 @@ test.each([
 ])("options of a caller without types: %j", async (options) => {
   const dump = checkpoint(options as unknown as CheckpointOptions);
   await expect(dump).rejects.toMatchObject({ code: "BAD_ARGUMENT" });
+});
+
+test("what may not be stopped is refused for that", async () => {
+  const imagesDir = mkdtempSync(join(tmpdir(), "reprise-refused-"));
+  onTestFinished(() => rmSync(imagesDir, { recursive: true }));
+  // The engine's own tree, or one that only the kernel may stop: it depends on where the tests run.
+  const dump = checkpoint({ pid: 1, imagesDir });
+  await expect(dump).rejects.toMatchObject({
+    message: expect.stringMatching(/^cannot (dump|stop) pid 1/) as string,
+  });
 });
 
 test.each(["", "a\0b"])("%j is no directory", async (imagesDir) => {
