@@ -1,17 +1,13 @@
 // The life of a named task: started, checkpointed, restored, cloned, ended. Each step leaves records that
 // agree with what runs, whatever fails in between.
 
-import { spawn } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { setTimeout } from "node:timers/promises";
 import type { CheckpointResult } from "../engine/checkpoint.ts";
 import type { ProgressListener } from "../engine/progress.ts";
 import { RepriseError } from "../errors.ts";
 import { readChildrenIfAlive } from "../proc/children.ts";
 import { readStatIfAlive } from "../proc/stat.ts";
-import { readFdNumbers } from "../proc/fd.ts";
-import { F_SETFD, FD_CLOEXEC } from "../sys/abi/fcntl.ts";
-import { trySyscall } from "../sys/ffi.ts";
 import {
   beginCheckpoint,
   listCheckpoints,
@@ -20,6 +16,7 @@ import {
   type StoredCheckpoint,
 } from "./checkpoints.ts";
 import { relocateImages } from "./relocate.ts";
+import { openLog, startCommand } from "./start-command.ts";
 import {
   createTask,
   isAlive,
@@ -34,8 +31,6 @@ import {
   type TaskRecord,
 } from "./tasks.ts";
 
-const CALLER_PREFIX = "REPRISE_CALLER_";
-
 /** Who gives a name instead of options wants all that a task holds. */
 const EVERYTHING = {
   tcp: { established: true },
@@ -46,16 +41,18 @@ const EVERYTHING = {
 } as const;
 
 /**
- * Starts a command under a name, in a session of its own, with its output in the task's log.
+ * Starts a command under a name, in a session and namespaces of its own, with its output in the task's log.
  *
  * @throws RepriseError NAME_TAKEN, or BAD_ARGUMENT when the command cannot be started.
  */
-export async function runTask(name: string, command: readonly string[]): Promise<TaskRecord> {
+export async function runTask(
+  name: string,
+  command: readonly string[],
+  { placement = "pid-namespace" }: { readonly placement?: Placement } = {},
+): Promise<TaskRecord> {
   return createTask(name, async () => {
-    const placement = placementOfNewTask();
-    const pid = await startCommand(command, logPath(name));
-    const createdAt = new Date().toISOString();
-    return { name, command, pid, startTime: startTimeOf(pid), placement, createdAt };
+    const started = await startCommand(command, { log: logPath(name), placement });
+    return { name, command, ...started, placement, createdAt: new Date().toISOString() };
   });
 }
 
@@ -225,7 +222,8 @@ export async function explainRestore(
   const { imagesDir } = checkpoint;
   refuseRunning(readTask(checkpoint.task));
   const engine = await import("../engine/restore.ts");
-  const inNew = options.newPidNamespace ? { newPidNamespace: true } : {};
+  const isApart = options.newPidNamespace || checkpoint.placement === "pid-namespace";
+  const inNew = isApart ? { newPidNamespace: true } : {};
   const tcp = { established: true };
   const { plan } = await engine.restore({
     imagesDir,
@@ -304,11 +302,6 @@ export function aliveTask(name: string): TaskRecord {
   });
 }
 
-/** The one place that decides where a new command runs. */
-function placementOfNewTask(): Placement {
-  return "host";
-}
-
 /** Restores a task and records it before it runs: whoever ends this command, nothing runs that has no record. */
 async function restoreImages(
   imagesDir: string,
@@ -338,55 +331,4 @@ async function restoreImages(
   });
   if (record === undefined) throw new RepriseError("INTERNAL", "a restored task has no record");
   return record;
-}
-
-/** The log is opened for appending: who restores need not care what was written meanwhile. */
-function openLog(path: string): number {
-  return openSync(path, "a", 0o600);
-}
-
-async function startCommand(command: readonly string[], log: string): Promise<number> {
-  const [program = "", ...args] = command;
-  const output = openLog(log);
-  closeOnExec();
-  try {
-    const child = spawn(program, args, {
-      detached: true,
-      stdio: ["ignore", output, output],
-      env: callerEnvironment(process.env),
-    });
-    await new Promise<void>((resolve, reject) => {
-      child.once("spawn", resolve);
-      child.once("error", reject);
-    });
-    child.unref();
-    return child.pid ?? 0;
-  } catch (error) {
-    throw new RepriseError("BAD_ARGUMENT", `cannot start ${program}: ${describe(error)}`, {
-      hint: "The command must be in PATH or be a path.",
-      cause: error,
-    });
-  } finally {
-    closeSync(output);
-  }
-}
-
-/** A named task has nothing of its caller's open: whatever that is, it could not be saved or brought back. */
-function closeOnExec(): void {
-  for (const fd of readFdNumbers(process.pid)) {
-    if (fd > 2) trySyscall("fcntl", fd, F_SETFD, FD_CLOEXEC);
-  }
-}
-
-/** The launcher keeps Node's variables from our Node; the command gets them as its caller set them. */
-function callerEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
-  const pairs = Object.entries(env).map(([name, value]) => [
-    name.startsWith(CALLER_PREFIX) ? name.slice(CALLER_PREFIX.length) : name,
-    value,
-  ]);
-  return Object.fromEntries(pairs) as NodeJS.ProcessEnv;
-}
-
-function describe(error: unknown): string {
-  return error instanceof Error && "code" in error ? String(error.code) : String(error);
 }

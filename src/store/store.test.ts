@@ -11,6 +11,7 @@ import {
   listCheckpoints,
   removeCheckpoint,
 } from "./checkpoints.ts";
+import { readChildrenIfAlive } from "../proc/children.ts";
 import { createTaskDirectory, taskDirectory } from "./home.ts";
 import { aliveTask, killTask, restoreTask, runTask } from "./lifecycle.ts";
 import { relocateImages } from "./relocate.ts";
@@ -146,7 +147,8 @@ describe("runTask()", () => {
   it("ends with killTask(), children included", async () => {
     const task = await runTask("tree", ["sh", "-c", "sleep 100 & echo $!; wait"]);
     await until(() => readFileSync(logPath("tree"), "utf8").includes("\n"));
-    const child = Number(readFileSync(logPath("tree"), "utf8"));
+    const [child = 0] = readChildrenIfAlive(task.pid) ?? [];
+    expect(child).not.toBe(0);
     killTask(task);
     await until(() => !isAlive(task));
     await until(

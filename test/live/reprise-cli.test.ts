@@ -10,6 +10,7 @@ import {
   openSync,
   readFileSync,
   readdirSync,
+  readlinkSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
@@ -19,6 +20,7 @@ import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { changeMachine } from "./inventory.ts";
+import { readChildrenIfAlive } from "../../src/proc/children.ts";
 import { compileProgram } from "./programs.ts";
 
 const ROOT = join(import.meta.dirname, "..", "..");
@@ -109,6 +111,34 @@ describe("run, ps and logs", () => {
     ]);
   });
 
+  it("run in pid, IPC and mount namespaces of their own, which end with them", async () => {
+    const script = "sleep 60 & echo $$ $(cat /proc/$!/comm); wait";
+    reprise("run", "--name", "apart", "--", "sh", "-c", script);
+    await until(() => log("apart").includes("sleep\n"));
+    const pid = pidOf("apart");
+    const link = (kind: string, of: number): string => readlinkSync(`/proc/${of}/ns/${kind}`);
+    for (const kind of ["pid", "ipc", "mnt"])
+      expect(link(kind, pid)).not.toBe(link(kind, process.pid));
+    for (const kind of ["net", "uts", "user"])
+      expect(link(kind, pid)).toBe(link(kind, process.pid));
+    expect(log("apart")).toMatch(new RegExp(`^${ownPidOf("apart")} sleep\n`));
+    const [child = 0] = readChildrenIfAlive(pid) ?? [];
+    process.kill(pid, "SIGTERM");
+    await until(() => isGone(pid) && isGone(child));
+    expect(reprise("ps").stdout).toMatch(/^apart +- +ended/m);
+    expect(log("apart")).not.toContain("Terminated");
+  });
+
+  it("run among the host's processes when told to, and come back with their pids", async () => {
+    expect(reprise("run", "--host", "--name", "looper", "--", "sh", "-c", LOOP).status).toBe(0);
+    const pid = pidOf("looper");
+    expect(namespaceOf("looper")).toBe(readlinkSync("/proc/self/ns/pid"));
+    reprise("checkpoint", "looper");
+    const restored = reprise("restore", "looper");
+    expect(restored.stdout).toBe(`looper runs again as pid ${pid}, from checkpoint 1\n`);
+    await counted("looper", numbers("looper").length + 2);
+  });
+
   it("show the others when a record is damaged", () => {
     for (const name of ["a", "b"]) reprise("run", "--name", name, "--", "sleep", "60");
     process.kill(Number(/^a +(\d+)/m.exec(reprise("ps").stdout)?.[1]), "SIGKILL");
@@ -156,6 +186,7 @@ describe("checkpoint and restore", () => {
   it("end a task and bring it back with its pid, where it was", async () => {
     await startLooper();
     const pid = pidOf("looper");
+    const ownPid = ownPidOf("looper");
     const saved = reprise("checkpoint", "looper");
     expect(saved.stdout).toMatch(
       /^looper: checkpoint 1, [12] process(es)?, \d+ KB, frozen for [\d.]+ ms\nlooper has ended; bring it back: reprise restore looper\n$/,
@@ -164,7 +195,8 @@ describe("checkpoint and restore", () => {
     expect(existsSync(`/proc/${pid}/fd/1`)).toBe(false);
     expect(reprise("ps").stdout).toMatch(/^looper +- +checkpointed +\d+ s +1 /m);
     const restored = reprise("restore", "looper");
-    expect(restored.stdout).toBe(`looper runs again as pid ${pid}, from checkpoint 1\n`);
+    expect(restored.stdout).toMatch(/^looper runs again as pid \d+, from checkpoint 1\n$/);
+    expect(ownPidOf("looper")).toBe(ownPid);
     await counted("looper", before + 3);
     proveCounting("looper", 0);
   });
@@ -577,9 +609,14 @@ function statusOf(name: string): string {
   return readFileSync(`/proc/${pidOf(name)}/status`, "utf8");
 }
 
-/** Number of pid namespaces that a task is in. */
-function namespaceOf(name: string): number {
-  return (/^NSpid:\t(.*)$/m.exec(statusOf(name))?.[1] ?? "").split("\t").length;
+/** The pid of a task in its own pid namespace. */
+function ownPidOf(name: string): number {
+  return Number(/^NSpid:.*\t(\d+)$/m.exec(statusOf(name))?.[1]);
+}
+
+/** The pid namespace of a task. */
+function namespaceOf(name: string): string {
+  return readlinkSync(`/proc/${pidOf(name)}/ns/pid`);
 }
 
 /** Neither there nor a zombie that nobody has reaped yet. */

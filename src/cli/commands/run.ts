@@ -5,12 +5,16 @@ import { runTask } from "../../store/lifecycle.ts";
 import { RepriseError } from "../../errors.ts";
 import { taskNames } from "../../store/tasks.ts";
 
-export async function run(command: readonly string[], options: { name?: string }): Promise<void> {
+export async function run(
+  command: readonly string[],
+  options: { name?: string; host?: boolean },
+): Promise<void> {
+  const placement = options.host === true ? "host" : "pid-namespace";
   const tried = new Set<string>();
   for (;;) {
     const name = options.name ?? freeName(command[0] ?? "task", tried);
     try {
-      const { pid } = await runTask(name, command);
+      const { pid } = await runTask(name, command, { placement });
       process.stdout.write(`${name} runs as pid ${pid}\n`);
       return;
     } catch (error) {

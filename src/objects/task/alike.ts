@@ -193,10 +193,10 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
   const places = PLACES.flatMap((name) => wordsOf(name, { at, first }));
   const words = [...places, ...ANSWERS.flatMap((name) => wordsOf(name, { at, first }))];
   const leader = taskStruct(task.pid, { memory, types });
-  const look = (address: bigint): Int32Array => memory.look(address + BigInt(first), length);
+  const fieldsAt = (address: bigint): Int32Array => memory.look(address + BigInt(first), length);
   const wordAt = (name: TaskField): number => (at[name] - first) / 4;
   const [pid, tgid] = [wordAt("pid"), wordAt("tgid")];
-  const own = look(leader);
+  const own = fieldsAt(leader);
   const leaders = takeWords(own, places);
   const head =
     longAt(own, wordAt("signal")) + BigInt(types.field("signal_struct.thread_head").offset);
@@ -206,7 +206,7 @@ function readThreads(task: FrozenTask, { memory, types }: KernelObjects): Found 
   let next = memory.word(head);
   // Threads that the kernel runs for the process are in the list, too.
   for (let seen = 0; next !== head && seen < wanted.size + MOST_OTHERS; seen += 1) {
-    const thread = look(next - node);
+    const thread = fieldsAt(next - node);
     next = longAt(thread, wordAt("thread_node"));
     const tid = thread[pid] as number;
     // The kernel's own numbers: where the engine has others for them, nobody is found.
