@@ -8,6 +8,14 @@ import { PACKAGE_VERSION } from "../version.ts";
 const USAGE_ERROR = 2;
 const OUTPUT_ERROR = 1;
 
+const AFTER_HELP = `
+Example:
+  reprise run --name looper -- sh -c 'while sleep 1; do date; done'
+  reprise checkpoint looper && reprise restore looper && reprise logs looper
+
+Tasks and checkpoints live in $REPRISE_HOME (/var/lib/reprise).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such task, checkpoint or process, 4 not possible (yet).`;
+
 void main();
 
 async function main(): Promise<void> {
@@ -31,14 +39,6 @@ async function main(): Promise<void> {
     process.exitCode = reportError(error, root.args[0] ?? "reprise");
   }
 }
-
-const AFTER_HELP = `
-Example:
-  reprise run --name looper -- sh -c 'while sleep 1; do date; done'
-  reprise checkpoint looper && reprise restore looper && reprise logs looper
-
-Tasks and checkpoints live in $REPRISE_HOME (/var/lib/reprise).
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such task, checkpoint or process, 4 not possible (yet).`;
 
 function program(): Command {
   const root = new Command("reprise")

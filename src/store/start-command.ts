@@ -29,6 +29,8 @@ const POLL_MS = 1;
 const INIT = '(read -r begin <&3 && exec setsid "$@" >&4 2>&1 3<&- 4>&-); exit $?';
 const OWN_PROC = ["--mount", "--propagation", "slave", "--mount-proc", "--"];
 
+const ON_HOST = "With --host it runs among the host's processes, without namespaces of its own.";
+
 /** A command that runs. */
 export interface Started {
   readonly pid: number;
@@ -95,7 +97,10 @@ async function startApart(command: readonly string[], log: number): Promise<Star
       env,
     }),
   );
-  await spawned(init);
+  await spawned(init).catch((error: unknown) => {
+    const why = `unshare(1) cannot be started: ${describe(error)}`;
+    throw unstarted(program, why);
+  });
   const parent = init.pid ?? 0;
   const pid = await soon(program, () => {
     const children = readChildrenIfAlive(parent);
@@ -131,7 +136,7 @@ function inOwnNamespaces(make: () => ChildProcess): ChildProcess {
   } catch (error) {
     if (!(error instanceof RepriseError)) throw error;
     throw new RepriseError("SYSCALL", `cannot make namespaces for a command: ${error.message}`, {
-      hint: "With --host it runs among the host's processes.",
+      hint: ON_HOST,
       cause: error,
     });
   } finally {
@@ -164,11 +169,8 @@ async function soon<T>(program: string, look: () => T | undefined): Promise<T> {
   }
 }
 
-function unstarted(program: string): RepriseError {
-  const message = `cannot start ${program}: no namespaces could be made for it`;
-  return new RepriseError("BAD_ARGUMENT", message, {
-    hint: "That takes root's rights. With --host it runs among the host's processes.",
-  });
+function unstarted(program: string, why = "no namespaces could be made for it"): RepriseError {
+  return new RepriseError("BAD_ARGUMENT", `cannot start ${program}: ${why}`, { hint: ON_HOST });
 }
 
 /** As execvp(3) looks for it. Throws what the system says of the last place where it is. */

@@ -94,6 +94,16 @@ describe("a task with a TCP connection", () => {
   }
 });
 
+describe("help", () => {
+  it("lists the commands, with an example and the exit codes", () => {
+    const { status, stdout } = reprise("--help");
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^ {2}checkpoint /m);
+    expect(stdout).toMatch(/^Example:\n {2}reprise run /m);
+    expect(stdout).toMatch(/^Exit codes: 0 done/m);
+  });
+});
+
 describe("run, ps and logs", () => {
   it("start a task under a name, list it and show what it writes", async () => {
     const started = reprise("run", "--name", "looper", "--", "sh", "-c", LOOP);
