@@ -16,6 +16,7 @@ import { isMapped, mapVma, VMA_ANON_PRIVATE } from "../objects/memory/vma.ts";
 import { ioWindows, WINDOW, WINDOWS } from "../objects/memory/windows.ts";
 import { MAP_DROPPABLE, MAP_GROWSDOWN, MAP_HUGETLB } from "../sys/abi/mman.ts";
 import type { MemoryRange } from "../sys/memory.ts";
+import { processorCount } from "../sys/processors.ts";
 import { Program } from "../tracee/program.ts";
 import { runPrograms } from "../tracee/run.ts";
 import { firstPoolFd, taskJob, type Growth } from "./growth.ts";
@@ -52,7 +53,7 @@ export class BulkFill {
     const direct = new Set(
       files.filter((file) => readsDirectly(join(imagesDir, file.name), bytesOf([file]))),
     );
-    if (direct.size === 0 && tasks.size >= MANY && processors() >= MANY) return undefined;
+    if (direct.size === 0 && tasks.size >= MANY && processorCount() >= MANY) return undefined;
     return new BulkFill(tasks, { imagesDir, direct });
   }
 
@@ -249,11 +250,6 @@ function isPlain(vma: VmaEntry): boolean {
     (vma.flags & special) === 0 &&
     vma.policy === undefined
   );
-}
-
-/** Loaded when it is asked for: few restores do. */
-function processors(): number {
-  return process.getBuiltinModule("node:os").availableParallelism();
 }
 
 function bytesOf(files: readonly Pick<PlacedPages, "places">[]): number {

@@ -4,7 +4,6 @@
 //
 // Not among what is asked: locks, which nobody can meet who has not the same socket, and the network namespace, which it keeps.
 
-import { availableParallelism } from "node:os";
 import { assert } from "../../errors.ts";
 import type { FileStat } from "../../proc/links.ts";
 import { AT_EMPTY_PATH } from "../../sys/abi/fcntl.ts";
@@ -12,6 +11,7 @@ import * as so from "../../sys/abi/socket.ts";
 import { trySyscall } from "../../sys/ffi.ts";
 import { parseStatx, STATX } from "../../sys/files.ts";
 import { openPidfd } from "../../sys/process.ts";
+import { processorCount } from "../../sys/processors.ts";
 import type { Pointer, Ref } from "../../tracee/program.ts";
 import { Survey, type SurveyAnswers } from "../../tracee/survey.ts";
 import type { FilesDump, OpenFile } from "../files/file-kind.ts";
@@ -278,7 +278,7 @@ function runAll(surveys: readonly Survey[]): () => SurveyAnswers[] {
 }
 
 function inParts<T>(all: readonly T[]): (readonly T[])[] {
-  const parts = all.length < MANY ? 1 : Math.min(MOST_PARTS, availableParallelism());
+  const parts = all.length < MANY ? 1 : Math.min(MOST_PARTS, processorCount());
   const size = Math.ceil(all.length / parts);
   return Array.from({ length: parts }, (_, part) => all.slice(part * size, (part + 1) * size));
 }
