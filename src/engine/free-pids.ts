@@ -11,8 +11,8 @@ import { PF_EXITING } from "../sys/abi/sched.ts";
 import { SIGKILL } from "../sys/abi/signal.ts";
 import { ESRCH } from "../sys/errno.ts";
 import { syscall, trySyscall } from "../sys/ffi.ts";
-import { isReaped } from "../sys/process.ts";
 import type { RestorePlan } from "./plan.ts";
+import { reapAfterNode } from "./wait-exit.ts";
 
 /** How long zombies that still hold a number are waited for. */
 export const ZOMBIE_PATIENCE_MS = 5_000;
@@ -75,7 +75,9 @@ export async function waitForFreePids(
     const again = livingSince === undefined ? deadline : 0;
     do {
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-      if (performance.now() > begun + OTHERS_MS && isOurs(first.pid)) isReaped(first.pid);
+      // After a busy time the clock comes first, and what Node has to hear of its children later.
+      if (performance.now() > begun + OTHERS_MS && isOurs(first.pid) && isZombie(first.pid))
+        await reapAfterNode([first.pid]);
     } while (performance.now() <= again && isUnreaped(first.pid));
   }
 }
