@@ -64,10 +64,7 @@ function addLifeCommands(root: Command): void {
     .command("run")
     .description("start a command under a name, in the background, with its output in a log")
     .option("-n, --name <name>", "default: the program's name, numbered if taken")
-    .option(
-      "--host",
-      "among the host's processes, instead of in a pid and IPC namespace of its own",
-    )
+    .option("--host", "among the host's processes, instead of in namespaces of its own")
     .argument("<command...>", "the command and its arguments, behind --")
     .passThroughOptions()
     .action(async (command: string[], options: { name?: string; host?: boolean }) => {

@@ -3,9 +3,9 @@
 // as a whole. A record has nothing in it but what the kernel has said: output is zero before each descriptor is asked.
 
 import { assert, RepriseError } from "../errors.ts";
-import { MAP_SHARED, MFD_CLOEXEC, PROT_READ } from "../sys/abi/mman.ts";
+import { MAP_POPULATE, MAP_SHARED, MFD_CLOEXEC, PROT_READ } from "../sys/abi/mman.ts";
 import { EINTR } from "../sys/errno.ts";
-import { O_CLOEXEC } from "../sys/abi/fcntl.ts";
+import { O_CLOEXEC, SEEK_CUR } from "../sys/abi/fcntl.ts";
 import { memoryAt, syscall, trySyscall } from "../sys/ffi.ts";
 import { ResidentProgram } from "./local.ts";
 import { Program, type CallOptions, type Load, type Pointer, type Ref } from "./program.ts";
@@ -241,10 +241,6 @@ export class Survey implements Disposable {
 /** Words of an eventfd. */
 const ONE = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
 const WORD = Buffer.alloc(8);
-
-const SEEK_CUR = 1;
-/** Has the kernel map all pages at once. */
-const MAP_POPULATE = 0x8000;
 
 function writeAll(file: number, bytes: Buffer): void {
   for (let at = 0; at < bytes.length;)

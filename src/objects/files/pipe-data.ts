@@ -17,14 +17,12 @@ import {
   O_CLOEXEC,
   O_DIRECT,
   O_NONBLOCK,
+  PIPE_BUF,
 } from "../../sys/abi/fcntl.ts";
 import { EAGAIN, errnoName } from "../../sys/errno.ts";
 import { syscall, trySyscall } from "../../sys/ffi.ts";
 import type { Argument, Program } from "../../tracee/program.ts";
 import type { FilesDump, FilesRestore, OpenFile } from "./file-kind.ts";
-
-/** The largest packet: what is longer is written as several. */
-const PIPE_BUF = 4096;
 
 export type PipeDataKind = "pipes-data" | "fifo-data";
 

@@ -84,3 +84,6 @@ export const CLOSE_RANGE_MAX = 0xffff_ffff;
 /** fallocate(2): takes a part out of a file, or makes room in it; what lies behind moves. In whole blocks, on ext4, XFS and few others. */
 export const FALLOC_FL_COLLAPSE_RANGE = 0x08;
 export const FALLOC_FL_INSERT_RANGE = 0x20;
+
+/** The largest packet of a pipe: what is longer is written as several. */
+export const PIPE_BUF = 4096;

@@ -13,6 +13,8 @@ export const MAP_ANONYMOUS = 0x20;
 export const MAP_GROWSDOWN = 0x100;
 export const MAP_LOCKED = 0x2000;
 export const MAP_NORESERVE = 0x4000;
+/** Has the kernel map all pages at once. */
+export const MAP_POPULATE = 0x8000;
 export const MAP_HUGETLB = 0x40000;
 export const MAP_FIXED_NOREPLACE = 0x100000;
 
